@@ -24,11 +24,11 @@ import yaml  # type: ignore[import-untyped]
 
 from orchestrator.costs import DEVICES
 from orchestrator.errors import UserError
-from orchestrator.sft.memory import BUSY_TOKENS, Decoder, Load, decided, decoder, widest_pack
+from orchestrator.sft.memory import BUSY_TOKENS, Decoder, Fit, Load, decided, decoder, fit, widest_pack
 from orchestrator.sft.packing import Packs, plan_widths, useful_share
 from orchestrator.sft.save_costs import DISK_GB_S, save_costs
 from orchestrator.sft.shards import EpochOrder
-from orchestrator.sft.speed import USEFUL_SHARE, mfu
+from orchestrator.sft.speed import mfu
 from orchestrator.sft.workload import CostsConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -40,6 +40,10 @@ SIGMA, LONGEST_TOKENS, GLOBAL_BATCH = 0.5, 2048, 512
 """Spread of the rows' lengths (log-normal, ours), the longest row that is kept, and rows of a step."""
 NUM_GPUS, NUM_EPOCHS = 8, 6
 """Devices and epochs of a training of the study."""
+LEAST_SHARE = 0.95
+"""Useful share with which seconds are computed, a little less than any that packing gives."""
+VALIDATED = 0.02
+"""Rows of validation for each row of training, the fewest of the study's tasks."""
 EXTRAS = ("fr", "th")
 
 
@@ -119,19 +123,40 @@ def read_lengths(path: Path) -> np.ndarray:
 
 def step_seconds(models: Mapping[str, tuple[Decoder, str]], tokens: Mapping[str, float]) -> dict[str, float]:
     """Return the seconds of a step on 8 devices of the study, at the utilisation that plans assume."""
-    return {name: round(seconds(model, tokens[family]), 2) for name, (model, family) in models.items()}
+    return {
+        name: round(seconds(model, placed(model, NUM_GPUS), tokens[family]), 2)
+        for name, (model, family) in models.items()
+    }
 
 
-def seconds(model: Decoder, num_tokens: float) -> float:
-    """Return the seconds of a step of so many tokens on 8 devices of the study."""
-    used = mfu(model, DEVICE, recomputes=True, is_compiled=True)
+def placed(model: Decoder, num_gpus: int | None) -> Fit:
+    """Return how a model is trained on some devices of the study; None for the fewest, as plans take."""
+    found = fit(
+        model,
+        Load(row_tokens=LONGEST_TOKENS, checkpointing=None, loss_chunk_tokens=1024),
+        max_gpus=NUM_GPUS,
+        memory_gib=DEVICES[DEVICE].memory_gib,
+        global_batch=GLOBAL_BATCH,
+        micro_batch=None,
+        num_gpus=num_gpus,
+    )
+    assert found is not None, "the study fits its devices"
+    return found
+
+
+def seconds(model: Decoder, how: Fit, num_tokens: float) -> float:
+    """Return the seconds of a step of so many tokens on devices of the study."""
+    used = mfu(model, DEVICE, recomputes=how.checkpointing, is_compiled=True)
     assert used is not None, "a GPU"
-    rate = NUM_GPUS * DEVICES[DEVICE].peak_tflops * 1e12 * used * USEFUL_SHARE
+    rate = how.num_gpus * DEVICES[DEVICE].peak_tflops * 1e12 * used * LEAST_SHARE
     return 6 * model.num_parameters * num_tokens / rate
 
 
 def checkpoint_shares(
-    models: Mapping[str, tuple[Decoder, str]], cells: Mapping[str, Sequence[np.ndarray]], disk_gb_s: float
+    models: Mapping[str, tuple[Decoder, str]],
+    cells: Mapping[str, Sequence[np.ndarray]],
+    disk_gb_s: float,
+    num_gpus: int | None,
 ) -> dict[str, dict[str, float]]:
     """Return the checkpoint share of each model: of all its trainings together, and of the worst one.
 
@@ -139,21 +164,24 @@ def checkpoint_shares(
         models: sizes and family by name.
         cells: family to the row lengths of each training.
         disk_gb_s: bandwidth of the disk, in GB/s.
+        num_gpus: devices of each training; None for the fewest, as plans take.
     """
     found = {}
     for name, (model, family) in models.items():
-        held_s, wall_s, worst = 0.0, 0.0, 0.0
+        held_s, wall_s, worst, how = 0.0, 0.0, 0.0, placed(model, num_gpus)
         for lengths in cells[family]:
             num_steps = NUM_EPOCHS * -(-len(lengths) // GLOBAL_BATCH)
-            step_s = seconds(model, NUM_EPOCHS * float(lengths.sum()) / num_steps)
+            step_s = seconds(model, how, NUM_EPOCHS * float(lengths.sum()) / num_steps)
             one = save_costs(
                 model.num_parameters,
                 weight_bytes=2,
-                num_gpus=NUM_GPUS,
+                num_gpus=how.num_gpus,
                 step_s=step_s,
                 num_steps=num_steps,
                 num_epochs=NUM_EPOCHS,
                 disk_gb_s=disk_gb_s,
+                # A forward pass takes a third of the time.
+                validation_s=num_steps / NUM_EPOCHS * step_s * VALIDATED / 3,
             )
             held_s += one.held_s
             wall_s += num_steps * step_s + one.held_s
@@ -188,7 +216,8 @@ def measure(given: np.ndarray | None, disk_gb_s: float = DISK_GB_S) -> dict[str,
                 shapes[label] = known[key]
                 cells[family].append(lengths)
                 tokens[family].append(float(lengths.mean()) * min(GLOBAL_BATCH, len(lengths)))
-    waits = checkpoint_shares(sizes, cells, disk_gb_s)
+    waits = checkpoint_shares(sizes, cells, disk_gb_s, NUM_GPUS)
+    planned = checkpoint_shares(sizes, cells, disk_gb_s, None)
     shares = {
         label: {str(n): round(share, 4) for n, (share, _) in one.items()} for label, one in shapes.items()
     }
@@ -198,6 +227,7 @@ def measure(given: np.ndarray | None, disk_gb_s: float = DISK_GB_S) -> dict[str,
         "distinct_shapes": max(len(widths) for one in shapes.values() for _, widths in one.values()),
         "checkpoint_share": {name: share["all"] for name, share in waits.items()},
         "worst_checkpoint_share": {name: share["worst"] for name, share in waits.items()},
+        "worst_planned_checkpoint_share": {name: share["worst"] for name, share in planned.items()},
         "disk_gb_s": disk_gb_s,
         "step_seconds": step_seconds(sizes, {name: float(np.mean(n)) for name, n in tokens.items()}),
         "device": DEVICE,
@@ -231,6 +261,7 @@ def main() -> int:
     print(f"at most {found['distinct_shapes']} widths a training")
     print(f"waits for checkpoints on a disk of {found['disk_gb_s']:g} GB/s: {found['checkpoint_share']}")
     print(f"at most in one training: {found['worst_checkpoint_share']}")
+    print(f"at most on as many GPUs as the plan gives: {found['worst_planned_checkpoint_share']}")
     print(f"seconds of a step on 8 x {DEVICE}: {found['step_seconds']}")
     return 0
 

@@ -190,11 +190,17 @@ def code_version(digest: str, git: Mapping[str, Any], *, now: str = "") -> str:
     return commit + digest[:8] + (f"~{now[:8]}" if now not in ("", digest) else "")
 
 
-def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:
-    """Return the provenance of a launch: everything that a rerun elsewhere needs."""
+def of_launch(argv: Sequence[str], folder: str, code: str = "") -> dict[str, Any]:
+    """Return the provenance of a launch: everything that a rerun elsewhere needs.
+
+    Args:
+        argv: the command.
+        folder: of the checkout.
+        code: digest of the code that its workers run.
+    """
     git = git_state(folder)
     return {
-        **of_attempt("", {}),
+        **of_attempt(code, {}),
         # The diff's digest was taken before secrets were removed and the text was cut.
         "git": {**git, "diff": without_secrets(git["diff"])} if git else {},
         "packages": packages(),

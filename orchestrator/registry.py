@@ -29,6 +29,7 @@ STAGES: Mapping[str, str] = {
     "prepare": "orchestrator.sft.stages:PREPARE",
     "train": "orchestrator.sft.stages:TRAIN",
     "evaluate": "orchestrator.sft.stages:EVALUATE",
+    "rehearse": "orchestrator.sft.stages:REHEARSE",
     "translate": "orchestrator.translation.stages:TRANSLATE",
     "validate": "orchestrator.translation.stages:VALIDATE",
     "assemble": "orchestrator.translation.stages:ASSEMBLE",

@@ -9,6 +9,7 @@ checkpoint as the newest one. So the files may be written in a thread while the 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -192,11 +193,18 @@ class Checkpoints:
         """Whether a thread writes a checkpoint."""
         return self._thread is not None and self._thread.is_alive()
 
-    def is_due(self) -> bool:
-        """Return whether the interval is over. While a checkpoint is being written, no other is due."""
+    def is_due(self, left_s: float = math.inf) -> bool:
+        """Return whether the interval is over. While a checkpoint is being written, no other is due.
+
+        Args:
+            left_s: seconds that the stage has left. None is due that would not be complete by then, or would
+                hold the stage up for more than it may.
+        """
         if self._least_s == 0:
             return True
-        return not self.is_saving and time.monotonic() - self._last_s >= self.interval_s
+        if self.is_saving or time.monotonic() - self._last_s < self.interval_s:
+            return False
+        return left_s >= max(self.save_s, HELD_FACTOR * self._held_s)
 
     @contextmanager
     def saved(self, step: int) -> Iterator[Path]:

@@ -7,6 +7,7 @@ A stage is a function ``main(config, inputs, context) -> list[Row]``. It needs n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -40,12 +41,11 @@ class StageSpec(Settings, frozen=True, kw_only=True):
         limit_s: seconds after which an attempt is stopped as hanging; None for no limit.
         estimate: ``module:function`` that returns the cost of an instance, see `orchestrator.costs`.
         needs: ``module:function`` that lists what must exist before it can run, see `orchestrator.costs`.
-        finished: for commands: a file that the command creates when it is done, in the output or work folder.
-            After a stop, exit code 0 counts as done only with this file.
+        finished: for commands: a file in the output or work folder that marks the end, wanted after a stop.
         keep: patterns of files in the work folder that become part of the product.
-        shell: for commands: ``bash`` runs the line, with ``-e`` and ``pipefail``. Part of the identity if
-            true.
+        shell: for commands: whether ``bash -e -o pipefail`` runs the line. Part of the identity if true.
         python: for commands: the interpreter that ``python`` and ``{python}`` mean.
+        gated_by: stages that must be done before this one may start, although it takes nothing of theirs.
     """
 
     run: str | None = None
@@ -67,6 +67,7 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     keep: Annotated[tuple[str, ...], SINCE_2] = ()
     shell: Annotated[bool, SINCE_2] = False
     python: Annotated[str | None, SINCE_2] = None
+    gated_by: Annotated[tuple[str, ...], SINCE_2] = ()
 
 
 class Config(Mapping[str, Any]):
@@ -290,11 +291,14 @@ class Context:
         self._stop.seen |= self._stop.asked
         return self._stop.asked
 
-    def checkpoint_due(self, step: int) -> bool:
+    def checkpoint_due(self, step: int, *, num_steps: int | None = None) -> bool:
         """Return whether to save a checkpoint now: the interval is over, or a stop was requested.
 
-        The interval is the configured one or longer: 33 times the seconds for which the last save held the
-        stage up.
+        The interval is the configured one, or 33 times the seconds for which the last save held the stage up.
+
+        Args:
+            step: the last step done.
+            num_steps: of the whole work, if known: near its end only a stop is worth a checkpoint.
 
         Raises:
             BaseException: what stopped the last `checkpoint_later`.
@@ -304,13 +308,13 @@ class Context:
         # A stop is noticed at the next step, waits for a save that is being written, and saves once more.
         if self.saves.save_s:
             self._reports.stop(step_s + 2 * self.saves.save_s)
-        return self.stop_asked or self.saves.is_due()
+        left_s = math.inf if num_steps is None else (num_steps - step) * step_s
+        return self.stop_asked or self.saves.is_due(left_s)
 
     def expect_save(self, seconds: float) -> None:
         """State how long a checkpoint will take, until the first one is measured.
 
-        A stop leaves a stage as much time as its steps and its checkpoints take, or `policy.grace_s` if that
-        is more.
+        A stop leaves a stage that time and that of a step, or `policy.grace_s` if that is more.
         """
         self.saves.expected_s = seconds
 
@@ -354,7 +358,7 @@ class Context:
         """Make a checkpoint folder count that another program saved completely under the name of its step.
 
         Raises:
-            StopRequested: a later attempt or a product exists; raised before anything is written.
+            StopRequested: as `checkpoint`.
             OSError: a file changed or vanished meanwhile, or the file system refused.
         """
         self.saves.seal(folder, step)
@@ -364,9 +368,9 @@ class Context:
     ) -> None:
         """Declare which files of an input are worth keeping once this stage is done; delete nothing.
 
-        Only the stages that read a product can decide what is still of use, so each declares it, and the
-        sweep's ``policy.retention`` selects. Under ``all``, the default, every file stays. Under ``best`` or
-        ``none``, a file is deleted when all stages that take the product are done and none of them keeps it::
+        Only the stages that read a product can decide that. The sweep's ``policy.retention`` selects. Under
+        ``all``, the default, every file stays. Under ``best`` or ``none``, a file is deleted when all stages
+        that take the product are done and none of them keeps it::
 
             context.retire("train", best=["metrics.json", "best/*"], none=["metrics.json"])
 
@@ -386,11 +390,7 @@ class Context:
         self.retirements[stage] = {p: tuple(keep) for p, keep in named.items() if keep is not None}
 
     def stop_if_asked(self) -> None:
-        """End the attempt as `released` if a stop was requested; call it right after a checkpoint.
-
-        Raises:
-            StopRequested: a stop was requested.
-        """
+        """Raise `StopRequested` if a stop was requested; call it right after a checkpoint."""
         if self.stop_asked:
             raise StopRequested(self._stop.why)
 

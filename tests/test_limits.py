@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 MAX_LINES, MAX_ATTRIBUTES = 400, 12
 """Lines of a file, and attributes that an ``__init__`` sets."""
 
-MAX_MODULES, MAX_CLOSURE = 228, 60
+MAX_MODULES, MAX_CLOSURE = 236, 61
 """Modules of the package, and of those that `orchestrator.cli.launch` imports, directly or not."""
 
 MIN_LINES = 3
@@ -117,5 +117,5 @@ def test_no_two_classes_have_one_name():
 
 def test_the_fork_server_imports_the_stages_before_it_forks():
     # The imports look unused, so a tool that removes such lines would slow every attempt by seconds.
-    names = ("base", "evaluate", "prepare", "tokenizer", "train")
+    names = ("base", "evaluate", "prepare", "rehearse", "tokenizer", "train")
     assert {f"orchestrator.sft.{name}" for name in names} <= set(_imports("orchestrator.sft.preload"))

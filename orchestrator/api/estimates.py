@@ -149,7 +149,7 @@ def work_of(
         cells: whose stages are wanted.
         estimates: digest of a stage to its estimate.
     """
-    stages, instances = view.stages, view.sweep.stages
+    stages, instances = view.stages, view.instances
     seconds: dict[str, list[float]] = {}
     for digest, status in stages.items():
         if status.state is State.DONE and status.seconds is not None:
@@ -215,9 +215,16 @@ def order_estimates(
         return {}  # these cells run on other hardware than that which the settings name
 
 
+class Molded(NamedTuple):
+    """The own stages of a cell together: on the fewest GPUs that suffice, and on those that were chosen."""
+
+    fewest: PlannedStage
+    chosen: PlannedStage
+
+
 def molded(
     view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate], gpus: LaunchGpus
-) -> dict[str, PlannedStage]:
+) -> dict[str, Molded]:
     """Choose each cell's number of GPUs so that the whole takes the least time; see `schedule.mold`.
 
     Args:
@@ -227,7 +234,7 @@ def molded(
         gpus: among which those of each cell are chosen.
 
     Returns:
-        Id of a cell to the GPUs and hours of its own stages; cells without GPUs are left out.
+        Id of a cell to its GPUs and hours; cells without GPUs are left out.
 
     Raises:
         UserError: a cell needs more GPUs than there are.
@@ -240,7 +247,8 @@ def molded(
     most = gpus.per_node
     units = {key: one._replace(most_gpus=min(one.most_gpus or most, most)) for key, one in units.items()}
     found = schedule.mold(units, gpus.number, gpus_per_node=max(most, fewest), kept=view.chosen_gpus)
-    return {cell.id: found[cell.id] for cell in cells if cell.id in found and found[cell.id].num_gpus}
+    names = [cell.id for cell in cells if cell.id in units and units[cell.id].num_gpus]
+    return {name: Molded(units[name], found[name]) for name in names}
 
 
 class Sized(NamedTuple):
@@ -282,7 +290,7 @@ def sized(
     gpus = launcher.gpus() if settings is not None and settings.hardware.moldable else None
     if settings is None or gpus is None:
         return Sized(estimates, {})
-    chosen = {cell: unit.num_gpus for cell, unit in molded(view, cells, estimates, gpus).items()}
+    chosen = {cell: one.chosen.num_gpus for cell, one in molded(view, cells, estimates, gpus).items()}
     waiting = schedule.num_waiting(work_of(view, cells, estimates), [cell.stage_digests for cell in cells])
     own = {key for key, one in estimates.items() if one.num_gpus and waiting[key] == 1}
     for number in sorted(set(chosen.values())):
@@ -293,10 +301,10 @@ def sized(
             fewest = estimates[key]
             stage = PlannedStage(fewest.wall_hours, fewest.num_gpus, efficiency=fewest.efficiency)
             hours = schedule.choices(stage, number)[-1].hours
-            # A hook may ignore the number, or leave out what is lost between devices.
-            estimates[key] = msgspec.structs.replace(
-                found[key], num_gpus=number, wall_hours=max(found[key].wall_hours, hours)
-            )
+            # A hook may ignore the number; one that obeys it may leave out what is lost between devices.
+            if found[key].num_gpus == number:
+                hours = max(hours, found[key].wall_hours)
+            estimates[key] = msgspec.structs.replace(found[key], num_gpus=number, wall_hours=hours)
     return Sized(estimates, chosen, frozenset(own))
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of
+from orchestrator.api.estimates import estimates_of, molded
 from orchestrator.api.requests import (
     build_request,
+    gate_facts,
     missing_of,
     needs_of,
     plan_code,
@@ -79,7 +82,8 @@ def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
     return {
         digest: status.attempts
         for cell in cells
-        for digest, status in view.cells[cell.id].stages.items()
+        for digest in view.chain(cell)
+        for status in (view.stages[digest],)
         if status.state is not State.DONE and status.attempts
     }
 
@@ -185,15 +189,19 @@ class CheckedLaunch:
         self.launcher = make_launcher(self.settings, len(cells))
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
         hardware = hardware_for(self.launcher, self.settings)
-        if hardware is not None:  # the estimate of a cell that fits nowhere is an error
-            estimates_of(
+        gpus = self.launcher.gpus() if self.settings.hardware.moldable else None
+        if hardware is not None or gpus is not None:
+            # The estimate of a cell that fits nowhere is an error.
+            estimates = estimates_of(
                 view,
                 cells,
-                hardware=hardware,
+                hardware=hardware or self.settings.hardware.assumed,
                 retention=self.settings.policy.retention,
                 import_paths=import_paths,
                 unfinished_only=True,
             )
+            if gpus is not None:
+                molded(view, cells, estimates, gpus)
         self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
         if self.limits is not None and not self.dry_run:
             self.dispatch().check()
@@ -234,6 +242,8 @@ class CheckedLaunch:
         if self.limits or self.launcher.takes_snapshot:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
         request = self._request(sealed, code, attempts_so_far(self.view, self.cells))
+        gates = gate_facts(sealed, request, self.launcher.hardware())
+        request = msgspec.structs.replace(request, gates=gates)
         return sealed.ledger.add_request(sealed.sweep.name, request)
 
     def _request(self, view: SweepState, code: Code | None, after: dict[str, int]) -> Request:

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from orchestrator.api.estimates import ADDED, estimates_of, of_cell, together, work_of
+from orchestrator.api.estimates import ADDED, estimates_of, molded, of_cell, together
+from orchestrator.api.launching import make_launcher
 from orchestrator.api.requests import missing_of, need_line, needs_of
-from orchestrator.api.state import (
-    SweepState,
-    current_revision,
-)
-from orchestrator.core import schedule
+from orchestrator.api.simulating import Simulated, SimulatedCluster, simulate
+from orchestrator.api.state import SweepState, current_revision
 from orchestrator.core.plan import Action, Step, decide
-from orchestrator.core.schedule import Makespan
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
-from orchestrator.errors import UserError, counted
+from orchestrator.errors import counted
 from orchestrator.execution.checkpoints import foresee
+from orchestrator.launchers.base import LaunchGpus
 
 if TYPE_CHECKING:
     import pandas
-
-MAX_ERROR = 3.0
-"""Largest error of estimates that can be simulated: most are then wrong by a factor of up to 20."""
 
 MAX_LOOKS = 200
 """Most stages in a bucket whose starting point is looked up. Each look-up costs requests."""
@@ -84,63 +78,18 @@ def hardware_of(settings: HardwareSettings, **options: str | float | None) -> Ha
     return hardware
 
 
-class SimulatedCluster(NamedTuple):
-    """A cluster for which a plan is timed.
+class CellGpus(NamedTuple):
+    """The GPUs of a cell that a launch would choose.
 
     Attributes:
-        num_gpus: in all.
-        gpus_per_node: of one node. A cell runs within one.
-        moldable: whether a cell may have more GPUs than it needs.
-        error: how wrong estimates are: the standard deviation of the logarithm of true over estimated time.
-        seed: of the errors.
+        number: the GPUs that it gets.
+        fewest: the GPUs that suffice.
+        reason: why it gets so many.
     """
 
-    num_gpus: int
-    gpus_per_node: int = 8
-    moldable: bool = False
-    error: float = 0.0
-    seed: int = 0
-
-
-def makespan_of(
-    view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate], cluster: SimulatedCluster
-) -> Makespan:
-    """Return how long what is not done takes on a cluster, the longest chain first. Nothing fails.
-
-    Args:
-        view: the sweep state.
-        cells: to run.
-        estimates: digest of a stage to its estimate.
-        cluster: where they run.
-
-    Raises:
-        UserError: a number is out of range, or a cell needs more GPUs than a node has.
-    """
-    where = f"--gpus {cluster.num_gpus} --gpus-per-node {cluster.gpus_per_node}"
-    if cluster.num_gpus < 1 or cluster.gpus_per_node < 1:
-        raise UserError("a cluster has at least one GPU", where=where)
-    if not 0 <= cluster.error <= MAX_ERROR:
-        raise UserError(
-            f"--estimate-error {cluster.error:g}", allowed=f"0 to {MAX_ERROR:g}; 0.3 means wrong by 30 %"
-        )
-    work = work_of(view, cells, estimates)
-    most = max((stage.num_gpus for stage in work.values()), default=0)
-    if most > min(cluster.num_gpus, cluster.gpus_per_node):
-        raise UserError(
-            f"a cell needs {most} GPUs in one node", where=where, fix=f"--gpus-per-node {most} or more"
-        )
-    units = schedule.of_cells({cell.id: cell.stage_digests for cell in cells}, work)
-    drawn = random.Random(cluster.seed)
-    true_hours = {
-        key: schedule.wrong_by(unit.hours, cluster.error, drawn.gauss(0, 1)) for key, unit in units.items()
-    }
-    return schedule.makespan(
-        units,
-        cluster.num_gpus,
-        gpus_per_node=cluster.gpus_per_node,
-        moldable=cluster.moldable,
-        true_hours=true_hours,
-    )
+    number: int
+    fewest: int
+    reason: str
 
 
 class Plan:
@@ -168,7 +117,7 @@ class Plan:
     ) -> None:
         self.view, self.cells, self.hardware = view, cells, hardware
         self.prefetch = prefetch
-        self._retention = settings.policy.retention
+        self._settings, self._policy = settings, settings.policy
         self.steps = steps_of(view, cells)
         self.missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
         self.estimates: dict[str, Estimate] = estimates_of(
@@ -184,16 +133,46 @@ class Plan:
         """The cost of all cells, a shared stage once; None if no stage has an estimate hook."""
         return in_total(self.cells, self.estimates, self.hardware) if self.estimates else None
 
-    def makespan(self, cluster: SimulatedCluster) -> Makespan:
-        """Return how long what is not done takes on a cluster, the longest chain of stages first.
+    def simulate(self, cluster: SimulatedCluster) -> Simulated:
+        """Return what comes of what is not done on a cluster, the longest chain of stages first.
 
         Args:
-            cluster: its size, and how wrong the estimates are.
+            cluster: its size, and what happens on it.
 
         Raises:
             UserError: a number is out of range, or a cell needs more GPUs than a node has.
         """
-        return makespan_of(self.view, self.cells, self.estimates, cluster)
+        return simulate(self.view, self.cells, self.estimates, self._policy, cluster)
+
+    def gpus(self, there: LaunchGpus | None = None) -> dict[str, CellGpus]:
+        """Return the GPUs that a launch would choose, by cell; empty unless `hardware.moldable` is set.
+
+        Args:
+            there: the GPUs that the launch may use; None to ask its launcher.
+
+        Raises:
+            UserError: the launcher's settings do not say how many GPUs there are, or they are too few.
+            InfrastructureError: the launcher asks a cluster, which does not answer.
+        """
+        if not self._settings.hardware.moldable:
+            return {}
+        there = there or make_launcher(self._settings, len(self.cells)).gpus()
+        if there is None:
+            return {}
+        cells = molded(self.view, self.cells, self.estimates, there)
+        hours = sum(one.fewest.hours * one.fewest.num_gpus for one in cells.values()) / there.number
+        found = {}
+        for name, (fewest, chosen) in cells.items():
+            reason = "more GPUs would not end the sweep earlier"
+            if name in self.view.chosen_gpus:
+                reason = "as recorded when it first started"
+            elif chosen.num_gpus > fewest.num_gpus:
+                reason = (
+                    f"{chosen.hours:.3g} hours instead of {fewest.hours:.3g};"
+                    f" the GPU-hours of all cells fill {there.number} GPUs for {hours:.3g} hours"
+                )
+            found[name] = CellGpus(chosen.num_gpus, fewest.num_gpus, reason)
+        return found
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with one row for each cell: its axes, its state, and the action for each stage."""
@@ -212,18 +191,25 @@ class Plan:
             for cell in self.cells
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the stable machine-readable form; costs are null if no stage has an estimate hook."""
-        view, cells = self.view, self.cells
+    def as_json(self, there: LaunchGpus | None = None) -> dict[str, Any]:
+        """Return the stable machine-readable form; costs are null if no stage has an estimate hook.
+
+        Args:
+            there: see `gpus`.
+        """
+        view, cells, gpus = self.view, self.cells, self.gpus(there)
         return {
             "sweep": view.sweep.name,
             "revision": view.number,
             "num_cells": len(cells),
             "hardware": self.hardware,
-            "retention": self._retention,
+            "retention": self._policy.retention,
             "totals": self.totals,
             "prefetch": self.prefetch if self.missing else None,
-            "cells": [self._cell_json(cell) for cell in cells],
+            "cells": [
+                self._cell_json(cell) | ({"gpus": gpus[cell.id]._asdict()} if cell.id in gpus else {})
+                for cell in cells
+            ],
         }
 
     def _cell_json(self, cell: Cell) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -14,12 +14,13 @@ import msgspec
 from orchestrator import provenance
 from orchestrator.api.estimates import call
 from orchestrator.api.state import Notify, SweepState
+from orchestrator.core.gates import gates_of
 from orchestrator.core.records import Code, Request, Retired
 from orchestrator.core.secrets import lines_with
 from orchestrator.core.settings import Policy, RunSettings
-from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell, ComposedSweep
-from orchestrator.costs import Need
+from orchestrator.core.state import Gates, State
+from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, gates_among
+from orchestrator.costs import Hardware, Need
 from orchestrator.errors import InfrastructureError, UserError, counted, one_line
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
@@ -61,6 +62,10 @@ def build_request(
         given = settings.launcher.items()
         kept = {key: value for key, value in given if key not in defaults or value is not defaults[key]}
         settings = msgspec.structs.replace(settings, launcher=kept)
+    # Workers record the same digest with their attempts, so it shows which failures are of this code.
+    version = code.version if code else ""
+    if settings is not None and not version:
+        version = _checkout_digest(view, import_paths)
     return Request(
         nonce=new_nonce(),
         number=0,
@@ -73,10 +78,55 @@ def build_request(
         import_paths=import_paths,
         code=code,
         folder=str(Path.cwd()),
-        provenance=provenance.of_launch(sys.argv, folder) if settings else {},
+        provenance=provenance.of_launch(sys.argv, folder, version) if settings else {},
         by=provenance.user(),
         at=provenance.now(),
     )
+
+
+def gate_facts(view: SweepState, request: Request, hardware: Hardware | None) -> GateFacts | None:
+    """Return what the gates of a launch are for, and which of them it leaves out.
+
+    Args:
+        view: the revision.
+        request: the launch or rerun, not recorded yet.
+        hardware: what one cell may have; None if that is not known.
+
+    Returns:
+        The facts to record; None for a launch without gates.
+    """
+    settings = request.settings
+    if settings is None or settings.policy.rehearse is False or not gates_among(view.sweep.specs):
+        return None
+    facts = GateFacts(
+        code=str(request.provenance["code"]),
+        packages=str(request.provenance["packages_digest"]),
+        device=hardware.device if hardware else "",
+        num_gpus=hardware.max_gpus if hardware and hardware.device != "cpu" else 0,
+    )
+    return msgspec.structs.replace(facts, left_out=_covered(view, facts, request.cells))
+
+
+def _covered(view: SweepState, facts: GateFacts, named: Collection[str] | None) -> dict[str, str]:
+    """Return the gates for which an earlier launch's gate stands: of the same class, for as many inputs."""
+    gates = gates_of(view.sweep, facts, named)
+    before = {
+        digest: instance
+        for request in view.requests
+        if request.gates is not None and request.revision == view.number
+        if msgspec.structs.replace(request.gates, left_out={}) == facts
+        for digest, instance in gates_of(view.sweep, facts, request.cells).instances.items()
+    }
+    stages = view.with_gates(Gates(before, {}, {})).stages
+    done = [each for digest, each in before.items() if stages[digest].state is State.DONE]
+    return {
+        digest: f"{other.name} rehearsed it"
+        for digest, instance in gates.instances.items()
+        for other in done
+        if other.digest != digest
+        and (other.stage, other.reads) == (instance.stage, instance.reads)
+        and set(instance.inputs) <= set(other.inputs)
+    }
 
 
 MAX_BYTES, MAX_SETTINGS_BYTES, MAX_TOTAL_BYTES = 1_000_000, 200_000, 10_000_000
@@ -156,6 +206,10 @@ def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     return Counter(e.done.code for e in evidence if e.done is not None)
 
 
+def _checkout_digest(view: SweepState, import_paths: Sequence[str]) -> str:
+    return checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
+
+
 def code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()) -> list[str]:
     """Return a line if products were made by different code, or by other code than would run now.
 
@@ -167,7 +221,7 @@ def code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[s
     """
     codes = code_versions(view, cells)
     if import_paths and codes:
-        digest = checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
+        digest = _checkout_digest(view, import_paths)
         now = provenance.code_version(digest, provenance.git_state(import_paths[0]))
         # The part after the last dot is the digest of the code. The part before it only names the commit.
         other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}

@@ -14,7 +14,7 @@ from orchestrator import provenance
 from orchestrator.api.launching import CheckedLaunch, Detached, detach
 from orchestrator.api.reconciling import JobPasses, PendingLaunch, submit_pass
 from orchestrator.api.requests import build_request
-from orchestrator.api.state import SweepState, current_revision, scheduler, sealed_view
+from orchestrator.api.state import SweepState, current_revision, sealed_view
 from orchestrator.api.status import Status, status_of
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
@@ -25,6 +25,7 @@ from orchestrator.jobs.judgement import Phase, SubmissionState, judge, listing_g
 from orchestrator.jobs.records import JobEnd
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.jobs.submissions import asker as asker_here
+from orchestrator.launchers.base import scheduler
 from orchestrator.store.opening import following
 
 POLL_S = 0.2

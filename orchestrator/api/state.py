@@ -5,27 +5,35 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Attempt, Liveness, chosen_before
+from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.fingerprint import Fingerprint, fingerprint
+from orchestrator.core.gates import gates_of_requests
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import CellStatus, StageStatus, State, cell_status, stage_status
+from orchestrator.core.state import (
+    CellStatus,
+    GateRule,
+    Gates,
+    StageStatus,
+    State,
+    cell_status,
+    stage_status,
+)
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
-from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs
-from orchestrator.jobs.judgement import JobListing, SubmissionState, ending
+from orchestrator.jobs.cells import Jobs, with_jobs
+from orchestrator.jobs.judgement import ending
 from orchestrator.jobs.submissions import Submissions, asker
-from orchestrator.launchers.base import Scheduler
-from orchestrator.registry import SCHEDULERS, lookup
+from orchestrator.launchers.base import ask_schedulers
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -104,6 +112,12 @@ class SweepState:
         """Return the state of the same revision, to be read again from the store."""
         return SweepState(self.ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
+    def with_gates(self, gates: Gates) -> SweepState:
+        """Return the state of the same revision with other gates, such as those that a launch would have."""
+        view = self.fresh()
+        view.gates = gates
+        return view
+
     @property
     def title(self) -> str:
         """The revision for people, such as ``smoke@2``; for an unsealed one, with the store that lacks it."""
@@ -169,6 +183,29 @@ class SweepState:
         return summarize_requests(self.requests, [cell.id for cell in self.sweep.cells])
 
     @cached_property
+    def gates(self) -> Gates:
+        """The gates of the launches that named the cells last."""
+        return gates_of_requests(self.sweep, self.number, self.requests, self.request_summary.asked)
+
+    @cached_property
+    def instances(self) -> dict[str, StageInstance]:
+        """The stage instances by digest, gates included."""
+        return {**self.sweep.stages, **self.gates.instances}
+
+    def chain(self, cell: Cell) -> tuple[str, ...]:
+        """Return the digests of a cell's stages, after those of the gates of what is not done."""
+        gates = (gate for gate in self.gates.cells.get(cell.id, ()) if not self._are_done(gate.stages))
+        return (*(gate.digest for gate in gates), *cell.stage_digests)
+
+    def stages_of(self, cell: Cell) -> dict[str, StageStatus]:
+        """Return the status of each stage of a cell, after those of the gates that it waits for."""
+        own = self.cells[cell.id].stages
+        return {digest: own.get(digest) or self.stages[digest] for digest in self.chain(cell)}
+
+    def _are_done(self, digests: Iterable[str]) -> bool:
+        return all(self.stages[digest].state is State.DONE for digest in digests)
+
+    @cached_property
     def jobs(self) -> Jobs:
         """The submissions, and what schedulers answered about them. Each is queried once, if needed."""
         filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
@@ -196,7 +233,7 @@ class SweepState:
         """The evidence about the sweep's stages."""
         return EvidenceReader(
             self.ledger,
-            self.sweep.stages.values(),
+            self.instances.values(),
             observer=self._observe,
             trusted=self.trusted,
             specs=self.sweep.specs,
@@ -209,19 +246,23 @@ class SweepState:
             digest: stage_status(
                 self.reader.evidence(digest), self.request_summary.budget(digest, self.policy.retries)
             )
-            for digest in self.sweep.stages
+            for digest in self.instances
         }
 
     @cached_property
     def cells(self) -> dict[str, CellStatus]:
         """The state of each cell, by id."""
         found = {}
+        cancelled = self.request_summary.cancelled
+        rule = GateRule(self.sweep.cells, self.gates)
+        holds = Holds(stages=rule.holds(self.stages.__getitem__))
         for cell in self.sweep.cells:
             status = cell_status(
                 cell,
                 self.sweep.stages,
                 self.stages,
-                cancelled=cell.id in self.request_summary.cancelled,
+                cancelled=cell.id in cancelled,
+                holds=holds,
                 sweep=f"{self.sweep.name}@{self.number}",
             )
             # Job failures before the last launch or rerun of the cell do not count against its budget.
@@ -257,11 +298,11 @@ class SweepState:
     def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
         """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
         found = []
-        for digest in cell.stage_digests:
+        for digest in self.chain(cell):
             stage = self.stages[digest]
             if not stage.attempts or stage.state in (State.DONE, State.RUNNING, State.UNKNOWN):
                 continue
-            attempts, instance = self.reader.evidence(digest).attempts, self.sweep.stages[digest]
+            attempts, instance = self.reader.evidence(digest).attempts, self.instances[digest]
             end = attempts[-1].end if attempts else None
             if end is not None and end.outcome == "failed":
                 found.append((instance, fingerprint(instance.stage, end)))
@@ -293,39 +334,6 @@ class SweepState:
                 f"{word!r} names {len(found)} cells, one is needed", where=self.title, allowed=names
             )
         return found[0]
-
-
-def scheduler(launcher: str, cluster: str) -> Scheduler:
-    """Return the client that queries a scheduler about the jobs of a launcher on a cluster.
-
-    Args:
-        launcher: name of the launcher, such as ``slurm``.
-        cluster: name of the cluster.
-
-    Raises:
-        UserError: there is no such launcher.
-    """
-    made: Scheduler = lookup(SCHEDULERS, launcher, kind="launcher")(cluster)
-    return made
-
-
-def ask_schedulers(filed: Sequence[SubmissionState]) -> dict[tuple[str, str], JobListing]:
-    """Query schedulers about all tasks that may not be over, with one query for each scheduler.
-
-    A task whose job has reported its own end needs no query, unless the job is to start again.
-
-    Args:
-        filed: the submissions of a sweep.
-
-    Returns:
-        By launcher and cluster, the scheduler's answer.
-    """
-    open_jobs: dict[tuple[str, str], set[str]] = {}
-    for each in filed:
-        silent = [t for t in each.open_tasks if t not in each.reports or each.reports[t].requeued]
-        if each.accepted is not None and silent:
-            open_jobs.setdefault(scheduler_of(each.submission), set()).add(each.accepted.job)
-    return {place: scheduler(*place).jobs(ids) for place, ids in open_jobs.items()}
 
 
 def open_view(word: str, url: str | None = None) -> SweepState:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from orchestrator.api.requests import code_versions, retired_line
-from orchestrator.api.state import SweepState, scheduler
+from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Attempt
 from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import one_line
+from orchestrator.errors import counted, one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of
 from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
+from orchestrator.launchers.base import scheduler
 from orchestrator.store.evidence import examine, progress
 from orchestrator.store.table import Rows, collect_rows
 
@@ -44,12 +45,12 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
     `seconds` of a stage is the wall time of its last attempt.
     """
     counts = Counter(view.cells[cell.id].state for cell in cells)
-    rows = []
+    rows, chosen = [], view.chosen_gpus
     for cell in cells:
         status = view.cells[cell.id]
         stages = [
             {
-                "stage": view.sweep.stages[digest].name,
+                "stage": view.instances[digest].name,
                 "digest": digest,
                 "state": stage.state,
                 "cause": stage.cause,
@@ -57,7 +58,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
                 "seconds": stage.seconds,
                 "reason": stage.reason,
             }
-            for digest, stage in status.stages.items()
+            for digest, stage in view.stages_of(cell).items()
         ]
         rows.append(
             {
@@ -68,6 +69,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
                 "reason": status.reason,
                 "attempts": status.attempts,
                 "retries": retries_of(status),
+                **({"chosen_gpus": chosen[cell.id]} if cell.id in chosen else {}),
                 "stages": stages,
             }
         )
@@ -187,6 +189,8 @@ def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
                 )
             if len(cells) > 1:
                 lines.append(f"it works on {len(cells)} cells")
+            if number := submission.resources.chosen_gpus:
+                lines.append(f"{counted(number, 'GPU')} for each cell, as chosen")
             yield {"job": job.name, "phase": job.phase, "reason": job.reason, "evidence": lines}
 
 
@@ -201,7 +205,7 @@ def _is_refusal(filed: SubmissionState, index: int, last: Judgement | None) -> b
 
 def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str, Any]:
     """Return the evidence for the state of one stage of a cell."""
-    status = view.cells[cell.id].stages[instance.digest]
+    status = view.stages_of(cell)[instance.digest]
     lines = []
     evidence = view.reader.evidence(instance.digest)
     attempts = view.attempts(instance)
@@ -230,7 +234,7 @@ def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str
         version = f"the product of an earlier version, {former.instance.digest[:12]}"
         lines.append(f"{version}: {former.problem or former.how}")
     for taken in instance.inputs:
-        state = view.cells[cell.id].stages[taken.digest].state
+        state = view.stages_of(cell).get(taken.digest, view.stages[taken.digest]).state
         lines.append(f"input {view.sweep.stages[taken.digest].name}: {state}")
     return {
         "stage": instance.name,
@@ -254,6 +258,8 @@ def _of_attempt(attempt: Attempt) -> list[str]:
             f"attempt {attempt.number}: claimed {claim.at} by process {owner.process.pid} on {owner.host}, "
             f"for {claim.sweep} {claim.cell}, lease {claim.lease_s:.0f} s"
         )
+        if claim.chosen_gpus:
+            lines.append(f"  on {counted(claim.chosen_gpus, 'GPU')}, as chosen for the cell")
         if claim.supersedes is not None:
             lines.append(f"  after attempt {claim.supersedes.attempt} was lost: {claim.supersedes.evidence}")
     if attempt.start is not None and attempt.start.parent is not None:
@@ -290,7 +296,7 @@ def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
         "cell": cell.id,
         "state": status.state,
         "reason": status.reason,
-        "stages": [_evidence(view, cell, view.sweep.stages[digest]) for digest in cell.stage_digests],
+        "stages": [_evidence(view, cell, view.instances[digest]) for digest in view.chain(cell)],
         "jobs": list(_jobs(view, cell)),
         "requests": [
             {"number": r.number, "verb": r.verb, "by": r.by, "at": r.at, "reason": r.reason}

@@ -114,7 +114,7 @@ def _last_view(view: SweepState) -> SweepState:
     """
     for _ in range(LAST_LOOKS):
         view = view.fresh()
-        if not any(view.reader.evidence(digest).is_passing for digest in view.sweep.stages):
+        if not any(view.reader.evidence(digest).is_passing for digest in view.instances):
             break
         time.sleep(REFRESH_S)
     return view

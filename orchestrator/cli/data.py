@@ -1,4 +1,4 @@
-"""`sweep data describe|import|check|translate`: parallel task data on disk.
+"""`sweep data describe|import|check|translate`: parallel task data on disk; `prefetch`: what cells need.
 
 This module parses options and prints tables. The formats and checks come from the science packages, by the
 names in the registry.
@@ -10,9 +10,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.output import print_json, print_table
-from orchestrator.errors import UserError, counted
-from orchestrator.registry import DATA, TASKS, load, lookup
+from orchestrator.api.estimates import call
+from orchestrator.api.launching import composed_or_sealed, run_settings_of
+from orchestrator.api.requests import distinct, missing_of, need_line, needs_of
+from orchestrator.cli.output import ComposeProgress, add_composing, again, print_json, print_table
+from orchestrator.core.settings import split_store
+from orchestrator.errors import InfrastructureError, SweepError, UserError, counted
+from orchestrator.registry import DATA, TASKS, importable, load, lookup
 
 ACTIONS = ("describe", "import", "check", "translate")
 _OF_IMPORT = (
@@ -257,3 +261,47 @@ def _print(report: Any) -> None:
     for note in report.notes:
         print(f"  note: {note}")
     print("no problem found" if not report.problems else f"{counted(len(report.problems), 'problem')} found")
+
+
+def configure_prefetch(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_composing(parser)
+
+
+def run_prefetch(args: argparse.Namespace) -> int:
+    """Fetch each missing need once. A failed fetch does not stop the others.
+
+    Raises:
+        InfrastructureError: a need is still missing in the end.
+    """
+    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    cells = view.select(args.only)
+    import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])[1]
+    needs = needs_of(view, cells, import_paths)
+    missing = distinct(missing_of(needs))
+    print(f"{view.title}: {counted(len(distinct(needs)), 'need')}, {len(missing)} missing")
+    problems: list[str] = []
+    fixes: list[str] = []
+    with importable(import_paths):
+        for number, need in enumerate(missing, start=1):
+            print(f"[{number}/{len(missing)}] {need_line(need)}", flush=True)
+            try:
+                if not need.fetch:
+                    raise UserError(f"{need.what}: {need.advice or 'nothing can fetch it'}")
+                call(need.fetch, load(need.fetch, where=need.what), **need.arguments)
+                print("  there")
+            except SweepError as error:
+                problems.append("\n  ".join(filter(None, (error.what, error.where, error.allowed))))
+                fixes.append(error.fix)
+                print("  failed")
+    # Check again: a fetch without an error may still leave a need unmet.
+    left = missing_of(needs_of(view, cells, import_paths))
+    if problems or left:
+        left_names = [need_line(need) for need in distinct(left)]
+        raise InfrastructureError(
+            f"{counted(len(left_names), 'need')} of {view.sweep.name} could not be fetched",
+            where="\n  ".join(problems or left_names),
+            fix="; ".join(filter(None, dict.fromkeys(fixes))),
+        )
+    print(f"{counted(len(cells), 'cell')} can run here: {again('launch', args)}")
+    return 0

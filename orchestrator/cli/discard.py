@@ -45,8 +45,8 @@ def run_discard(args: argparse.Namespace) -> int:
     stages = {
         digest: view.stages[digest]
         for cell in cells
-        for digest in cell.stage_digests
-        if view.sweep.stages[digest].stage == args.stage
+        for digest in (*(gate.digest for gate in view.gates.cells.get(cell.id, ())), *cell.stage_digests)
+        if view.instances[digest].stage == args.stage
     }
     named = {digest for digest, status in stages.items() if status.state is State.DONE}
     # Without products, discard what unfinished attempts left: checkpoints, a work folder, or an output that
@@ -57,7 +57,8 @@ def run_discard(args: argparse.Namespace) -> int:
         print(f"{view.title}: no product of {args.stage} in {counted(len(cells), 'cell')} to discard")
         return 0
     unfinished = sum(stages[digest].state is not State.DONE for digest in named)
-    instances, after = _made_from(view.ledger, named), {}
+    gates = [instance for digest, instance in view.gates.instances.items() if digest in named]
+    instances, after = [*gates, *_made_from(view.ledger, named)], {}
     voided = 0
     for instance in instances:
         # Attempts up to now no longer count against the retry budgets.

@@ -145,7 +145,9 @@ def _named(view: SweepState, cell: Cell, name: str) -> StageInstance:
     Raises:
         UserError: the cell has no such stage.
     """
-    instances = {view.sweep.stages[digest].name: view.sweep.stages[digest] for digest in cell.stage_digests}
+    gates = (gate.digest for gate in view.gates.cells.get(cell.id, ()))
+    found = (view.instances[digest] for digest in (*gates, *cell.stage_digests))
+    instances = {instance.name: instance for instance in found}
     if name not in instances:
         raise UserError(f"{cell.id} has no stage {name!r}", allowed=nearest(name, instances))
     return instances[name]
@@ -156,13 +158,13 @@ def _interesting(view: SweepState, cell: Cell) -> StageInstance:
 
     That is a failed stage, else a running, lost or released one, else the last that was started.
     """
-    stages = view.cells[cell.id].stages
+    stages = view.stages_of(cell)
     for state in (State.FAILED, State.RUNNING, State.LOST, State.RELEASED):
         for digest, status in stages.items():
             if status.state is state:
-                return view.sweep.stages[digest]
+                return view.instances[digest]
     tried = [digest for digest, status in stages.items() if status.attempts]
-    return view.sweep.stages[tried[-1] if tried else cell.stage_digests[-1]]
+    return view.instances[tried[-1] if tried else cell.stage_digests[-1]]
 
 
 def _print_json(key: str, view: SweepState, cell: Cell, instance: StageInstance, number: int) -> None:

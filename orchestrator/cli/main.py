@@ -129,7 +129,7 @@ VERBS: Final = {
     "list": Verb("status", "the sweeps that exist, with their number of cells"),
     "plan": Verb("plan", "what would run, why, and at what cost; changes nothing"),
     "simulate": Verb("plan", "how long it would take on a cluster, if nothing fails; starts nothing"),
-    "prefetch": Verb("plan", "fetch the models and data that its cells need"),
+    "prefetch": Verb("data", "fetch the models and data that its cells need"),
     "launch": Verb("launch", "run everything that is not done"),
     "status": Verb("status", "where each cell stands, also while it runs"),
     "failures": Verb("logs", "what failed, failures that look alike as one"),

@@ -1,23 +1,23 @@
-"""`sweep plan`, `simulate` and `prefetch`: what a launch would do, how long it would take, what it needs."""
+"""`sweep plan` and `simulate`: what a launch would do, and how long it would take on a cluster."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.api.estimates import call, of_cell, together
+from orchestrator.api.estimates import of_cell, together
 from orchestrator.api.launching import composed_or_sealed, run_settings_of
-from orchestrator.api.planning import Plan, SimulatedCluster, cell_drift, hardware_of, in_total
+from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.requests import (
     code_drift,
     distinct,
-    missing_of,
     need_line,
     needing_retired_lines,
-    needs_of,
 )
+from orchestrator.api.simulating import Simulated, SimulatedCluster
 from orchestrator.api.state import SweepState
 from orchestrator.cli.output import (
     ComposeProgress,
@@ -35,8 +35,8 @@ from orchestrator.core.settings import HardwareSettings, split_store
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import DEVICES, Estimate
-from orchestrator.errors import InfrastructureError, SweepError, UserError, counted, one_line
-from orchestrator.registry import importable, load
+from orchestrator.errors import UserError, counted, one_line
+from orchestrator.launchers.base import LaunchGpus
 
 MAX_NEEDS_SHOWN = 8
 """Missing needs that are listed; ``--json`` lists all of them."""
@@ -53,12 +53,15 @@ def run_plan(args: argparse.Namespace) -> int:
     """Print the plan."""
     plan, composition = _plan(args)
     view = plan.view
-    makespan = (
-        plan.makespan(SimulatedCluster(args.gpus, args.gpus_per_node)) if args.gpus is not None else None
-    )
+    there = None if args.gpus is None else LaunchGpus(args.gpus, args.gpus_per_node)
+    makespan = None
+    if there is not None:
+        makespan = plan.simulate(SimulatedCluster(*there, plan.hardware.moldable)).makespan
     if args.json:
-        print_json(plan.as_json() if makespan is None else {**plan.as_json(), "makespan": makespan._asdict()})
+        found = plan.as_json(there)
+        print_json(found if makespan is None else {**found, "makespan": makespan._asdict()})
         return 0
+    gpus = plan.gpus(there)
     print(f"{view.title}: {view.sweep.description}")
     for note in composition.notes if composition else ():
         print(f"  note: {note}")
@@ -67,6 +70,7 @@ def run_plan(args: argparse.Namespace) -> int:
     import_paths = composition.import_paths if composition else ()
     print_lines(code_drift(view, plan.cells, import_paths), indent=2)
     _print_plan(plan)
+    _print_gpus(gpus)
     if makespan is not None:
         print(f"\n{_makespan_line(makespan, args.gpus_per_node)}")
     return 0
@@ -80,21 +84,66 @@ def configure_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--estimate-error", type=float, metavar="S", default=0.0, help="0.3: estimates are wrong by 30 %%"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the errors")
+    parser.add_argument("--seed", type=int, default=0, help="of the errors and the failures")
     parser.add_argument("--moldable", action="store_true", help="cells may have more GPUs than they need")
+    parser.add_argument(
+        "--failures", metavar="TABLE", default="none", help="none, llama3, x100, or a JSON file with rates"
+    )
+    parser.add_argument("--preempt-every", metavar="TIME", help="jobs are preempted after, such as 4h or 30m")
+    parser.add_argument("--grid-order", action="store_true", help="cells start in the order of the sweep")
 
 
 def run_simulate(args: argparse.Namespace) -> int:
-    """Print how long what is not done takes on a cluster. Start nothing."""
+    """Print what comes of what is not done on a cluster. Start nothing."""
     plan, _ = _plan(args)
-    cluster = SimulatedCluster(args.gpus, args.gpus_per_node, args.moldable, args.estimate_error, args.seed)
-    makespan = plan.makespan(cluster)
+    cluster = SimulatedCluster(
+        args.gpus,
+        args.gpus_per_node,
+        args.moldable or plan.hardware.moldable,
+        args.estimate_error,
+        args.seed,
+        args.failures,
+        None if args.preempt_every is None else _hours(args.preempt_every),
+        not args.grid_order,
+    )
+    found = plan.simulate(cluster)
     if args.json:
         sweep = {"sweep": plan.view.sweep.name, "revision": plan.view.number, "num_cells": len(plan.cells)}
-        print_json({**sweep, "cluster": cluster._asdict(), "makespan": makespan._asdict()})
-    else:
-        print(f"{plan.view.title}: {_makespan_line(makespan, args.gpus_per_node)}")
+        print_json({**sweep, "cluster": cluster._asdict(), **found.as_json()})
+        return 0
+    order = "in the order of the sweep" if args.grid_order else "with the longest cells first"
+    print(f"{plan.view.title}: {_makespan_line(found.makespan, args.gpus_per_node, order)}")
+    _print_outcome(found)
     return 0
+
+
+def _hours(text: str) -> float:
+    """Return a time such as ``4h``, ``30m`` or ``90s`` in hours.
+
+    Raises:
+        UserError: the text is no time.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dhms])", text)
+    hours = float(found[1]) * {"d": 24, "h": 1, "m": 1 / 60, "s": 1 / 3600}[found[2]] if found else 0.0
+    if not hours:
+        raise UserError(f"--preempt-every {text}", allowed="a time such as 4h, 30m or 90s")
+    return hours
+
+
+def _print_outcome(found: Simulated) -> None:
+    """Print what happened on the way, if anything did, and where the time of the GPUs went."""
+    outcome, goodput = found.outcome, found.outcome.goodput
+    states = Counter(str(status.state) for status in outcome.cells.values())
+    cells = ", ".join(f"{counted(number, 'cell')} {state}" for state, number in states.most_common())
+    ends = ", ".join(f"{number} {how}" for how, number in sorted(outcome.attempts.items()))
+    print(f"  {cells}; attempts: {ends}")
+    if outcome.faults:
+        faults = sorted(outcome.faults.items(), key=lambda fault: -fault[1])
+        print(f"  faults: {', '.join(f'{number} {name}' for name, number in faults)}")
+    if goodput is not None and goodput.total:
+        parts = [(name, amount) for name, amount in goodput.parts.items() if amount]
+        shares = ", ".join(f"{name} {amount / goodput.total:.2%}" for name, amount in parts)
+        print(f"  of {rounded(goodput.total / 3600)} GPU-hours held: {shares}")
 
 
 def _add_hardware(parser: argparse.ArgumentParser) -> None:
@@ -117,11 +166,13 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, Composition | None]:
     return Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args)), composition
 
 
-def _makespan_line(makespan: Makespan, gpus_per_node: int) -> str:
+def _makespan_line(
+    makespan: Makespan, gpus_per_node: int, order: str = "with the longest cells first"
+) -> str:
     """Return how long a plan takes on a cluster, as a line of text."""
     return (
-        f"{makespan.num_gpus} GPUs, {gpus_per_node} a node: {duration(makespan.hours)} with the longest cells"
-        f" first, {makespan.ratio:.3f} times the least possible"
+        f"{makespan.num_gpus} GPUs, {gpus_per_node} a node: {duration(makespan.hours)} {order},"
+        f" {makespan.ratio:.3f} times the least possible"
     )
 
 
@@ -166,6 +217,17 @@ def _print_plan(plan: Plan) -> None:
             print(f"  and {len(missing) - MAX_NEEDS_SHOWN} more")
         if any(need.fetch for need in missing):
             print(f"fetch it once, where there is a network: {plan.prefetch}")
+
+
+def _print_gpus(gpus: Mapping[str, CellGpus]) -> None:
+    """Print which cells would get more GPUs than they need, and why."""
+    more = {name: one for name, one in gpus.items() if one.number > one.fewest}
+    if gpus:
+        print(f"\n{counted(len(more), 'cell')} of {len(gpus)} would get more GPUs than suffice:")
+        rows = [(name, one.number, one.fewest, one.reason) for name, one in [*more.items()][:MAX_GROUPS]]
+        print_table(("cell", "GPUs", "suffice", "why"), rows)
+    if len(more) > MAX_GROUPS:
+        print(f"and {len(more) - MAX_GROUPS} more")
 
 
 def _summary(plan: Plan, cell: Cell) -> str:
@@ -332,47 +394,3 @@ def rounded(number: float) -> str:
 def duration(number: float) -> str:
     """Return a number of hours as text, in minutes if it is below one hour."""
     return f"{number:,.1f} hours" if number >= 1 else f"{60 * number:.0f} minutes"
-
-
-def configure_prefetch(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
-    add_composing(parser)
-
-
-def run_prefetch(args: argparse.Namespace) -> int:
-    """Fetch each missing need once. A failed fetch does not stop the others.
-
-    Raises:
-        InfrastructureError: a need is still missing in the end.
-    """
-    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
-    cells = view.select(args.only)
-    import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])[1]
-    needs = needs_of(view, cells, import_paths)
-    missing = distinct(missing_of(needs))
-    print(f"{view.title}: {counted(len(distinct(needs)), 'need')}, {len(missing)} missing")
-    problems: list[str] = []
-    fixes: list[str] = []
-    with importable(import_paths):
-        for number, need in enumerate(missing, start=1):
-            print(f"[{number}/{len(missing)}] {need_line(need)}", flush=True)
-            try:
-                if not need.fetch:
-                    raise UserError(f"{need.what}: {need.advice or 'nothing can fetch it'}")
-                call(need.fetch, load(need.fetch, where=need.what), **need.arguments)
-                print("  there")
-            except SweepError as error:
-                problems.append("\n  ".join(filter(None, (error.what, error.where, error.allowed))))
-                fixes.append(error.fix)
-                print("  failed")
-    # Check again: a fetch without an error may still leave a need unmet.
-    left = missing_of(needs_of(view, cells, import_paths))
-    if problems or left:
-        left_names = [need_line(need) for need in distinct(left)]
-        raise InfrastructureError(
-            f"{counted(len(left_names), 'need')} of {view.sweep.name} could not be fetched",
-            where="\n  ".join(problems or left_names),
-            fix="; ".join(filter(None, dict.fromkeys(fixes))),
-        )
-    print(f"{counted(len(cells), 'cell')} can run here: {again('launch', args)}")
-    return 0

@@ -69,7 +69,7 @@ def count_stages(view: SweepState, cells: list[Cell]) -> StageCounts:
     """Count the stages and cells of a launch by state."""
     states: dict[str, State] = {}
     for cell in cells:
-        for digest, status in view.cells[cell.id].stages.items():
+        for digest, status in view.stages_of(cell).items():
             states[digest] = status.state
     counts = Counter(view.cells[cell.id].state for cell in cells)
     text = (
@@ -102,7 +102,7 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
         whole = view.cells[cell.id]
         if whole.state is State.FAILED and all(s.state is not State.FAILED for s in whole.stages.values()):
             by_job.setdefault(str(whole.cause), []).append(cell)
-        for digest, status in view.cells[cell.id].stages.items():
+        for digest, status in view.stages_of(cell).items():
             if status.state is State.FAILED:
                 group = groups.setdefault(str(status.cause), {})
                 # The first cell of a shared stage names it; the others are only counted.
@@ -111,7 +111,7 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
     for cause, group in sorted(groups.items()):
         print(f"\nfailed by {cause}: {counted(len(group), 'stage')}")
         for digest, (cell, number) in group.items():
-            instance = view.sweep.stages[digest]
+            instance = view.instances[digest]
             shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
             print(f"  {cell.id} {instance.name}{shared}: {view.stages[digest].reason}")
             print(f"    sweep logs {view.sweep.name} {cell.id} --stage {instance.name}{view.hint}")

@@ -84,7 +84,8 @@ def run_status(args: argparse.Namespace) -> int:
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary}")
     print_warnings(view)
     print_lines(code_drift(view, cells), indent=2)
-    rows = []
+    rows: list[tuple[object, ...]] = []
+    chosen = view.chosen_gpus
     for cell in cells:
         status = view.cells[cell.id]
         stages = status.stages.values()
@@ -99,10 +100,12 @@ def run_status(args: argparse.Namespace) -> int:
                 f"{num_done}/{len(stages)}",
                 retries_of(status),
                 f"{seconds:.1f}",
+                *((chosen.get(cell.id, "-"),) if chosen else ()),
                 reason,
             )
         )
-    print_table(("cell", "state", "stages", "retries", "seconds", "reason"), rows)
+    gpus = ("GPUs",) if chosen else ()
+    print_table(("cell", "state", "stages", "retries", "seconds", *gpus, "reason"), rows)
     for note, number in notes_of(view, cells).items():
         print(f"note: {note} ({counted(number, 'cell')})")
     return 0

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from orchestrator import provenance
-from orchestrator.api.state import ask_schedulers, current_revision, sealed_view, store_url
+from orchestrator.api.state import current_revision, sealed_view, store_url
 from orchestrator.cli.output import add_store, no_overrides, print_json, print_table
 from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.records import Owner, Request
@@ -31,6 +31,7 @@ from orchestrator.jobs.cells import Jobs
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import Submission
 from orchestrator.jobs.submissions import Submissions
+from orchestrator.launchers.base import ask_schedulers
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader

@@ -180,10 +180,12 @@ class Hold(NamedTuple):
     Attributes:
         reason: one line, for people. It names the command that ends a final hold.
         is_final: whether the hold stays until somebody acts. The stage is then `blocked`; else it waits.
+        cause: of the failures behind it, if there were any.
     """
 
     reason: str
     is_final: bool = True
+    cause: Cause | None = None
 
 
 class Holds(NamedTuple):

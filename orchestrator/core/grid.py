@@ -13,10 +13,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.core.commandspec import check_filled, placeholders
-from orchestrator.core.identity import cell_ids, hashed_of, reads_of, stage_digest, target_of, uses_of
+from orchestrator.core.identity import (
+    canonical,
+    cell_ids,
+    hashed_of,
+    reads_of,
+    stage_digest,
+    target_of,
+    uses_of,
+)
 from orchestrator.core.selector import Selector, Subject, any_of
-from orchestrator.core.sweep import Cell, Input, StageInstance
-from orchestrator.core.tree import MISSING, dotted_keys, pick, refuse_non_finite, scalar_text
+from orchestrator.core.sweep import Cell, Input, StageInstance, gates_among
+from orchestrator.core.tree import MISSING, dotted_keys, each_values, pick, refuse_non_finite, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
@@ -253,6 +261,7 @@ class Chains:
         self.specs, self.stages = specs, dict[str, StageInstance]()
         self._where = where
         self._order = _topological(specs, where)
+        self._gates = frozenset(gates_among(specs))
         self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
         # Neutral keys that no config had yet. Each chain removes those it finds; see `check_neutral`.
         self._neutral = {(name, key) for name, spec in specs.items() for key in spec.neutral}
@@ -274,7 +283,11 @@ class Chains:
         mine: dict[str, list[StageInstance]] = {}
         for name in self._order:
             skip = self.skips.get(name)
-            if skip is None or not skip.matches(subject):
+            if name in self._gates:
+                # What a gate is for is known at a launch. Here only its keys are checked.
+                reads = self._slices(name, subject.config)[0]
+                canonical(hashed_of(self.specs[name], reads), where=f"stage {name!r}, {_named(subject)}")
+            elif skip is None or not skip.matches(subject):
                 mine[name] = self._instances(name, subject, mine)
         chain = tuple(dict.fromkeys(instance.digest for instances in mine.values() for instance in instances))
         if not chain:
@@ -284,16 +297,8 @@ class Chains:
     def _instances(
         self, name: str, subject: Subject, mine: Mapping[str, list[StageInstance]]
     ) -> list[StageInstance]:
-        spec, config = self.specs[name], subject.config
-        try:
-            reads = reads_of(spec, config)
-            # resolved here so that errors appear now, not in a worker
-            uses = uses_of(spec, config) if spec.uses else {}
-            lists = [_each_values(config, key) for key in spec.each.values()]
-        except UserError as error:
-            what = error.what.replace("the stage", f"stage {name!r}", 1)
-            raise UserError(what, where=self._where, allowed=error.allowed, fix=error.fix) from None
-        self._neutral -= {(name, key) for key in spec.neutral if pick(reads, key) is not MISSING}
+        spec = self.specs[name]
+        reads, uses, lists = self._slices(name, subject.config)
         hashed = hashed_of(spec, reads)
         where = f"stage {name!r}, {_named(subject)}"
         instances = []
@@ -317,6 +322,22 @@ class Chains:
                 check_filled(name, self._asked[name], slices, taken, where=where)
             instances.append(instance)
         return instances
+
+    def _slices(
+        self, name: str, config: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], list[Sequence[Any]]]:
+        """Return what a stage reads and uses of a config, and the values of its `each`."""
+        spec = self.specs[name]
+        try:
+            reads = reads_of(spec, config)
+            # resolved here so that errors appear now, not in a worker
+            uses = uses_of(spec, config) if spec.uses else {}
+            lists = [each_values(config, key) for key in spec.each.values()]
+        except UserError as error:
+            what = error.what.replace("the stage", f"stage {name!r}", 1)
+            raise UserError(what, where=self._where, allowed=error.allowed, fix=error.fix) from None
+        self._neutral -= {(name, key) for key in spec.neutral if pick(reads, key) is not MISSING}
+        return reads, uses, lists
 
     def _inputs(self, name: str, label: str, mine: Mapping[str, list[StageInstance]]) -> tuple[Input, ...]:
         spec = self.specs[name]
@@ -349,22 +370,6 @@ class Chains:
                     where=self._where,
                     allowed=nearest(key, dotted_keys(config)),
                 )
-
-
-def _each_values(config: Mapping[str, Any], key: str) -> Sequence[Any]:
-    values = pick(config, key)
-    if values is MISSING:
-        raise UserError(
-            f"`each` names the unknown key {key!r}",
-            allowed=nearest(key, dotted_keys(config)),
-        )
-    if not isinstance(values, list | tuple):
-        raise UserError(f"`each` names {key!r}, which is no list: {values!r}")
-    texts = [scalar_text(value) for value in values]
-    if len(set(texts)) < len(texts):
-        twice = next(text for text in texts if texts.count(text) > 1)
-        raise UserError(f"`each` names {key!r}, which lists {twice!r} twice")
-    return values
 
 
 def _topological(specs: Mapping[str, StageSpec], where: str) -> list[str]:

@@ -12,7 +12,7 @@ from orchestrator.core.evidence import NO_HOLDS, Budget, Holds
 from orchestrator.core.failure import DETERMINISTIC
 from orchestrator.core.records import Done, Request
 from orchestrator.core.settings import Retention
-from orchestrator.core.state import CellStatus, StageStatus, State
+from orchestrator.core.state import NO_GATES, STARTABLE, CellStatus, GateRule, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.manifest import File
 
@@ -32,10 +32,6 @@ class Step(NamedTuple):
 
     action: Action
     reason: str
-
-
-# FAILED is missing on purpose: its budget is spent, and only a new request gives it another.
-_STARTABLE = frozenset({State.PENDING, State.RELEASED, State.LOST})
 
 
 def decide(cell: Cell, status: CellStatus) -> dict[str, Step]:
@@ -99,7 +95,7 @@ def is_claimable(status: StageStatus, inputs: Iterable[StageStatus]) -> bool:
         status: the stage's own state.
         inputs: those of its inputs.
     """
-    return status.state in _STARTABLE and all(
+    return status.state in STARTABLE and all(
         taken.state is State.DONE and (not taken.retired or bool(status.going_on)) for taken in inputs
     )
 
@@ -111,17 +107,19 @@ def next_stage(
     *,
     cancelled: frozenset[str],
     holds: Holds = NO_HOLDS,
+    gates: Gates = NO_GATES,
 ) -> Scan:
     """Return the first stage that may be claimed and is not held.
 
     Args:
         cells: in the order in which this worker tries them.
-        instances: digest to stage instance.
+        instances: digest to stage instance, gates included.
         status_of: returns a stage's own state by digest; called once for each digest.
         cancelled: ids of cells to skip.
         holds: what is held back in the sweep.
+        gates: of the launch.
     """
-    return ReadyIndex(cells, instances).next_stage(status_of, cancelled=cancelled, holds=holds)
+    return ReadyIndex(cells, instances, gates).next_stage(status_of, cancelled=cancelled, holds=holds)
 
 
 class _Slot(NamedTuple):
@@ -155,14 +153,19 @@ class ReadyIndex:
 
     Args:
         cells: in that order.
-        instances: digest to stage instance; it holds all inputs of the cells' stages.
+        instances: digest to stage instance; it holds all inputs of the cells' stages, and gates.
+        gates: of the launch. Those of a cell come before its own stages.
     """
 
-    def __init__(self, cells: Sequence[Cell], instances: Mapping[str, StageInstance]) -> None:
+    def __init__(
+        self, cells: Sequence[Cell], instances: Mapping[str, StageInstance], gates: Gates = NO_GATES
+    ) -> None:
         self.cells = tuple(cells)
         self._instances = instances
-        self._consumers: dict[str, list[str]] = {}
-        for digest in dict.fromkeys(digest for cell in cells for digest in cell.stage_digests):
+        self._gates = gates
+        self._rule = GateRule(cells, gates)
+        self._consumers = {digest: list(waiting) for digest, waiting in self._rule.waiting.items()}
+        for digest in dict.fromkeys(digest for cell in cells for digest in gates.chain(cell)):
             for taken in instances[digest].inputs:
                 self._consumers.setdefault(taken.digest, []).append(digest)
         self._states: dict[str, StageStatus] = {}
@@ -190,7 +193,7 @@ class ReadyIndex:
 
     def leave_out(self, digest: str) -> None:
         """Drop all cells that need a stage."""
-        self.cells = tuple(cell for cell in self.cells if digest not in cell.stage_digests)
+        self.cells = tuple(cell for cell in self.cells if digest not in self._gates.chain(cell))
         self._limits = None
 
     def next_stage(
@@ -248,7 +251,7 @@ class ReadyIndex:
         self._limits = (cancelled, holds)
         self._slots, place = {}, 0
         for cell in self.cells:
-            for digest in () if cell.id in cancelled else cell.stage_digests:
+            for digest in () if cell.id in cancelled else self._gates.chain(cell):
                 place += 1
                 known = self._slots.get(digest)
                 if known is not None and known.cell is not None:
@@ -272,7 +275,7 @@ class ReadyIndex:
 
         status, slot = known(digest), self._slots[digest]
         inputs = (known(taken.digest) for taken in self._instances[digest].inputs)
-        may_start = is_claimable(status, inputs)
+        may_start = is_claimable(status, inputs) and self._rule.hold(digest, known) is None
         if status.state is State.RUNNING or (may_start and slot.cell is None and slot.is_passing):
             self._waiting.add(digest)
         else:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.settings import Retention, RunSettings
-from orchestrator.core.sweep import ComposedSweep
+from orchestrator.core.sweep import ComposedSweep, GateFacts
 from orchestrator.formats import FORMAT, SINCE_2, Stored
 from orchestrator.manifest import File, check_inside
 
@@ -355,6 +355,7 @@ class Request(Record, frozen=True, kw_only=True):
         provenance: code, packages, host and command line.
         by: the user.
         at: time of the command.
+        gates: what the gates of a launch or rerun are for; None without any.
     """
 
     nonce: str
@@ -371,6 +372,7 @@ class Request(Record, frozen=True, kw_only=True):
     provenance: dict[str, Any] = {}
     by: str = ""
     at: str = ""
+    gates: Annotated[GateFacts | None, SINCE_2] = None
 
 
 class Revision(Record, frozen=True, kw_only=True):

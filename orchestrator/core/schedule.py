@@ -214,38 +214,6 @@ def mold(
     return best if best_hours <= rigid_hours * (1 - MIN_GAIN) else start
 
 
-def makespan(
-    work: Mapping[str, PlannedStage],
-    num_gpus: int,
-    *,
-    gpus_per_node: int = 8,
-    moldable: bool = False,
-    true_hours: Mapping[str, float] | None = None,
-    kept: Mapping[str, int] = {},
-) -> Makespan:
-    """Return how long the stages take on a cluster, longest chain first.
-
-    Args:
-        work: the stages by key, with estimated hours.
-        num_gpus: of the whole cluster.
-        gpus_per_node: of one node.
-        moldable: whether stages may have more GPUs than they need.
-        true_hours: how long stages really take at their fewest GPUs, if the estimates are wrong. The order
-            follows the estimates; time and bounds follow these.
-        kept: GPUs of moldable stages whose number was chosen before and stays.
-    """
-    really = {
-        key: stage._replace(hours=(true_hours or {}).get(key, stage.hours)) for key, stage in work.items()
-    }
-    chosen = mold(work, num_gpus, gpus_per_node=gpus_per_node, kept=kept) if moldable else dict(work)
-    runs = {key: _scaled(stage, work[key], really[key]) for key, stage in chosen.items()}
-    hours = makespan_hours(runs, num_gpus, gpus_per_node=gpus_per_node, order=chain_hours(chosen))
-    rigid = lower_bound_hours(really, num_gpus)
-    most = min(gpus_per_node, num_gpus)
-    bound = moldable_lower_bound_hours(really, num_gpus, gpus_per_node=most) if moldable else rigid
-    return Makespan(hours, bound, rigid, hours / bound if bound else 1.0, num_gpus)
-
-
 def makespan_hours(
     work: Mapping[str, PlannedStage],
     num_gpus: int,
@@ -265,7 +233,7 @@ def makespan_hours(
         ValueError: a stage needs more GPUs than a node has.
     """
     order = chain_hours(work) if order is None else order
-    nodes = _FreeGpus(num_gpus, gpus_per_node)
+    nodes = FreeGpus(num_gpus, gpus_per_node)
     consumers, missing = _consumers(work), {key: sum(i in work for i in work[key].inputs) for key in work}
     # A heap for each number of GPUs: a stage that does not fit does not hold back smaller ones.
     ready: dict[int, list[tuple[float, int, str]]] = defaultdict(list)
@@ -298,7 +266,7 @@ def makespan_hours(
             return now
 
 
-class _FreeGpus:
+class FreeGpus:
     """The free GPUs of each node. A stage goes to the node with the fewest that suffice (best fit)."""
 
     def __init__(self, num_gpus: int, per_node: int) -> None:
@@ -327,24 +295,24 @@ class _FreeGpus:
         if node >= 0:
             self._change(node, num_gpus)
 
+    def take_out(self, node: int) -> int:
+        """Take all free GPUs of a node, so that nothing starts there; return their number."""
+        number = self._free[node]
+        self._change(node, -number)
+        return number
+
     def _change(self, node: int, by: int) -> None:
         self._by_free[self._free[node]].discard(node)
         self._free[node] += by
         self._by_free[self._free[node]].add(node)
 
 
-def _first_that_fits(ready: Mapping[int, list[tuple[float, int, str]]], nodes: _FreeGpus) -> int | None:
+def _first_that_fits(ready: Mapping[int, list[tuple[float, int, str]]], nodes: FreeGpus) -> int | None:
     """Return the number of GPUs of the first ready stage for which GPUs are free; None if there is none."""
     if ready.get(0):
         return 0
     fitting = [(heap[0], num_gpus) for num_gpus, heap in ready.items() if heap and nodes.fits(num_gpus)]
     return min(fitting)[1] if fitting else None
-
-
-def _scaled(chosen: PlannedStage, planned: PlannedStage, really: PlannedStage) -> PlannedStage:
-    """Return a stage at its chosen number of GPUs, as much longer or shorter as it really is."""
-    factor = really.hours / planned.hours if planned.hours else 1.0
-    return chosen._replace(hours=chosen.hours * factor)
 
 
 def _critical_chain(work: Mapping[str, PlannedStage]) -> list[str]:

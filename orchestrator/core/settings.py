@@ -94,6 +94,8 @@ class Policy(Settings, frozen=True, kw_only=True):
         retention: which files of a product stay when all stages made from it are done. ``all`` keeps every
             file. ``best`` and ``none`` keep those that these stages name for the policy, see
             `Context.retire`.
+        rehearse: whether stages wait for their gates; ``auto`` leaves out gates that cost more than they
+            may save.
         budget: what the sweep may spend.
     """
 
@@ -104,6 +106,7 @@ class Policy(Settings, frozen=True, kw_only=True):
     grace_s: float = 60.0
     keep_checkpoints: bool = False
     retention: Retention = "all"
+    rehearse: Annotated[bool | Literal["auto"], SINCE_2] = "auto"
     budget: Annotated[SpendingLimit, SINCE_2] = SpendingLimit()
 
 

@@ -12,7 +12,7 @@ The scheduler's evidence about jobs is added in `orchestrator.jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -55,6 +55,10 @@ class State(StrEnum):
 
 FINAL = frozenset({State.DONE, State.FAILED, State.BLOCKED, State.CANCELLED})
 """States that workers leave as they are."""
+
+
+STARTABLE = frozenset({State.PENDING, State.RELEASED, State.LOST})
+"""States of stages that may be claimed. A failed stage has no budget left until a new request."""
 
 
 class StageStatus(NamedTuple):
@@ -203,7 +207,7 @@ def _given_inputs(
             return status._replace(state=State.BLOCKED, reason=reason)
     if hold is not None and status.state is not State.FAILED:
         state = State.BLOCKED if hold.is_final else status.state
-        return status._replace(state=state, reason=hold.reason)
+        return status._replace(state=state, reason=hold.reason, cause=hold.cause or status.cause)
     retired = ", ".join(dict.fromkeys(instance.stage for instance, taken in inputs if taken.retired))
     if retired and status.state is not State.FAILED:
         reason = f"{status.going_on}, without the retired files of {retired}"
@@ -272,3 +276,107 @@ def cell_status(
                 reason = f"{instances[digest].name}: {status.reason}"
                 return CellStatus(state, reason, status.cause, attempts, stages)
     raise AssertionError(f"no precedence for {[s.state for s in stages.values()]}")
+
+
+class Gate(NamedTuple):
+    """A gate of a cell.
+
+    Attributes:
+        digest: of the gate, a stage instance.
+        stages: digests of the cell's stages that may start only when the gate is done.
+    """
+
+    digest: str
+    stages: tuple[str, ...]
+
+
+class Gates(NamedTuple):
+    """The gates of launches. They are stage instances like others, but part of no cell's chain.
+
+    Attributes:
+        instances: digest to stage instance.
+        chains: digest of a gate to the stages that are needed for it, inputs first and itself last.
+        cells: id of a cell to its gates.
+    """
+
+    instances: Mapping[str, StageInstance] = {}
+    chains: Mapping[str, tuple[str, ...]] = {}
+    cells: Mapping[str, tuple[Gate, ...]] = {}
+
+    def chain(self, cell: Cell) -> tuple[str, ...]:
+        """Return the digests of all stages that a cell needs: those for its gates, then its own."""
+        before = (digest for gate in self.cells.get(cell.id, ()) for digest in self.chains[gate.digest])
+        return (*before, *cell.stage_digests)
+
+
+NO_GATES = Gates()
+
+
+class GateRule:
+    """Which stages wait for their gates, and which gates are needed.
+
+    Args:
+        cells: whose stages are wanted.
+        gates: of the launch.
+
+    Attributes:
+        waiting: digest of a stage to the stages whose readiness follows from its state, beside those that
+            take its product.
+    """
+
+    def __init__(self, cells: Iterable[Cell], gates: Gates) -> None:
+        self._gates = gates
+        self._gated: dict[str, list[tuple[Cell, Gate]]] = {}
+        self._stages: dict[str, dict[str, None]] = {}
+        self.waiting: dict[str, dict[str, None]] = {}
+        for cell in cells if gates.cells else ():
+            for gate in gates.cells.get(cell.id, ()):
+                for digest in gate.stages:
+                    self._gated.setdefault(digest, []).append((cell, gate))
+                    self._stages.setdefault(gate.digest, {})[digest] = None
+                    self.waiting.setdefault(digest, {})[gate.digest] = None
+                    for needed in gates.chains[gate.digest]:
+                        self.waiting.setdefault(needed, {})[digest] = None
+
+    def holds(self, status_of: Callable[[str], StageStatus]) -> dict[str, Hold]:
+        """Return the holds of all stages by digest; see `hold` for the argument."""
+        found = ((digest, self.hold(digest, status_of)) for digest in (*self._gated, *self._stages))
+        return {digest: hold for digest, hold in found if hold is not None}
+
+    def hold(self, digest: str, status_of: Callable[[str], StageStatus]) -> Hold | None:
+        """Return the hold of a stage by its gates, or of a gate for which no stage waits.
+
+        Cells of several classes may share a stage. It is held only if it is held in all of them.
+
+        Args:
+            digest: of the stage.
+            status_of: returns a stage's own state by digest.
+        """
+        if digest in self._stages:
+            is_needed = any(status_of(stage).state in STARTABLE for stage in self._stages[digest])
+            return None if is_needed else Hold("no stage waits for it")
+        of_cells: dict[str, Hold | None] = {}
+        for cell, gate in self._gated.get(digest, ()):
+            hold = self._of_cell(cell, gate, status_of)
+            of_cells[cell.id] = max(of_cells.get(cell.id), hold, key=_weight)
+        return min(of_cells.values(), key=_weight, default=None)
+
+    def _of_cell(self, cell: Cell, gate: Gate, status_of: Callable[[str], StageStatus]) -> Hold | None:
+        """Return what a gate means for the stages of a cell; None if they may start."""
+        name, status = self._gates.instances[gate.digest].name, status_of(gate.digest)
+        if status.state is State.DONE:
+            return None
+        if status.state in (State.FAILED, State.UNKNOWN):
+            return Hold(f"its gate {name} is {status.state}: {status.reason}", cause=status.cause)
+        for digest in self._gates.chains[gate.digest][:-1]:
+            taken = status_of(digest)
+            if taken.state in (State.FAILED, State.UNKNOWN) or taken.retired:
+                # The gate cannot run. A cell that takes nothing of this input is not held up for it.
+                if digest not in cell.stage_digests or taken.retired:
+                    return None
+                return Hold(f"its gate {name} lacks an input: {taken.reason}", cause=taken.cause)
+        return Hold(f"waits for its gate {name}: {status.reason}", is_final=False)
+
+
+def _weight(hold: Hold | None) -> int:
+    return 0 if hold is None else 2 if hold.is_final else 1

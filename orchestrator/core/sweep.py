@@ -92,6 +92,24 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
     format: int = 1
 
 
+class GateFacts(Stored, frozen=True, kw_only=True):
+    """What a launch found out about itself. It is part of the identity of its gates.
+
+    Attributes:
+        code: digest of the checkout.
+        packages: digest of the installed packages.
+        device: type of the GPUs, ``cpu`` without any, "" if it is not known.
+        num_gpus: number of GPUs that a cell may have.
+        left_out: digest of a gate that does not count in this launch to the reason.
+    """
+
+    code: str
+    packages: str = ""
+    device: str = ""
+    num_gpus: int = 0
+    left_out: dict[str, str] = {}
+
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 MAX_NAME = 128
 """Maximum length of a name, in characters.
@@ -273,7 +291,49 @@ def stage_specs(
                     where=where,
                     allowed=nearest(other, specs),
                 )
+        # A gate of a stage that ships here counts in the sweeps that name it.
+        if "gated_by" not in (stages[name] or {}):
+            gates = tuple(gate for gate in spec.gated_by if gate in specs)
+            specs[name] = msgspec.structs.replace(spec, gated_by=gates)
+    for name in specs:
+        _check_gates(name, specs, where)
     return specs
+
+
+def gates_among(specs: Mapping[str, StageSpec]) -> tuple[str, ...]:
+    """Return the names of the stages that gate others, in the order of the file."""
+    named = {gate for spec in specs.values() for gate in spec.gated_by}
+    return tuple(name for name in specs if name in named)
+
+
+def _check_gates(name: str, specs: Mapping[str, StageSpec], where: str) -> None:
+    """Refuse a gate that does not exist, and one that would wait for the stage that waits for it."""
+    for gate in specs[name].gated_by:
+        if gate not in specs:
+            raise UserError(
+                f"stage {name!r} is gated by the unknown stage {gate!r}",
+                where=where,
+                allowed=nearest(gate, specs),
+            )
+        spec = specs[gate]
+        if spec.each or spec.skip or spec.gated_by:
+            raise UserError(
+                f"{gate!r} gates {name!r}, so it has neither each, skip nor gated_by", where=where
+            )
+        if "launch" in spec.reads:
+            raise UserError(f"{gate!r} is a gate: its own `launch` says what it is for", where=where)
+        if taker := next((other for other in specs if gate in specs[other].after), None):
+            raise UserError(
+                f"{gate!r} gates {name!r}, and {taker!r} comes after it",
+                where=where,
+                allowed="a gate makes no product that other stages take",
+            )
+        taken, todo = set[str](), list(spec.after)
+        while todo:
+            taken.add(other := todo.pop())
+            todo += set(specs[other].after) - taken if other in specs else ()
+        if waiting := next((other for other in taken if specs[other].gated_by), None):
+            raise UserError(f"{gate!r} would wait for {waiting!r}, which is gated itself", where=where)
 
 
 def _spec(

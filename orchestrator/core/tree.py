@@ -330,3 +330,24 @@ def _text(path: str, value: str) -> str:
 def _name(value: object) -> str:
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def each_values(config: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """Return the list that a stage's `each` names.
+
+    Raises:
+        UserError: it is not a list of different values.
+    """
+    values = pick(config, key)
+    if values is MISSING:
+        raise UserError(
+            f"`each` names the unknown key {key!r}",
+            allowed=nearest(key, dotted_keys(config)),
+        )
+    if not isinstance(values, list | tuple):
+        raise UserError(f"`each` names {key!r}, which is no list: {values!r}")
+    texts = [scalar_text(value) for value in values]
+    if len(set(texts)) < len(texts):
+        twice = next(text for text in texts if texts.count(text) > 1)
+        raise UserError(f"`each` names {key!r}, which lists {twice!r} twice")
+    return values

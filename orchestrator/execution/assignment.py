@@ -85,6 +85,7 @@ class Assignment(Stored, frozen=True, kw_only=True):
             its import paths replace `import_paths`, and a damaged file makes the worker refuse to claim.
         named: words of the commands that named code or settings in the checkout at launch; None without a
             checkout. Any other file that a command names is output of that command.
+        request: number of the launch or rerun, whose gates the worker obeys; 0 if it is not recorded.
         gpus: the GPUs that it shares with the launch's other workers; None if `env` names its own.
         num_gpus: GPUs that the worker holds.
         device: kind of these GPUs, "" if it is not known.
@@ -105,6 +106,7 @@ class Assignment(Stored, frozen=True, kw_only=True):
     max_idle_s: float | None = None
     code: Code | None = None
     named: Annotated[tuple[str, ...] | None, SINCE_2] = None
+    request: Annotated[int, SINCE_2] = 0
     gpus: Annotated[GpuShare | None, SINCE_2] = None
     num_gpus: Annotated[float, SINCE_2] = 0.0
     device: Annotated[str, SINCE_2] = ""

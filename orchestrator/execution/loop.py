@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from orchestrator import provenance
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
-from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.state import NO_GATES, StageStatus, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
@@ -26,6 +27,7 @@ from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lea
 from orchestrator.execution.scanning import StoreScanner
 from orchestrator.execution.spending import HeldTime
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
+from orchestrator.jobs.submissions import request_of
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.checkout import Checkout
@@ -79,7 +81,10 @@ class Worker:
             checkout=checkout,
         )
         self._say = say
-        self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status)
+        request = request_of(ledger, sweep.name, order.request) if order.request else None
+        gates = gates_of(sweep, request.gates, request.cells) if request is not None else NO_GATES
+        sweep = with_gates(sweep, gates)
+        self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates)
         self._watcher = Watcher(owner, job=order.job)
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
@@ -190,9 +195,8 @@ class Worker:
             return False
 
     def _is_worth_another_look(self, reader: EvidenceReader) -> bool:
-        digests = {digest for cell in self._scanner.cells for digest in cell.stage_digests}
         return self._leaving.is_worth_another_look(
-            is_passing=any(reader.evidence(digest).is_passing for digest in digests)
+            is_passing=any(reader.evidence(digest).is_passing for digest in self._scanner.digests())
         )
 
     def _status(self, reader: EvidenceReader, summary: RequestSummary, digest: str) -> StageStatus:
@@ -339,7 +343,4 @@ class Worker:
             return ""
         if not cancelled:
             return ""
-        wanted = any(
-            instance.digest in cell.stage_digests and cell.id not in cancelled for cell in self._scanner.cells
-        )
-        return "" if wanted else "cancelled"
+        return "" if self._scanner.is_wanted(instance.digest, cancelled) else "cancelled"

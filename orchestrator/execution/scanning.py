@@ -11,11 +11,11 @@ are always read again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from orchestrator.core.evidence import NO_HOLDS, Holds
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
-from orchestrator.core.state import StageStatus, State
+from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.store.access import StageIndex
 from orchestrator.store.evidence import EvidenceReader
@@ -31,13 +31,19 @@ class StoreScanner:
         cells: in the order in which they are tried.
         instances: digest to stage instance.
         status_of: returns the state of a stage.
+        gates: of the launch.
     """
 
     def __init__(
-        self, cells: Sequence[Cell], instances: Mapping[str, StageInstance], status_of: StatusOf
+        self,
+        cells: Sequence[Cell],
+        instances: Mapping[str, StageInstance],
+        status_of: StatusOf,
+        gates: Gates = NO_GATES,
     ) -> None:
-        self._index = ReadyIndex(cells, instances)
+        self._index = ReadyIndex(cells, instances, gates)
         self._instances = instances
+        self._gates = gates
         self._status_of = status_of
         self._reader: EvidenceReader | None = None
         self._summary = RequestSummary(frozenset(), {}, {})
@@ -51,6 +57,14 @@ class StoreScanner:
     def leave_out(self, digest: str) -> None:
         """Drop all cells that need a stage."""
         self._index.leave_out(digest)
+
+    def is_wanted(self, digest: str, cancelled: Collection[str]) -> bool:
+        """Return whether a cell that is not cancelled needs a stage."""
+        return any(digest in self._gates.chain(cell) for cell in self.cells if cell.id not in cancelled)
+
+    def digests(self) -> set[str]:
+        """Return the digests of all stages that are searched."""
+        return {digest for cell in self.cells for digest in self._gates.chain(cell)}
 
     def look_again(self, digest: str) -> None:
         """Have the next search read a stage again, for a reason that its records do not show."""

@@ -22,8 +22,10 @@ from orchestrator.core.selector import Subject, select
 from orchestrator.core.settings import RunSettings
 from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import UserError, nearest
+from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import JobListing, SubmissionState
 from orchestrator.jobs.records import JobContext, JobEnd, Resources, Submission
+from orchestrator.registry import SCHEDULERS, lookup
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 """A setting that is at least 1."""
@@ -347,3 +349,36 @@ def overrides_of(
                 for name, value in fields.items()
             }
     return found
+
+
+def scheduler(launcher: str, cluster: str) -> Scheduler:
+    """Return the client that queries a scheduler about the jobs of a launcher on a cluster.
+
+    Args:
+        launcher: name of the launcher, such as ``slurm``.
+        cluster: name of the cluster.
+
+    Raises:
+        UserError: there is no such launcher.
+    """
+    made: Scheduler = lookup(SCHEDULERS, launcher, kind="launcher")(cluster)
+    return made
+
+
+def ask_schedulers(filed: Sequence[SubmissionState]) -> dict[tuple[str, str], JobListing]:
+    """Query schedulers about all tasks that may not be over, with one query for each scheduler.
+
+    A task whose job has reported its own end needs no query, unless the job is to start again.
+
+    Args:
+        filed: the submissions of a sweep.
+
+    Returns:
+        By launcher and cluster, the scheduler's answer.
+    """
+    open_jobs: dict[tuple[str, str], set[str]] = {}
+    for each in filed:
+        silent = [t for t in each.open_tasks if t not in each.reports or each.reports[t].requeued]
+        if each.accepted is not None and silent:
+            open_jobs.setdefault(scheduler_of(each.submission), set()).add(each.accepted.job)
+    return {place: scheduler(*place).jobs(ids) for place, ids in open_jobs.items()}

@@ -153,6 +153,7 @@ class LocalLauncher:
             job=launch.job,
             code=launch.code,
             named=launch.named,
+            request=launch.request,
             num_gpus=self._num_gpus(is_shared=shared is not None),
             device=self._device,
         )

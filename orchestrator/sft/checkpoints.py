@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from orchestrator.manifest import REMEMBERED, file_digest, fsync_path, key_of
 from orchestrator.sft import state_before, state_files
-from orchestrator.sft.distributed.parallel import Placed, rank
+from orchestrator.sft.distributed.parallel import Placed, local_part, rank
 
 EPOCHS = "checkpoints"
 """Folder of the epochs' weights, one folder per step, in the product and in each resume checkpoint."""
@@ -38,6 +39,14 @@ def state_of(placed: Placed, optimizer: torch.optim.Optimizer) -> state_files.Pi
     Learning rates are not saved. They follow from the config and the step.
     """
     return state_files.own_pieces(_tensors(*get_state_dict(placed.model, optimizer)))
+
+
+def sizes_of_state(placed: Placed) -> list[int]:
+    """Return the bytes of the large tensors of `state_of`, before there are moments.
+
+    A weight and its two moments have the same size. Buffers and steps are small.
+    """
+    return 3 * [local_part(parameter).nbytes for parameter in placed.parameters]
 
 
 def write_state(
@@ -88,13 +97,21 @@ def write_weights(
     model: PreTrainedModel, weights: dict[str, torch.Tensor], folder: Path, *, dtype: torch.dtype
 ) -> None:
     """Write a model with the given weights, durably, and remember the digests of the files."""
-    model.save_pretrained(folder, state_dict=weights)
+    # Several files of large models are hashed at a time.
+    total = sum(tensor.nbytes for tensor in weights.values())
+    most = max(state_files.FILE_BYTES, -(-total // state_files.MAX_FILES))
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=most)
     # `save_pretrained` records the dtype of the weights in memory, which are trained in float32.
     model.config.dtype = dtype
     model.config.save_pretrained(folder)
-    for path in _weight_files(folder):
-        fsync_path(path)
-        REMEMBERED.remember(path, key_of(path), file_digest(path))
+    paths = list(_weight_files(folder))
+    with ThreadPoolExecutor(2 * len(paths)) as pool:
+        # Read from the page cache while the kernel writes it to the disk.
+        digests = pool.map(file_digest, paths)
+        for written in [pool.submit(fsync_path, path) for path in paths]:
+            written.result()
+        for path, digest in zip(paths, digests, strict=True):
+            REMEMBERED.remember(path, key_of(path), digest)
 
 
 def link_weights(source: Path, target: Path, *, last_step: int) -> None:

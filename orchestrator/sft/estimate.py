@@ -158,12 +158,12 @@ def evaluate(
 
 
 def _most_gpus(cell: Tree) -> int:
-    """Return the most GPUs that training can use: a power of two, with a micro-batch of a step for each."""
+    """Return the most GPUs that training can use: a power of two, with a row of each step for every one."""
     trainer = cell["trainer"]
     if trainer.get("num_processes"):
         return int(trainer["num_processes"])
-    most: int = trainer["global_batch_size"] // (trainer["micro_batch_size"] or 1)
-    return 1 << most.bit_length() - 1
+    rows: int = trainer["global_batch_size"]
+    return 1 << rows.bit_length() - 1
 
 
 def _host_gib(model: Decoder, hardware: Hardware, num_gpus: int, device_gib: float) -> float:

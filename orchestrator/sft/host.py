@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,12 @@ def copied(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tens
     source = tensor.detach().to(dtype or tensor.dtype)
     copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
     return copy.copy_(source, non_blocking=source.is_cuda)
+
+
+def pin(sizes: Sequence[int]) -> None:
+    """Let PyTorch keep pinned host memory for later tensors of these sizes, in bytes."""
+    kept = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
+    del kept  # all at once: one freed before would serve the next of its size
 
 
 def room_bytes(root: Path = Path("/")) -> int:

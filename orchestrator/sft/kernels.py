@@ -223,6 +223,11 @@ def prepare() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     if hasattr(torch.cuda.memory, "_set_allocator_settings"):
         torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        # Pages of host memory are touched by several threads, outside of the driver's lock.
+        with contextlib.suppress(RuntimeError, ValueError):  # other names in another version
+            torch.cuda.memory._set_allocator_settings(
+                "expandable_segments:True,pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
+            )
     # Compiled kernels outlast a job, whose /tmp may be its own, and serve all cells.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "polysweep", "inductor")
     with contextlib.suppress(OSError):

@@ -8,6 +8,16 @@ import pyarrow.parquet
 import transformers.models.gemma3.modeling_gemma3
 import transformers.models.qwen3.modeling_qwen3
 
-from orchestrator.sft import base, evaluate, prepare, tokenizer, train
+from orchestrator.sft import base, evaluate, prepare, rehearse, tokenizer, train
 
-__all__ = ["base", "evaluate", "pandas", "prepare", "pyarrow", "tokenizer", "train", "transformers"]
+__all__ = [
+    "base",
+    "evaluate",
+    "pandas",
+    "prepare",
+    "pyarrow",
+    "rehearse",
+    "tokenizer",
+    "train",
+    "transformers",
+]

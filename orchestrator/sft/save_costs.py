@@ -59,13 +59,15 @@ def save_costs(
     disk_gb_s: float = DISK_GB_S,
     is_copied: bool = True,
     interval_s: float = 60.0,
+    validation_s: float = 0.0,
 ) -> SaveCosts:
     """Return what saving costs a training that is not interrupted.
 
     For example, 8.2 billion parameters on four GPUs have a state of 98 GB. Copying it holds the training up
     for 1.2 s, and writing it takes 98 s at 1 GB/s. The interval is 4 x 98 = 393 s. With steps of 26 s, 36 of
     them and 6 epochs, the training waits 2 x 1.2 s for states, 6 x 0.8 s for copies of 16 GB of weights, and
-    16 s for the last weights to be written: 24 s of 960, or 2.5 %.
+    16 s for the last weights to be written: 24 s of 960, or 2.5 %. Pinned memory is taken to be allocated
+    before the first copy.
 
     Args:
         num_parameters: of the model.
@@ -77,6 +79,7 @@ def save_costs(
         disk_gb_s: bandwidth of the disk for all processes together.
         is_copied: whether the host has room for a copy of the state; otherwise all wait while it is written.
         interval_s: configured least interval.
+        validation_s: seconds of the validation after an epoch, while its weights are written.
     """
     state_gb, weights_gb = (size * num_parameters / GB for size in (STATE_BYTES, weight_bytes))
     write_s = state_gb / disk_gb_s
@@ -85,11 +88,13 @@ def save_costs(
     # Rank 0 alone gathers and copies the weights of an epoch.
     weights_s, copy_s = weights_gb / disk_gb_s, weights_gb / COPY_GB_S
     training_s = num_steps * step_s
+    # Near the end no state is saved, see `Checkpoints.is_due`.
+    saving_s = training_s - max(write_s, HELD_FACTOR * held_s)
     # The weights of an epoch wait for those of the one before, if an epoch is shorter than writing them.
     behind_s = max(0.0, weights_s - training_s / num_epochs)
-    # The last weights have nothing to hide behind.
-    all_s = int(training_s / interval_s) * held_s + num_epochs * copy_s + (num_epochs - 1) * behind_s
-    all_s += weights_s
+    # The last weights have only their validation to hide behind.
+    all_s = max(0, int(saving_s / interval_s)) * held_s + num_epochs * copy_s + (num_epochs - 1) * behind_s
+    all_s += max(0.0, weights_s - validation_s)
     return SaveCosts(
         state_gb=state_gb,
         weights_gb=weights_gb,

@@ -21,12 +21,13 @@ from orchestrator.sft.checkpoints import (
     EPOCHS,
     epoch_name,
     link_weights,
+    sizes_of_state,
     state_of,
     write_state,
     write_weights,
 )
 from orchestrator.sft.distributed.parallel import Placed, rank
-from orchestrator.sft.host import copied, may_copy
+from orchestrator.sft.host import copied, may_copy, pin
 from orchestrator.stage import Context
 
 PROGRESS = "progress.json"
@@ -56,23 +57,44 @@ class Saver:
         placed: the model.
         optimizer: its optimiser.
         context: of the running stage.
+        bf16: whether the weights of an epoch are saved in bfloat16, or in float32.
 
     Attributes:
         held_s: seconds for which saving has held the training up since this object was made.
     """
 
-    def __init__(self, placed: Placed, optimizer: torch.optim.Optimizer, context: Context) -> None:
+    def __init__(
+        self, placed: Placed, optimizer: torch.optim.Optimizer, context: Context, *, bf16: bool
+    ) -> None:
         self._placed = placed
         self._optimizer = optimizer
         self._context = context
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._weights: Future[None] | None = None
+        self._room: Future[None] | None = None
         self._may_copy: bool | None = None
         self._is_over = threading.Event()
         self.held_s = 0.0
 
-    def epoch(self, step: int, dtype: torch.dtype) -> None:
+    def make_room(self) -> None:
+        """Allocate pinned host memory for the copies of a GPU's state and weights, in a thread.
+
+        Pinning takes about a second a gigabyte. The first copies would hold the training up for that time.
+        PyTorch keeps the memory, and gives it to copies of the same sizes.
+        """
+        if self._placed.device.type != "cuda":
+            return
+        own = sizes_of_state(self._placed)
+        self._may_copy = may_copy(sum(own))
+        sizes = own if self._may_copy else []
+        if rank() == 0:
+            sizes += [parameter.numel() * self._dtype.itemsize for parameter in self._placed.parameters]
+        self._room = self._pool.submit(pin, sizes)
+
+    def epoch(self, step: int) -> None:
         """Save the weights after the last step of an epoch, in a thread of rank 0."""
+        dtype = self._dtype
         with self._holding():
             self._wait_for_weights()
             weights = self._placed.weights(dtype)
@@ -98,6 +120,8 @@ class Saver:
                 (folder / PROGRESS).write_text(record, encoding="utf-8")
 
         def begin(folder: Path) -> Callable[[], None]:
+            if self._room is not None:
+                self._room.result()
             pieces = state_of(self._placed, self._optimizer)
             if self._may_copy is None:
                 self._may_copy = may_copy(sum(tensor.nbytes for _, tensor in pieces.values()))
@@ -132,8 +156,9 @@ class Saver:
             self._pool.shutdown()
 
     def _wait_for_weights(self) -> None:
-        if self._weights is not None:
-            self._weights.result()
+        for pending in (self._room, self._weights):
+            if pending is not None:
+                pending.result()
 
     @contextmanager
     def _holding(self) -> Iterator[None]:

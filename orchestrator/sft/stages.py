@@ -1,4 +1,4 @@
-"""Specs of the five fine-tuning stages: what each reads, uses and waits for.
+"""Specs of the fine-tuning stages: what each reads, uses and waits for.
 
 The module has literal constants only, so that planning imports neither torch nor transformers. A key in
 `reads` is part of a stage's identity. A key in `uses` states where or how to compute, and does not change the
@@ -91,6 +91,7 @@ TRAIN = StageSpec(
     preload=_PRELOAD,
     estimate="orchestrator.sft.estimate:train",
     needs="orchestrator.sft.needs:of_cell",
+    gated_by=("rehearse",),
 )
 """Fine-tuning on the mixture of shards: the weights of every epoch."""
 
@@ -131,6 +132,33 @@ EVALUATE = StageSpec(
     needs="orchestrator.sft.needs:of_cell",
 )
 """Generation and scoring: select an epoch by validation accuracy, then test it."""
+
+REHEARSE = StageSpec(
+    run="orchestrator.sft.rehearse:main",
+    name="rehearse",
+    reads=(
+        "model.name",
+        "model.family",
+        "model.fingerprint",
+        *_TASK,
+        *_TRAIN_ITEMS,
+        "items.num_test",
+        "items.test_fingerprint",
+        # Also what divides a step: another micro-batch takes other memory.
+        *(key for key in (*TRAIN.reads, *TRAIN.uses) if key.startswith("trainer.")),
+        "trainer.max_length_tokens",
+        "evaluation.max_new_tokens",
+        "evaluation.engine",
+        "evaluation.precision",
+        "evaluation.batch_size",
+    ),
+    uses=(*EVALUATE.uses, "evaluation.languages"),
+    neutral=_REGISTERED,
+    after=("tokenizer", "base", "prepare"),
+    preload=_PRELOAD,
+    needs="orchestrator.sft.needs:of_cell",
+)
+"""The first steps of training and evaluation on the longest rows, once for a model, task and trainer."""
 
 EVALUATE_BEFORE = (
     StageSpec(

@@ -134,7 +134,7 @@ class Training:
         self._num_validated = max(1, int(validation.num_targets.sum()))
         self.num_steps: int = trainer.num_epochs * self._order.steps_per_epoch
         self._updates = _Updates(placed, trainer, num_steps=self.num_steps)
-        self._saver = Saver(placed, self._updates.optimizer, context)
+        self._saver = Saver(placed, self._updates.optimizer, context, bf16=trainer.precision == "bf16")
         self._start_s = time.monotonic()
         self.progress = Progress(0.0, [], [])
 
@@ -146,19 +146,20 @@ class Training:
             StageFailure: the loss or the gradient is not finite (cause ``nan``).
         """
         self._context.expect_save(state_seconds(self._placed.num_parameters))
+        self._saver.make_room()
         first = self._resume()
         per_epoch = self._order.steps_per_epoch
         for epoch in range(first // per_epoch, self._settings.trainer.num_epochs):
             for number, rows in enumerate(self._order.steps(epoch)):
                 step = epoch * per_epoch + number + 1
-                # These steps are part of the checkpoint.
-                if step <= first:
+                if step <= first:  # part of the checkpoint
                     continue
                 self._step(step, rows)
                 if number + 1 == per_epoch:
                     self._end_epoch(step)
+                due = self._context.checkpoint_due(step, num_steps=self.num_steps)
                 # After the last step only a stop is worth a checkpoint: the product follows at once.
-                if self._context.checkpoint_due(step) and (step < self.num_steps or self._context.stop_asked):
+                if due and (step < self.num_steps or self._context.stop_asked):
                     self._save(step)
         self._saver.end()
 
@@ -176,7 +177,7 @@ class Training:
         return not bool(reduced(failed, largest=True))
 
     def _rehearse(self) -> None:
-        """Make the moments, then compute the widest micro-batch twice, as between two others of a step."""
+        """Make the moments, and compute the widest micro-batch twice, as between two others of a step."""
         self._updates.make_moments()
         batch = self.batches.widest()
         for _ in range(2):
@@ -208,7 +209,7 @@ class Training:
         """Run one optimiser step over its rows, and log its metrics."""
         started_s = time.monotonic()
         self._reseed(step)
-        # Of the whole step, not of this process: otherwise the loss would depend on how rows are divided.
+        # Of the whole step: otherwise the loss would depend on how rows are divided among processes.
         num_targets = max(1, int(self._rows.num_targets[rows].sum()))
         total = self._backward(rows, num_targets)
         norm = self._placed.clip(self._settings.trainer.max_grad_norm)
@@ -265,16 +266,14 @@ class Training:
             usage["mfu"] = flops / (known[0].peak_tflops * 1e12 * world_size())
         return usage
 
-    # Ends of epochs, and checkpoints
-
     def _end_epoch(self, step: int) -> None:
-        """Validate, log the validation loss and save the epoch's weights."""
+        """Save the epoch's weights, validate and log the validation loss."""
+        # Written while the validation loss is computed: after the last epoch nothing else is left to compute.
+        self._saver.epoch(step)
         loss = self._validate()
         if not math.isfinite(loss):
             raise StageFailure("nan", f"validation_loss is {loss} at step {step}")
         self.progress.validation_loss.append(loss)
-        dtype = torch.bfloat16 if self._settings.trainer.precision == "bf16" else torch.float32
-        self._saver.epoch(step, dtype)
         self._context.log(
             step, num_steps=self.num_steps, validation_loss=loss, checkpoint_share=self.checkpoint_share
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,33 @@ def test_each_worker_begins_at_its_own_cell(
 ) -> None:
     order = order_for(tmp_path, "s", cells=given, slot=slot, num_slots=2)
     assert "".join(cell.id for cell in share(_cells(*"abcd"), order)) == expected
+
+
+def test_failures_and_preemption_cost_time_and_the_result_says_where_it_went(lengths: Any) -> None:
+    flaky = {"name": "flaky", "count": 0.2, "cause": "communication"}
+    table = {"source": "ours", "gpu_hours": 1, "faults": [flaky]}
+    (lengths.folder / "faults.json").write_text(json.dumps(table))
+    words = ["simulate", "lengths.yaml", "--gpus", "2", "--failures", "faults.json"]
+    words.append("policy.retries.communication=9")
+    found = lengths.json(*words)
+    assert found["makespan"]["hours"] > 5
+    assert found["cells"] == {"done": 4} and found["attempts"]["succeeded"] == 8
+    assert found["faults"]["flaky"] == found["attempts"]["failed"] > 0
+    goodput = found["goodput"]
+    assert sum(goodput["gpu_hours"].values()) == pytest.approx(goodput["held_gpu_hours"])
+    assert found["waste"] == {"communication": pytest.approx(goodput["gpu_hours"]["lost"])}
+    assert goodput["share"] == pytest.approx(10 / goodput["held_gpu_hours"])
+    assert f"{found['faults']['flaky']} flaky" in lengths(*words)
+
+
+def test_a_stage_that_would_be_preempted_for_ever_is_refused(lengths: Any) -> None:
+    words = ["simulate", "lengths.yaml", "--gpus", "2", "--preempt-every"]
+    assert "would never end, such as second" in lengths(*words, "3h", code=2)
+    assert "a time such as 4h, 30m or 90s" in lengths(*words, "often", code=2)
+    assert lengths.json(*words, "5h")["makespan"]["hours"] == 5
+
+
+def test_the_order_of_the_sweep_takes_longer(lengths: Any) -> None:
+    words = ["simulate", "lengths.yaml", "--gpus", "2"]
+    assert lengths.json(*words, "--grid-order")["makespan"]["hours"] == 6
+    assert "in the order of the sweep" in lengths(*words, "--grid-order")

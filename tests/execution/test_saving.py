@@ -56,6 +56,24 @@ def test_a_save_that_holds_the_stage_up_is_followed_by_thirty_three_times_as_lon
     assert not context.checkpoint_due(3)
 
 
+def test_near_the_end_no_checkpoint_is_due_that_would_not_be_complete_or_not_pay(tmp_path: Path) -> None:
+    context = Context(tmp_path, checkpoint_interval_s=0.01)
+    context.expect_save(0.5)
+    context.checkpoint_due(1)
+    time.sleep(0.1)
+    # Steps of 0.1 s: of ten more, one second is left, and of three, 0.3 s.
+    assert not context.checkpoint_due(2, num_steps=5)
+    time.sleep(0.1)
+    assert context.checkpoint_due(3, num_steps=13)
+    assert context.saves.is_due(0.5) and not context.saves.is_due(0.49)
+    with context.checkpoint(3):
+        time.sleep(0.05)
+    context.saves._last_s -= 60
+    assert context.saves.is_due(60) and not context.saves.is_due(33 * 0.05)
+    context._stop.ask("stopped")
+    assert context.checkpoint_due(4, num_steps=4)  # a stop is always worth one
+
+
 def test_an_interval_of_nothing_is_a_checkpoint_after_each_step(tmp_path: Path) -> None:
     context = Context(tmp_path, checkpoint_interval_s=0)
     with context.checkpoint(1):

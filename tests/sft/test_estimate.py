@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.core.settings import HardwareSettings
-from orchestrator.costs import Finished, Hardware, Measured
+from orchestrator.costs import Estimate, Finished, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.estimate import evaluate, train
 from orchestrator.sft.memory import Load, decoder, widest_pack
@@ -322,3 +323,34 @@ def test_more_processes_than_a_cell_may_have_gpus_are_named() -> None:
     config["trainer"]["num_processes"] = 16
     with pytest.raises(UserError, match=r"trainer.num_processes=16, but a cell may have 8 GPUs"):
         trained(config)
+
+
+def test_cells_of_several_sizes_measure_what_a_doubling_keeps() -> None:
+    done = cell(languages=2)
+
+    def measured(**tokens_per_second: float) -> Measured:
+        rows = [
+            {"train_tokens": 1000, "tokens_per_second": speed, "num_gpus": int(number[1:])}
+            for number, speed in tokens_per_second.items()
+        ]
+        return Measured({"evaluate": [Finished(done, [row], 270.0) for row in rows]})
+
+    def on(number: int | None, measured: Measured) -> Estimate:
+        hardware = msgspec.structs.replace(HardwareSettings().assumed, num_gpus=number)
+        return trained(done, hardware, measured=measured)
+
+    assert on(None, measured(x4=4000.0)).efficiency == 0  # one size tells nothing
+    two = measured(x1=1000.0, x4=4 * 640.0)  # of the speed, 0.8 twice
+    assert on(None, two).efficiency == pytest.approx(0.8)
+    hours = {number: on(number, two).wall_hours for number in (1, 2, 4, 8)}
+    assert [hours[1] / hours[number] for number in (2, 4, 8)] == pytest.approx([1.6, 2.56, 4.096])
+    assert on(None, measured(x1=1000.0, x4=1000.0)).efficiency == 0.5  # never below: more would take longer
+    assert on(8, two).host_memory_gib > on(1, two).host_memory_gib  # of all processes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [((), 512), (("trainer.global_batch_size=12",), 8), (("trainer.num_processes=2",), 2)],
+)
+def test_training_uses_a_gpu_for_each_row_of_a_step_at_most(overrides: tuple[str, ...], most: int) -> None:
+    assert trained(cell("qwen3-0.6b", "math", 1, *overrides)).most_gpus == most

@@ -23,10 +23,12 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.manifest import REMEMBERED, file_digest
 from orchestrator.saving import MANIFEST, write_checkpoint_manifest
-from orchestrator.sft import state_before, state_files
-from orchestrator.sft.checkpoints import load_state, save_state
+from orchestrator.sft import runtime, state_before, state_files
+from orchestrator.sft.checkpoints import load_state, save_state, save_weights, sizes_of_state, state_of
 from orchestrator.sft.distributed import launcher
+from orchestrator.sft.distributed.parallel import group_of_one
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
 from tests.sft import chain, sharded
 from tests.sft.chain import Log
@@ -296,3 +298,31 @@ def test_tensors_of_any_size_and_type_come_back_bit_for_bit(tmp_path: Path, dtyp
     for name, tensor in saved.items():
         assert torch.equal(read[name], tensor)
     assert not state_before.is_before(tmp_path / "state")
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_the_sizes_of_a_state_are_known_before_there_are_moments(ground: Ground, sharding: str) -> None:
+    with group_of_one(sharding, torch.device("cpu")):
+        placed, optimizer = sharded.placed_with_optimizer(ground.inputs["base"][""], sharding=sharding)
+        expected = sizes_of_state(placed)
+        for parameter in placed.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        found = [tensor.nbytes for _, tensor in state_of(placed, optimizer).values() if tensor.ndim]
+    assert sorted(found) == sorted(expected)
+
+
+def test_weights_in_several_files_are_the_model_and_are_remembered_by_their_digests(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_files, "FILE_BYTES", 1000)
+    placed, _ = sharded.placed_with_optimizer(ground.inputs["base"][""], sharding="ddp")
+    save_weights(placed, tmp_path / "weights", dtype=torch.float32)
+    files = sorted((tmp_path / "weights").glob("*.safetensors"))
+    assert len(files) > 1
+    loaded = dict(runtime.load_weights(tmp_path / "weights").named_parameters())
+    assert all(torch.equal(loaded[name], own) for name, own in placed.model.named_parameters())
+    remembered = REMEMBERED.of(files)
+    assert {str(path): file_digest(path) for path in files} == {
+        str(path): digest for path, (_, digest) in remembered.items()
+    }

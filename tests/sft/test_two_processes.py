@@ -15,14 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from orchestrator.core.identity import canonical
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.sft import stages
 from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
 from tests.execution.waiting import lives, signal_all, until
 from tests.sft import chain
 from tests.sft.chain import Log
 from tests.sft.conftest import STEPS, ByTwo, Ground
-from tests.sft.test_training import adopt, history, train, weights
+from tests.sft.test_training import MIXTURE, adopt, history, train, weights
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
 
@@ -62,6 +64,23 @@ def test_two_processes_make_the_steps_of_one_the_last_partial_one_included(
     assert (summary["num_processes"], summary["micro_batch_size"]) == (2, 2)
     assert [step for step, metrics in log.entries if "loss" in metrics] == list(range(1, 13))
     assert num_pieces(checkpoint) == {2 if sharding == "fsdp" else 1}
+
+
+def test_a_cell_on_two_processes_is_the_same_cell_and_scores_alike(
+    ground: Ground, by_two: ByTwo, tmp_path: Path
+) -> None:
+    configs = [chain.small(MIXTURE, *STEPS, *more) for more in ((), (TWO, FSDP))]
+    for spec in (stages.TRAIN, stages.EVALUATE):
+        one, two = (canonical(chain.cut(config, spec.reads)) for config in configs)
+        assert one == two  # the digest of a stage is made of this
+    products = {"one": train(ground, tmp_path / "train", *STEPS), "two": by_two("fsdp").product}
+    rows = {}
+    for name, product in products.items():
+        inputs = {**ground.inputs, "train": {"": product}}
+        found = chain.run(stages.EVALUATE, configs[0], tmp_path / name, inputs)[1]
+        measured = ("train_seconds", "tokens_per_second", "peak_memory_gib", "num_processes")
+        rows[name] = [{key: value for key, value in row.items() if key not in measured} for row in found]
+    assert rows["one"] == rows["two"] and len(rows["one"]) == 4
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
@@ -19,10 +20,12 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from orchestrator.core.failure import Cause
 from orchestrator.entry import socket_folder
-from orchestrator.jobs.records import Resources
+from orchestrator.jobs.records import Resources, Submission
 from orchestrator.launchers.ray import actor as slots
 from orchestrator.launchers.ray import lost_workers
+from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.settings import NodeResources, fits
+from orchestrator.store.objects import ObjectStore
 
 # nodes need not have this package, so the actor's class is sent as code
 cloudpickle.register_pickle_by_value(slots)
@@ -32,6 +35,8 @@ CONNECT_S = 5.0
 
 MONITOR = ("memory_usage_threshold", "memory_monitor_refresh_ms")
 """Settings of Ray's memory monitor that workers need, to judge whether it ended their actor."""
+
+WORKER = "orchestrator.launchers.ray.worker"
 
 DRAIN_S = 2.0
 """Poll interval for nodes that are about to go, in seconds."""
@@ -302,3 +307,40 @@ def _cause(error: Exception, going: Collection[str], node: str) -> Cause:
     return lost_workers.cause_of_error(
         types, str(error), drained=node in going or getattr(error, "preempted", False)
     )
+
+
+@dataclass
+class Starter:
+    """Starts of workers, numbered from 1.
+
+    Args:
+        objects: the store.
+        sweep: its name.
+        submission: whose stages they claim.
+        restart: how often the driver was restarted.
+        environment: variables added to those of the node.
+        num_started: the number of workers started so far.
+    """
+
+    objects: ObjectStore
+    sweep: str
+    submission: Submission
+    restart: int
+    environment: Mapping[str, object]
+    num_started: int = 0
+
+    def start(self, pool: Pool, *, avoid: Collection[str]) -> None:
+        """Request the next worker from Ray.
+
+        Args:
+            pool: the driver's workers.
+            avoid: ids of nodes that should not run it.
+        """
+        self.num_started += 1
+        code = self.submission.code.digest if self.submission.code else ""
+        args = (self.objects.url, self.sweep, str(self.submission.number))
+        start = start_of(self.objects, code, WORKER, *args, str(self.num_started), str(self.restart))
+        environment = {name: str(value) for name, value in self.environment.items()}
+        environment |= pool.monitor()
+        environment |= start.environment
+        pool.start(self.num_started, list(start.argv), environment, self.submission.folder, avoid=avoid)

@@ -13,15 +13,15 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Owner
-from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.state import Gates, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
@@ -29,17 +29,14 @@ from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import StoreScanner
 from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of
-from orchestrator.launchers.ray.actors import Ended, Pool
-from orchestrator.launchers.ray.boot import start_of
+from orchestrator.launchers.ray.actors import Ended, Pool, Starter
 from orchestrator.launchers.ray.lost_workers import Failures, Losses
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.objects import ObjectStore
 
-WORKER = "orchestrator.launchers.ray.worker"
 POLL_S, SCAN_S, SCAN_SHARE = 0.5, 2.0, 20
 """Intervals of polls of Ray and scans of the store (at most 1/SCAN_SHARE of the time)."""
 
@@ -94,11 +91,12 @@ class _Scanner:
 
     Args:
         ledger: the store.
-        sweep: the sealed sweep.
+        sweep: the sealed sweep, with its gates.
         cells: those of it that are to be worked on.
         start: the id of the driver's job, and how often it was restarted.
         retries: how often a stage is retried by default, by cause.
         observer: judges the attempts of workers.
+        gates: of the launch.
     """
 
     def __init__(
@@ -109,13 +107,14 @@ class _Scanner:
         start: tuple[str, int],
         retries: Mapping[str, int],
         observer: Watcher,
+        gates: Gates,
     ) -> None:
         self._ledger = ledger
         self._sweep = sweep
         self._start = start
         self._retries = retries
         self._observer = observer
-        self._scanner = StoreScanner(cells, sweep.stages, self._status)
+        self._scanner = StoreScanner(cells, sweep.stages, self._status, gates)
         self._busy: set[int] = set()
         self._trusted: set[tuple[str, int]] = set()
 
@@ -149,43 +148,6 @@ class _Scanner:
         return stage_status(evidence, summary.budget(digest, self._retries))
 
 
-@dataclass
-class _Starter:
-    """Starts of workers, numbered from 1.
-
-    Args:
-        objects: the store.
-        sweep: its name.
-        submission: whose stages they claim.
-        restart: how often the driver was restarted.
-        environment: variables added to those of the node.
-        num_started: the number of workers started so far.
-    """
-
-    objects: ObjectStore
-    sweep: str
-    submission: Submission
-    restart: int
-    environment: Mapping[str, object]
-    num_started: int = 0
-
-    def start(self, pool: Pool, *, avoid: Collection[str]) -> None:
-        """Request the next worker from Ray.
-
-        Args:
-            pool: the driver's workers.
-            avoid: ids of nodes that should not run it.
-        """
-        self.num_started += 1
-        code = self.submission.code.digest if self.submission.code else ""
-        args = (self.objects.url, self.sweep, str(self.submission.number))
-        start = start_of(self.objects, code, WORKER, *args, str(self.num_started), str(self.restart))
-        environment = {name: str(value) for name, value in self.environment.items()}
-        environment |= pool.monitor()
-        environment |= start.environment
-        pool.start(self.num_started, list(start.argv), environment, self.submission.folder, avoid=avoid)
-
-
 class RayDriver:
     """One start of the driver of one submission.
 
@@ -203,7 +165,8 @@ class RayDriver:
         self._records = DriverRecords(ledger, sweep, submission.number, restart)
         submissions = Submissions(ledger, sweep)
         sealed = ledger.revision(sweep, submission.revision).sweep
-        engine = settings_of(request_of(ledger, sweep, submission.request))
+        request = request_of(ledger, sweep, submission.request)
+        engine = settings_of(request)
         self._settings = ray_settings(engine.launcher)
         job = submissions.job_of(submission.number) or submission.name
         process = describe(os.getpid())
@@ -215,8 +178,10 @@ class RayDriver:
         self._failures = Failures()
         wanted = set(submission.tasks[0])
         cells = [cell for cell in sealed.cells if cell.id in wanted]
-        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), engine.policy.retries, watcher)
-        self._starter = _Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
+        gates = gates_of(sealed, request.gates, request.cells)
+        sealed, retries = with_gates(sealed, gates), engine.policy.retries
+        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), retries, watcher, gates)
+        self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = _Stop(grace_s)

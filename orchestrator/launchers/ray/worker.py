@@ -260,6 +260,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
         code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
         code=code,
         max_idle_s=own.idle_s,
+        request=submission.request,
         # Ray names GPUs to an actor that requested some, also those that a test bed only claims to have.
         env={"CUDA_VISIBLE_DEVICES": ""} if own.device == "cpu" else {},
         job=JobContext(

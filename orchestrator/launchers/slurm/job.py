@@ -176,6 +176,7 @@ class SlurmJob:
             code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
             code=code,
             job=self._job(),
+            request=submission.request,
             num_gpus=submission.resources.num_nodes * submission.resources.gpus_per_node,
         )
 

@@ -102,12 +102,12 @@ class RankContext(Context):
         """Whether all ranks should save a checkpoint and end."""
         return bool(self._ask("why_stop"))
 
-    def checkpoint_due(self, step: int) -> bool:
+    def checkpoint_due(self, step: int, *, num_steps: int | None = None) -> bool:
         """Return whether to save now; the answer is the same in all ranks.
 
         Each rank's own clock could give another answer, and then some ranks would save and others would not.
         """
-        return bool(self._ask("checkpoint_due", int(step)))
+        return bool(self._ask("checkpoint_due", int(step), num_steps))
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:

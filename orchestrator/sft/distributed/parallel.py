@@ -79,6 +79,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of a possibly sharded tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def is_sharded(sharding: str, device: torch.device) -> bool:
     """Return whether FSDP shards the model: if configured (``fsdp``), and with ``auto`` on GPUs."""
     return sharding == "fsdp" or (sharding == "auto" and device.type == "cuda")

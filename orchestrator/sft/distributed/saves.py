@@ -130,9 +130,9 @@ class ContextCalls:
             return stopped.why or "stopped"
         return ""
 
-    def checkpoint_due(self, step: int) -> bool:
+    def checkpoint_due(self, step: int, num_steps: int | None) -> bool:
         """Return whether to save now."""
-        return self._context.checkpoint_due(step)
+        return self._context.checkpoint_due(step, num_steps=num_steps)
 
     def open_checkpoint(self, step: int) -> str:
         """Return the folder of a new checkpoint, which the ranks write before they go on."""

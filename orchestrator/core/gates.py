@@ -1,0 +1,155 @@
+"""The gates of a launch: which stages rehearse for others before these may start. Pure.
+
+A gate is a stage like others, claimed, run and recorded as they are. But it is part of no cell's chain, and
+enters no digest of the stages that wait for it. What it stands for is known at a launch only: the code, the
+packages and the hardware are part of its own digest. So other code has it run again, and retrains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from orchestrator.core.identity import canonical, hashed_of, reads_of, stage_digest, target_of
+from orchestrator.core.records import Request
+from orchestrator.core.state import NO_GATES, Gate, Gates
+from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, Input, StageInstance, gates_among
+
+
+def gates_of(sweep: ComposedSweep, facts: GateFacts | None, named: Collection[str] | None = None) -> Gates:
+    """Return the gates of a launch, a function of the sealed sweep and of what the launch recorded.
+
+    A gate has one instance for each class: the cells that agree on all that it reads. It takes the inputs of
+    all cells of the class. So it sees all rows on which these cells will train::
+
+        cell en       prepare[en]                train     class of both: the gate takes prepare[en] and
+        cell en+es    prepare[en] prepare[es]    train     prepare[es], and reads code, packages and GPUs
+
+    Args:
+        sweep: the sealed sweep.
+        facts: as recorded; None for a launch without gates.
+        named: ids of the cells of the launch; None for all.
+    """
+    if facts is None:
+        return NO_GATES
+    instances, chains = dict[str, StageInstance](), dict[str, tuple[str, ...]]()
+    cells: dict[str, list[Gate]] = {}
+    wanted = [cell for cell in sweep.cells if named is None or cell.id in named]
+    for name in gates_among(sweep.specs):
+        for group in _classes(sweep, name, wanted):
+            instance = group.instance(sweep, name, facts)
+            if instance.digest in facts.left_out:
+                continue
+            instances[instance.digest] = instance
+            chains[instance.digest] = _with_inputs(instance, sweep.stages)
+            for cell, stages in group.cells:
+                cells.setdefault(cell.id, []).append(Gate(instance.digest, stages))
+    return Gates(instances, chains, {cell: tuple(found) for cell, found in cells.items()})
+
+
+def gates_of_requests(
+    sweep: ComposedSweep, number: int, requests: Iterable[Request], asked: Mapping[str, int]
+) -> Gates:
+    """Return the gates of each cell under the launch or rerun that named it last.
+
+    Args:
+        sweep: the sealed sweep.
+        number: of its revision. Requests for other revisions had other cells.
+        requests: of the sweep.
+        asked: id of a cell to the number of that request.
+    """
+    instances, chains = dict[str, StageInstance](), dict[str, tuple[str, ...]]()
+    cells: dict[str, tuple[Gate, ...]] = {}
+    for request in requests if gates_among(sweep.specs) else ():
+        if request.gates is None or request.revision != number:
+            continue
+        of_launch = gates_of(sweep, request.gates, request.cells)
+        cells |= {cell: each for cell, each in of_launch.cells.items() if asked[cell] == request.number}
+        instances |= of_launch.instances
+        chains |= of_launch.chains
+    return Gates(instances, chains, cells)
+
+
+def with_gates(sweep: ComposedSweep, gates: Gates) -> ComposedSweep:
+    """Return a sweep with its gates among its stages. The chains of its cells are as they were."""
+    return replace(sweep, stages={**sweep.stages, **gates.instances}) if gates.instances else sweep
+
+
+class _Class:
+    """The cells of a launch for which one instance of a gate stands.
+
+    Args:
+        reads: what the gate reads of the config of each of them.
+
+    Attributes:
+        cells: each with the digests of the stages that the gate holds back in it.
+        inputs: the products that the gate takes, by stage and label.
+    """
+
+    def __init__(self, reads: dict[str, Any]) -> None:
+        self.cells: list[tuple[Cell, tuple[str, ...]]] = []
+        self.inputs: dict[tuple[str, str], Input] = {}
+        self._reads = reads
+
+    def add(self, cell: Cell, stages: tuple[str, ...], inputs: Mapping[tuple[str, str], Input]) -> bool:
+        """Add a cell, unless it takes another product of a name that the class takes already."""
+        if any(self.inputs.get(name, taken) != taken for name, taken in inputs.items()):
+            return False
+        self.cells.append((cell, stages))
+        self.inputs.update(inputs)
+        return True
+
+    def instance(self, sweep: ComposedSweep, name: str, facts: GateFacts) -> StageInstance:
+        """Return the gate's instance. Its label names the axes on which the class agrees."""
+        spec, axes = sweep.specs[name], self.cells[0][0].axes
+        labels = [
+            label
+            for axis, label in axes.items()
+            if all(cell.axes[axis] == label for cell, _ in self.cells)
+            and any(cell.axes[axis] != label for cell in sweep.cells)
+        ]
+        places = {stage: place for place, stage in enumerate(spec.after)}
+        inputs = sorted(self.inputs.values(), key=lambda taken: (places[taken.stage], taken.label))
+        launch = {
+            "code": facts.code,
+            "packages": facts.packages,
+            "device": facts.device,
+            "num_gpus": facts.num_gpus,
+        }
+        hashed = {**hashed_of(spec, self._reads), "launch": launch}
+        return StageInstance(
+            stage=name,
+            label=".".join(labels),
+            digest=stage_digest(target_of(spec), spec.version, hashed, inputs),
+            reads={**self._reads, "launch": launch},
+            inputs=tuple(inputs),
+        )
+
+
+def _classes(sweep: ComposedSweep, name: str, cells: Iterable[Cell]) -> Iterator[_Class]:
+    """Yield the classes of a gate, in the order of the sweep."""
+    spec, found = sweep.specs[name], dict[str, list[_Class]]()
+    for cell in cells:
+        chain = [sweep.stages[digest] for digest in cell.stage_digests]
+        stages = tuple(each.digest for each in chain if name in sweep.specs[each.stage].gated_by)
+        if not stages:
+            continue
+        inputs = {
+            (each.stage, each.label): Input(each.stage, each.label, each.digest)
+            for each in chain
+            if each.stage in spec.after
+        }
+        reads = reads_of(spec, cell.config)
+        alike = found.setdefault(canonical(hashed_of(spec, reads)), [])
+        if not any(group.add(cell, stages, inputs) for group in alike):
+            alike.append(_Class(reads))
+            alike[-1].add(cell, stages, inputs)
+    yield from (group for alike in found.values() for group in alike)
+
+
+def _with_inputs(instance: StageInstance, stages: Mapping[str, StageInstance]) -> tuple[str, ...]:
+    """Return the digests of all that a stage is made from, inputs first, and its own."""
+    chain = (d for taken in instance.inputs for d in _with_inputs(stages[taken.digest], stages))
+    return (*dict.fromkeys(chain), instance.digest)

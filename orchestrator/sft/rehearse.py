@@ -1,0 +1,240 @@
+"""The `rehearse` stage: the first minutes of a class's trainings and evaluations, before hours are spent.
+
+Nothing here trains, saves or scores by itself. The stages `train` and `evaluate` run as they are, on the
+longest rows of the class, so what fails in them fails here first::
+
+    train     step 1 on the longest batch, a checkpoint, the end of the process
+    train     in a new process: from the checkpoint on, steps 2 and 3
+    evaluate  the last weights, on one validation item and one test item
+
+Before all that, the scorer gets the references of the class's own items. One that it calls wrong would make
+each model look worse than it is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.saving import MANIFEST
+from orchestrator.sft import evaluate, runtime, train
+from orchestrator.sft.checkpoints import EPOCHS, epoch_name
+from orchestrator.sft.data import load_items
+from orchestrator.sft.distributed import launcher, parallel
+from orchestrator.sft.prepare import COUNTS, SPLITS, count
+from orchestrator.sft.shards import Example, Rows, rows_of, write_shard
+from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
+from orchestrator.tasks.base import Split, load_task
+
+NUM_STEPS = 3
+"""Steps of the training: one before the checkpoint, one to warm up after it, and one that is measured."""
+_PHASES = 4
+MAX_NAMED = 3
+"""Most items that a message names."""
+
+
+class _Speeds:
+    """A tracker that keeps the speed of the last step.
+
+    Attributes:
+        tokens_per_second: of the last step.
+    """
+
+    def __init__(self) -> None:
+        self.tokens_per_second = 0.0
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a step."""
+        self.tokens_per_second = metrics.get("tokens_per_second", self.tokens_per_second)
+
+    def close(self) -> None:
+        """Do nothing: nothing is buffered."""
+
+
+def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Rehearse a class of cells, and return one row with what was measured.
+
+    Raises:
+        StageFailure: what `train` or `evaluate` raised; or the scorer calls a reference wrong (cause
+            ``data``).
+    """
+    runtime.start(context, seed=0)
+    languages = list(inputs.each("prepare"))
+    num_references = check_references(config, context.uses, languages)
+    _end_phase(context, 1)
+    tree = settings_of(config, context.uses, languages[:1])
+    shard = context.scratch / "shard"
+    rows = longest_rows(config, inputs, context, languages)
+    _write(rows, shard, language=languages[0], limit=config.trainer.max_length_tokens)
+    given = _with_input(inputs, "prepare", {languages[0]: shard})
+
+    stopping = StopSignal()
+    stopping.ask("rehearsed")  # it saves a checkpoint after its first step, and ends
+    first = _within(context, "first", tree, stop=stopping)
+    try:
+        _train(tree, given, first)
+    except StopRequested:
+        _end_phase(context, 2)
+    (folder,) = (path.parent for path in (first.folder / "checkpoints").glob(f"*/{MANIFEST}"))
+    saved = Checkpoint(int(folder.name), folder)
+    speeds = _Speeds()
+    second = _within(context, "second", tree, resume=saved, trackers=(speeds,))
+    _train(tree, given, second, in_new_process=True)
+    _end_phase(context, 3)
+    found = json.loads((second.output / train.SUMMARY).read_text(encoding="utf-8"))
+    if len(found["loss"]) != NUM_STEPS:
+        raise StageFailure("code", f"{len(found['loss'])} of {NUM_STEPS} steps after the checkpoint")
+    # The weights of one epoch are enough to generate with.
+    for step in range(1, NUM_STEPS):
+        shutil.rmtree(second.output / EPOCHS / epoch_name(step))
+    third = _within(context, "third", tree)
+    scored = evaluate.main(Config(tree), _with_input(given, "train", {"": second.output}), third)
+    _end_phase(context, 4)
+    return [
+        {
+            **{name: scored[0][name] for name in ("model", "family", "num_parameters", "task")},
+            "num_languages": len(languages),
+            "num_references": num_references,
+            "longest_tokens": max(len(row.input_ids) for row in rows),
+            "train_tokens": found["train_tokens"],
+            "tokens_per_second": round(speeds.tokens_per_second, 1),
+            "peak_memory_gib": found["peak_memory_gib"],
+            "num_processes": found["num_processes"],
+            "save_seconds": round(first.saves.save_s, 3),
+            "num_scored": sum(row["num_items"] for row in scored),
+        }
+    ]
+
+
+def check_references(config: Config, uses: Config, languages: Sequence[str]) -> int:
+    """Have the scorer score the references of all items on which the class's cells are scored.
+
+    Args:
+        config, uses: of the stage.
+        languages: of the class's mixtures.
+
+    Returns:
+        The number of references.
+
+    Raises:
+        StageFailure: one is scored as wrong (cause ``data``).
+    """
+    task = load_task(config.task)
+    wrong: list[str] = []
+    number = 0
+    asked = [(Split.VALIDATION, language) for language in languages]
+    asked += [(Split.TEST, language) for language in uses.evaluation.languages]
+    for split, language in asked:
+        for item in load_items(task, split, language, config["items"], uses):
+            if not item.response.strip():  # a test set may have answers alone
+                continue
+            number += 1
+            if not task.is_correct(task.stop(item.response), item.gold, language, truncated=False):
+                wrong.append(f"{split} {language} {item.id}")
+    if wrong:
+        named = ", ".join(wrong[:MAX_NAMED]) + (", ..." if len(wrong) > MAX_NAMED else "")
+        raise StageFailure(
+            "data",
+            f"{len(wrong)} of {number} reference answers of {task.name} are scored as wrong: {named};"
+            f" their response and their gold answer contradict each other",
+        )
+    return number
+
+
+def settings_of(config: Config, uses: Config, languages: Sequence[str]) -> dict[str, Any]:
+    """Return the config with which `train` and `evaluate` rehearse.
+
+    Args:
+        config, uses: of the stage.
+        languages: of the rehearsal.
+    """
+    tree = _merged(config.to_dict(), uses.to_dict())
+    tree |= {"seed": 0, "languages": list(languages)}
+    # Each epoch is one step of the longest rows.
+    tree["trainer"]["num_epochs"] = NUM_STEPS
+    # A training of hours compiles its layers, which changes its memory. So must these few steps.
+    if tree["trainer"].get("compile") == "auto" and runtime.device_of(tree["device"]).type == "cuda":
+        tree["trainer"]["compile"] = True
+    tree["items"] |= {"num_validation": 1, "num_test": 1}
+    tree["evaluation"]["languages"] = tree["evaluation"]["languages"][:1]
+    return tree
+
+
+def longest_rows(config: Config, inputs: Inputs, context: Context, languages: Sequence[str]) -> list[Example]:
+    """Return as many of the longest rows of the class as a step has, and the longest for validation."""
+    pad = runtime.padding(runtime.load_tokenizer(inputs, context.uses))
+    sizes = {SPLITS[0]: config.trainer.global_batch_size, SPLITS[1]: 1}
+    return [
+        row
+        for split, size in sizes.items()
+        for row in _longest(rows_of(inputs.each("prepare"), languages, split, pad_token_id=pad), split, size)
+    ]
+
+
+def _longest(rows: Rows, split: str, number: int) -> Iterator[Example]:
+    """Yield the longest rows of a split."""
+    for row in np.argsort(-rows.lengths, kind="stable")[:number]:
+        yield Example(split, str(row), int(rows.first_targets[row]), rows.tokens(row).tolist())
+
+
+def _write(rows: Sequence[Example], folder: Path, *, language: str, limit: int) -> None:
+    """Write a shard as `prepare` does."""
+    folder.mkdir(parents=True)
+    write_shard(rows, folder)
+    counts = {split: count(of, of) for split in SPLITS if (of := [row for row in rows if row.split == split])}
+    report = {"language": language, "max_length_tokens": limit, **counts}
+    (folder / COUNTS).write_text(json.dumps(report), encoding="utf-8")
+
+
+def _train(
+    tree: Mapping[str, Any], inputs: Inputs, context: Context, *, in_new_process: bool = False
+) -> None:
+    """Run the `train` stage, in new processes if it is asked for or if a GPU is to be free afterwards."""
+    device = runtime.device_of(context.uses.device)
+    number = parallel.num_processes(context.uses.trainer.num_processes, device, section="trainer")
+    if number == 1 and device.type == "cpu" and not in_new_process:
+        train.train(Config(tree), inputs, context)
+        return
+    target = f"{train.__name__}:{train.train.__name__}"
+    launcher.run(target, Config(tree), inputs, context, num_processes=number, device=device.type)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _within(context: Context, name: str, tree: dict[str, Any], **how: Any) -> Context:
+    """Return a context for a stage that runs within this one, in a folder that does not stay."""
+    return Context(
+        context.scratch / name,
+        uses=Config(tree, declared="uses"),
+        attempt=context.attempt,
+        num_threads=context.num_threads,
+        checkpoint_interval_s=3600.0,
+        **how,
+    )
+
+
+def _with_input(inputs: Inputs, stage: str, folders: Mapping[str, Path]) -> Inputs:
+    """Return inputs in which those of one stage are others."""
+    kept = {name: inputs.each(name) for name in ("tokenizer", "base", "prepare") if name in inputs}
+    return Inputs({**kept, stage: folders})
+
+
+def _end_phase(context: Context, number: int) -> None:
+    """Report progress, and end here if a stop was requested: nothing is kept of a rehearsal."""
+    context.report(number, num_steps=_PHASES)
+    context.stop_if_asked()
+
+
+def _merged(one: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two trees as one."""
+    for name, value in other.items():
+        inner = one.get(name)
+        one[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return one

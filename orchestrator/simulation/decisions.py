@@ -1,0 +1,340 @@
+"""A sweep on a cluster under a virtual clock, decided by what workers decide by. No process is started.
+
+What may start, in which order, which failure is retried and what is given up is decided by the functions of
+`orchestrator.core` from records, as in a real sweep. Here is only what a cluster does: a scheduler starts a
+job as soon as a node has enough free GPUs, attempts take their time, nodes fail, jobs are preempted.
+
+A job is a worker with GPUs of one node. It runs all stages that are a cell's own, one after another, or one
+stage that cells share. When nothing of these may start, the job ends and its GPUs are free.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from orchestrator.core.evidence import NO_HOLDS
+from orchestrator.core.goodput import Goodput, Holder, goodput
+from orchestrator.core.plan import Claimable, ReadyIndex, next_stage
+from orchestrator.core.records import Owner, TimeSpent
+from orchestrator.core.schedule import FreeGpus
+from orchestrator.core.state import CellStatus, cell_status
+from orchestrator.core.sweep import Cell
+from orchestrator.simulation.clock import Clock
+from orchestrator.simulation.faults import FaultKind
+from orchestrator.simulation.records import Saved, SimulatedRecords, owner_on
+from orchestrator.simulation.scenario import Scenario, cells_of_units, ranks_of
+
+RESTART_S = 60.0
+"""Seconds until a new process computes again: imports and the model; a guess. The first start of a stage is a
+part of its estimate."""
+
+_NOTHING_CANCELLED: frozenset[str] = frozenset()
+
+
+class Outcome(NamedTuple):
+    """What came of a sweep.
+
+    Attributes:
+        hours: from the first start to the last end.
+        cells: id of a cell to its state.
+        attempts: number of attempts by how they ended: succeeded, failed, released or lost.
+        faults: number of faults by their names.
+        goodput: where the held time of the GPUs went; None if no stage needs one.
+    """
+
+    hours: float
+    cells: dict[str, CellStatus]
+    attempts: dict[str, int]
+    faults: dict[str, int]
+    goodput: Goodput | None
+
+
+@dataclass(eq=False)
+class _Job:
+    """A worker with GPUs of one node, and the attempt that it runs now.
+
+    Attributes:
+        owner: its identity.
+        node: where it runs; -1 for a job without GPUs.
+        num_gpus: that it holds.
+        cells: with the stages that it may claim.
+        start_s: when it started.
+        attempt: that it runs; None between two.
+    """
+
+    owner: Owner
+    node: int
+    num_gpus: int
+    cells: Sequence[Cell]
+    start_s: float
+    attempt: _Running | None = None
+
+
+@dataclass(eq=False)
+class _Running:
+    """An attempt that runs.
+
+    Attributes:
+        digest: of its stage.
+        number: of the attempt.
+        start_s: when it was claimed.
+        restore_s: until it computes.
+        resumed_s: seconds of work in the checkpoint that it resumed from.
+        is_over: whether it ended; its planned end then means nothing.
+    """
+
+    digest: str
+    number: int
+    start_s: float
+    restore_s: float
+    resumed_s: float
+    is_over: bool = False
+
+
+@dataclass
+class _Tally:
+    """What is counted while a sweep runs."""
+
+    end_s: float = 0.0
+    attempts: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    holders: list[Holder] = field(default_factory=list)
+
+
+class Decisions:
+    """One run of a sweep on a simulated cluster.
+
+    Args:
+        scenario: what runs where.
+
+    Raises:
+        ValueError: a job needs more GPUs than a node has.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._clock = Clock()
+        self._gpus = FreeGpus(scenario.num_gpus, scenario.gpus_per_node)
+        policy = scenario.policy
+        self._records = SimulatedRecords(
+            scenario.sweep.name, scenario.stages, policy.retries, lease_s=policy.lease_s
+        )
+        self._jobs: dict[int, list[_Job]] = {}
+        self._num_jobs = 0
+        self._tally = _Tally()
+        self._cells, self._unit_of = cells_of_units(scenario)
+        self._rank = ranks_of(scenario)
+        # A queue for each number of GPUs: a job that does not fit does not hold back smaller ones.
+        self._queues: dict[int, ReadyIndex] = {}
+        for num_gpus in sorted({unit.num_gpus for unit in scenario.units.values()}):
+            if num_gpus > self._gpus.largest:
+                raise ValueError(f"a stage needs {num_gpus} GPUs, and a node has {self._gpus.largest}")
+            names = [name for name in self._rank if scenario.units[name].num_gpus == num_gpus]
+            cells = [cell for name in names for cell in self._cells[name]]
+            self._queues[num_gpus] = ReadyIndex(cells, scenario.sweep.stages)
+
+    def run(self) -> Outcome:
+        """Run until nothing can start or end any more."""
+        clock = self._clock
+        while True:
+            # A stage that takes no time is over before others start: of the cells that it makes ready at
+            # this moment, the longest must come first.
+            if clock.run_due() or self._start_job():
+                continue
+            next_s = clock.next_s()
+            if next_s is None:
+                return self._outcome()
+            clock.advance(next_s)
+
+    def _outcome(self) -> Outcome:
+        scenario, tally, stages = self._scenario, self._tally, self._scenario.sweep.stages
+        statuses = {
+            digest: self._records.status(digest) for c in scenario.cells for digest in c.stage_digests
+        }
+        evidence = [(stages[digest].stage, self._records.evidence(digest)) for digest in scenario.stages]
+        found = goodput(scenario.sweep.name, tally.holders, evidence)
+        return Outcome(
+            tally.end_s / 3600,
+            {
+                cell.id: cell_status(
+                    cell, stages, statuses, cancelled=False, sweep=scenario.sweep.name, holds=NO_HOLDS
+                )
+                for cell in scenario.cells
+            },
+            dict(tally.attempts),
+            dict(tally.faults),
+            next((each for each in found if each.unit == "gpu_seconds"), None),
+        )
+
+    # Jobs
+
+    def _start_job(self) -> bool:
+        """Start the first job for which GPUs are free; return False if there is none."""
+        best: tuple[int, int, Claimable] | None = None
+        for num_gpus, queue in self._queues.items():
+            if not self._gpus.fits(num_gpus):
+                continue
+            found = queue.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
+            if found is not None:
+                rank = self._rank[self._unit_of[found.instance.digest]]
+                if best is None or rank < best[0]:
+                    best = rank, num_gpus, found
+        if best is None:
+            return False
+        _, num_gpus, claimable = best
+        self._num_jobs += 1
+        node = self._gpus.take(num_gpus)
+        unit = self._unit_of[claimable.instance.digest]
+        # A stage that cells share is claimed for one of them, and the job takes no other stage.
+        cells = self._cells[unit] if unit == claimable.cell.id else [claimable.cell]
+        owner = owner_on(node, self._num_jobs)
+        job = _Job(owner, node, num_gpus, cells, self._clock.now_s)
+        self._jobs.setdefault(node, []).append(job)
+        self._claim(job, claimable)
+        return True
+
+    def _go_on(self, job: _Job) -> None:
+        """Have a worker claim its next stage; end it if there is none."""
+        stages, status = self._scenario.sweep.stages, self._records.status
+        found = next_stage(job.cells, stages, status, cancelled=_NOTHING_CANCELLED).claimable
+        if found is None:
+            self._end_job(job)
+        else:
+            self._claim(job, found)
+
+    def _end_job(self, job: _Job) -> None:
+        self._jobs[job.node].remove(job)
+        self._gpus.free(job.node, job.num_gpus)
+        self._tally.holders.append(Holder(job.owner, job.num_gpus, self._clock.now_s - job.start_s))
+
+    def _touch(self, digest: str) -> None:
+        """Have the records of a stage looked at again, which just changed."""
+        for queue in self._queues.values():
+            queue.touch([digest])
+
+    # Attempts
+
+    def _claim(self, job: _Job, claimable: Claimable) -> None:
+        """Start an attempt, and plan the first of what can end it."""
+        scenario, now_s = self._scenario, self._clock.now_s
+        digest = claimable.instance.digest
+        stage, saved = scenario.stages[digest], self._records.saved.get(digest)
+        number = self._records.claim(claimable, job.owner)
+        self._touch(digest)
+        resumed_s = 0.0 if saved is None else saved.seconds
+        restore_s = RESTART_S if number > 1 else 0.0
+        restore_s += 0.0 if saved is None else stage.stop_s
+        attempt = _Running(digest, number, now_s, restore_s, resumed_s)
+        job.attempt = attempt
+        ends: list[tuple[float, Callable[[_Job, _Running], None]]] = []
+        ends.append((restore_s + stage.seconds - resumed_s, self._succeed))
+        drawn = random.Random(f"{scenario.seed}/{digest}/{number}")
+        if (strike := scenario.faults.draw(drawn, job.num_gpus)) is not None:
+            ends.append((strike.seconds, partial(self._fail, fault=strike.fault)))
+        if scenario.preempt_s is not None and job.num_gpus:
+            left_s = max(0.0, job.start_s + scenario.preempt_s - now_s)
+            ends.append((left_s + stage.stop_s, partial(self._release, why="preempted", stop_s=stage.stop_s)))
+        seconds, end = min(ends, key=lambda each: each[0])
+        self._clock.after(seconds, lambda: None if attempt.is_over else end(job, attempt))
+
+    def _succeed(self, job: _Job, attempt: _Running) -> None:
+        spent = self._spent(job, attempt, kept_s=self._scenario.stages[attempt.digest].seconds)
+        self._close(job, attempt, "succeeded")
+        self._records.end(attempt.digest, "succeeded", spent)
+        self._touch(attempt.digest)
+        self._go_on(job)
+
+    def _fail(self, job: _Job, attempt: _Running, fault: FaultKind) -> None:
+        """End an attempt by a fault; with its node, if that is out of use afterwards."""
+        self._tally.faults[fault.name] += 1
+        if fault.cause == "node_lost":
+            self._lose(job, attempt)
+        else:
+            spent = self._spent(job, attempt)
+            self._close(job, attempt, "failed")
+            self._records.end(attempt.digest, "failed", spent, cause=fault.cause, message=fault.name)
+            self._touch(attempt.digest)
+            if not fault.node_hours:
+                self._go_on(job)
+                return
+            self._end_job(job)
+        if fault.node_hours:
+            self._take_out(job.node, fault.node_hours)
+
+    def _take_out(self, node: int, hours: float) -> None:
+        """Lose all that runs on a node, and start nothing there for a while."""
+        for job in list(self._jobs[node]):
+            if job.attempt is not None:
+                self._lose(job, job.attempt)
+        taken = self._gpus.take_out(node)
+        self._clock.after(3600 * hours, lambda: self._gpus.free(node, taken))
+
+    def _lose(self, job: _Job, attempt: _Running) -> None:
+        """End an attempt and its worker without a word. Others see it when the lease is over."""
+        digest = attempt.digest
+        spent = self._spent(job, attempt)
+        self._close(job, attempt, "lost")
+        lease_s = self._records.beat(digest, spent)
+        self._end_job(job)
+
+        def see() -> None:
+            self._records.lose(digest)
+            self._touch(digest)
+
+        self._clock.after(lease_s, see)
+
+    def _release(self, job: _Job, attempt: _Running, why: str, stop_s: float) -> None:
+        """End an attempt that was stopped, and its job; a stage with checkpoints has saved one."""
+        spent = self._spent(job, attempt, stop_s=stop_s)
+        self._close(job, attempt, "released")
+        self._records.end(attempt.digest, "released", spent, why=why)
+        self._touch(attempt.digest)
+        self._end_job(job)
+
+    def _close(self, job: _Job, attempt: _Running, outcome: str) -> None:
+        attempt.is_over = True
+        job.attempt = None
+        self._tally.attempts[outcome] += 1
+        self._tally.end_s = self._clock.now_s
+
+    def _spent(
+        self, job: _Job, attempt: _Running, *, kept_s: float | None = None, stop_s: float | None = None
+    ) -> TimeSpent:
+        """Return how an attempt spent its time until now, and note what it saved.
+
+        Args:
+            job: of the attempt.
+            attempt: that ends.
+            kept_s: work that its product holds, from the start of the stage; None if it ends without one.
+            stop_s: time in which it saved once more, in a stage with checkpoints; None if it could not.
+        """
+        stage, now_s = self._scenario.stages[attempt.digest], self._clock.now_s
+        seconds = now_s - attempt.start_s
+        restore_s = min(seconds, attempt.restore_s)
+        save_s = 0.0 if stop_s is None else min(stop_s, seconds - restore_s)
+        worked_s = seconds - restore_s - save_s
+        reached_s = attempt.resumed_s + worked_s
+        if kept_s is None:
+            kept_s = attempt.resumed_s
+            if stage.interval_s:
+                whole_s = reached_s // stage.interval_s * stage.interval_s if stop_s is None else reached_s
+                kept_s = max(kept_s, whole_s)
+            if kept_s > attempt.resumed_s:
+                self._records.saved[attempt.digest] = Saved(attempt.number, kept_s)
+        computed = 1.0 - stage.save_share
+        return TimeSpent(
+            held_s=now_s - job.start_s,
+            seconds=seconds,
+            phases={
+                stage.phase: worked_s * computed,
+                "save": save_s + worked_s * stage.save_share,
+                "restore": restore_s,
+            },
+            saved_step=round(kept_s) if kept_s > 0 else None,
+            saved_s=(kept_s - attempt.resumed_s) * computed,
+        )

@@ -1,0 +1,115 @@
+"""Tables of faults: how often what happens to a GPU that works. One is measured, others are the user's.
+
+Faults come at a constant rate per GPU-hour, independently of each other. So the time to the next one is
+exponential, whatever was before.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.tree import convert
+from orchestrator.errors import UserError
+
+NONE, MEASURED = "none", "llama3"
+"""Names of the table without faults, and of the measured one."""
+
+_SCALED = {"x100": 100.0}
+"""Names of tables that are the measured one with other rates, and by what factor."""
+
+
+_EXAMPLE = (
+    """{"source": "ours", "gpu_hours": 1000, "faults": [{"name": "hang", "count": 2, "cause": "unknown"}]}"""
+)
+
+
+class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Something that ends attempts.
+
+    Attributes:
+        name: for people.
+        count: how often it happened in the table's GPU-hours.
+        cause: the failure cause of the attempt. With `node_lost` it leaves no end record.
+        node_hours: for how long the node is out of use. All other attempts on it are lost too. 0: it goes on.
+    """
+
+    name: str
+    count: float
+    cause: Cause
+    node_hours: float = 0.0
+
+
+class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Faults that were counted over some GPU-hours.
+
+    Attributes:
+        source: where the numbers come from.
+        gpu_hours: the time over which faults were counted.
+        faults: what happened.
+    """
+
+    source: str
+    gpu_hours: float
+    faults: tuple[FaultKind, ...] = ()
+
+    @property
+    def per_gpu_hour(self) -> float:
+        """Rate of all faults together."""
+        return sum(fault.count for fault in self.faults) / self.gpu_hours
+
+    def draw(self, drawn: random.Random, num_gpus: int) -> Strike | None:
+        """Return the first fault of an attempt, if it ran for ever; None if none ever comes.
+
+        Args:
+            drawn: source of randomness.
+            num_gpus: that the attempt holds.
+        """
+        if not num_gpus or not self.faults or not self.per_gpu_hour:
+            return None
+        hours = drawn.expovariate(self.per_gpu_hour * num_gpus)
+        (fault,) = drawn.choices(self.faults, [fault.count for fault in self.faults])
+        return Strike(3600 * hours, fault)
+
+
+class Strike(NamedTuple):
+    """A fault that comes after some seconds of an attempt."""
+
+    seconds: float
+    fault: FaultKind
+
+
+NO_FAULTS = FaultTable(source="", gpu_hours=1.0)
+
+
+def fault_table(name: str) -> FaultTable:
+    """Return a table of faults.
+
+    Args:
+        name: ``none``, ``llama3``, ``x100`` (the same at a hundred times the rate), or the path of a JSON
+            file with the fields of `FaultTable`.
+
+    Raises:
+        UserError: there is no such table, or the file holds none.
+    """
+    if name == NONE:
+        return NO_FAULTS
+    path = Path(__file__).with_name(f"{MEASURED}.json") if name in (MEASURED, *_SCALED) else Path(name)
+    try:
+        tree: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name!r} is no table of faults: {error}",
+            where="--failures",
+            allowed=f"{NONE}, {MEASURED}, {', '.join(_SCALED)}, or a JSON file such as {_EXAMPLE}",
+        ) from None
+    table = convert(tree, FaultTable, where=name)
+    numbers = [table.gpu_hours, *(number for f in table.faults for number in (f.count, f.node_hours))]
+    if not table.gpu_hours > 0 or not all(0 <= number < float("inf") for number in numbers):
+        raise UserError("a number of a table of faults is out of range", where=name, allowed="0 or more")
+    return msgspec.structs.replace(table, gpu_hours=table.gpu_hours / _SCALED.get(name, 1.0))

@@ -1,0 +1,163 @@
+"""Gates: a stage that rehearses for others before they may start, and is part of no cell's identity."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import UserError
+from tests.cli.launches import running_heartbeats, wait_for
+
+SWEEP = """
+description: two models on two mixtures, each rehearsed before it is fitted
+config: {model: {name: small, width: 1}, languages: [en], seed: 0}
+axes:
+  model: {small: {model: {name: small, width: 1}}, large: {model: {name: large, width: 2}}}
+  mixture: {en: {languages: [en]}, es: {languages: [es]}}
+stages:
+  data: {run: "steps:data", each: {language: languages}}
+  check: {run: "steps:check", reads: [model], after: [data]}
+  fit: {run: "steps:fit", reads: [model, seed], after: [data], gated_by: [check]}
+"""
+UNGATED = SWEEP.replace(", gated_by: [check]", "").replace(
+    '  check: {run: "steps:check", reads: [model], after: [data]}\n', ""
+)
+STEPS = """
+from pathlib import Path
+
+
+def data(config, inputs, context):
+    return []
+
+
+def check(config, inputs, context):
+    print("takes", sorted(inputs.each("data")), "of", config.model.name, config.launch.device)
+    return [{"rehearsed": config.model.name}]
+
+
+def fit(config, inputs, context):
+    return [{"fitted": config.model.name}]
+"""
+FAILING = STEPS.replace(
+    '    return [{"rehearsed"', '    assert config.model.name != "large"\n    return [{"rehearsed"'
+)
+
+
+@pytest.fixture
+def gated(sweep: Any) -> Any:
+    """A folder with a sweep whose stage `fit` has the gate `check`."""
+    (sweep.folder / "gated.yaml").write_text(SWEEP)
+    (sweep.folder / "steps.py").write_text(STEPS)
+    return sweep
+
+
+def digests(sweep: Any, stage: str) -> dict[str, int]:
+    """Returns the attempts of each instance of a stage, by digest."""
+    folders = (sweep.store / "records" / stage).glob("*")
+    return {folder.name: len(list(folder.glob("[0-9]*"))) for folder in folders}
+
+
+def test_each_class_is_rehearsed_once_before_its_stages_start(gated):
+    gated("launch", "gated.yaml")
+    assert gated.json("status", "gated")["counts"] == {"done": 4}
+    assert sorted(digests(gated, "check").values()) == [1, 1]
+    logs = [path.read_text() for path in gated.store.glob("payload/check/*/1/log.txt")]
+    assert sorted(logs) == [f"takes ['en', 'es'] of {name} cpu\n" for name in ("large", "small")]
+    again = gated("launch", "gated.yaml")
+    assert "4 done" in again and sorted(digests(gated, "check").values()) == [1, 1]
+
+
+def test_a_gate_is_no_part_of_a_result_and_switching_it_on_runs_nothing_again(gated):
+    (gated.folder / "gated.yaml").write_text(UNGATED)
+    gated("launch", "gated.yaml")
+    before, ids = digests(gated, "fit"), [cell["cell"] for cell in gated.json("status", "gated")["cells"]]
+    (gated.folder / "gated.yaml").write_text(SWEEP)
+    gated("launch", "gated.yaml")
+    assert digests(gated, "fit") == before
+    assert digests(gated, "check") == {}, "nothing waits for a gate"
+    assert [cell["cell"] for cell in gated.json("status", "gated")["cells"]] == ids
+    assert "rehearsed" not in gated("collect", "gated", "--format", "json")
+
+
+def test_a_bug_between_two_launches_is_caught_before_anything_that_is_gated_starts(gated):
+    gated("launch", "gated.yaml", "--only", "mixture=en")
+    assert sorted(digests(gated, "fit").values()) == [1, 1]
+    (gated.folder / "steps.py").write_text(
+        STEPS.replace('"rehearsed": config.model', '"rehearsed": config.modle')
+    )
+    gated("launch", "gated.yaml", code=1)
+    assert sorted(digests(gated, "fit").values()) == [1, 1]
+    states = gated.json("status", "gated")
+    assert states["counts"] == {"done": 2, "blocked": 2}
+    blocked = [cell for cell in states["cells"] if cell["state"] == "blocked"]
+    assert {cell["cause"] for cell in blocked} == {"config"}
+    assert "its gate check[small] is failed" in blocked[0]["reason"] or "check[large]" in blocked[0]["reason"]
+    (gated.folder / "steps.py").write_text(STEPS)
+    gated("launch", "gated.yaml")
+    assert gated.json("status", "gated")["counts"] == {"done": 4}
+
+
+def test_a_class_that_failed_blocks_its_cells_alone_and_is_tried_again_by_a_rerun(gated):
+    (gated.folder / "steps.py").write_text(FAILING)
+    output = gated("launch", "gated.yaml", code=1)
+    states = gated.json("status", "gated")
+    assert states["counts"] == {"done": 2, "blocked": 2}
+    assert {cell["axes"]["model"] for cell in states["cells"] if cell["state"] == "blocked"} == {"large"}
+    assert "check[large]" in output and "AssertionError" in output
+    assert "AssertionError" in gated("logs", "gated", "model=large mixture=en")
+    failures = gated.json("failures", "gated")
+    assert "check" in json.dumps(failures)
+    why = gated("why", "gated", "model=large mixture=en")
+    assert "check[large]" in why
+    gated("rerun", "gated", "--only", "state=blocked", code=1)
+    assert sorted(digests(gated, "check").values()) == [1, 2]
+
+
+def test_a_gate_is_left_out_where_it_is_switched_off(gated):
+    (gated.folder / "steps.py").write_text(FAILING)
+    gated("launch", "gated.yaml", "policy.rehearse=false")
+    assert gated.json("status", "gated")["counts"] == {"done": 4}
+    assert digests(gated, "check") == {}
+
+
+def test_a_rehearsal_for_more_cells_stands_for_one_for_fewer(gated):
+    (gated.folder / "steps.py").write_text(
+        STEPS + "\n\ndef fit(config, inputs, context):\n    raise OSError\n"
+    )
+    gated("launch", "gated.yaml", "policy.retries.storage=0", code=1)
+    assert sorted(digests(gated, "check").values()) == [1, 1]
+    gated("rerun", "gated", "--only", "mixture=en", "policy.retries.storage=0", code=1)
+    assert sorted(digests(gated, "check").values()) == [1, 1]
+
+
+def test_a_killed_rehearsal_is_tried_again(gated, background):
+    slow = STEPS.replace(
+        '    return [{"rehearsed"',
+        '    import time\n    time.sleep(60 if context.attempt == 1 else 0)\n    return [{"rehearsed"',
+    )
+    (gated.folder / "steps.py").write_text(slow)
+    launch = background("launch", "gated.yaml", "--only", "model=small")
+    beats = wait_for(lambda: [b for b in running_heartbeats(gated.store) if b["folder"].parts[-3] == "check"])
+    os.kill(beats[0]["child"]["pid"], signal.SIGKILL)
+    code, output = launch.end()
+    assert code == 0, output
+    assert gated.json("status", "gated")["counts"]["done"] == 2
+    assert list(digests(gated, "check").values()) == [2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("gated_by: [check]", "gated_by: [chekc]", "gated by the unknown stage 'chekc'"),
+        ("reads: [model], after: [data]", "reads: [model], after: [fit]", "would wait for 'fit'"),
+        ("each: {language: languages}}", "after: [check]}", "'data' comes after it"),
+        ("reads: [model], after: [data]", "reads: [modle], after: [data]", "unknown key 'modle'"),
+    ],
+)
+def test_a_gate_that_cannot_be_is_refused(gated, old, new, message):
+    (gated.folder / "gated.yaml").write_text(SWEEP.replace(old, new))
+    assert message in gated("plan", "gated.yaml", code=UserError.exit_code)

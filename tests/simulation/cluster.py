@@ -1,0 +1,60 @@
+"""Small sweeps on simulated clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.core import schedule
+from orchestrator.core.schedule import PlannedStage
+from orchestrator.core.settings import Policy
+from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
+from orchestrator.simulation.decisions import Decisions, Outcome
+from orchestrator.simulation.faults import FaultKind, FaultTable
+from orchestrator.simulation.scenario import Scenario, SimulatedStage
+
+POLICY = Policy(lease_s=90.0, retries={"unknown": 1, "node_lost": 3, "bad_node": 3, "communication": 3})
+
+
+def scenario_of(
+    work: Mapping[str, PlannedStage],
+    num_gpus: int,
+    cells: Mapping[str, Sequence[str]] | None = None,
+    *,
+    true_hours: Mapping[str, float] | None = None,
+    checkpoints: Mapping[str, Any] | None = None,
+    **rest: Any,
+) -> Scenario:
+    """A sweep of these stages, each a cell of its own unless `cells` names their chains."""
+    instances = {
+        key: StageInstance(
+            stage=key, digest=key, reads={}, inputs=tuple(Input(i, "", i) for i in stage.inputs if i in work)
+        )
+        for key, stage in work.items()
+    }
+    chains = cells or {f"cell-{key}": [key] for key in work}
+    hours = {key: (true_hours or {}).get(key, stage.hours) for key, stage in work.items()}
+    made = tuple(
+        Cell(id=name, axes={}, columns={}, config={}, stage_digests=tuple(chain))
+        for name, chain in chains.items()
+    )
+    return Scenario(
+        sweep=ComposedSweep(name="s", specs={}, stages=instances, cells=made),
+        cells=made,
+        stages={key: SimulatedStage(3600 * hours[key], **(checkpoints or {})) for key in work},
+        units=schedule.of_cells(chains, work),
+        num_gpus=num_gpus,
+        policy=rest.pop("policy", POLICY),
+        **rest,
+    )
+
+
+def play(work: Mapping[str, PlannedStage], num_gpus: int, *args: Any, **rest: Any) -> Outcome:
+    """What comes of it."""
+    return Decisions(scenario_of(work, num_gpus, *args, **rest)).run()
+
+
+def table(cause: str, per_gpu_hour: float, node_hours: float = 0.0) -> FaultTable:
+    """A table with one kind of fault."""
+    fault = FaultKind(name="it broke", count=per_gpu_hour, cause=cause, node_hours=node_hours)  # type: ignore[arg-type]
+    return FaultTable(source="ours", gpu_hours=1.0, faults=(fault,))

@@ -1,0 +1,51 @@
+"""Tables of faults."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.simulation.faults import fault_table
+from tests.simulation.cluster import table
+
+
+def test_the_measured_table_holds_the_published_counts() -> None:
+    found = fault_table("llama3")
+    assert sum(fault.count for fault in found.faults) == 419
+    assert found.gpu_hours == 54 * 24 * 16_384
+    assert "2407.21783" in found.source
+    assert fault_table("x100").per_gpu_hour == pytest.approx(100 * found.per_gpu_hour)
+    assert fault_table("none").draw(random.Random(0), 8) is None
+
+
+def test_faults_come_as_often_as_the_table_says() -> None:
+    drawn, found = random.Random(0), table("unknown", 0.25)
+    strikes = [found.draw(drawn, 4) for _ in range(4000)]
+    assert statistics.mean(s.seconds for s in strikes if s) == pytest.approx(3600, rel=0.05)
+    assert found.draw(drawn, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no table of faults"),
+        ("{", "no table of faults"),
+        ('{"source": "", "gpu_hours": 0}', "out of range"),
+        (
+            '{"source": "", "gpu_hours": 1, "faults": [{"name": "", "count": -1, "cause": "nan"}]}',
+            "out of range",
+        ),
+        ('{"source": "", "gpu_hours": 1, "faults": [{"name": "", "count": 1, "cause": "bad"}]}', "cause"),
+        ('{"gpu_hours": 1}', "source"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "faults.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        fault_table(str(path))

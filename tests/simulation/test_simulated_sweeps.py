@@ -1,0 +1,185 @@
+"""A sweep under a virtual clock: real decisions, simulated time, faults and preemption."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.core import plan, schedule, state
+from orchestrator.core.evidence import Budget, Evidence
+from orchestrator.core.failure import Cause
+from orchestrator.core.schedule import PlannedStage as S
+from orchestrator.core.state import StageStatus, State
+from orchestrator.simulation.decisions import RESTART_S, Outcome
+from tests.simulation.cluster import play, table
+
+
+def states(found: Outcome) -> dict[str, str]:
+    return {cell: str(status.state) for cell, status in found.cells.items()}
+
+
+STAGES = st.tuples(
+    st.integers(0, 9), st.sampled_from([0, 1, 2, 4]), st.frozensets(st.integers(0, 9), max_size=2)
+)
+
+
+@given(st.lists(STAGES, min_size=1, max_size=10), st.sampled_from([4, 6, 9]))
+def test_without_failures_the_time_is_that_of_list_scheduling(stages: list[Any], num_gpus: int) -> None:
+    """The reference is the estimate by which GPUs are chosen; each stage is shared by two cells here."""
+    work = {
+        str(n): S(hours, gpus, tuple(str(i) for i in sorted(inputs) if i < n))
+        for n, (hours, gpus, inputs) in enumerate(stages)
+    }
+
+    def chain(key: str) -> list[str]:
+        return list(dict.fromkeys([d for taken in work[key].inputs for d in chain(taken)] + [key]))
+
+    cells = {f"{twin}-{key}": chain(key) for key in work for twin in "ab"}
+    found = play(work, num_gpus, cells, gpus_per_node=4)
+    assert found.hours == pytest.approx(schedule.makespan_hours(work, num_gpus, gpus_per_node=4))
+    assert set(states(found).values()) == {"done"}
+    assert found.attempts == {"succeeded": len(work)}
+
+
+def test_a_cell_runs_its_own_stages_one_after_another_on_the_gpus_that_it_holds() -> None:
+    work = {"shared": S(1, 0), "train": S(4, 4, ("shared",)), "score": S(1, 1, ("train",)), "b": S(3, 4)}
+    found = play(work, 4, {"a": ["shared", "train", "score"], "b": ["b"], "c": ["shared"]})
+    assert found.hours == 8  # b for 3 hours while the longer cell waits for what it shares
+    assert found.goodput is not None
+    assert found.goodput.total == 3600 * 4 * 8
+
+
+def test_the_order_follows_the_estimates_and_the_time_follows_the_truth() -> None:
+    work = {"0": S(5, 1), "1": S(4, 1), "2": S(3, 1)}
+    assert play(work, 2, true_hours={"0": 1, "1": 1, "2": 9}).hours == 10
+    assert play({"2": S(3, 1), "1": S(4, 1), "0": S(5, 1)}, 2, longest_first=False).hours == 8
+
+
+HOURLY = {"interval_s": 3600.0, "stop_s": 60.0}
+
+
+def test_a_job_that_is_preempted_goes_on_from_what_it_saved() -> None:
+    found = play({"a": S(10, 2)}, 8, checkpoints=HOURLY, preempt_s=4 * 3600.0)
+    assert states(found) == {"cell-a": "done"}
+    assert found.attempts == {"released": 2, "succeeded": 1}
+    assert found.hours == pytest.approx(10 + 2 * (60 + 60 + RESTART_S) / 3600)  # save, load, start again
+    assert found.goodput is not None
+    parts = {name: amount / 2 for name, amount in found.goodput.parts.items() if amount > 0.01}
+    assert parts == pytest.approx({"compute": 36_000, "save": 120, "restore": 2 * (60 + RESTART_S)})
+
+
+def test_a_fault_costs_the_work_since_the_last_checkpoint() -> None:
+    found = play({"a": S(40, 8)}, 8, checkpoints=HOURLY, faults=table("communication", 0.01), seed=1)
+    number = found.faults["it broke"]
+    assert states(found) == {"cell-a": "done"} and 0 < number <= 3
+    assert found.attempts == {"failed": number, "succeeded": 1}
+    assert found.goodput is not None
+    assert found.goodput.useful == pytest.approx(8 * 40 * 3600)
+    assert 0 < found.goodput.lost_by["communication"] < 8 * 3600 * number
+    assert sum(found.goodput.parts.values()) == pytest.approx(8 * 3600 * found.hours)
+
+
+def test_without_checkpoints_a_fault_costs_the_whole_attempt() -> None:
+    found = play({"a": S(40, 8)}, 8, faults=table("communication", 0.005), seed=3)
+    assert found.goodput is not None and found.attempts["failed"] > 0
+    assert found.goodput.lost_by["communication"] == pytest.approx(8 * 3600 * (found.hours - 40), rel=0.01)
+
+
+def test_a_stage_of_a_lost_node_starts_again_when_its_lease_is_over() -> None:
+    work = {"a": S(30, 4)}
+    calm, stormy = (
+        play(work, 8, gpus_per_node=4),
+        play(
+            work,
+            8,
+            gpus_per_node=4,
+            checkpoints=HOURLY,
+            faults=table("node_lost", 0.01, node_hours=1e6),
+            seed=6,
+        ),
+    )
+    assert stormy.attempts == {"lost": 1, "succeeded": 1}
+    lost_s = 3600 * (stormy.hours - calm.hours) - 90 - 60 - RESTART_S
+    assert 0 < lost_s < 3600
+    assert stormy.goodput is not None
+    assert stormy.goodput.lost_by["node_lost"] == pytest.approx(4 * lost_s)
+
+
+def test_all_that_runs_on_a_node_is_lost_with_it_and_it_comes_back() -> None:
+    work = {str(n): S(10, 1) for n in range(4)}
+    found = play(work, 4, gpus_per_node=4, faults=table("bad_node", 0.02, node_hours=5), seed=4)
+    assert found.attempts["lost"] == 3 * found.faults["it broke"]
+    assert set(states(found).values()) == {"done"} and found.hours > 15
+
+
+def test_when_the_budget_of_a_cause_is_spent_the_cell_fails_and_what_takes_the_stage_is_blocked() -> None:
+    work = {"base": S(50, 1), "a": S(1, 1, ("base",)), "b": S(1, 1)}
+    cells = {"one": ["base", "a"], "two": ["base"], "three": ["b"]}
+    found = play(work, 8, cells, faults=table("unknown", 0.2), seed=1)
+    assert found.cells["one"].stages["base"].state is State.FAILED
+    assert found.cells["one"].stages["a"].state is State.BLOCKED
+    assert found.attempts["failed"] == 2 + (states(found)["three"] != "done") * 2
+    assert "unknown, 2 attempts" in found.cells["two"].reason
+
+
+def test_a_changed_rule_of_retries_changes_what_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    work, storm = {"base": S(9, 1)}, table("unknown", 0.2)
+    before = play(work, 8, faults=storm, seed=1)
+
+    def never(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
+        return None
+
+    monkeypatch.setattr(state, "spent", never)
+    after = play(work, 8, faults=storm, seed=1)
+    assert (states(before), states(after)) == ({"cell-base": "failed"}, {"cell-base": "done"})
+    assert after.attempts["failed"] > before.attempts["failed"]
+
+
+def test_a_changed_rule_of_what_may_start_changes_what_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = {"base": S(3, 1), "a": S(4, 1, ("base",)), "b": S(4, 1, ("base",))}
+    cells = {"one": ["base", "a"], "two": ["base", "b"]}
+    assert play(work, 8, cells).hours == 7
+
+    def without_inputs(status: StageStatus, inputs: Iterable[StageStatus]) -> bool:
+        return status.state is State.PENDING
+
+    monkeypatch.setattr(plan, "is_claimable", without_inputs)
+    assert play(work, 8, cells).hours == 4
+
+
+def test_equal_seeds_give_equal_sweeps() -> None:
+    work = {str(n): S(10 + n, 8) for n in range(20)}
+    runs = [play(work, 32, checkpoints=HOURLY, faults=table("bad_node", 0.003, 2), seed=n) for n in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def _large(num_cells: int, num_gpus: int, seconds: float) -> None:
+    """Cells of 576 GPU-hours each on nodes of 8 GPUs, at a hundred times the measured rate of faults."""
+    drawn = random.Random(0)
+    chains = {f"cell{n}": ["base", f"train{n}", f"score{n}"] for n in range(num_cells)}
+    work = {"base": S(0.1, 1)}
+    for n in range(num_cells):
+        gpus = drawn.choice([4, 8])
+        hours = 560 / gpus * drawn.lognormvariate(0, 0.3)
+        work |= {f"train{n}": S(hours, gpus, ("base",)), f"score{n}": S(16 / gpus, gpus, (f"train{n}",))}
+    start_s = time.perf_counter()
+    found = play(work, num_gpus, chains, checkpoints=HOURLY, faults=table("bad_node", 0.002, 6))
+    assert time.perf_counter() - start_s < seconds
+    assert sum(found.faults.values()) > num_cells / 2
+    assert list(itertools.chain(found.cells)) == list(chains)
+
+
+def test_a_thousand_cells_with_failures_take_seconds() -> None:
+    _large(1_000, 800, 15)
+
+
+@pytest.mark.long
+def test_ten_thousand_cells_with_failures_take_less_than_five_minutes() -> None:
+    _large(10_000, 8_000, 300)
