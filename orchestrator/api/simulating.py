@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from orchestrator.api.state import SweepState
 from orchestrator.core import schedule
 from orchestrator.core.goodput import Goodput
 from orchestrator.core.schedule import Makespan, PlannedStage
-from orchestrator.core.settings import Policy
+from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError, counted
@@ -54,10 +55,12 @@ class Simulated(NamedTuple):
     Attributes:
         makespan: how long the sweep takes, and how long it must at least.
         outcome: what came of it.
+        budget: what the sweep may spend.
     """
 
     makespan: Makespan
     outcome: Outcome
+    budget: SpendingLimit
 
     def as_json(self) -> dict[str, Any]:
         """Return the stable machine-readable form. Times are hours, and GPU-hours of what was held."""
@@ -69,8 +72,16 @@ class Simulated(NamedTuple):
             "attempts": outcome.attempts,
             "faults": outcome.faults,
             "goodput": _goodput_json(outcome.goodput, self.makespan),
+            "budget": self._budget_json(),
             "waste": {} if outcome.goodput is None else _in_hours(outcome.goodput.lost_by),
         }
+
+    def _budget_json(self) -> dict[str, Any] | None:
+        """Return what was spent of the budget; None without one."""
+        if not self.budget.is_set:
+            return None
+        spent = 0.0 if self.outcome.goodput is None else self.outcome.goodput.total / 3600
+        return {"gpu_hours": self.budget.gpu_hours, "until": self.budget.until, "spent_gpu_hours": spent}
 
 
 def _in_hours(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -143,10 +154,11 @@ def simulate(
         faults=faults,
         preempt_s=None if cluster.preempt_hours is None else 3600 * cluster.preempt_hours,
         seed=cluster.seed,
+        start_at=time.time(),
     )
     outcome = Decisions(scenario).run()
     really = {key: unit._replace(hours=true_hours[key]) for key, unit in units.items()}
-    return Simulated(_makespan(outcome.hours, really, cluster), outcome)
+    return Simulated(_makespan(outcome.hours, really, cluster), outcome, policy.budget)
 
 
 def _makespan(hours: float, work: Mapping[str, PlannedStage], cluster: SimulatedCluster) -> Makespan:

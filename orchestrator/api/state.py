@@ -33,6 +33,7 @@ from orchestrator.jobs.cells import Jobs, with_jobs
 from orchestrator.jobs.judgement import ending
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import ask_schedulers
+from orchestrator.registry import INDEXED, load
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -101,7 +102,8 @@ class SweepState:
 
     def fresh(self) -> SweepState:
         """Return the state of the same revision, to be read again from the store."""
-        return SweepState(self.ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+        ledger = self.ledger.renewed()
+        return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
     def with_gates(self, gates: Gates) -> SweepState:
         """Return the state of the same revision with other gates, such as those that a launch would have."""
@@ -353,6 +355,8 @@ def open_view(word: str, url: str | None = None) -> SweepState:
     """
     reference = parse_reference(word)
     ledger = open_ledger(store_url(url))
+    if not ledger.objects.in_place:
+        ledger = load(INDEXED)(ledger)
     if reference.revision is not None:
         return sealed_view(ledger, reference.name, reference.revision)
     number = current_revision(ledger, reference.name)
@@ -389,8 +393,7 @@ def current_revision(ledger: Ledger, name: str) -> int | None:
     # A path in place of a name must not reach the store as a key.
     if not is_name(name):
         return None
-    numbers = ledger.revision_numbers(name)
     for request in reversed(ledger.requests(name)):
-        if request.verb in ("launch", "rerun") and request.revision in numbers:
+        if request.verb in ("launch", "rerun") and ledger.has_revision(name, request.revision):
             return request.revision
-    return max(numbers, default=None)
+    return max(ledger.revision_numbers(name), default=None)

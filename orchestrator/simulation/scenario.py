@@ -48,6 +48,7 @@ class Scenario:
         faults: that end attempts.
         preempt_s: after so many seconds a job is preempted; None: never.
         seed: of the faults.
+        start_at: time at which the sweep begins, in seconds since 1970; its budget may have an end.
     """
 
     sweep: ComposedSweep
@@ -61,6 +62,7 @@ class Scenario:
     faults: FaultTable = NO_FAULTS
     preempt_s: float | None = None
     seed: int = 0
+    start_at: float = 0.0
 
 
 def cells_of_units(scenario: Scenario) -> tuple[dict[str, list[Cell]], dict[str, str]]:

@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator import formats
+from orchestrator.core.records import StoreMark
 from orchestrator.core.secrets import redacted
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import BUCKETS, load
@@ -223,6 +225,36 @@ def prove_writable(objects: ObjectStore) -> None:
             objects.delete(key)
     except OSError as error:
         raise not_writable(objects, error) from error
+
+
+def make_store(objects: ObjectStore, key: str, at: str, *, shared: bool = False) -> None:
+    """Create a store unless one exists, and prove at every launch that a second create of a key is refused.
+
+    Without that proof, two workers could both win a claim.
+
+    Args:
+        objects: The store.
+        key: Key of its mark.
+        at: Time of the mark.
+        shared: Whether its group may write, if a folder has to be made.
+    """
+    error = OSError("it does not keep what is written")
+    try:
+        data = objects.get(key)
+        if data is None:
+            if isinstance(objects, PosixStore):
+                make_root(objects.root, shared=shared)
+                follow_root(objects.root)
+            try:
+                objects.create(key, formats.encode(StoreMark(nonce=uuid.uuid4().hex, created_at=at)))
+            except OSError as problem:  # the write may have succeeded although its reply was lost
+                error = problem
+            data = objects.get(key)
+        if data is None:
+            raise error
+        prove_exclusive(objects, key, data)
+    except OSError as problem:
+        raise not_writable(objects, problem) from problem
 
 
 def not_writable(objects: ObjectStore, error: OSError) -> SweepError:
