@@ -190,7 +190,8 @@ class StoreScanner:
     def _status(self, digest: str) -> StageStatus:
         assert self._reader is not None
         status = self._status_of(self._reader, self._summary, digest)
-        if status.state in (State.UNKNOWN, State.FAILED):  # a rerun gives a new budget
+        # A damaged product is listed like a whole one, whatever the attempts to make it again do.
+        if status.state is State.UNKNOWN or (status.attempts and status.state is not State.DONE):
             self._unsure.add(digest)
         return status
 
