@@ -36,8 +36,8 @@ SWEEP = CONF.parent / "sweeps" / "multilingual_220.yaml"
 GPUS = (1, 2, 4, 8)
 DEVICE = "a100"
 """The study's device."""
-SIGMA, LONGEST_TOKENS, GLOBAL_BATCH = 0.5, 2048, 512
-"""Spread of the rows' lengths (log-normal, ours), the longest row that is kept, and rows of a step."""
+LONGEST_TOKENS, GLOBAL_BATCH = 2048, 512
+"""The longest row that is kept, and rows of a step."""
 NUM_GPUS, NUM_EPOCHS = 8, 6
 """Devices and epochs of a training of the study."""
 LEAST_SHARE = 0.95
@@ -76,7 +76,8 @@ def rows_of(costs: CostsConfig, task: str, family: str, languages: Sequence[str]
     """Return made-up row lengths of a mixture, with the counted mean of each language."""
     facts, random = costs.tasks[task], np.random.default_rng(0)
     means = [facts.of_languages([language], family) * facts.train_length_factor for language in languages]
-    drawn = [random.lognormal(np.log(mean) - SIGMA**2 / 2, SIGMA, facts.num_train) for mean in means]
+    spread = facts.length_spread
+    drawn = [random.lognormal(np.log(mean) - spread**2 / 2, spread, facts.num_train) for mean in means]
     return np.clip(np.concatenate(drawn), 16, LONGEST_TOKENS).astype(np.int64)
 
 

@@ -119,13 +119,17 @@ class File(Stored, frozen=True):
         check_inside(self.path)
 
 
+_NO_NAMES = frozenset({"", ".", ".."})
+
+
 def check_inside(path: str) -> None:
     """Raise if a path would lead out of the folder that it is relative to.
 
     Raises:
         ValueError: it would.
     """
-    if not path or "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+    # A product's record names each of its files, so this runs tens of thousands of times in a status.
+    if not path or "\0" in path or not _NO_NAMES.isdisjoint(path.split("/")):
         raise ValueError(f"{path!r} is no path inside a folder")
 
 
@@ -359,7 +363,7 @@ def _other_size(file: File, size: int | None) -> str:
     return f"{file.path} has {size} bytes instead of {file.size}"
 
 
-_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
+NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
 """Errors that mean that there is no such file. All others only mean that it cannot be read now."""
 
 
@@ -387,7 +391,7 @@ def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str 
             if content and file_digest(path) != file.sha256:
                 return f"{file.path} has other content than recorded"
         except OSError as error:
-            if error.errno not in _NO_FILE:
+            if error.errno not in NO_FILE:
                 raise
             return _other_size(file, None)
     return None

@@ -70,6 +70,9 @@ GENERATORS: Mapping[str, str] = {
 BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.bucket:RemoteStore")
 """Scheme of a store's address to a class that is an `ObjectStore` over a bucket."""
 
+INDEXED = "orchestrator.store.looking:indexed"
+"""A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
+
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
     "slurm": "orchestrator.launchers.slurm.launcher:SlurmLauncher",

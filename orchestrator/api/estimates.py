@@ -354,8 +354,8 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
         memory_terms_gib=largest.memory_terms_gib,
         host_memory_gib=max((estimate.host_memory_gib for estimate in found), default=0.0),
         peak_disk_gib=sums["disk_gib"] + max(0.0, live_gib),
-        useful_share=next((e.useful_share for e in found if e.useful_share), 0.0),
-        checkpoint_share=_waiting_share(found),
+        useful_share=_mean_share(found, "useful_share"),
+        checkpoint_share=_mean_share(found, "checkpoint_share"),
         lost_s=max((e.lost_s for e in found), default=0.0),
         stop_s=max((e.stop_s for e in found), default=0.0),
         assumptions=tuple(dict.fromkeys(note for e in found for note in e.assumptions)),
@@ -363,8 +363,8 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
     )
 
 
-def _waiting_share(estimates: Sequence[Estimate]) -> float:
-    """Return the share of wall time that stages wait for what they save, of those that save anything."""
-    saving = [one for one in estimates if one.checkpoint_share]
-    hours = sum(one.wall_hours for one in saving)
-    return sum(one.checkpoint_share * one.wall_hours for one in saving) / hours if hours else 0.0
+def _mean_share(estimates: Sequence[Estimate], name: str) -> float:
+    """Return a share of the time of several stages, weighted by their GPU hours, of those that have one."""
+    shares = [(getattr(one, name), one.wall_hours * one.num_gpus) for one in estimates if getattr(one, name)]
+    hours = sum(weight for _, weight in shares)
+    return sum(share * weight for share, weight in shares) / hours if hours else 0.0

@@ -93,7 +93,7 @@ class Submissions:
     def _reports(self, number: int, over: dict[int, JobEnd]) -> dict[int, JobExitReport]:
         """Return the last exit report of each task without a recorded end."""
         last: dict[int, int] = {}
-        for name in self._ledger.objects.list(layout.job_reports(self._sweep, number)).files:
+        for name in self._ledger.listing(layout.job_reports(self._sweep, number)).files:
             index, _, rest = name.partition(".")
             restart, _, suffix = rest.partition(".")
             if suffix == "json" and index.isdigit() and restart.isdigit() and int(index) not in over:

@@ -25,6 +25,7 @@ from orchestrator.sft.packing import (
     Part,
     RowsAtATime,
     plan_widths,
+    positions,
     useful_share,
 )
 from orchestrator.sft.shards import Batch, EpochOrder, Rows, Segments
@@ -115,10 +116,9 @@ class Batches:
             self._segments = Segments(longest, -(-pieces // _SEGMENTS) * _SEGMENTS)
         return packs, validated
 
-    def of_step(self, rows: np.ndarray, *, rank: int | None = None) -> list[Part]:
-        """Return what a process computes of a step, by default this one."""
-        rank = self._rank if rank is None else rank
-        return self._divisions[0].parts(rows, rank=rank, num_processes=self._num_processes)
+    def of_step(self, rows: np.ndarray) -> list[Part]:
+        """Return what this process computes of a step."""
+        return self._divisions[0].parts(rows, rank=self._rank, num_processes=self._num_processes)
 
     def batch(self, part: Part) -> Batch:
         """Return a micro-batch of training rows as tensors."""
@@ -139,30 +139,17 @@ class Batches:
             rows = max(self._steps, key=lambda rows: int(self._rows.lengths[rows].max()))
         return self.batch(self.of_step(rows)[0])
 
-    def _positions(self, part: Part) -> int:
-        """Return how many positions a micro-batch computes."""
-        return part.width or len(part.rows) * int(self._rows.lengths[part.rows].max())
-
     def shares(self) -> tuple[float, float]:
         """Return the useful share of GPU time and the share of padding in the computed positions.
 
         The useful share is the mean over the steps of: real tokens / (processes x positions of the slowest
         process). Positions of padding and of masked micro-batches count as computed.
         """
-        every = range(self._num_processes)
-        if isinstance(packs := self._divisions[0], Packs):
-            slowest = packs.computed(self._steps, num_processes=self._num_processes)
-            total = int(slowest.sum())
-        else:
-            positions = np.array(
-                [
-                    [sum(map(self._positions, self.of_step(rows, rank=number))) for number in every]
-                    for rows in self._steps
-                ]
-            )
-            slowest, total = self._num_processes * positions.max(1), int(positions.sum())
-        tokens = sum(int(self._rows.lengths[rows].sum()) for rows in self._steps)
-        return useful_share(self._rows.lengths, self._steps, slowest), 1 - tokens / total
+        lengths, several = self._rows.lengths, self._num_processes
+        computed = positions(self._divisions[0], lengths, self._steps, num_processes=several)
+        tokens = sum(int(lengths[rows].sum()) for rows in self._steps)
+        slowest = several * computed.max(1)
+        return useful_share(lengths, self._steps, slowest), 1 - tokens / int(computed.sum())
 
     def facts(self) -> dict[str, Any]:
         """Return what the product records of the micro-batches."""

@@ -26,8 +26,16 @@ from orchestrator.sft.memory import (
     terms_gib,
 )
 from orchestrator.sft.save_costs import COPY_MARGIN, DISK_GB_S, STATE_BYTES, save_costs
-from orchestrator.sft.speed import USEFUL_SHARE, mfu
-from orchestrator.sft.workload import CostsConfig, Tree, answers, costs_of, model_of, training
+from orchestrator.sft.speed import mfu
+from orchestrator.sft.workload import (
+    CostsConfig,
+    Tree,
+    answers,
+    costs_of,
+    expected_lengths,
+    model_of,
+    training,
+)
 from orchestrator.stage import Config, plain
 
 _AGAIN = {
@@ -68,6 +76,8 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         step_s=step_s,
         num_steps=work.num_steps,
         num_epochs=num_epochs,
+        # A forward pass takes a third of the time.
+        validation_s=work.num_steps / num_epochs * step_s * work.validated / 3,
     )
     # A utilisation that was measured or given includes the waits for checkpoints.
     gpu_hours = time.gpu_hours / (1 - saves.share if time.is_modelled else 1.0)
@@ -287,9 +297,28 @@ def _training_time(
         return _Time(
             flops / _flops_an_hour(hardware, most), f"MFU {most:.0%} (ours, by model size)", is_modelled=True
         )
-    used = min(most, found)
-    note = f"MFU {used:.0%} and {USEFUL_SHARE:.0%} of the positions useful (ours, by model and device)"
-    return _Time(flops / _flops_an_hour(hardware, used) / USEFUL_SHARE, note, USEFUL_SHARE, is_modelled=True)
+    used, useful = min(most, found), _useful_share(cell, costs, placed)
+    note = f"MFU {used:.0%} (ours, by model and device), less the positions that hold no token"
+    spread = costs.tasks[cell["task"]["name"]].length_spread
+    note += f" in packs of rows with log-normal lengths, spread {spread:g} (ours)"
+    return _Time(flops / _flops_an_hour(hardware, used) / useful, note, useful, is_modelled=True)
+
+
+def _useful_share(cell: Tree, costs: CostsConfig, placed: Fit) -> float:
+    """Return the share of the computed positions that are real tokens, for rows of assumed lengths."""
+    from orchestrator.sft.packing import expected_share  # NumPy, which other plans do not need
+
+    facts, trainer, languages = costs.tasks[cell["task"]["name"]], cell["trainer"], cell["languages"]
+    return expected_share(
+        expected_lengths(cell, costs),
+        facts.length_spread,
+        num_rows=(cell["items"]["num_train"] or facts.num_train) * len(languages),
+        global_batch_size=trainer["global_batch_size"],
+        longest=trainer["max_length_tokens"],
+        num_processes=placed.num_gpus,
+        max_tokens=placed.tokens,
+        micro_batch_size=trainer["micro_batch_size"],
+    )
 
 
 def _flops_an_hour(hardware: Hardware, mfu: float) -> float:

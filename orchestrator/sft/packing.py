@@ -19,6 +19,8 @@ equally full.
 
 from __future__ import annotations
 
+import functools
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -26,6 +28,10 @@ import numpy as np
 
 MAX_WIDTHS = 8
 """Largest number of widths of a training."""
+_DRAWN_STEPS = 12
+"""Ours: whole steps that `expected_share` draws."""
+_FEW_STEPS = 16
+"""Ours: steps up to which a heap is faster than a row of all steps at a time."""
 _MORE_PACKS = 4
 """Ours: how many more packs per process than necessary are tried for a better division."""
 _SPARE = 0.01
@@ -193,6 +199,71 @@ def useful_share(lengths: np.ndarray, steps: Sequence[np.ndarray], computed: np.
     return float(np.mean([lengths[rows].sum() for rows in steps] / computed))
 
 
+def positions(
+    division: Division, lengths: np.ndarray, steps: Sequence[np.ndarray], *, num_processes: int
+) -> np.ndarray:
+    """Return how many positions each process computes of each step, steps x processes."""
+    if isinstance(division, Packs):
+        each = division.computed(steps, num_processes=num_processes) // num_processes
+        return np.repeat(each[:, None], num_processes, axis=1)
+
+    def of(part: Part) -> int:
+        return part.width or len(part.rows) * int(lengths[part.rows].max())
+
+    every = range(num_processes)
+    return np.array(
+        [
+            [sum(map(of, division.parts(rows, rank=rank, num_processes=num_processes))) for rank in every]
+            for rows in steps
+        ]
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def expected_share(
+    means: tuple[float, ...],
+    spread: float,
+    *,
+    num_rows: int,
+    global_batch_size: int,
+    longest: int,
+    num_processes: int,
+    max_tokens: int,
+    micro_batch_size: int | None = None,
+) -> float:
+    """Return the useful share of a training of whose rows only mean lengths are known.
+
+    Some steps are drawn, always the same ones, and divided as `train` divides them. Lengths are log-normal.
+
+    Args:
+        means: mean tokens of a row, by language.
+        spread: standard deviation of the logarithm of a row's tokens, within a language.
+        num_rows: rows of an epoch, of which each language has equally many.
+        global_batch_size: rows of a step.
+        longest: tokens of the longest row that is kept.
+        num_processes, max_tokens: as for `plan_widths`.
+        micro_batch_size: rows that are padded side by side; None for packs.
+    """
+    whole, rest = divmod(num_rows, global_batch_size)
+    sizes = [global_batch_size] * min(whole, _DRAWN_STEPS) + [rest] * bool(rest)
+    random, total = np.random.default_rng(0), sum(sizes)
+    drawn = np.array(means)[random.integers(len(means), size=total)]
+    drawn = drawn * np.exp(spread * random.standard_normal(total) - spread**2 / 2)
+    lengths = np.clip(drawn, 1, longest).astype(np.int64)
+    steps = [part[np.argsort(-lengths[part])] for part in np.split(np.arange(total), np.cumsum(sizes)[:-1])]
+    if micro_batch_size is not None:
+        division = RowsAtATime(min(micro_batch_size, -(-global_batch_size // num_processes)))
+        slowest = positions(division, lengths, steps, num_processes=num_processes).max(1)
+    else:
+        widths, chosen = _planned(lengths, steps, num_processes=num_processes, max_tokens=max_tokens)
+        # As many packs as with a width of its own: `Packs` would try others too, which takes longer.
+        slowest = np.array(widths)[np.searchsorted(widths, chosen.widths)] * chosen.num_packs
+    shares = np.array([lengths[rows].sum() for rows in steps]) / (num_processes * slowest)
+    # The drawn steps stand for all whole ones.
+    weights = [whole / min(whole, _DRAWN_STEPS)] * min(whole, _DRAWN_STEPS) + [1] * bool(rest)
+    return float(np.average(shares, weights=weights))
+
+
 def plan_widths(
     lengths: np.ndarray, steps: Sequence[np.ndarray], *, num_processes: int, max_tokens: int
 ) -> tuple[int, ...]:
@@ -204,6 +275,13 @@ def plan_widths(
         num_processes: number of processes that share a step.
         max_tokens: of a pack, unless one row has more.
     """
+    return _planned(lengths, steps, num_processes=num_processes, max_tokens=max_tokens)[0]
+
+
+def _planned(
+    lengths: np.ndarray, steps: Sequence[np.ndarray], *, num_processes: int, max_tokens: int
+) -> tuple[tuple[int, ...], _Choice]:
+    """Return the ladder, and the packs of each step if each could have a width of its own."""
     limit = max(max_tokens, int(lengths.max()))
     table = _table(lengths, steps)
     # No pack is wider than a process's share of the largest step, or than the longest row.
@@ -214,7 +292,7 @@ def plan_widths(
     weights = np.bincount(place, weights=chosen.num_packs, minlength=len(needs))
     ladders = _ladders(needs, weights)
     fewest = next(ladder for cost, ladder in ladders if cost <= (1 + _SPARE) * ladders[-1][0])
-    return tuple(int(width) for width in fewest)
+    return tuple(int(width) for width in fewest), chosen
 
 
 def _grain(width: int) -> int:
@@ -302,6 +380,17 @@ def _spread(table: np.ndarray, num_packs: int) -> tuple[np.ndarray, np.ndarray, 
     packs, every = np.zeros_like(table), np.arange(len(table))
     if num_packs == 1:
         return packs, table.sum(1)[:, None], (table > 0).sum(1)[:, None]
+    if len(table) <= _FEW_STEPS:
+        for step, rows in enumerate(table.tolist()):
+            heap = [(0, pack) for pack in range(num_packs)]
+            for place, tokens in enumerate(rows):
+                load, pack = heap[0]
+                packs[step, place] = pack
+                heapq.heapreplace(heap, (load + tokens, pack))
+            for load, pack in heap:
+                loads[step, pack] = load
+            counts[step] = np.bincount(packs[step][table[step] > 0], minlength=num_packs)
+        return packs, loads, counts
     for row in range(table.shape[1]):
         emptiest = loads.argmin(1)
         packs[:, row] = emptiest

@@ -27,8 +27,6 @@ SELECTIVE_FACTOR = 4 / 3
 """Ours, not measured: selective recomputation repeats the forward pass, a third of everything else."""
 ANSWER_SHARE = 0.6
 """Share of the positions that the head sees."""
-USEFUL_SHARE = 0.95
-"""Lowest share of computed positions that are real tokens, where rows are packed."""
 
 
 def mfu(model: Decoder, device: str, *, recomputes: Recompute, is_compiled: bool) -> float | None:

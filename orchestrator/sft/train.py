@@ -266,8 +266,6 @@ class Training:
             usage["mfu"] = flops / (known[0].peak_tflops * 1e12 * world_size())
         return usage
 
-    # Ends of epochs, and checkpoints
-
     def _end_epoch(self, step: int) -> None:
         """Save the epoch's weights, validate and log the validation loss."""
         # Written while the validation loss is computed: after the last epoch nothing else is left to compute.

@@ -30,6 +30,7 @@ class TaskFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         generated: tokens of a generated item; None for as many as real ones have.
         tokens: family of tokenizer to language to the tokens of prompt and response together.
         train_length_factor: length of training items relative to the counted ones.
+        length_spread: standard deviation of the logarithm of an item's tokens, within a language.
     """
 
     num_train: Annotated[int, msgspec.Meta(ge=1)]
@@ -38,6 +39,7 @@ class TaskFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     generated: Positive | None = None
     tokens: dict[str, dict[str, Positive]]
     train_length_factor: Positive = 1.0
+    length_spread: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.5
 
     def __post_init__(self) -> None:
         if not self.tokens or not all(self.tokens.values()):
@@ -92,11 +94,16 @@ _converted: dict[int, tuple[Any, CostsConfig]] = {}
 
 
 class TrainingWork(NamedTuple):
-    """Steps and tokens of all epochs of training on a mixture, and notes on their source."""
+    """Steps and tokens of all epochs of training on a mixture, and notes on their source.
+
+    Attributes:
+        validated: validation rows after an epoch for each of its training rows.
+    """
 
     num_steps: int
     num_tokens: int
     notes: tuple[str, ...]
+    validated: float
 
 
 class Answers(NamedTuple):
@@ -145,7 +152,15 @@ def training(cell: Tree, costs: CostsConfig) -> TrainingWork:
         if missing:
             notes.append(f"no token count of {', '.join(missing)}: the mean of the others")
     steps = math.ceil(num_train * len(languages) / cell["trainer"]["global_batch_size"])
-    return TrainingWork(num_epochs * steps, round(tokens), tuple(notes))
+    validated = (cell["items"]["num_validation"] or facts.num_validation) / num_train
+    return TrainingWork(num_epochs * steps, round(tokens), tuple(notes), validated)
+
+
+def expected_lengths(cell: Tree, costs: CostsConfig) -> tuple[float, ...]:
+    """Return the expected tokens of a training row, by language of the mixture."""
+    facts = costs.tasks[cell["task"]["name"]]
+    factor = 1.0 if _is_tiny(cell, facts) else facts.train_length_factor
+    return tuple(factor * _item_tokens(cell, facts, [language]) for language in cell["languages"])
 
 
 def answers(cell: Tree, costs: CostsConfig) -> Answers:

@@ -169,6 +169,16 @@ class Broker:
         """Return the path and size of each object under each of many prefixes."""
         return await asyncio.gather(*(self._one_of_many(self._tree(prefix)) for prefix in call.keys))
 
+    async def do_span(self, call: WireRequest) -> list[str]:
+        """Return the paths under a prefix from one folder to another, both included, in a bucket's order."""
+        prefix, first, last = call.keys
+        found: list[str] = []
+        async for batch in obstore.list(self._store, prefix, offset=f"{prefix}/{first}", chunk_size=1000):
+            found += [meta["path"][len(prefix) + 1 :] for meta in batch]
+            if found and found[-1] > f"{last}0":  # the character after the slash
+                break
+        return [path for path in found if path < f"{last}0"]
+
     async def do_delete(self, call: WireRequest) -> None:
         """Delete all objects under a prefix; when there are none, the object of that name."""
         (prefix,) = call.keys

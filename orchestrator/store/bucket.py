@@ -235,6 +235,7 @@ class RemoteStore:
     Args:
         url: The address, normalised.
         home: Folder of the caches; None for the one that the environment names.
+        connection: To share with another one of this address; None for one of its own.
 
     Raises:
         UserError: The cache limit in the environment is not a number.
@@ -243,55 +244,55 @@ class RemoteStore:
     in_place, poll_s = False, 5.0
     min_lease_s = LEASE_S
 
-    def __init__(self, url: str, *, home: Path | None = None) -> None:
+    def __init__(self, url: str, *, home: Path | None = None, connection: Connection | None = None) -> None:
         self.url = url
         self.cache = Cache(url, home)
         self.home = self.cache.home
-        self._connection = Connection(url)
+        self.connection = connection or Connection(url)
         # Payload prefixes that this process has prepared.
         self._own: set[str] = set()
 
     def close(self) -> None:
         """Stop the broker; the next operation starts another."""
-        self._connection.close()
+        self.connection.close()
 
     def create(self, key: str, data: bytes) -> bool:
         """Create an object on the condition that it is absent, without a retry."""
-        return bool(self._connection.call("create", key, data=data))
+        return bool(self.connection.call("create", key, data=data))
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object as a whole."""
-        self._connection.call("put", key, data=data)
+        self.connection.call("put", key, data=data)
 
     def get(self, key: str) -> bytes | None:
         """Read an object."""
-        data: bytes | None = self._connection.call("get", key)
+        data: bytes | None = self.connection.call("get", key)
         return data
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """Read many objects concurrently."""
         asked = list(keys)
-        return dict(zip(asked, self._connection.call("get_many", *asked), strict=True)) if asked else {}
+        return dict(zip(asked, self.connection.call("get_many", *asked), strict=True)) if asked else {}
 
     def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
         """Read an object from a byte offset."""
-        data: bytes = self._connection.call("read_from", key, start=start, limit=limit)
+        data: bytes = self.connection.call("read_from", key, start=start, limit=limit)
         return data
 
     def list(self, prefix: str) -> Listing:
         """List one level."""
-        return _listing(self._connection.call("list", prefix))
+        return _listing(self.connection.call("list", prefix))
 
     def list_many(self, prefixes: Iterable[str]) -> dict[str, Listing]:
         """List one level of many prefixes concurrently."""
         asked = list(prefixes)
-        found = self._connection.call("list_many", *asked) if asked else []
+        found = self.connection.call("list_many", *asked) if asked else []
         return {prefix: _listing(each) for prefix, each in zip(asked, found, strict=True)}
 
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
         """List all objects under many prefixes; a bucket lists sizes together with names."""
         asked = list(prefixes)
-        return dict(zip(asked, self._connection.call("trees", *asked), strict=True)) if asked else {}
+        return dict(zip(asked, self.connection.call("trees", *asked), strict=True)) if asked else {}
 
     # Payload
 
@@ -320,7 +321,7 @@ class RemoteStore:
         skip = len(prefix) + 1
         moves = [move for move in moves if there.get(move.key[skip:]) != move.size]
         if moves:
-            self._connection.call("upload", moves=moves, pulse=pulse)
+            self.connection.call("upload", moves=moves, pulse=pulse)
 
     def begin_upload(self, prefix: str, paths: Iterable[str], *, folder: Path | None = None) -> Transfer:
         """Start an upload of some files, and return at once.
@@ -334,7 +335,7 @@ class RemoteStore:
             OSError: A file is missing, or the broker cannot be reached.
         """
         moves = [self._move(prefix, path, folder) for path in paths]
-        return Transfer(self._connection, self._connection.begin("upload", moves=moves))
+        return Transfer(self.connection, self.connection.begin("upload", moves=moves))
 
     def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> BucketPublisher:
         """Return the uploads of an attempt; see `BucketPublisher`."""
@@ -342,7 +343,7 @@ class RemoteStore:
 
     def discard(self, prefix: str) -> None:
         """Delete objects, but keep the local files, which belong to their writer."""
-        self._connection.call("delete", prefix)
+        self.connection.call("delete", prefix)
 
     def _move(self, prefix: str, path: str, folder: Path | None = None) -> Move:
         local = (folder or self.folder(prefix)) / path
@@ -370,7 +371,7 @@ class RemoteStore:
                     # elsewhere do.
                     Path(move.path).unlink(missing_ok=True)
                 self.cache.shrink()
-                self._connection.call("download", moves=missing, pulse=pulse)
+                self.connection.call("download", moves=missing, pulse=pulse)
         return folder
 
     def release(self, prefix: str) -> None:
@@ -379,7 +380,7 @@ class RemoteStore:
 
     def delete(self, prefix: str) -> None:
         """Delete all objects under a prefix, and their local copies."""
-        self._connection.call("delete", prefix)
+        self.connection.call("delete", prefix)
         self.cache.clear(prefix)
 
 

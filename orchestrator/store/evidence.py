@@ -25,7 +25,7 @@ from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched, StageIndex, error_line, is_transient
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.objects import Listing
+from orchestrator.store.objects import PosixStore, levels
 
 
 def read_ahead(
@@ -56,7 +56,7 @@ def read_ahead(
     above = [layout.stage_records(stage) for stage in stages]
     listings = objects.list_many([*prefixes, *(() if counted else above)])
     for prefix, paths in objects.trees(above if counted else ()).items():
-        listings |= _levels(prefix, paths)
+        listings |= levels(prefix, paths)
     known = ledger.knowing(Prefetched({}, listings))
 
     products = _products(known, instances)
@@ -101,24 +101,6 @@ def _products(known: Ledger, instances: Sequence[StageInstance]) -> dict[str, in
         if generations and max(generations) not in void[instance.stage].get(instance.digest, set()):
             found[instance.digest] = max(generations)
     return found
-
-
-def _levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
-    """Return the listing of each level under a prefix, given all paths below it."""
-    files: dict[str, set[str]] = {prefix: set()}
-    folders: dict[str, set[str]] = {prefix: set()}
-    for path in paths:
-        *above, name = path.split("/")
-        place = prefix
-        for part in above:
-            folders.setdefault(place, set()).add(part)
-            place = f"{place}/{part}"
-            files.setdefault(place, set())
-        files[place].add(name)
-    return {
-        place: Listing(tuple(sorted(names)), tuple(sorted(folders.get(place, ()))))
-        for place, names in files.items()
-    }
 
 
 class OwnerReport(NamedTuple):
@@ -210,7 +192,10 @@ class EvidenceReader:
             for instance in self._instances.values()
             if instance.stage in self._specs and (found := formers(self._specs[instance.stage], instance))
         }
-        if not ledger.objects.in_place:
+        if ledger.look_up is not None:
+            every = itertools.chain.from_iterable(self.formers.values())
+            ledger = ledger.look_up(self._instances.values(), every, trusted=self._trusted, sized=check_files)
+        elif not ledger.objects.in_place:
             ledger = read_ahead(
                 ledger,
                 [*self._instances.values(), *itertools.chain.from_iterable(self.formers.values())],
@@ -386,8 +371,10 @@ def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: b
     objects = ledger.objects
     if not files:
         return None
+    if isinstance(objects, PosixStore) and not content:
+        return damage_by_size(objects.sizes(prefix, files), files)
     if objects.in_place:
-        return damage(objects.folder(prefix), files, content=content)
+        return damage(objects.folder(prefix), files)
     # A listing of the bucket gives all sizes at once, without downloading.
     problem = damage_by_size(ledger.sizes(prefix), files)
     if problem is not None or not content:

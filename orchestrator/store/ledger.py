@@ -6,8 +6,8 @@ This module reads and writes records. What should run is decided in `core`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, Self
 
 import msgspec
 
@@ -38,7 +38,6 @@ from orchestrator.store.access import (
     Records,
     error_line,
     is_transient,
-    new_nonce,
     read_header,
 )
 from orchestrator.store.objects import ObjectStore, PosixStore
@@ -74,28 +73,18 @@ def check_mark(records: Records) -> int | None:
     return found
 
 
-def make_store(objects: ObjectStore, at: str, *, shared: bool = False) -> None:
-    """Create a store unless one exists, and prove at every launch that a second create of a key is refused.
+class LookUp(Protocol):
+    """Reads the evidence about stages in advance, see `orchestrator.store.index.IndexedLedger`."""
 
-    Without that proof, two workers could both win a claim.
-    """
-    error = OSError("it does not keep what is written")
-    try:
-        data = objects.get(layout.STORE)
-        if data is None:
-            if isinstance(objects, PosixStore):
-                opening.make_root(objects.root, shared=shared)
-                opening.follow_root(objects.root)
-            try:
-                objects.create(layout.STORE, formats.encode(StoreMark(nonce=new_nonce(), created_at=at)))
-            except OSError as problem:  # the write may have succeeded although its reply was lost
-                error = problem
-            data = objects.get(layout.STORE)
-        if data is None:
-            raise error
-        opening.prove_exclusive(objects, layout.STORE, data)
-    except OSError as problem:
-        raise opening.not_writable(objects, problem) from problem
+    def __call__(
+        self,
+        instances: Iterable[StageInstance],
+        formers: Iterable[StageInstance],
+        *,
+        trusted: set[tuple[str, int]],
+        sized: bool,
+    ) -> Ledger:
+        """Return a ledger that holds all records and listings of these stages, as of now."""
 
 
 class Ledger(Records):
@@ -113,6 +102,17 @@ class Ledger(Records):
         ledger = super().knowing(known)
         ledger._done, ledger._retired = self._done, self._retired  # records that never change can be shared
         return ledger
+
+    def renewed(self) -> Ledger:
+        """Return a ledger that looks again; this one where it holds nothing of an earlier look."""
+        return self
+
+    look_up: LookUp | None = None
+    """What reads the evidence about stages in advance, with the help of an index; None without one."""
+
+    def has_revision(self, sweep: str, number: int) -> bool:
+        """Return whether a revision was sealed."""
+        return number in self.revision_numbers(sweep)
 
     def patient(self, outage: Outage) -> Ledger:
         """Return a ledger that waits while a shared folder does not answer; this one for a bucket."""
@@ -135,7 +135,9 @@ class Ledger(Records):
         """
         if layout.attempts(instance) in self._known.listings:
             return max([number, *self.numbers(instance)])
-        while self.is_claimed(instance, number + 1):
+        objects = self.objects
+        is_there = objects.seems_there if isinstance(objects, PosixStore) else objects.get
+        while is_there(layout.attempt(instance, number + 1, layout.CLAIM)):
             number += 1
         return number
 
@@ -390,6 +392,6 @@ def open_ledger(url: str, *, create: bool = False, at: str = "", shared: bool = 
         opening.follow_root(objects.root)
     store_format = check_mark(Records(objects))
     if create:
-        make_store(objects, at, shared=shared)
+        opening.make_store(objects, layout.STORE, at, shared=shared)
         store_format = check_mark(Records(objects))  # another process may have made it first
     return Ledger(objects, store_format=store_format)

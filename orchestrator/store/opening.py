@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator import formats
+from orchestrator.core.records import StoreMark
 from orchestrator.core.secrets import redacted
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import BUCKETS, load
@@ -24,6 +26,15 @@ from orchestrator.store.objects import ObjectStore, PosixStore
 PRIVATE, SHARED = 0o700, 0o2770
 FIX = "whoever owns it: chmod -R g+rwX {0}; find {0} -type d -exec chmod g+s {{}} +  (and a umask of 002)"
 _SAMPLED = 200
+
+DEFAULT_STORE = "runs"
+"""Folder of the store in the working folder, if no other is named."""
+
+
+def store_url(url: str | None) -> str:
+    """Return where the store is: `url` if given, else SWEEP_STORE, else ``runs`` in the working folder."""
+    url = url or os.environ.get("SWEEP_STORE") or DEFAULT_STORE
+    return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 def make_root(root: Path, *, shared: bool) -> None:
@@ -214,6 +225,36 @@ def prove_writable(objects: ObjectStore) -> None:
             objects.delete(key)
     except OSError as error:
         raise not_writable(objects, error) from error
+
+
+def make_store(objects: ObjectStore, key: str, at: str, *, shared: bool = False) -> None:
+    """Create a store unless one exists, and prove at every launch that a second create of a key is refused.
+
+    Without that proof, two workers could both win a claim.
+
+    Args:
+        objects: The store.
+        key: Key of its mark.
+        at: Time of the mark.
+        shared: Whether its group may write, if a folder has to be made.
+    """
+    error = OSError("it does not keep what is written")
+    try:
+        data = objects.get(key)
+        if data is None:
+            if isinstance(objects, PosixStore):
+                make_root(objects.root, shared=shared)
+                follow_root(objects.root)
+            try:
+                objects.create(key, formats.encode(StoreMark(nonce=uuid.uuid4().hex, created_at=at)))
+            except OSError as problem:  # the write may have succeeded although its reply was lost
+                error = problem
+            data = objects.get(key)
+        if data is None:
+            raise error
+        prove_exclusive(objects, key, data)
+    except OSError as problem:
+        raise not_writable(objects, problem) from problem
 
 
 def not_writable(objects: ObjectStore, error: OSError) -> SweepError:

@@ -19,7 +19,7 @@ ODD = ("a b.txt", "é#%~*.txt", "x%20y", "[1].json", "q?&=+.t", "deep/er/file")
 
 def broker_of(objects: RemoteStore) -> int:
     objects.get("nothing")
-    process = objects._connection._process
+    process = objects.connection._process
     assert process is not None
     return process.pid
 
@@ -107,7 +107,7 @@ def test_a_broker_outlives_what_is_sent_to_all_processes_of_a_job_and_ends_with_
         os.kill(pid, number)
     objects.put("last", b"word")
     assert broker_of(objects) == pid
-    process = objects._connection._process
+    process = objects.connection._process
     objects.close()
     assert process is not None and process.returncode == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import chain as joined
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,15 @@ from orchestrator.sft import kernels
 from orchestrator.sft.batches import Batches, MicroBatches, can_pack, choose
 from orchestrator.sft.distributed.parallel import Placed, group_of_one, whole
 from orchestrator.sft.loss import ResponseLoss
-from orchestrator.sft.packing import MAX_WIDTHS, Packs, PaddedTokens, plan_widths, useful_share
+from orchestrator.sft.packing import (
+    MAX_WIDTHS,
+    Packs,
+    PaddedTokens,
+    _spread,
+    expected_share,
+    plan_widths,
+    useful_share,
+)
 from orchestrator.sft.shards import Batch, EpochOrder, Example, Rows
 from orchestrator.sft.train import Training
 from orchestrator.stage import Config, Context
@@ -250,3 +259,35 @@ def test_a_widest_pack_that_does_not_fit_is_found_before_the_first_step(
     ]
     with pytest.raises(StageFailure, match="not even a micro-batch of one row"):
         choose(Config(given), Config(uses), placed, rows, out_of_memory=5)
+
+
+@pytest.mark.parametrize("num_packs", [2, 7, 40])
+def test_few_steps_are_divided_as_many_are(num_packs: int) -> None:
+    table = -np.sort(-np.random.default_rng(0).integers(0, 900, (40, 300)))
+    many, few = _spread(table, num_packs), _spread(table[:3], num_packs)
+    assert all(np.array_equal(one[:3], other) for one, other in zip(many, few, strict=True))
+
+
+@pytest.mark.parametrize("num_processes", [1, 8])
+@pytest.mark.parametrize(
+    ("means", "rows_each"), [((355.0,), 10_000), ((525.0,), 3_024), ((355.0, 1140.0), 5_000)]
+)
+def test_the_expected_useful_share_is_nearly_that_of_a_whole_training(
+    means: tuple[float, ...], rows_each: int, num_processes: int
+) -> None:
+    random = np.random.default_rng(5)
+    drawn = np.concatenate([random.lognormal(np.log(mean) - 0.125, 0.5, rows_each) for mean in means])
+    lengths = np.clip(drawn, 1, 2048).astype(np.int64)
+    steps = EpochOrder(lengths, global_batch_size=512, seed=0).steps(0)
+    widths = plan_widths(lengths, steps, num_processes=num_processes, max_tokens=14_000)
+    computed = Packs(lengths, widths=widths).computed(steps, num_processes=num_processes)
+    how: dict[str, Any] = {
+        "num_rows": len(lengths),
+        "global_batch_size": 512,
+        "longest": 2048,
+        "num_processes": num_processes,
+        "max_tokens": 14_000,
+    }
+    packed = expected_share(means, 0.5, **how)
+    assert packed == pytest.approx(useful_share(lengths, steps, computed), abs=0.02)
+    assert expected_share(means, 0.5, **how, micro_batch_size=64) < packed - 0.05

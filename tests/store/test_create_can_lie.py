@@ -17,8 +17,9 @@ from orchestrator.core.records import Claim
 from orchestrator.core.sweep import Input
 from orchestrator.errors import InfrastructureError
 from orchestrator.store import layout
-from orchestrator.store.ledger import Ledger, make_store
+from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import PosixStore
+from orchestrator.store.opening import make_store
 from tests.store.builders import claim, instance_of, ledger_at, sweep_of
 from tests.store.stores import Trouble, TroubledStore, no_answer
 
@@ -110,7 +111,7 @@ def test_a_place_where_two_can_create_the_same_key_is_refused_as_a_store(store: 
             return True
 
     with pytest.raises(InfrastructureError, match="second writer"):
-        make_store(Careless(store), "")
+        make_store(Careless(store), layout.STORE, "")
 
 
 LIES = st.lists(st.sampled_from(["", "lost before", "lost after", "refused after"]), max_size=2)

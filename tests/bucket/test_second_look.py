@@ -1,0 +1,197 @@
+"""A reader's index of a bucket: a second look costs a few listings, and is as true as the first."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.api.requests import build_request
+from orchestrator.api.state import SweepState, open_view
+from orchestrator.core.records import Heartbeat, Retired
+from orchestrator.core.sweep import StageInstance
+from orchestrator.count import COUNT
+from orchestrator.stage import StageSpec
+from orchestrator.store import layout
+from orchestrator.store.access import new_nonce
+from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.looking import indexed
+from tests.bucket.buckets import Bucket, BucketSweep
+from tests.store import builders
+
+SWEEP = builders.sweep_of(
+    4, {"count": COUNT, "more": StageSpec(run="m:f", reads=("seed",), after=("count",))}, name="counts"
+)
+
+
+@pytest.fixture
+def sealed(bucket: Bucket) -> Iterator[Ledger]:
+    """A bucket with a sealed sweep, and a launch of it."""
+    builders.seal(bucket.url, SWEEP)
+    ledger = open_ledger(bucket.url)
+    view = SweepState(ledger, SWEEP, 1, sealed=True)
+    ledger.add_request(
+        "counts", build_request(view, "launch", list(SWEEP.cells), settings=builders.settings())
+    )
+    yield ledger
+    ledger.objects.close()  # type: ignore[attr-defined]
+
+
+def _facts(view: SweepState) -> dict[str, Any]:
+    cells = {cell: (str(s.state), s.reason, s.attempts) for cell, s in view.cells.items()}
+    stages = {digest: view.reader.evidence(digest) for digest in SWEEP.stages}
+    return {
+        "cells": cells,
+        "done": {digest: found.done for digest, found in stages.items()},
+        "retired": {digest: found.retired for digest, found in stages.items()},
+        "attempts": {digest: found.attempts for digest, found in stages.items()},
+        "requests": [request.number for request in view.requests],
+    }
+
+
+def _act(ledger: Ledger, instance: StageInstance, rng: random.Random) -> None:
+    """Write the next record of some stage, as a worker, a user or retention would."""
+    numbers = ledger.numbers(instance)
+    last = ledger.attempt(instance, numbers[-1]) if numbers else None
+    done = ledger.generations(layout.done_index(instance.stage)).get(instance.digest, set())
+    void = ledger.generations(layout.void_index(instance.stage)).get(instance.digest, set())
+    generation = max(done | void, default=0)
+    if last is None or last.end is not None:
+        if generation and generation not in void and rng.random() < 0.8:
+            if rng.random() < 0.5:
+                ledger.void(instance, builders.void(generation, "discarded"))
+                return
+            files = ledger.product(instance, generation)[0]
+            ledger.retire(
+                instance,
+                Retired(
+                    nonce=new_nonce(),
+                    generation=generation,
+                    attempt=1,
+                    policy="best",
+                    files=files.files if files else (),
+                    why="taken",
+                    by="test",
+                ),
+            )
+            return
+        claim = builders.claim(generation=generation + (generation in void or not generation))
+        ledger.claim(instance, (numbers or [0])[-1] + 1, claim)
+        return
+    assert last.claim is not None
+    what = rng.choice(["beat", "done", "done and end", "failed", "failed but done", "released"])
+    if what == "beat":
+        ledger.put(
+            instance, last.number, layout.HEARTBEAT, Heartbeat(counter=rng.randrange(99), phase="work")
+        )
+    if "done" in what:
+        builders.make_product(ledger, instance, attempt=last.number, generation=last.claim.generation)
+        ledger.objects.upload(layout.output(instance, last.number))
+    if what in ("done and end", "failed", "released", "failed but done"):
+        outcome = {"done and end": "succeeded", "released": "released"}.get(what, "failed")
+        ledger.end(instance, last.number, builders.end(outcome, why="stopped" if what == "released" else ""))
+
+
+@pytest.mark.parametrize(
+    ("seed", "looks"), [(0, 6), *(pytest.param(seed, 40, marks=pytest.mark.long) for seed in range(1, 4))]
+)
+def test_every_look_with_an_index_is_as_true_as_one_without(
+    sealed: Ledger, bucket: Bucket, seed: int, looks: int
+) -> None:
+    rng, instances = random.Random(seed), list(SWEEP.stages.values())
+    view = open_view("counts", bucket.url)
+    for number in range(looks):
+        for _ in range(rng.randrange(1, 5)):
+            _act(sealed, rng.choice(instances), rng)
+        # In turn a reader that stays, and one that is started anew.
+        view = view.fresh() if number % 3 else open_view("counts", bucket.url)
+        assert _facts(view) == _facts(SweepState(Ledger(sealed.objects), SWEEP, 1, sealed=True))
+
+
+def _requests(bucket: Bucket, *, made: bool) -> list[tuple[str, str]]:
+    bucket.proxy.seen.clear()
+    view = open_view("counts", bucket.url)
+    states = {str(status.state) for status in view.cells.values()}
+    assert states == ({"done"} if made else {"done", "pending"})
+    return list(bucket.proxy.seen)
+
+
+def test_a_second_look_costs_three_listings_and_one_for_each_kind_that_is_not_done(
+    sealed: Ledger, bucket: Bucket
+) -> None:
+    instances = sorted(SWEEP.stages.values(), key=lambda instance: instance.stage)
+    for instance in instances[:-1]:
+        sealed.claim(instance, 1, builders.claim())
+        builders.make_product(sealed, instance)
+        sealed.objects.upload(layout.output(instance, 1))
+        sealed.end(instance, 1, builders.end("succeeded"))
+    _requests(bucket, made=False)
+    second = _requests(bucket, made=False)
+    listings = [path for method, path in second if method == "GET" and "list-type" in path]
+    assert len(listings) == 3 + 1  # requests with submissions, void/, retired/, and the records of `more`
+    assert len(second) - len(listings) <= 3  # the mark of the store
+    builders.make_product(sealed, instances[-1])
+    sealed.claim(instances[-1], 1, builders.claim())
+    sealed.objects.upload(layout.output(instances[-1], 1))
+    _requests(bucket, made=True)
+    third = _requests(bucket, made=True)
+    assert len(third) <= 3 + 3
+    assert len([path for _, path in third if "list-type" in path]) == 3
+    sealed.void(instances[0], builders.void(1, "discarded"))
+    assert open_view("counts", bucket.url).cells["seed0"].state != "done"
+
+
+@pytest.fixture
+def looked(sealed: Ledger, bucket: Bucket, tmp_path: Path) -> Path:
+    """The file of an index that was used."""
+    for number in range(9):
+        _act(sealed, list(SWEEP.stages.values())[number % 3], random.Random(number))
+    _ = open_view("counts", bucket.url).cells
+    (path,) = (tmp_path / "cache").glob("index-*/*.sqlite")
+    return path
+
+
+def _indexed(ledger: Ledger) -> SweepState:
+    return SweepState(indexed(Ledger(ledger.objects)), SWEEP, 1, sealed=True)
+
+
+def test_an_index_that_is_damaged_or_deleted_is_made_again(looked: Path, sealed: Ledger) -> None:
+    expected = _facts(_indexed(sealed))
+    data = looked.read_bytes()
+    for damaged in (b"", b"no database", data[: len(data) // 2], data[:4096] + b"\xff" * 8192 + data[12288:]):
+        for path in looked.parent.glob(f"{looked.name}-*"):
+            path.unlink()
+        looked.write_bytes(damaged)
+        assert _facts(_indexed(sealed)) == expected
+    shutil.rmtree(looked.parent)
+    assert _facts(_indexed(sealed)) == expected
+    assert looked.stat().st_mode & 0o077 == 0 or looked.parent.stat().st_mode & 0o077 == 0
+    shutil.rmtree(looked.parent)
+    looked.parent.write_text("no folder")  # no place for an index: everything is read from the store
+    assert _facts(_indexed(sealed)) == expected
+
+
+@pytest.mark.long
+def test_ten_readers_share_an_index(looked: Path, bucket: Bucket, tmp_path: Path) -> None:
+    looked.unlink()
+    (tmp_path / "project").mkdir()
+    sweep = BucketSweep(tmp_path / "project", bucket)
+
+    def read(_: int) -> str:
+        words = [sys.executable, "-m", "orchestrator", "status", "counts", "--json"]
+        done = subprocess.run(
+            words, env=sweep.env, cwd=sweep.folder, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        return done.stdout
+
+    with ThreadPoolExecutor(10) as pool:
+        found = set(pool.map(read, range(10)))
+    assert len(found) == 1
