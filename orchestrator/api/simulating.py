@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from orchestrator.api.estimates import work_of
 from orchestrator.api.state import SweepState
 from orchestrator.core import schedule
+from orchestrator.core.gates import with_gates
 from orchestrator.core.goodput import Goodput
 from orchestrator.core.schedule import Makespan, PlannedStage
 from orchestrator.core.settings import Policy, SpendingLimit
@@ -123,7 +124,8 @@ def simulate(
     work = work_of(view, cells, estimates)
     _check(cluster, work)
     faults = fault_table(cluster.failures)
-    units = schedule.of_cells({cell.id: cell.stage_digests for cell in cells}, work)
+    chains = {cell.id: view.chain(cell) for cell in cells}
+    units = schedule.of_cells(chains, work)
     drawn = random.Random(cluster.seed)
     true_hours = {
         key: schedule.wrong_by(unit.hours, cluster.error, drawn.gauss(0, 1)) for key, unit in units.items()
@@ -135,7 +137,7 @@ def simulate(
         )
     stages: dict[str, SimulatedStage] = {}
     for cell in cells:
-        for digest in cell.stage_digests:
+        for digest in chains[cell.id]:
             if digest in work and digest not in stages:
                 unit = digest if digest in units else cell.id
                 planned = units[unit].hours
@@ -143,7 +145,7 @@ def simulate(
                 stages[digest] = _simulated(work[digest].hours * factor, estimates.get(digest))
     _refuse_endless(view, stages, cluster)
     scenario = Scenario(
-        sweep=view.sweep,
+        sweep=with_gates(view.sweep, view.gates),
         cells=cells,
         stages=stages,
         units=chosen,
@@ -155,6 +157,8 @@ def simulate(
         preempt_s=None if cluster.preempt_hours is None else 3600 * cluster.preempt_hours,
         seed=cluster.seed,
         start_at=time.time(),
+        gates=view.gates,
+        chains=chains,
     )
     outcome = Decisions(scenario).run()
     really = {key: unit._replace(hours=true_hours[key]) for key, unit in units.items()}
@@ -217,7 +221,7 @@ def _refuse_endless(
         return
     least_s = 3600 * cluster.preempt_hours
     endless = [
-        view.sweep.stages[digest].name
+        view.instances[digest].name
         for digest, stage in stages.items()
         if stage.seconds + RESTART_S >= least_s
         and (not stage.interval_s or stage.stop_s + RESTART_S >= least_s)

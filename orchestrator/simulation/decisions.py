@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 from orchestrator.core.evidence import Holds
 from orchestrator.core.goodput import Goodput, Holder, goodput
-from orchestrator.core.plan import Claimable, ReadyIndex, next_stage
+from orchestrator.core.plan import Claimable, ReadyIndex
 from orchestrator.core.records import Owner, TimeSpent
 from orchestrator.core.schedule import FreeGpus
-from orchestrator.core.state import CellStatus, cell_status
+from orchestrator.core.state import CellStatus, GateRule, cell_status
 from orchestrator.core.sweep import Cell
 from orchestrator.simulation.budget import SimulatedSpending
 from orchestrator.simulation.clock import Clock
@@ -144,7 +144,7 @@ class Decisions:
                 raise ValueError(f"a stage needs {num_gpus} GPUs, and a node has {self._gpus.largest}")
             names = [name for name in self._rank if scenario.units[name].num_gpus == num_gpus]
             cells = [cell for name in names for cell in self._cells[name]]
-            self._queues[num_gpus] = ReadyIndex(cells, scenario.sweep.stages)
+            self._queues[num_gpus] = self._index(cells)
 
     def run(self) -> Outcome:
         """Run until nothing can start or end any more."""
@@ -165,18 +165,14 @@ class Decisions:
     def _outcome(self) -> Outcome:
         scenario, tally, stages = self._scenario, self._tally, self._scenario.sweep.stages
         statuses = {
-            digest: self._records.status(digest) for c in scenario.cells for digest in c.stage_digests
+            digest: self._records.status(digest) for c in scenario.cells for digest in scenario.gates.chain(c)
         }
         evidence = [(stages[digest].stage, self._records.evidence(digest)) for digest in scenario.stages]
         found = goodput(scenario.sweep.name, tally.holders, evidence)
         hold = {n: self._spending.hold(n, self._clock.now_s) for n in self._queues}
-        holds = Holds(
-            stages={
-                digest: found_hold
-                for digest, unit in self._unit_of.items()
-                if (found_hold := hold[scenario.units[unit].num_gpus]) is not None
-            }
-        )
+        of_budget = ((d, hold[scenario.units[unit].num_gpus]) for d, unit in self._unit_of.items())
+        of_gates = GateRule(scenario.cells, scenario.gates).holds(statuses.__getitem__)
+        holds = Holds(stages={**of_gates, **{d: each for d, each in of_budget if each is not None}})
         return Outcome(
             tally.end_s / 3600,
             {
@@ -220,8 +216,8 @@ class Decisions:
 
     def _go_on(self, job: _Job) -> None:
         """Have a worker claim its next stage; end it if there is none."""
-        stages, status = self._scenario.sweep.stages, self._records.status
-        found = next_stage(job.cells, stages, status, cancelled=_NOTHING_CANCELLED).claimable
+        index = self._index(job.cells)
+        found = index.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
         if found is None or self._spending.hold(job.num_gpus, self._clock.now_s) is not None:
             self._end_job(job)
         else:
@@ -244,6 +240,11 @@ class Decisions:
         self._gpus.free(job.node, job.num_gpus)
         self._spending.change(-job.num_gpus, self._clock.now_s)
         self._tally.holders.append(Holder(job.owner, job.num_gpus, self._clock.now_s - job.start_s))
+
+    def _index(self, cells: Sequence[Cell]) -> ReadyIndex:
+        """Return the search for what may start of the stages that these cells name."""
+        scenario = self._scenario
+        return ReadyIndex(cells, scenario.sweep.stages, scenario.gates, chain=lambda cell: cell.stage_digests)
 
     def _touch(self, digest: str) -> None:
         """Have the records of a stage looked at again, which just changed."""

@@ -20,7 +20,8 @@ from orchestrator.core.schedule import PlannedStage as S
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State
 from orchestrator.simulation.decisions import RESTART_S, Outcome
-from tests.simulation.cluster import play, table
+from orchestrator.simulation.faults import FaultKind, FaultTable
+from tests.simulation.cluster import gates_of, play, table
 
 
 def states(found: Outcome) -> dict[str, str]:
@@ -211,3 +212,29 @@ def test_after_the_end_of_the_budget_nothing_starts() -> None:
     found = play({"a": S(2, 1), "b": S(4, 1)}, 8, checkpoints=HOURLY, policy=policy, start_at=start_at)
     assert states(found) == {"cell-a": "done", "cell-b": "blocked"}
     assert found.hours == pytest.approx(3, abs=0.02)
+
+
+GATED = {"rehearse": S(1, 1), "a": S(2, 1), "b": S(4, 1), "c": S(3, 1)}
+CELLS = {"one": ["a"], "two": ["b"], "three": ["c"]}
+
+
+def test_a_gate_runs_before_the_stages_that_wait_for_it_and_others_go_on() -> None:
+    gates = gates_of(GATED, {"one": ("rehearse", "a"), "two": ("rehearse", "b")})
+    found = play(GATED, 2, CELLS, gates=gates)
+    assert found.attempts == {"succeeded": 4}
+    assert found.hours == 5  # rehearse and then b; c and a beside them
+    assert play(GATED, 2, {**CELLS, "four": ["rehearse"]}).hours == 5
+
+
+def test_a_gate_that_fails_blocks_the_stages_that_wait_for_it_and_no_other() -> None:
+    gates = gates_of(GATED, {"one": ("rehearse", "a"), "two": ("rehearse", "b")})
+    storm = FaultTable(source="", gpu_hours=1, faults=(FaultKind(name="bug", count=1, cause=Cause.CODE),))
+    seed = next(
+        n
+        for n in range(99)
+        if play({"rehearse": S(1, 1)}, 1, {"one": ["rehearse"]}, faults=storm, seed=n).faults
+    )
+    found = play(GATED, 2, CELLS, gates=gates, faults=storm, seed=seed)
+    assert states(found)["one"] == states(found)["two"] == "blocked"
+    assert found.attempts["failed"] == sum(found.faults.values())
+    assert "rehearse is failed" in found.cells["one"].reason
