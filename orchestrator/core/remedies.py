@@ -78,7 +78,7 @@ def class_of(spec: StageSpec, instance: StageInstance, config: Mapping[str, Any]
         config: of a cell that contains it.
     """
     if spec.alike:
-        parts = [spec.remedies, {key: pick(config, key) for key in spec.alike}]
+        parts: list[Any] = [spec.remedies, {key: pick(config, key) for key in spec.alike}]
     else:
         parts = [instance.stage, instance.reads]
     return json.dumps(parts, sort_keys=True, default=str)
