@@ -116,18 +116,6 @@ def stands_for(gate: StageInstance, other: StageInstance) -> bool:
     )
 
 
-def as_inputs(sweep: ComposedSweep, gates: Gates) -> ComposedSweep:
-    """Return a sweep in which gates are inputs of what waits for them, to simulate how long it takes."""
-    stages = {**sweep.stages, **gates.instances}
-    for gate in (gate for of_cell in gates.cells.values() for gate in of_cell):
-        one = gates.instances[gate.digest]
-        taken = Input(one.stage, one.label, one.digest)
-        for digest in gate.stages:
-            inputs = stages[digest].inputs
-            stages[digest] = replace(stages[digest], inputs=tuple(dict.fromkeys((*inputs, taken))))
-    return replace(sweep, stages=stages)
-
-
 class _Class:
     """The cells of a launch for which one instance of a gate stands.
 
