@@ -331,9 +331,17 @@ def ordered_ids(
     return request.cells if ordered == list(cells) else tuple(cell.id for cell in ordered)
 
 
-def of_cell(cell: Cell, estimates: Mapping[str, Estimate]) -> Estimate | None:
-    """Return the estimate of a cell, the sum of its stages; None if none has an estimate."""
-    found = [estimates[digest] for digest in cell.stage_digests if digest in estimates]
+def of_cell(
+    cell: Cell, estimates: Mapping[str, Estimate], chain: Sequence[str] | None = None
+) -> Estimate | None:
+    """Return the estimate of a cell, the sum of its stages; None if none has an estimate.
+
+    Args:
+        cell: the cell.
+        estimates: digest of a stage to its estimate.
+        chain: its stages, if a job also runs those of gates; None for its own.
+    """
+    found = [estimates[digest] for digest in chain or cell.stage_digests if digest in estimates]
     return together(found) if found else None
 
 
