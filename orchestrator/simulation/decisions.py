@@ -84,7 +84,8 @@ class _Running:
         digest: of its stage.
         number: of the attempt.
         start_s: when it was claimed.
-        restore_s: until it computes.
+        wait_s: until it computes: for the start of its job or process, and for the last checkpoint.
+        is_first: whether these seconds belong to a first start, and not to one after a failure.
         resumed_s: seconds of work in the checkpoint that it resumed from.
         is_over: whether it ended; its planned end then means nothing.
     """
@@ -92,7 +93,8 @@ class _Running:
     digest: str
     number: int
     start_s: float
-    restore_s: float
+    wait_s: float
+    is_first: bool
     resumed_s: float
     is_over: bool = False
 
@@ -261,21 +263,23 @@ class Decisions:
         number = self._records.claim(claimable, job.owner)
         self._touch(digest)
         resumed_s = 0.0 if saved is None else saved.seconds
-        restore_s = RESTART_S if number > 1 else 0.0
-        restore_s += 0.0 if saved is None else stage.stop_s
-        attempt = _Running(digest, number, now_s, restore_s, resumed_s)
+        wait_s = RESTART_S if number > 1 else 0.0
+        wait_s += 0.0 if saved is None else stage.stop_s
+        wait_s += scenario.job_start_s if now_s == job.start_s else 0.0
+        attempt = _Running(digest, number, now_s, wait_s, number == 1, resumed_s)
         job.attempt = attempt
         ends: list[tuple[float, Callable[[_Job, _Running], None]]] = []
-        ends.append((restore_s + stage.seconds - resumed_s, self._succeed))
+        ends.append((wait_s + stage.seconds - resumed_s, self._succeed))
         drawn = random.Random(f"{scenario.seed}/{digest}/{number}")
-        if (strike := scenario.faults.draw(drawn, job.num_gpus)) is not None:
+        strike = scenario.faults.draw(drawn, job.num_gpus, claimable.instance.stage, claimable.cell.axes)
+        if strike is not None:
             ends.append((strike.seconds, partial(self._fail, fault=strike.fault)))
         if scenario.preempt_s is not None and job.num_gpus:
             left_s = max(0.0, job.start_s + scenario.preempt_s - now_s)
             ends.append((left_s + stage.stop_s, partial(self._release, why="preempted", stop_s=stage.stop_s)))
         seconds, end = min(ends, key=lambda each: each[0])
         if job.num_gpus:
-            self._spending.saw_checkpoint(restore_s + min(stage.interval_s or stage.seconds, stage.seconds))
+            self._spending.saw_checkpoint(wait_s + min(stage.interval_s or stage.seconds, stage.seconds))
         self._clock.after(seconds, lambda: None if attempt.is_over else end(job, attempt))
 
     def _succeed(self, job: _Job, attempt: _Running) -> None:
@@ -351,9 +355,9 @@ class Decisions:
         """
         stage, now_s = self._scenario.stages[attempt.digest], self._clock.now_s
         seconds = now_s - attempt.start_s
-        restore_s = min(seconds, attempt.restore_s)
-        save_s = 0.0 if stop_s is None else min(stop_s, seconds - restore_s)
-        worked_s = seconds - restore_s - save_s
+        wait_s = min(seconds, attempt.wait_s)
+        save_s = 0.0 if stop_s is None else min(stop_s, seconds - wait_s)
+        worked_s = seconds - wait_s - save_s
         reached_s = attempt.resumed_s + worked_s
         if kept_s is None:
             kept_s = attempt.resumed_s
@@ -369,7 +373,7 @@ class Decisions:
             phases={
                 stage.phase: worked_s * computed,
                 "save": save_s + worked_s * stage.save_share,
-                "restore": restore_s,
+                "start" if attempt.is_first else "restore": wait_s,
             },
             saved_step=round(kept_s) if kept_s > 0 else None,
             saved_s=(kept_s - attempt.resumed_s) * computed,

@@ -238,3 +238,12 @@ def test_a_gate_that_fails_blocks_the_stages_that_wait_for_it_and_no_other() -> 
     assert states(found)["one"] == states(found)["two"] == "blocked"
     assert found.attempts["failed"] == sum(found.faults.values())
     assert "rehearse is failed" in found.cells["one"].reason
+
+
+def test_a_mistake_hurts_the_cells_that_it_meets_and_costs_what_they_had_done() -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=1800.0, stage="a")
+    storm = FaultTable(source="", gpu_hours=1, faults=(bug,))
+    found = play({"a": S(2, 4), "b": S(3, 4)}, 8, faults=storm)
+    assert states(found) == {"cell-a": "failed", "cell-b": "done"}
+    assert found.goodput is not None
+    assert found.goodput.lost_by == {"data": 4 * 1800.0}
