@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.api.requests import code_drift, retired_line
 from orchestrator.api.spent import HOUR_S, spent_json, spent_of, summary_line, unit_of
-from orchestrator.api.state import SweepState, current_revision, open_view, store_url
+from orchestrator.api.state import SweepState, current_revision, open_view
 from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
 from orchestrator.cli.output import (
     add_cell,
@@ -29,6 +29,7 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.opening import store_url
 from orchestrator.trackers.base import history
 
 if TYPE_CHECKING:
