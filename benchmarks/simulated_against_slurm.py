@@ -153,7 +153,7 @@ def main() -> int:
     ratio = seconds / simulated_s
     print(
         f"{len(hours)} cells on {NUM_SLOTS} slots, {start_s:.1f} s a job to start: simulated"
-        f" {simulated_s:.0f} s, on Slurm {seconds:.0f} s from the first claim ({whole_s:.0f} s from the launch),"
+        f" {simulated_s:.0f} s, on Slurm {seconds:.0f} s from the first claim ({whole_s:.0f} s from launch),"
         f" ratio {ratio:.3f}"
     )
     return int(abs(ratio - 1) > TOLERANCE)
