@@ -73,6 +73,7 @@ class Simulated(NamedTuple):
             "makespan": self.makespan._asdict(),
             "cells": dict(states),
             "attempts": outcome.attempts,
+            "num_remedied": outcome.num_remedied,
             "faults": outcome.faults,
             "goodput": _goodput_json(outcome.goodput, self.makespan),
             "budget": self._budget_json(),

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Holds
+from orchestrator.core.evidence import NO_HOLDS, Holds
 from orchestrator.core.goodput import Goodput, Holder, goodput
+from orchestrator.core.holding import merged
 from orchestrator.core.plan import Claimable, ReadyIndex
 from orchestrator.core.records import Owner, TimeSpent
 from orchestrator.core.schedule import FreeGpus
-from orchestrator.core.state import CellStatus, GateRule, cell_status
+from orchestrator.core.state import CellStatus, GateRule, State, cell_status
 from orchestrator.core.sweep import Cell
 from orchestrator.simulation.budget import SimulatedSpending
 from orchestrator.simulation.clock import Clock
@@ -44,6 +45,7 @@ class Outcome(NamedTuple):
         hours: from the first start to the last end.
         cells: id of a cell to its state.
         attempts: number of attempts by how they ended: succeeded, failed, released or lost.
+        num_remedied: how many of them started with a remedy.
         faults: number of faults by their names.
         goodput: where the held time of the GPUs went; None if no stage needs one.
     """
@@ -51,6 +53,7 @@ class Outcome(NamedTuple):
     hours: float
     cells: dict[str, CellStatus]
     attempts: dict[str, int]
+    num_remedied: int
     faults: dict[str, int]
     goodput: Goodput | None
 
@@ -124,9 +127,8 @@ class Decisions:
         self._clock = Clock()
         self._gpus = FreeGpus(scenario.num_gpus, scenario.gpus_per_node)
         policy = scenario.policy
-        self._records = SimulatedRecords(
-            scenario.sweep.name, scenario.stages, policy.retries, lease_s=policy.lease_s
-        )
+        self._records = SimulatedRecords(scenario.sweep, scenario.cells, scenario.stages, policy)
+        self._holds = self._records.holds()
         self._jobs: dict[int, list[_Job]] = {}
         self._num_jobs = 0
         self._tally = _Tally()
@@ -174,7 +176,8 @@ class Decisions:
         hold = {n: self._spending.hold(n, self._clock.now_s) for n in self._queues}
         of_budget = ((d, hold[scenario.units[unit].num_gpus]) for d, unit in self._unit_of.items())
         of_gates = GateRule(scenario.cells, scenario.gates).holds(statuses.__getitem__)
-        holds = Holds(stages={**of_gates, **{d: each for d, each in of_budget if each is not None}})
+        of_all = Holds(stages={**of_gates, **{d: each for d, each in of_budget if each is not None}})
+        holds = merged(self._records.holds(), of_all)
         return Outcome(
             tally.end_s / 3600,
             {
@@ -184,6 +187,7 @@ class Decisions:
                 for cell in scenario.cells
             },
             dict(tally.attempts),
+            self._records.num_remedied,
             dict(tally.faults),
             next((each for each in found if each.unit == "gpu_seconds"), None),
         )
@@ -196,7 +200,7 @@ class Decisions:
         for num_gpus, queue in self._queues.items():
             if not self._gpus.fits(num_gpus) or self._spending.hold(num_gpus, self._clock.now_s) is not None:
                 continue
-            found = queue.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
+            found = self._search(queue)
             if found is not None:
                 rank = self._rank[self._unit_of[found.instance.digest]]
                 if best is None or rank < best[0]:
@@ -218,8 +222,7 @@ class Decisions:
 
     def _go_on(self, job: _Job) -> None:
         """Have a worker claim its next stage; end it if there is none."""
-        index = self._index(job.cells)
-        found = index.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
+        found = self._search(self._index(job.cells))
         if found is None or self._spending.hold(job.num_gpus, self._clock.now_s) is not None:
             self._end_job(job)
         else:
@@ -248,6 +251,11 @@ class Decisions:
         scenario = self._scenario
         return ReadyIndex(cells, scenario.sweep.stages, scenario.gates, chain=lambda cell: cell.stage_digests)
 
+    def _search(self, index: ReadyIndex) -> Claimable | None:
+        """Return the first stage of a search that may start now."""
+        status = self._records.status
+        return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._holds).claimable
+
     def _touch(self, digest: str) -> None:
         """Have the records of a stage looked at again, which just changed."""
         for queue in self._queues.values():
@@ -260,7 +268,8 @@ class Decisions:
         scenario, now_s = self._scenario, self._clock.now_s
         digest = claimable.instance.digest
         stage, saved = scenario.stages[digest], self._records.saved.get(digest)
-        number = self._records.claim(claimable, job.owner)
+        start = self._records.claim(claimable, job.owner)
+        number = len(self._records.evidence(digest).attempts)
         self._touch(digest)
         resumed_s = 0.0 if saved is None else saved.seconds
         wait_s = RESTART_S if number > 1 else 0.0
@@ -271,7 +280,9 @@ class Decisions:
         ends: list[tuple[float, Callable[[_Job, _Running], None]]] = []
         ends.append((wait_s + stage.seconds - resumed_s, self._succeed))
         drawn = random.Random(f"{scenario.seed}/{digest}/{number}")
-        strike = scenario.faults.draw(drawn, job.num_gpus, claimable.instance.stage, claimable.cell.axes)
+        strike = scenario.faults.draw(
+            drawn, job.num_gpus, claimable.instance.stage, claimable.cell.axes, start.remedies
+        )
         if strike is not None:
             ends.append((strike.seconds, partial(self._fail, fault=strike.fault)))
         if scenario.preempt_s is not None and job.num_gpus:
@@ -287,6 +298,8 @@ class Decisions:
         self._close(job, attempt, "succeeded")
         self._records.end(attempt.digest, "succeeded", spent)
         self._touch(attempt.digest)
+        if self._holds != NO_HOLDS:  # a stage that did work may end a hold
+            self._holds = self._records.holds()
         self._go_on(job)
 
     def _fail(self, job: _Job, attempt: _Running, fault: FaultKind) -> None:
@@ -299,6 +312,8 @@ class Decisions:
             self._close(job, attempt, "failed")
             self._records.end(attempt.digest, "failed", spent, cause=fault.cause, message=fault.name)
             self._touch(attempt.digest)
+            if self._records.status(attempt.digest).state is State.FAILED:
+                self._holds = self._records.holds()
             if not fault.node_hours:
                 self._go_on(job)
                 return

@@ -41,6 +41,8 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             faults that come by chance.
         stage: name of the only stage that it strikes, "" for all.
         axes: labels of the only cells that it strikes; empty for all.
+        cured_at: it strikes no attempt that starts on this rung of the remedies for its cause, or a higher
+            one; None for what no remedy cures.
         node_hours: for how long the node is out of use. All other attempts on it are lost too. 0: it goes on.
     """
 
@@ -50,11 +52,13 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     after_s: float | None = None
     stage: str = ""
     axes: dict[str, str] = {}
+    cured_at: int | None = None
     node_hours: float = 0.0
 
-    def meets(self, stage: str, axes: Mapping[str, str]) -> bool:
-        """Return whether it can strike a stage of a cell with these labels."""
-        return self.stage in ("", stage) and self.axes.items() <= axes.items()
+    def meets(self, stage: str, axes: Mapping[str, str], rungs: Mapping[str, tuple[int, int]]) -> bool:
+        """Return whether it can strike a stage of a cell with these labels, that started on these rungs."""
+        is_cured = self.cured_at is not None and rungs.get(self.cause, (0, 0))[0] >= self.cured_at
+        return not is_cured and self.stage in ("", stage) and self.axes.items() <= axes.items()
 
 
 class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,7 +75,12 @@ class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     faults: tuple[FaultKind, ...] = ()
 
     def draw(
-        self, drawn: random.Random, num_gpus: int, stage: str = "", axes: Mapping[str, str] = {}
+        self,
+        drawn: random.Random,
+        num_gpus: int,
+        stage: str = "",
+        axes: Mapping[str, str] = {},
+        rungs: Mapping[str, tuple[int, int]] = {},
     ) -> Strike | None:
         """Return the first fault of an attempt, if it ran for ever; None if none ever comes.
 
@@ -80,8 +89,9 @@ class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             num_gpus: that the attempt holds. Those that hold none suffer no faults by chance.
             stage: name of the stage.
             axes: labels of the cell.
+            rungs: failure cause to the rung of its remedies, and the number of rungs.
         """
-        met = [fault for fault in self.faults if fault.meets(stage, axes)]
+        met = [fault for fault in self.faults if fault.meets(stage, axes, rungs)]
         strikes = [Strike(fault.after_s, fault) for fault in met if fault.after_s is not None]
         by_chance = [fault for fault in met if fault.after_s is None and fault.count]
         if num_gpus and by_chance:
