@@ -29,7 +29,6 @@ from orchestrator.api.state import (
     naming_the_store,
     parse_reference,
     sealed_view,
-    store_url,
 )
 from orchestrator.api.submission import Dispatch
 from orchestrator.compose.files import locate
@@ -45,6 +44,7 @@ from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
+from orchestrator.store.opening import store_url
 
 
 def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> SweepState:

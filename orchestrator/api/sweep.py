@@ -16,13 +16,13 @@ from orchestrator.api.query import query_of
 from orchestrator.api.reports import write_sweep_reports
 from orchestrator.api.rows import ResultRows
 from orchestrator.api.run import Run, cancel_cells, in_store, start
-from orchestrator.api.state import SweepState, open_view, store_url
+from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.status import Cells, Status, rows_of, status_of
 from orchestrator.compose.axes import grammar
 from orchestrator.core.state import State
 from orchestrator.errors import UserError
 from orchestrator.store.ledger import open_ledger
-from orchestrator.store.opening import following
+from orchestrator.store.opening import following, store_url
 
 if TYPE_CHECKING:
     import pyarrow

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.api.query import Answer, answer_of, query_of
-from orchestrator.api.state import store_url
 from orchestrator.api.tables import TABLES
 from orchestrator.cli.output import add_store, no_overrides, print_table
 from orchestrator.errors import UserError, counted
 from orchestrator.store.ledger import open_ledger
-from orchestrator.store.opening import as_usual
+from orchestrator.store.opening import as_usual, store_url
 from orchestrator.store.table import flat
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from orchestrator.core.evidence import NO_HOLDS
+from orchestrator.core.evidence import Holds
 from orchestrator.core.goodput import Goodput, Holder, goodput
-from orchestrator.core.plan import Claimable, ReadyIndex, next_stage
+from orchestrator.core.plan import Claimable, ReadyIndex
 from orchestrator.core.records import Owner, TimeSpent
 from orchestrator.core.schedule import FreeGpus
-from orchestrator.core.state import CellStatus, cell_status
+from orchestrator.core.state import CellStatus, GateRule, cell_status
 from orchestrator.core.sweep import Cell
+from orchestrator.simulation.budget import SimulatedSpending
 from orchestrator.simulation.clock import Clock
 from orchestrator.simulation.faults import FaultKind
 from orchestrator.simulation.records import Saved, SimulatedRecords, owner_on
@@ -127,6 +128,13 @@ class Decisions:
         self._jobs: dict[int, list[_Job]] = {}
         self._num_jobs = 0
         self._tally = _Tally()
+        self._is_stopping = False
+        self._spending = SimulatedSpending(
+            policy.budget,
+            start_at=scenario.start_at,
+            checkpoint_s=policy.checkpoint_interval_s,
+            sweep=scenario.sweep.name,
+        )
         self._cells, self._unit_of = cells_of_units(scenario)
         self._rank = ranks_of(scenario)
         # A queue for each number of GPUs: a job that does not fit does not hold back smaller ones.
@@ -136,12 +144,14 @@ class Decisions:
                 raise ValueError(f"a stage needs {num_gpus} GPUs, and a node has {self._gpus.largest}")
             names = [name for name in self._rank if scenario.units[name].num_gpus == num_gpus]
             cells = [cell for name in names for cell in self._cells[name]]
-            self._queues[num_gpus] = ReadyIndex(cells, scenario.sweep.stages)
+            self._queues[num_gpus] = self._index(cells)
 
     def run(self) -> Outcome:
         """Run until nothing can start or end any more."""
         clock = self._clock
         while True:
+            if not self._is_stopping and self._spending.is_over(clock.now_s):
+                self._stop("budget")
             # A stage that takes no time is over before others start: of the cells that it makes ready at
             # this moment, the longest must come first.
             if clock.run_due() or self._start_job():
@@ -149,20 +159,25 @@ class Decisions:
             next_s = clock.next_s()
             if next_s is None:
                 return self._outcome()
-            clock.advance(next_s)
+            spent_s = None if self._is_stopping else self._spending.end_s()
+            clock.advance(next_s if spent_s is None else min(next_s, max(clock.now_s, spent_s)))
 
     def _outcome(self) -> Outcome:
         scenario, tally, stages = self._scenario, self._tally, self._scenario.sweep.stages
         statuses = {
-            digest: self._records.status(digest) for c in scenario.cells for digest in c.stage_digests
+            digest: self._records.status(digest) for c in scenario.cells for digest in scenario.gates.chain(c)
         }
         evidence = [(stages[digest].stage, self._records.evidence(digest)) for digest in scenario.stages]
         found = goodput(scenario.sweep.name, tally.holders, evidence)
+        hold = {n: self._spending.hold(n, self._clock.now_s) for n in self._queues}
+        of_budget = ((d, hold[scenario.units[unit].num_gpus]) for d, unit in self._unit_of.items())
+        of_gates = GateRule(scenario.cells, scenario.gates).holds(statuses.__getitem__)
+        holds = Holds(stages={**of_gates, **{d: each for d, each in of_budget if each is not None}})
         return Outcome(
             tally.end_s / 3600,
             {
                 cell.id: cell_status(
-                    cell, stages, statuses, cancelled=False, sweep=scenario.sweep.name, holds=NO_HOLDS
+                    cell, stages, statuses, cancelled=False, sweep=scenario.sweep.name, holds=holds
                 )
                 for cell in scenario.cells
             },
@@ -177,7 +192,7 @@ class Decisions:
         """Start the first job for which GPUs are free; return False if there is none."""
         best: tuple[int, int, Claimable] | None = None
         for num_gpus, queue in self._queues.items():
-            if not self._gpus.fits(num_gpus):
+            if not self._gpus.fits(num_gpus) or self._spending.hold(num_gpus, self._clock.now_s) is not None:
                 continue
             found = queue.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
             if found is not None:
@@ -195,22 +210,41 @@ class Decisions:
         owner = owner_on(node, self._num_jobs)
         job = _Job(owner, node, num_gpus, cells, self._clock.now_s)
         self._jobs.setdefault(node, []).append(job)
+        self._spending.change(num_gpus, self._clock.now_s)
         self._claim(job, claimable)
         return True
 
     def _go_on(self, job: _Job) -> None:
         """Have a worker claim its next stage; end it if there is none."""
-        stages, status = self._scenario.sweep.stages, self._records.status
-        found = next_stage(job.cells, stages, status, cancelled=_NOTHING_CANCELLED).claimable
-        if found is None:
+        index = self._index(job.cells)
+        found = index.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
+        if found is None or self._spending.hold(job.num_gpus, self._clock.now_s) is not None:
             self._end_job(job)
         else:
             self._claim(job, found)
 
+    def _stop(self, why: str) -> None:
+        """Have all that runs save and end."""
+        self._is_stopping = True
+        for job in [job for jobs in self._jobs.values() for job in jobs]:
+            if (attempt := job.attempt) is not None and job.num_gpus:
+                stop_s = self._scenario.stages[attempt.digest].stop_s
+                self._clock.after(stop_s, partial(self._release_soon, job, attempt, why, stop_s))
+
+    def _release_soon(self, job: _Job, attempt: _Running, why: str, stop_s: float) -> None:
+        if not attempt.is_over:
+            self._release(job, attempt, why, stop_s)
+
     def _end_job(self, job: _Job) -> None:
         self._jobs[job.node].remove(job)
         self._gpus.free(job.node, job.num_gpus)
+        self._spending.change(-job.num_gpus, self._clock.now_s)
         self._tally.holders.append(Holder(job.owner, job.num_gpus, self._clock.now_s - job.start_s))
+
+    def _index(self, cells: Sequence[Cell]) -> ReadyIndex:
+        """Return the search for what may start of the stages that these cells name."""
+        scenario = self._scenario
+        return ReadyIndex(cells, scenario.sweep.stages, scenario.gates, chain=lambda cell: cell.stage_digests)
 
     def _touch(self, digest: str) -> None:
         """Have the records of a stage looked at again, which just changed."""
@@ -240,6 +274,8 @@ class Decisions:
             left_s = max(0.0, job.start_s + scenario.preempt_s - now_s)
             ends.append((left_s + stage.stop_s, partial(self._release, why="preempted", stop_s=stage.stop_s)))
         seconds, end = min(ends, key=lambda each: each[0])
+        if job.num_gpus:
+            self._spending.saw_checkpoint(restore_s + min(stage.interval_s or stage.seconds, stage.seconds))
         self._clock.after(seconds, lambda: None if attempt.is_over else end(job, attempt))
 
     def _succeed(self, job: _Job, attempt: _Running) -> None:
