@@ -187,11 +187,8 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
         cells: that were selected.
         steps: by cell and digest of a stage, what a launch would do.
     """
-    actions: dict[str, Action] = {}
-    for cell in cells:
-        for digest, step in steps[cell.id].items():
-            # A shared stage has the same step in each of its cells.
-            actions[digest] = step.action
+    # A shared stage has the same step in each of its cells.
+    actions = {digest: step.action for cell in cells for digest, step in steps[cell.id].items()}
     gates = gates_among(view.sweep.specs)
     counts: dict[str, Counter[Action]] = {s: Counter() for s in view.sweep.specs if s not in gates}
     for digest, action in actions.items():
