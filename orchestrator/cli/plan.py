@@ -90,6 +90,7 @@ def configure_simulate(parser: argparse.ArgumentParser) -> None:
         "--failures", metavar="TABLE", default="none", help="none, llama3, x100, or a JSON file with rates"
     )
     parser.add_argument("--preempt-every", metavar="TIME", help="jobs are preempted after, such as 4h or 30m")
+    parser.add_argument("--job-start", metavar="TIME", help="until the first stage of a job computes, as 30s")
     parser.add_argument("--grid-order", action="store_true", help="cells start in the order of the sweep")
 
 
@@ -103,8 +104,9 @@ def run_simulate(args: argparse.Namespace) -> int:
         args.estimate_error,
         args.seed,
         args.failures,
-        None if args.preempt_every is None else _hours(args.preempt_every),
+        None if args.preempt_every is None else _hours("--preempt-every", args.preempt_every),
         not args.grid_order,
+        0.0 if args.job_start is None else _hours("--job-start", args.job_start),
     )
     found = plan.simulate(cluster)
     if args.json:
@@ -117,7 +119,7 @@ def run_simulate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _hours(text: str) -> float:
+def _hours(option: str, text: str) -> float:
     """Return a time such as ``4h``, ``30m`` or ``90s`` in hours.
 
     Raises:
@@ -126,7 +128,7 @@ def _hours(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([dhms])", text)
     hours = float(found[1]) * {"d": 24, "h": 1, "m": 1 / 60, "s": 1 / 3600}[found[2]] if found else 0.0
     if not hours:
-        raise UserError(f"--preempt-every {text}", allowed="a time such as 4h, 30m or 90s")
+        raise UserError(f"{option} {text}", allowed="a time such as 4h, 30m or 90s")
     return hours
 
 
