@@ -107,6 +107,7 @@ class _Tally:
     """What is counted while a sweep runs."""
 
     end_s: float = 0.0
+    num_jobs: int = 0
     attempts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     holders: list[Holder] = field(default_factory=list)
@@ -128,11 +129,8 @@ class Decisions:
         self._gpus = FreeGpus(scenario.num_gpus, scenario.gpus_per_node)
         policy = scenario.policy
         self._records = SimulatedRecords(scenario.sweep, scenario.cells, scenario.stages, policy)
-        self._holds = self._records.holds()
         self._jobs: dict[int, list[_Job]] = {}
-        self._num_jobs = 0
         self._tally = _Tally()
-        self._is_stopping = False
         self._spending = SimulatedSpending(
             policy.budget,
             start_at=scenario.start_at,
@@ -154,7 +152,7 @@ class Decisions:
         """Run until nothing can start or end any more."""
         clock = self._clock
         while True:
-            if not self._is_stopping and self._spending.is_over(clock.now_s):
+            if not self._spending.is_stopping and self._spending.is_over(clock.now_s):
                 self._stop("budget")
             # A stage that takes no time is over before others start: of the cells that it makes ready at
             # this moment, the longest must come first.
@@ -163,7 +161,7 @@ class Decisions:
             next_s = clock.next_s()
             if next_s is None:
                 return self._outcome()
-            spent_s = None if self._is_stopping else self._spending.end_s()
+            spent_s = None if self._spending.is_stopping else self._spending.end_s()
             clock.advance(next_s if spent_s is None else min(next_s, max(clock.now_s, spent_s)))
 
     def _outcome(self) -> Outcome:
@@ -177,7 +175,7 @@ class Decisions:
         of_budget = ((d, hold[scenario.units[unit].num_gpus]) for d, unit in self._unit_of.items())
         of_gates = GateRule(scenario.cells, scenario.gates).holds(statuses.__getitem__)
         of_all = Holds(stages={**of_gates, **{d: each for d, each in of_budget if each is not None}})
-        holds = merged(self._records.holds(), of_all)
+        holds = merged(self._records.holds, of_all)
         return Outcome(
             tally.end_s / 3600,
             {
@@ -187,7 +185,7 @@ class Decisions:
                 for cell in scenario.cells
             },
             dict(tally.attempts),
-            self._records.num_remedied,
+            self._records.remedies.num_applied,
             dict(tally.faults),
             next((each for each in found if each.unit == "gpu_seconds"), None),
         )
@@ -208,12 +206,12 @@ class Decisions:
         if best is None:
             return False
         _, num_gpus, claimable = best
-        self._num_jobs += 1
+        self._tally.num_jobs += 1
         node = self._gpus.take(num_gpus)
         unit = self._unit_of[claimable.instance.digest]
         # A stage that cells share is claimed for one of them, and the job takes no other stage.
         cells = self._cells[unit] if unit == claimable.cell.id else [claimable.cell]
-        owner = owner_on(node, self._num_jobs)
+        owner = owner_on(node, self._tally.num_jobs)
         job = _Job(owner, node, num_gpus, cells, self._clock.now_s)
         self._jobs.setdefault(node, []).append(job)
         self._spending.change(num_gpus, self._clock.now_s)
@@ -230,7 +228,7 @@ class Decisions:
 
     def _stop(self, why: str) -> None:
         """Have all that runs save and end."""
-        self._is_stopping = True
+        self._spending.is_stopping = True
         for job in [job for jobs in self._jobs.values() for job in jobs]:
             if (attempt := job.attempt) is not None and job.num_gpus:
                 stop_s = self._scenario.stages[attempt.digest].stop_s
@@ -254,7 +252,7 @@ class Decisions:
     def _search(self, index: ReadyIndex) -> Claimable | None:
         """Return the first stage of a search that may start now."""
         status = self._records.status
-        return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._holds).claimable
+        return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds).claimable
 
     def _touch(self, digest: str) -> None:
         """Have the records of a stage looked at again, which just changed."""
@@ -298,8 +296,8 @@ class Decisions:
         self._close(job, attempt, "succeeded")
         self._records.end(attempt.digest, "succeeded", spent)
         self._touch(attempt.digest)
-        if self._holds != NO_HOLDS:  # a stage that did work may end a hold
-            self._holds = self._records.holds()
+        if self._records.holds != NO_HOLDS:  # a stage that did work may end a hold
+            self._records.decide_holds()
         self._go_on(job)
 
     def _fail(self, job: _Job, attempt: _Running, fault: FaultKind) -> None:
@@ -313,7 +311,7 @@ class Decisions:
             self._records.end(attempt.digest, "failed", spent, cause=fault.cause, message=fault.name)
             self._touch(attempt.digest)
             if self._records.status(attempt.digest).state is State.FAILED:
-                self._holds = self._records.holds()
+                self._records.decide_holds()
             if not fault.node_hours:
                 self._go_on(job)
                 return

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NamedTuple
 
-from orchestrator.core.evidence import Attempt, Budget, Evidence, Holds, Liveness
+from orchestrator.core.evidence import NO_HOLDS, Attempt, Budget, Evidence, Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.holding import SweepRecords, holds_of
 from orchestrator.core.identity import uses_of
@@ -27,7 +27,7 @@ from orchestrator.core.records import (
 from orchestrator.core.remedies import Remedied, class_of, remedied, rungs_of, with_shipped
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import StageStatus, stage_status
-from orchestrator.core.sweep import Cell, ComposedSweep
+from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.execution.liveness import next_lease_s
 
 GONE = "its node was lost"
@@ -54,6 +54,45 @@ def owner_on(node: int, job: int) -> Owner:
     return Owner(host=f"node{node}", process=process, cluster="simulated", job=str(job))
 
 
+class SimulatedRemedies:
+    """The remedies with which attempts start, by the failures of their classes.
+
+    Args:
+        sweep: whose stages declare remedies.
+
+    Attributes:
+        num_applied: number of attempts that started with one.
+    """
+
+    def __init__(self, sweep: ComposedSweep) -> None:
+        self._specs = {name: with_shipped(spec) for name, spec in sweep.specs.items()}
+        self._failed: dict[str, dict[str, None]] = {}
+        self.num_applied = 0
+
+    def start(self, claimable: Claimable, evidence: Callable[[str], Evidence]) -> Remedied:
+        """Return what the next attempt of a stage starts with.
+
+        Args:
+            claimable: the stage, and the cell on whose behalf it runs.
+            evidence: returns the evidence about a stage by digest.
+        """
+        cell, instance = claimable
+        spec = self._specs.get(instance.stage)
+        if spec is None or not spec.remedies:
+            return Remedied({})
+        uses = uses_of(spec, cell.config)
+        # Stages without a failure never raise the rung beyond that of those with one.
+        failed = self._failed.get(class_of(spec, instance, cell.config), ())
+        chosen = remedied(spec, uses, rungs_of(spec, uses, [(evidence(digest), 0) for digest in failed]))
+        self.num_applied += any(rung > 0 for rung, _ in chosen.rungs.values())
+        return chosen
+
+    def note_failure(self, instance: StageInstance, cell: Cell) -> None:
+        """Note that an attempt of a stage with remedies failed."""
+        alike = class_of(self._specs[instance.stage], instance, cell.config)
+        self._failed.setdefault(alike, {})[instance.digest] = None
+
+
 class SimulatedRecords:
     """The evidence about each stage, as a store would hold it after one launch of all cells.
 
@@ -65,7 +104,8 @@ class SimulatedRecords:
 
     Attributes:
         saved: digest of a stage to its newest checkpoint.
-        num_remedied: number of attempts that started with a remedy.
+        remedies: with which attempts start.
+        holds: what is held back by rules that look at more than one stage.
     """
 
     def __init__(
@@ -82,10 +122,10 @@ class SimulatedRecords:
         launch = Request(nonce="", number=1, verb="launch", revision=1, cells=tuple(names))
         self._requests = summarize_requests([launch], names)
         self._codes = dict.fromkeys(names, CODE)
-        self._specs = {name: with_shipped(spec) for name, spec in sweep.specs.items()}
-        self._failed: dict[str, dict[str, None]] = {}  # class of remedies to the stages that failed
         self.saved: dict[str, Saved] = {}
-        self.num_remedied = 0
+        self.remedies = SimulatedRemedies(sweep)
+        self.holds = NO_HOLDS
+        self.decide_holds()
 
     def evidence(self, digest: str) -> Evidence:
         """Return what the store would hold about a stage."""
@@ -95,8 +135,8 @@ class SimulatedRecords:
         """Return the state of a stage, as a worker would derive it."""
         return stage_status(self.evidence(digest), self._budget)
 
-    def holds(self) -> Holds:
-        """Return what is held back by rules that look at more than one stage."""
+    def decide_holds(self) -> None:
+        """Evaluate the rules that look at more than one stage."""
         records = SweepRecords(
             sweep=self._sweep,
             evidence=self.evidence,
@@ -106,7 +146,7 @@ class SimulatedRecords:
             policy=self._policy,
             codes=self._codes,
         )
-        return holds_of(records)
+        self.holds = holds_of(records)
 
     def claim(self, claimable: Claimable, owner: Owner) -> StartRecord:
         """Record the next attempt at a stage, and return from what it starts."""
@@ -129,8 +169,7 @@ class SimulatedRecords:
         )
         saved = self.saved.get(digest)
         parent = None if saved is None else Parent(attempt=saved.attempt, step=round(saved.seconds))
-        chosen = self._remedied(claimable)
-        self.num_remedied += any(rung > 0 for rung, _ in chosen.rungs.values())
+        chosen = self.remedies.start(claimable, self.evidence)
         start = StartRecord(
             parent=parent,
             uses=chosen.uses,
@@ -143,17 +182,6 @@ class SimulatedRecords:
         attempt = Attempt(len(attempts) + 1, claim, start)
         self._evidence[digest] = evidence._replace(attempts=(*attempts, attempt), liveness=Liveness.ALIVE)
         return start
-
-    def _remedied(self, claimable: Claimable) -> Remedied:
-        """Return the remedies with which the next attempt starts, by the failures of its class."""
-        cell, instance = claimable
-        spec = self._specs.get(instance.stage)
-        if spec is None or not spec.remedies:
-            return Remedied({})
-        uses = uses_of(spec, cell.config)
-        # Stages without a failure never raise the rung beyond that of those with one.
-        failed = self._failed.get(class_of(spec, instance, cell.config), ())
-        return remedied(spec, uses, rungs_of(spec, uses, [(self.evidence(digest), 0) for digest in failed]))
 
     def beat(self, digest: str, spent: TimeSpent) -> float:
         """Record the last sign of life of a running attempt; return after how many seconds it is dead."""
@@ -191,9 +219,7 @@ class SimulatedRecords:
         )
         self._replace_last(digest, last._replace(end=end))
         if outcome == "failed" and last.start is not None and last.start.remedies:
-            instance, cell = self._sweep.stages[digest], self._cells[digest]
-            alike = class_of(self._specs[instance.stage], instance, cell.config)
-            self._failed.setdefault(alike, {})[digest] = None
+            self.remedies.note_failure(self._sweep.stages[digest], self._cells[digest])
         if outcome == "succeeded":
             del self._begun[digest]
             done = _done(digest, last.number, spent.seconds)
