@@ -243,7 +243,10 @@ class CheckedLaunch:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
         request = self._request(sealed, code, attempts_so_far(self.view, self.cells))
         gates = gate_facts(sealed, request, self.launcher.hardware())
-        request = msgspec.structs.replace(request, gates=gates)
+        # Without it, failures of cells that are not named would hold back the named ones again at once.
+        others = attempts_so_far(self.view, self.view.sweep.cells) if self.names_cells else {}
+        failures = {digest: number for digest, number in others.items() if digest not in request.after}
+        request = msgspec.structs.replace(request, gates=gates, failures=failures)
         return sealed.ledger.add_request(sealed.sweep.name, request)
 
     def _request(self, view: SweepState, code: Code | None, after: dict[str, int]) -> Request:
