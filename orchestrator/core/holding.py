@@ -257,15 +257,16 @@ def _hold(records: SweepRecords, alike: Alike) -> Hold:
     """Return the hold of the cells that agree with failed ones."""
     name, failure = records.sweep.name, alike.failure
     number = len(alike.ends)
-    have = " with " + " ".join(f"{k}={v}" for k, v in alike.axes.items()) if alike.axes else ""
+    axes = " ".join(f"{k}={v}" for k, v in alike.axes.items())
+    have = f" with {axes}" if axes else ""
     digest, end = next(iter(alike.ends.items()))
     what = end.message if end.message.startswith(end.exception) else f"{end.exception}: {end.message}"
     instance = records.sweep.stages[digest]
-    only = " ".join(f"--only {shlex.quote(f'{k}={v}')}" for k, v in alike.axes.items())
     return Hold(
         f"{number} cells{have} failed alike: {one_line(what, MAX_MESSAGE)}"
         f" (sweep logs {name} {alike.cell} --stage {shlex.quote(instance.name)});"
-        f" these go on by a launch with other code, or: sweep rerun {name} {only or '--only state=blocked'}",
+        f" these go on by a launch with other code, or: sweep rerun {name}"
+        f" --only {shlex.quote(axes or 'state=blocked')}",
         cause=end.cause,
         failure=failure.digest,
     )

@@ -133,7 +133,7 @@ def test_three_alike_hold_all_cells_that_have_in_common_what_they_have():
     assert hold.is_final and hold.cause is Cause.CODE
     assert hold.reason.startswith("3 cells with task=math mixture=en failed alike: ValueError: row 97 is bad")
     assert "sweep logs s math.a.en --stage train" in hold.reason
-    assert "sweep rerun s --only task=math --only mixture=en" in hold.reason
+    assert "sweep rerun s --only 'task=math mixture=en'" in hold.reason
 
 
 def test_the_state_of_a_held_cell_is_blocked_and_that_of_a_failed_one_stays_failed():
