@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from orchestrator.api.state import SweepState
-from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.holding import Fingerprint
+from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import counted

@@ -1,4 +1,4 @@
-"""What is held back in a sweep, by rules that look at more than one stage; which failures look alike. Pure.
+"""What is held back in a sweep, by rules that look at more than one stage. Pure.
 
 Whether one stage may start follows from its own records and its inputs (`orchestrator.core.plan`). The rules
 here look at all stages of the sweep. Workers, drivers, submissions, `status` and the simulation call
@@ -7,14 +7,12 @@ here look at all stages of the sweep. Workers, drivers, submissions, `status` an
 
 from __future__ import annotations
 
-import hashlib
-import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.core.evidence import Budget, Evidence, Hold, Holds, spent
-from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint, fingerprint
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End, Request
 from orchestrator.core.settings import Policy
@@ -27,20 +25,6 @@ MAX_MESSAGE = 120
 
 _OF_MACHINES = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
 """Causes that tell nothing about the cells that failed."""
-
-NUM_FRAMES = 3
-"""Innermost frames of the user's own code that count; our choice."""
-FINGERPRINT_LENGTH = 10
-"""Hexadecimal digits of a fingerprint: 40 bits, so that a thousand differ with near certainty."""
-
-_QUOTED = re.compile(r"(?<!\w)(['\"])([^'\"]*)\1")
-_PATH = re.compile(r"(?<![\w.~+@-])(?:[A-Za-z]:)?[\w.~+@-]*[/\\][\w./\\~+@=,-]*")
-_IDS = re.compile(
-    r"\b(?:0x[0-9a-fA-F]+|(?=[0-9a-f]*\d)[0-9a-f]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\b"
-)
-_NUMBERS = re.compile(r"[-+]?\b\d[\d_,.]*(?:[eE][-+]?\d+)?(?:\s?[KMGT]i?B\b)?")
-_FRAME = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)')
-_FOREIGN = re.compile(r"(^|[/\\])(site-packages|dist-packages|lib[/\\]python\d)|^<")
 
 
 class SweepRecords(NamedTuple):
@@ -76,7 +60,7 @@ class Alike(NamedTuple):
         failure: their common fingerprint.
         code: digest of the code.
         ends: digest of a stage to the end of its attempt.
-        axes: the axes on which all cells of these stages agree, with the value.
+        axes: the axes on which all cells of these stages agree, and others differ, with the value.
         cell: id of a cell of the first one.
     """
 
@@ -113,7 +97,8 @@ def broken(records: SweepRecords) -> Holds:
     It trips when `policy.breaker` stages (instances, not cells) have failed alike under the same code. An
     instance has failed once the retries of its cause were spent, so one that may be tried again does not
     count. Held are the cells that agree with all of the failed ones on every axis on which these agree, and
-    still need that stage::
+    still need that stage. Failed ones that agree on nothing hold all cells, unless the cells of the sweep
+    differ on one axis only: these could never agree::
 
         train of a.math, b.math and c.math fails alike    ->  all cells with task=math are held
         train of d.math runs meanwhile, and is done       ->  none is held: it is not task=math
@@ -135,7 +120,8 @@ def broken(records: SweepRecords) -> Holds:
     for (launch, last_rerun), members in groups.items():
         counted_ones = [each for each in failures if _counts(records.requests, each, launch, last_rerun)]
         for alike in _alike(records, counted_ones):
-            if len(alike.ends) < records.policy.breaker or has_worked(records, alike):
+            can_agree = bool(alike.axes) or len(_varying(records.sweep.cells)) > 1
+            if len(alike.ends) < records.policy.breaker or not can_agree or has_worked(records, alike):
                 continue
             hold = _hold(records, alike)
             for cell in members:
@@ -204,19 +190,25 @@ def _alike(records: SweepRecords, failures: Sequence[_Failure]) -> list[Alike]:
         if failure.digest in named:  # not the gate of a launch, which is part of no cell
             alike = fingerprint(stages[failure.digest].stage, failure.end)
             groups.setdefault((alike.digest, failure.code), []).append((alike, failure))
-    found = []
+    found, varying = [], _varying(records.sweep.cells)
     for (_, code), members in groups.items():
         common: dict[str, str] | None = None
         for _, failure in members:
             common = _common(common, axes[failure.digest])
         ends = {failure.digest: failure.end for _, failure in members}
-        found.append(Alike(members[0][0], code, ends, common or {}, named[members[0][1].digest]))
+        agreed = {name: value for name, value in (common or {}).items() if name in varying}
+        found.append(Alike(members[0][0], code, ends, agreed, named[members[0][1].digest]))
     return found
 
 
 def _common(axes: Mapping[str, str] | None, more: Mapping[str, str]) -> dict[str, str]:
     """Return the axes that have the same value in both; all of `more` if there is nothing to compare."""
     return {k: v for k, v in more.items() if axes is None or axes.get(k) == v}
+
+
+def _varying(cells: Sequence[Cell]) -> set[str]:
+    """Return the axes on which cells differ."""
+    return {name for cell in cells for name, value in cell.axes.items() if value != cells[0].axes.get(name)}
 
 
 def has_worked(records: SweepRecords, alike: Alike) -> bool:
@@ -322,73 +314,3 @@ def failed_end(status: StageStatus, evidence: Evidence) -> End | None:
     is_over = status.state not in (State.DONE, State.RUNNING, State.UNKNOWN)
     end = evidence.attempts[-1].end if is_over and evidence.attempts else None
     return end if end is not None and end.outcome == "failed" else None
-
-
-class Fingerprint(NamedTuple):
-    """What failures that look alike have in common.
-
-    Attributes:
-        digest: the first hexadecimal digits of a SHA-256 over the other fields.
-        stage: that failed.
-        cause: of the failure.
-        exception: class name; "" if no exception was raised.
-        message: without numbers, ids and paths.
-        frames: the innermost frames of the user's own code, as ``file:function``, the innermost last.
-    """
-
-    digest: str
-    stage: str
-    cause: str
-    exception: str
-    message: str
-    frames: tuple[str, ...]
-
-
-def fingerprint(stage: str, end: End) -> Fingerprint:
-    """Return the fingerprint of a failed attempt, equal for failures that look alike.
-
-    Ten cells that fail on ten different rows of one broken file are one problem. Their messages differ in
-    numbers and paths, so these are taken out. The form is ours::
-
-        ValueError: row 17 of /data/en.jsonl has no answer  ->  ValueError: row # of <path> has no answer
-        ValueError: row 93 of /data/de.jsonl has no answer  ->  the same
-
-    Args:
-        stage: name of the stage in the sweep file.
-        end: record of the attempt's end.
-    """
-    cause = str(end.cause or "unknown")
-    message, frames = (
-        without_particulars(end.message.removeprefix(f"{end.exception}: ")),
-        own_frames(end.log_tail),
-    )
-    parts = "\0".join((stage, cause, end.exception, message, *frames))
-    digest = hashlib.sha256(parts.encode()).hexdigest()[:FINGERPRINT_LENGTH]
-    return Fingerprint(digest, stage, cause, end.exception, message, frames)
-
-
-def without_particulars(message: str) -> str:
-    """Return a message with paths, ids and numbers replaced by signs."""
-    # A path in quotes may hold spaces.
-    found = _QUOTED.sub(lambda quoted: "<path>" if re.search(r"[/\\]", quoted[2]) else quoted[0], message)
-    found = _IDS.sub("<id>", _PATH.sub("<path>", found))
-    return " ".join(_NUMBERS.sub("#", found).split())
-
-
-def own_frames(log: str) -> tuple[str, ...]:
-    """Return the innermost frames of the last traceback of a log that are not of installed packages.
-
-    Line numbers are left out: an edit above a function moves them. If all frames are of packages, the
-    innermost of those are returned.
-    """
-    frames: list[tuple[str, str]] = []
-    is_inside = False
-    for line in log.splitlines():
-        if "Traceback (most recent call last):" in line:
-            frames, is_inside = [], True
-        elif is_inside and (match := _FRAME.search(line)):
-            frames.append((match["file"], match["name"].strip()))
-    own = [frame for frame in frames if not _FOREIGN.search(frame[0])] or frames
-    return tuple(
-        f"{file.replace(chr(92), '/').rpartition('/')[2]}:{name}" for file, name in own[-NUM_FRAMES:]
-    )

@@ -68,21 +68,7 @@ def test_a_rerun_lets_exactly_the_named_cells_go_on(box):
     assert states(box)["math failed"] == ["0", "1", "2", "3", "4", "5"]
 
 
-def test_a_job_for_a_held_cell_is_not_submitted(box):
-    told = box("launch", "box.yaml", "launcher=slurm", "launcher.resources.gpus_per_node=0", "--dry-run")
-    assert "math.model" not in told
-
-
-STARTS = """
-description: the stages of one task cannot start, since their module does not import
-config: {task: good, model: 0}
-axes: {task: [bad, good], model: [0, 1, 2, 3, 4]}
-stages: {train: {run: "starts:main", reads: [task, model]}}
-"""
-IMPORTS = """
-import os, sys
-if os.environ.get("BROKEN") or "bad" in open("/proc/self/cmdline").read():
-    raise ImportError("no driver")
-def main(config, inputs, context):
-    return [{"model": config.model}]
-"""
+def test_a_held_cell_gets_no_job(box):
+    words = ("launch", "box.yaml", "launcher=slurm", "--dry-run")
+    assert "math.model" not in box(*words)
+    assert "math.model5" in box(*words, f"store.url={box.folder / 'another'}")

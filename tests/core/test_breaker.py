@@ -131,9 +131,9 @@ def test_three_alike_hold_all_cells_that_have_in_common_what_they_have():
     assert records.held() == records.all_of(task="math", mixture="en")
     hold = holds_of(records.records()).cells["math.d.en"]
     assert hold.is_final and hold.cause is Cause.CODE
-    assert hold.reason.startswith("3 cells with task=math mixture=en failed alike: ValueError: row 97 is bad")
+    assert hold.reason.startswith("3 cells with task=math failed alike: ValueError: row 97 is bad")
     assert "sweep logs s math.a.en --stage train" in hold.reason
-    assert "sweep rerun s --only 'task=math mixture=en'" in hold.reason
+    assert "sweep rerun s --only task=math" in hold.reason
 
 
 def test_the_state_of_a_held_cell_is_blocked_and_that_of_a_failed_one_stays_failed():
@@ -280,6 +280,10 @@ def test_failures_without_anything_in_common_hold_all_that_is_left():
         records.found[f"train.{name}.en"] = failed()
     records.found["train.api.d.en"] = made(code=NEW)
     assert records.held() == {cell.id for cell in records.sweep.cells} - {"api.d.en"}
+
+
+def test_cells_that_differ_on_one_axis_only_have_nothing_in_common_to_fail_by():
+    assert three_failed(Records(tasks=["math"], models=list("abcdef"))).held() == set()
 
 
 def test_failures_are_due_to_axes_only_if_other_cells_differ_on_them():
