@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from orchestrator.core.failure import Cause
+from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import End
 from orchestrator.execution.attempt import AttemptRun
@@ -57,22 +57,38 @@ class WorkerHistory:
         has_progressed: whether a successor of this job could get further.
         is_late: whether an attempt ended because too little time was left.
         is_starved: whether a stage ran out of memory, so that a larger job is needed.
+        faults: attempts that failed by the node, in words, each with its end; whoever reports them removes
+            them.
     """
 
     def __init__(self, *, in_job: bool) -> None:
+        self.faults: list[tuple[str, End]] = []
         self.num_claims = 0
         self.has_progressed = False
         self.is_late = False
         self.is_starved = False
         self._in_job = in_job
-        self._failed_starts = 0
+        self._failed_starts: list[tuple[str, End]] = []
         self._is_replaced = False
         self._is_on_bad_node = False
 
-    def add(self, run: AttemptRun, end: End, *, is_replaced: bool) -> None:
-        """Add an attempt that ended; `is_replaced`: a later start of this worker took it over."""
+    def add(self, run: AttemptRun, end: End, what: str, *, is_replaced: bool) -> None:
+        """Add an attempt that ended.
+
+        Args:
+            run: the attempt.
+            end: its end.
+            what: the attempt in words.
+            is_replaced: whether a later start of this worker took it over.
+        """
         has_failed_to_start = end.outcome == "failed" and not run.was_running
-        self._failed_starts = self._failed_starts + 1 if has_failed_to_start else 0
+        self._failed_starts = [*self._failed_starts, (what, end)] if has_failed_to_start else []
+        if end.cause is Cause.BAD_NODE:
+            self.faults.append((what, end))
+        elif len(self._failed_starts) >= MAX_FAILED_STARTS:
+            # A wrong config fails on every node: such an end tells nothing about this one.
+            chance = [each for each in self._failed_starts if each[1].cause not in DETERMINISTIC]
+            self.faults += chance if len(chance) >= MAX_FAILED_STARTS else []
         self._is_replaced = is_replaced
         self._is_on_bad_node |= end.cause is Cause.BAD_NODE
         self.is_late |= end.why == "deadline"
@@ -83,7 +99,7 @@ class WorkerHistory:
         """Return why the worker claims no more, and its exit code; None while it goes on."""
         if self._is_replaced:
             return "a later start of this job goes on", self.exit_code("replaced")
-        if self._failed_starts >= MAX_FAILED_STARTS:
+        if len(self._failed_starts) >= MAX_FAILED_STARTS:
             return "two failures in the start phase in a row", REFUSED
         if self._is_on_bad_node:
             return "this machine cannot run the stages", REFUSED
