@@ -242,7 +242,7 @@ class CheckedLaunch:
         if self.limits or self.launcher.takes_snapshot:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
         request = self._request(sealed, code, attempts_so_far(self.view, self.cells))
-        gates = gate_facts(sealed, request, self.launcher.hardware())
+        gates = gate_facts(sealed, request, self.launcher.hardware(), self.import_paths)
         request = msgspec.structs.replace(request, gates=gates)
         return sealed.ledger.add_request(sealed.sweep.name, request)
 

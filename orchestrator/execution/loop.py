@@ -19,13 +19,14 @@ from orchestrator.core.state import NO_GATES, StageStatus, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
-from orchestrator.execution.attempt import AttemptRun, WorkerHooks
+from orchestrator.execution.attempt import AttemptRun
 from orchestrator.execution.gpus import GpuPool
 from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.execution.spending import HeldTime
+from orchestrator.execution.supervision import WorkerHooks
 from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import BROKEN_NODE, NO_MEMORY, OTHER_CODE
 from orchestrator.jobs.submissions import request_of
@@ -292,6 +293,8 @@ class Worker:
         if attempts != evidence.attempts or self._ledger.is_done_or_void(instance, evidence.generation):
             return False  # another worker claimed or finished meanwhile, or the owner sent a heartbeat
         number = (attempts[-1].number if attempts else 0) + 1
+        after = self._requests.summary.after
+        begin = self._products.remedies.start(claimable.cell, instance, reader, after)
         claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):
@@ -309,6 +312,7 @@ class Worker:
             claim=claim,
             inputs=inputs,
             input_generations={i.digest: reader.evidence(i.digest).generation for i in instance.inputs},
+            begin=begin,
             former=evidence.former if status.going_on else None,
         )
         hooks = replace(self._hooks, stop_asked=lambda: self._why_stop(instance))
