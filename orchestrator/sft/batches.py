@@ -17,7 +17,7 @@ import torch
 from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
 from orchestrator.sft.distributed.parallel import Placed, world_size
-from orchestrator.sft.memory import BUSY_TOKENS, SIZES, Load, Recompute, decided, decoder, widest_pack
+from orchestrator.sft.memory import BUSY_TOKENS, MAX_PACK_TOKENS, SIZES, Load, Recompute, decoder, widest_pack
 from orchestrator.sft.packing import (
     Division,
     Packs,
@@ -29,6 +29,7 @@ from orchestrator.sft.packing import (
     useful_share,
 )
 from orchestrator.sft.shards import Batch, EpochOrder, Rows, Segments
+from orchestrator.sft.speed import decided
 from orchestrator.stage import Config
 
 _SEGMENTS = 64
@@ -252,24 +253,31 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
     """
     bf16 = settings.precision == "bf16"
     wanted = None if uses.gradient_checkpointing == "auto" else uses.gradient_checkpointing
-    micro, recompute = micro_batches(settings, uses, placed, rows, recompute=wanted)
+    num_fused = kernels.fuse_norms(placed.model) if placed.device.type == "cuda" else 0
+    packing = None if _counts_rows(uses, placed) else can_pack(placed, rows, bf16=bf16)
+    packed = packing is not None and packing.packed
+    # Rows padded side by side have too many shapes to compile each.
+    compiled = packed and should_compile(uses, placed, int(rows.lengths.sum()) * settings.num_epochs)
+    how: dict[str, Any] = {"compiled": compiled}
+    micro, recompute = micro_batches(settings, uses, placed, rows, recompute=wanted, **how)
     for _ in range(out_of_memory):
         if wanted is None and recompute is not True and micro.tokens < BUSY_TOKENS:
-            more: Recompute = True if recompute == "selective" else "selective"
-            micro, recompute = micro_batches(settings, uses, placed, rows, recompute=more)
+            more: Recompute = "selective" if compiled and recompute is False else True
+            micro, recompute = micro_batches(settings, uses, placed, rows, recompute=more, **how)
         else:
             micro = _halved(micro, int(rows.lengths.max()))
-    num_fused = kernels.fuse_norms(placed.model) if placed.device.type == "cuda" else 0
-    packing = can_pack(placed, rows, bf16=bf16) if micro.rows is None else None
-    if packing is not None and packing.packed:
+    if packed:
         micro = micro._replace(packed=True, by_kernel=placed.has_pack_kernel)
     placed.recompute(recompute)
-    num_tokens = int(rows.lengths.sum()) * settings.num_epochs
-    # Rows padded side by side have too many shapes to compile each.
-    compiled = micro.packed and should_compile(uses, placed, num_tokens)
     if compiled:
         placed.compile()
     return Chosen(micro, recompute, compiled, packing, num_fused)
+
+
+def _counts_rows(uses: Config, placed: Placed) -> bool:
+    """Return whether micro-batches have a number of rows, as on a CPU by default, and not of tokens."""
+    has_tokens = setting(uses, "micro_batch_tokens", None) is not None
+    return uses.micro_batch_size is not None or (placed.device.type == "cpu" and not has_tokens)
 
 
 def _halved(micro: MicroBatches, longest: int) -> MicroBatches:
@@ -312,13 +320,14 @@ def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:
 
 
 def micro_batches(
-    settings: Config, uses: Config, placed: Placed, rows: Rows, *, recompute: Recompute | None
+    settings: Config, uses: Config, placed: Placed, rows: Rows, *, recompute: Recompute | None, compiled: bool
 ) -> tuple[MicroBatches, Recompute]:
     """Return the configured micro-batch, or the widest that fits, and what the backward pass recomputes.
 
     Args:
         settings, uses, placed, rows: as for `choose`.
-        recompute: what is computed again; None for what the memory needs.
+        recompute: what is computed again; None for what is fastest in the memory.
+        compiled: whether layers are compiled.
 
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
@@ -338,12 +347,19 @@ def micro_batches(
         sharded=placed.is_sharded,
     )
     share = -(-settings.global_batch_size * int(rows.lengths.mean()) // world_size())
-    needed = tokens or (size * load.row_tokens if size is not None else min(BUSY_TOKENS, share))
+    given = tokens or (size * load.row_tokens if size is not None else None)
     memory: dict[str, Any] = {
         "num_gpus": world_size() if placed.is_sharded else 1,
         "memory_gib": torch.cuda.get_device_properties(placed.device).total_memory / 2**30,
     }
-    load = decided(model, load, needed_tokens=needed, **memory)
+    load = decided(
+        model,
+        load,
+        least_tokens=given or 1,
+        most_tokens=given or min(MAX_PACK_TOKENS, share),
+        is_compiled=compiled,
+        **memory,
+    )
     if size is None and tokens is None:
         tokens = widest_pack(model, load, **memory)
         if tokens is None:
@@ -358,13 +374,7 @@ _TFLOPS = 250
 
 
 def should_compile(uses: Config, placed: Placed, num_tokens: int) -> bool:
-    """Return whether layers are compiled: as configured, or if that saves more seconds than it takes.
-
-    Args:
-        uses: the section `trainer`.
-        placed: the model.
-        num_tokens: tokens of the whole training.
-    """
+    """Return whether layers are compiled: as configured, or if that saves more seconds than it takes."""
     wanted = setting(uses, "compile", "auto")
     if wanted != "auto":
         return bool(wanted)

@@ -122,7 +122,7 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
         num_processes: in total, over all nodes of the job; None for one per GPU, or one on a CPU.
         sharding: of the model over processes: copies, shards, or (``auto``) shards on GPUs only.
         loss_chunk_tokens: number of response tokens whose logits exist at a time.
-        deterministic: use only kernels that repeat bit for bit on the same hardware and versions.
+        deterministic: only kernels that repeat bit for bit; ``auto``: if the model has such.
     """
 
     learning_rate: Rate
@@ -140,7 +140,7 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
     loss_chunk_tokens: Positive = 1024
     micro_batch_tokens: Positive | None = None
     compile: bool | Literal["auto"] = "auto"
-    deterministic: bool = False
+    deterministic: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.micro_batch_size is not None and self.micro_batch_tokens is not None:
