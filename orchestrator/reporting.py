@@ -102,6 +102,24 @@ class LaunchFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     python: str = ""
 
 
+class HeldFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The time for which the sweep's workers held their GPUs, over all revisions, and where it went.
+
+    Attributes:
+        unit: ``GPU-hours``, or ``worker-hours`` of workers without GPUs.
+        summary: one line, for people.
+        hours: category to amount. The categories are those of `orchestrator.core.goodput`.
+        by_stage: name of a stage to its amounts; "" for what belongs to no stage.
+        lost_hours: reason to amount, of the category ``lost``.
+    """
+
+    unit: str
+    summary: str
+    hours: dict[str, float]
+    by_stage: dict[str, dict[str, float]] = {}
+    lost_hours: dict[str, float] = {}
+
+
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The facts about a sweep that a report receives beside the rows.
 
@@ -115,6 +133,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         retries: stages with more than one attempt.
         launches: oldest first.
         hosts: the machines on which attempts that count were made.
+        held: what the sweep cost, for workers with and without GPUs apart.
         made_at: when these facts were read, UTC; "" keeps the time out of a report.
         notes: notes for the reader, such as records that cannot be read.
     """
@@ -128,6 +147,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     retries: tuple[RetryFacts, ...] = ()
     launches: tuple[LaunchFacts, ...] = ()
     hosts: tuple[str, ...] = ()
+    held: tuple[HeldFacts, ...] = ()
     made_at: str = ""
     notes: tuple[str, ...] = ()
 

@@ -15,10 +15,10 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import msgspec
 
@@ -42,24 +42,6 @@ Begin = Callable[[Path], Callable[[], None]]
 Phase = Literal["start", "data", "compute", "evaluation", "save", "restore"]
 PHASES: tuple[str, ...] = get_args(Phase)
 """What an attempt does: it starts, waits for data, computes, evaluates, saves, or restores what was saved."""
-
-
-class StopSignal:
-    """A flag that another thread or a signal handler sets once, when the stage should stop.
-
-    It has no lock: a signal that interrupts the handler of another would wait for that lock for ever.
-    """
-
-    def __init__(self) -> None:
-        self.asked, self.why = False, ""
-        self.seen = False
-        """Whether the stage has read that a stop was requested."""
-
-    def ask(self, why: str) -> None:
-        """Request a stop of the stage; the first reason is kept."""
-        if not self.asked:
-            self.why = why  # before the flag: a reader that sees the flag must find the reason
-            self.asked = True
 
 
 class PhaseClock:
@@ -125,12 +107,47 @@ class SaveAbandoned(Exception):
     """Raised in the writing thread of a checkpoint that is no longer needed."""
 
 
+class StopSignal:
+    """A flag that another thread or a signal handler sets once, when the stage should stop.
+
+    It has no lock: a signal that interrupts the handler of another would wait for that lock for ever.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.why = False, ""
+        self.seen = False
+        """Whether the stage has read that a stop was requested."""
+
+    def ask(self, why: str) -> None:
+        """Request a stop of the stage; the first reason is kept."""
+        if not self.asked:
+            self.why = why  # before the flag: a reader that sees the flag must find the reason
+            self.asked = True
+
+
 class CheckpointManifest(Stored, frozen=True):
     """A checkpoint's `manifest.json`. It is written last, so its presence means a complete save."""
 
     step: int
     attempt: int
     files: tuple[File, ...]
+
+
+class Checkpoint(NamedTuple):
+    """A verified checkpoint: the step after which it was saved, and its folder (read only)."""
+
+    step: int
+    folder: Path
+
+
+class Tracker(Protocol):
+    """A destination of metrics. A tracker never raises and never blocks the stage."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of one step."""
+
+    def close(self) -> None:
+        """Flush what is buffered."""
 
 
 class Checkpoints:

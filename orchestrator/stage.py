@@ -11,12 +11,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.formats import SINCE_2, Settings
 from orchestrator.saving import PHASES, Begin, Checkpoints, Phase, PhaseClock
+from orchestrator.saving import Checkpoint as Checkpoint
 from orchestrator.saving import StopSignal as StopSignal
+from orchestrator.saving import Tracker as Tracker
 
 Row = dict[str, Any]
 """A result row: column name to a JSON scalar."""
@@ -45,6 +47,9 @@ class StageSpec(Settings, frozen=True, kw_only=True):
         keep: patterns of files in the work folder that become part of the product.
         shell: for commands: whether ``bash -e -o pipefail`` runs the line. Part of the identity if true.
         python: for commands: the interpreter that ``python`` and ``{python}`` mean.
+        remedies: failure cause to changes to `uses`, which later attempts try one after another; see
+            `orchestrator.core.remedies`. Not part of the identity.
+        alike: config keys; instances that agree on them need the same remedies; by default on all `reads`.
         gated_by: stages that must be done before this one may start, although it takes nothing of theirs.
     """
 
@@ -67,6 +72,8 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     keep: Annotated[tuple[str, ...], SINCE_2] = ()
     shell: Annotated[bool, SINCE_2] = False
     python: Annotated[str | None, SINCE_2] = None
+    remedies: Annotated[dict[str, tuple[dict[str, Any], ...]], SINCE_2] = {}
+    alike: Annotated[tuple[str, ...], SINCE_2] = ()
     gated_by: Annotated[tuple[str, ...], SINCE_2] = ()
 
 
@@ -147,28 +154,12 @@ class Inputs:
         return self._folders[stage]
 
 
-class Checkpoint(NamedTuple):
-    """A verified checkpoint: the step after which it was saved, and its folder (read only)."""
-
-    step: int
-    folder: Path
-
-
-class Tracker(Protocol):
-    """A destination of metrics. A tracker never raises and never blocks the stage."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of one step."""
-
-    def close(self) -> None:
-        """Flush what is buffered."""
-
-
 class _Reports(NamedTuple):
-    """The calls by which a stage reports to its worker: its progress, and the seconds that a stop takes."""
+    """The calls by which a stage reports: progress, seconds that a stop takes, and values of `uses`."""
 
     progress: Callable[[int, int | None], None]
     stop: Callable[[float], None]
+    adapted: Callable[[dict[str, Any]], None]
 
 
 class Context:
@@ -190,6 +181,7 @@ class Context:
         keep: number of this attempt's own checkpoints to keep, at least 2.
         keeps_work: whether the next attempt could find what is in `work`.
         report_stop: called with the seconds that the stage needs to save and end after a stop request.
+        report_adapted: called with the keys of `uses` whose values the stage replaced.
         clock: measures the phases.
     """
 
@@ -210,6 +202,7 @@ class Context:
         keep: int = 2,
         keeps_work: bool = True,
         report_stop: Callable[[float], None] = lambda seconds: None,
+        report_adapted: Callable[[dict[str, Any]], None] = lambda values: None,
         clock: PhaseClock | None = None,
     ) -> None:
         self.folder = folder
@@ -221,7 +214,7 @@ class Context:
         self.retirements: dict[str, dict[str, tuple[str, ...]]] = {}
         self._trackers = tuple(trackers)
         self._stop = stop or StopSignal()
-        self._reports = _Reports(report_progress, report_stop)
+        self._reports = _Reports(report_progress, report_stop, report_adapted)
         self.saves = Checkpoints(
             folder / "checkpoints",
             attempt=attempt,
@@ -274,6 +267,11 @@ class Context:
     def report(self, step: int, *, num_steps: int | None = None) -> None:
         """Report progress alone, without metrics."""
         self._reports.progress(int(step), None if num_steps is None else int(num_steps))
+
+    def adapt(self, values: Mapping[str, Any]) -> None:
+        """Record values by key that the stage chose in place of those in `uses`, as a rung of `remedies`."""
+        if values:
+            self._reports.adapted(dict(values))
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
         """Count the time within as this phase in what the sweep cost; all other time is ``compute``.

@@ -8,7 +8,7 @@ import msgspec
 
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.fingerprint import Fingerprint
+from orchestrator.core.holding import Fingerprint
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import counted
 

@@ -29,7 +29,6 @@ from orchestrator.api.state import (
     naming_the_store,
     parse_reference,
     sealed_view,
-    store_url,
 )
 from orchestrator.api.submission import Dispatch
 from orchestrator.compose.files import locate
@@ -45,6 +44,7 @@ from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
+from orchestrator.store.opening import store_url
 
 
 def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> SweepState:
@@ -242,7 +242,7 @@ class CheckedLaunch:
         if self.limits or self.launcher.takes_snapshot:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
         request = self._request(sealed, code, attempts_so_far(self.view, self.cells))
-        gates = gate_facts(sealed, request, self.launcher.hardware())
+        gates = gate_facts(sealed, request, self.launcher.hardware(), self.import_paths)
         request = msgspec.structs.replace(request, gates=gates)
         return sealed.ledger.add_request(sealed.sweep.name, request)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import provenance
+from orchestrator.api.spent import held_facts
 from orchestrator.api.state import Notify, SweepState
 from orchestrator.core.records import Request, StartRecord
 from orchestrator.core.state import State
@@ -221,6 +222,7 @@ def about(view: SweepState) -> About:
         retries=retries,
         launches=tuple(_launch(request) for request in requests if request.revision == view.number),
         hosts=tuple(sorted(_hosts(view))),
+        held=held_facts(view) if view.sealed else (),
         made_at=provenance.now(),
         notes=tuple(view.problems),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 from orchestrator.api.estimates import work_of
 from orchestrator.api.state import SweepState
 from orchestrator.core import schedule
+from orchestrator.core.gates import with_gates
 from orchestrator.core.goodput import Goodput
 from orchestrator.core.schedule import Makespan, PlannedStage
-from orchestrator.core.settings import Policy
+from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError, counted
@@ -36,6 +38,7 @@ class SimulatedCluster(NamedTuple):
         failures: name or path of a table of faults, see `fault_table`.
         preempt_hours: after so many hours a job is preempted; None: never.
         longest_first: whether the longest cells start first; else cells start in the order of the sweep.
+        job_start_hours: from the start of a job until its first stage computes, beyond its estimate.
     """
 
     num_gpus: int
@@ -46,6 +49,7 @@ class SimulatedCluster(NamedTuple):
     failures: str = NONE
     preempt_hours: float | None = None
     longest_first: bool = True
+    job_start_hours: float = 0.0
 
 
 class Simulated(NamedTuple):
@@ -54,10 +58,12 @@ class Simulated(NamedTuple):
     Attributes:
         makespan: how long the sweep takes, and how long it must at least.
         outcome: what came of it.
+        budget: what the sweep may spend.
     """
 
     makespan: Makespan
     outcome: Outcome
+    budget: SpendingLimit
 
     def as_json(self) -> dict[str, Any]:
         """Return the stable machine-readable form. Times are hours, and GPU-hours of what was held."""
@@ -67,10 +73,19 @@ class Simulated(NamedTuple):
             "makespan": self.makespan._asdict(),
             "cells": dict(states),
             "attempts": outcome.attempts,
+            "num_remedied": outcome.num_remedied,
             "faults": outcome.faults,
             "goodput": _goodput_json(outcome.goodput, self.makespan),
+            "budget": self._budget_json(),
             "waste": {} if outcome.goodput is None else _in_hours(outcome.goodput.lost_by),
         }
+
+    def _budget_json(self) -> dict[str, Any] | None:
+        """Return what was spent of the budget; None without one."""
+        if not self.budget.is_set:
+            return None
+        spent = 0.0 if self.outcome.goodput is None else self.outcome.goodput.total / 3600
+        return {"gpu_hours": self.budget.gpu_hours, "until": self.budget.until, "spent_gpu_hours": spent}
 
 
 def _in_hours(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -112,7 +127,8 @@ def simulate(
     work = work_of(view, cells, estimates)
     _check(cluster, work)
     faults = fault_table(cluster.failures)
-    units = schedule.of_cells({cell.id: cell.stage_digests for cell in cells}, work)
+    chains = {cell.id: view.chain(cell) for cell in cells}
+    units = schedule.of_cells(chains, work)
     drawn = random.Random(cluster.seed)
     true_hours = {
         key: schedule.wrong_by(unit.hours, cluster.error, drawn.gauss(0, 1)) for key, unit in units.items()
@@ -124,7 +140,7 @@ def simulate(
         )
     stages: dict[str, SimulatedStage] = {}
     for cell in cells:
-        for digest in cell.stage_digests:
+        for digest in chains[cell.id]:
             if digest in work and digest not in stages:
                 unit = digest if digest in units else cell.id
                 planned = units[unit].hours
@@ -132,7 +148,7 @@ def simulate(
                 stages[digest] = _simulated(work[digest].hours * factor, estimates.get(digest))
     _refuse_endless(view, stages, cluster)
     scenario = Scenario(
-        sweep=view.sweep,
+        sweep=with_gates(view.sweep, view.gates),
         cells=cells,
         stages=stages,
         units=chosen,
@@ -143,10 +159,14 @@ def simulate(
         faults=faults,
         preempt_s=None if cluster.preempt_hours is None else 3600 * cluster.preempt_hours,
         seed=cluster.seed,
+        job_start_s=3600 * cluster.job_start_hours,
+        start_at=time.time(),
+        gates=view.gates,
+        chains=chains,
     )
     outcome = Decisions(scenario).run()
     really = {key: unit._replace(hours=true_hours[key]) for key, unit in units.items()}
-    return Simulated(_makespan(outcome.hours, really, cluster), outcome)
+    return Simulated(_makespan(outcome.hours, really, cluster), outcome, policy.budget)
 
 
 def _makespan(hours: float, work: Mapping[str, PlannedStage], cluster: SimulatedCluster) -> Makespan:
@@ -205,7 +225,7 @@ def _refuse_endless(
         return
     least_s = 3600 * cluster.preempt_hours
     endless = [
-        view.sweep.stages[digest].name
+        view.instances[digest].name
         for digest, stage in stages.items()
         if stage.seconds + RESTART_S >= least_s
         and (not stage.interval_s or stage.stop_s + RESTART_S >= least_s)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.core import holding
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
-from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.gates import gates_of_requests
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
@@ -38,18 +37,10 @@ from orchestrator.registry import INDEXED, load
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
-
-DEFAULT_STORE = "runs"
-"""Folder of the store in the working folder, if no other is named."""
+from orchestrator.store.opening import store_url
 
 Notify = Callable[[str], None]
 """A function that shows one line of text to the user, such as a warning."""
-
-
-def store_url(url: str | None) -> str:
-    """Return where the store is: `url` if given, else SWEEP_STORE, else ``runs`` in the working folder."""
-    url = url or os.environ.get("SWEEP_STORE") or DEFAULT_STORE
-    return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 class SweepReference(NamedTuple):
@@ -252,12 +243,26 @@ class SweepState:
         }
 
     @cached_property
+    def holds(self) -> Holds:
+        """What is held back in the sweep, by rules that look at more than one stage."""
+        records = holding.SweepRecords(
+            sweep=self.sweep,
+            evidence=self.reader.evidence,
+            status=self.stages.__getitem__,
+            unfinished=[d for d, s in self.stages.items() if s.attempts and s.state is not State.DONE],
+            requests=self.request_summary,
+            policy=self.policy,
+            codes=holding.codes_of(self.requests, self.request_summary.asked),
+        )
+        return holding.holds_of(records)
+
+    @cached_property
     def cells(self) -> dict[str, CellStatus]:
         """The state of each cell, by id."""
         found = {}
         cancelled = self.request_summary.cancelled
         rule = GateRule(self.sweep.cells, self.gates)
-        holds = Holds(stages=rule.holds(self.stages.__getitem__))
+        holds = holding.merged(self.holds, Holds(stages=rule.holds(self.stages.__getitem__)))
         for cell in self.sweep.cells:
             status = cell_status(
                 cell,
@@ -297,18 +302,15 @@ class SweepState:
         failure = tuple(found.digest for _, found in self.failures(cell))
         return Subject(cell.axes, cell.columns, cell.config, cell.id, status.state, status.cause, failure)
 
-    def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
+    def failures(self, cell: Cell) -> list[tuple[StageInstance, holding.Fingerprint]]:
         """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
-        found = []
-        for digest in self.chain(cell):
-            stage = self.stages[digest]
-            if not stage.attempts or stage.state in (State.DONE, State.RUNNING, State.UNKNOWN):
-                continue
-            attempts, instance = self.reader.evidence(digest).attempts, self.instances[digest]
-            end = attempts[-1].end if attempts else None
-            if end is not None and end.outcome == "failed":
-                found.append((instance, fingerprint(instance.stage, end)))
-        return found
+        ends = [
+            (self.instances[digest], holding.failed_end(self.stages[digest], self.reader.evidence(digest)))
+            for digest in self.chain(cell)
+        ]
+        return [
+            (instance, holding.fingerprint(instance.stage, end)) for instance, end in ends if end is not None
+        ]
 
     def select(self, only: Sequence[str]) -> list[Cell]:
         """Return the cells that match all selectors; all cells if there is no selector.

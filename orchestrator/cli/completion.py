@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import orchestrator
-from orchestrator.api.state import store_url
 from orchestrator.cli.main import VERBS, verb_of
 from orchestrator.errors import UserError
+from orchestrator.store.opening import store_url
 
 SHELLS = ("bash", "zsh", "fish")
 """Shells that there is a script for."""

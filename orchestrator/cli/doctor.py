@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from orchestrator.api.state import store_url
 from orchestrator.cli.output import add_store, no_overrides, print_json
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.local import available_cpus, visible_gpus
@@ -26,7 +25,7 @@ from orchestrator.launchers.slurm.query import slurm
 from orchestrator.store import layout, opening
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore, PosixStore
-from orchestrator.store.opening import open_objects
+from orchestrator.store.opening import open_objects, store_url
 
 PACKAGES = (
     "hydra-core",

@@ -157,7 +157,8 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
         wait: whether to repeat this until all cells have ended.
 
     Returns:
-        0 if everything was submitted and can start; with `wait`, 0 if all cells are done. Else 1.
+        0 if everything was submitted and can start, and no cell failed or is blocked; with `wait`, 0 if all
+        cells are done. Else 1.
 
     Raises:
         UserError: a cell fits nowhere, or the scheduler refuses the job for good.
@@ -175,7 +176,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
     if counts[State.DONE]:
         write_reports(view)
     print(f"  sweep status {view.sweep.name}{view.hint}")
-    return 1 if counts[State.FAILED] or view.jobs.stuck() else 0
+    return 1 if counts[State.FAILED] or counts[State.BLOCKED] or view.jobs.stuck() else 0
 
 
 def summary(counts: Counter[State]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.api.reports import check_folder, fitting_report, write_report, write_sweep_reports
-from orchestrator.api.state import SweepState, open_view, parse_reference, sealed_view, store_url
+from orchestrator.api.state import SweepState, open_view, parse_reference, sealed_view
 from orchestrator.api.status import rows_of
 from orchestrator.cli.output import (
     NUMBERS,
@@ -37,7 +37,7 @@ from orchestrator.results import (
     spread_text,
 )
 from orchestrator.store.ledger import open_ledger
-from orchestrator.store.opening import as_usual
+from orchestrator.store.opening import as_usual, store_url
 from orchestrator.store.table import Rows, widened, write_csv, write_table
 
 FORMATS = ("parquet", "csv", "json")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator.api.requests import code_drift, retired_line
-from orchestrator.api.state import SweepState, current_revision, open_view, store_url
+from orchestrator.api.spent import HOUR_S, spent_json, spent_of, summary_line, unit_of
+from orchestrator.api.state import SweepState, current_revision, open_view
 from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
 from orchestrator.cli.output import (
     add_cell,
@@ -22,11 +23,13 @@ from orchestrator.cli.output import (
     print_warnings,
 )
 from orchestrator.core.evidence import remaining_files
+from orchestrator.core.goodput import shares_of
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
-from orchestrator.errors import counted, one_line
+from orchestrator.errors import UserError, counted, one_line
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.opening import store_url
 from orchestrator.trackers.base import history
 
 if TYPE_CHECKING:
@@ -36,12 +39,43 @@ if TYPE_CHECKING:
 def configure_status(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_sweep(parser, only=True)
+    parser.add_argument("--spent", action="store_true", help="show for how long GPUs were held, and for what")
     add_store(parser)
 
 
+def _print_spent(view: SweepState, *, as_json: bool) -> int:
+    """Print what the sweep has cost, and where the held time went."""
+    found = spent_of(view)
+    data = spent_json(view, found)
+    if as_json:
+        print_json(data)
+        return 0
+    if not found:
+        print(f"{view.title}: no worker has held anything yet")
+    for each in found:
+        print(f"{view.title}: {summary_line(each)}")
+        shares = shares_of(each)
+        rows = [
+            (name, f"{amount / HOUR_S:.4f}", f"{100 * shares[name]:.1f}")
+            for name, amount in each.parts.items()
+        ]
+        print_table(("part", unit_of(each), "%"), rows)
+        for why, amount in sorted(each.lost_by.items(), key=lambda item: -item[1]):
+            print(f"  lost by {why}: {amount / HOUR_S:.4f}")
+    limits = {name: limit for name in ("gpu_hours", "until") if (limit := data["budget"][name]) is not None}
+    if limits:
+        named = ", ".join(f"policy.budget.{name}={limit}" for name, limit in limits.items())
+        print(f"budget: {data['budget']['spent_gpu_hours']:.4g} GPU-hours are spent; {named}")
+    return 0
+
+
 def run_status(args: argparse.Namespace) -> int:
-    """Print the state of each cell."""
+    """Print the state of each cell, or what the sweep has cost."""
     view = open_view(args.sweep, no_overrides(args.words))
+    if args.spent:
+        if args.only:
+            raise UserError("--spent is about the whole sweep", fix="leave --only out")
+        return _print_spent(view, as_json=args.json)
     cells = view.select(args.only)
     if args.json:
         print_json(status_json(view, cells))

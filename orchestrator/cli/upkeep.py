@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from orchestrator import provenance
-from orchestrator.api.state import current_revision, sealed_view, store_url
+from orchestrator.api.state import current_revision, sealed_view
 from orchestrator.cli.output import add_store, no_overrides, print_json, print_table
 from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.records import Owner, Request
@@ -36,6 +36,7 @@ from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.opening import store_url
 from orchestrator.store.retention import Leftover, UnusedCode, delete, delete_code, leftovers, unused_code
 
 

@@ -1,4 +1,4 @@
-"""Validation of stages that are command lines: placeholders in braces, shell syntax, file names. Pure."""
+"""Validation of what stages declare: placeholders, shell syntax and files of commands, and remedies. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from orchestrator.core.failure import Cause
 from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
@@ -254,3 +255,65 @@ def check_filled(
 
 def _value_keys(tree: Mapping[str, Any]) -> list[str]:
     return [key for key in dotted_keys(tree) if not isinstance(pick(tree, key), Mapping)]
+
+
+def rung_keys(rung: Mapping[str, Any]) -> list[str]:
+    """Return the keys of `uses` that a rung of remedies changes.
+
+    Args:
+        rung: operation to a key or several; ``set`` to a mapping of keys to values.
+    """
+    keys: list[str] = []
+    for operation in ("halve", "double", "set"):
+        named = rung.get(operation, ())
+        keys += [named] if isinstance(named, str) else list(named)
+    return keys
+
+
+def check_remedies(name: str, spec: StageSpec, where: str) -> None:
+    """Refuse remedies that could change what a stage computes, or that are malformed.
+
+    Args:
+        name: of the stage.
+        spec: with its remedies.
+        where: the file, for messages.
+
+    Raises:
+        UserError: a cause or operation is unknown, or a key is not one of `uses`.
+    """
+    for cause, ladder in spec.remedies.items():
+        if cause not in [*Cause]:
+            key = f"stages.{name}.remedies"
+            raise UserError(
+                f"{key} names the unknown cause {cause!r}", where=where, allowed=nearest(cause, [*Cause])
+            )
+        for number, rung in enumerate(ladder):
+            _check_rung(f"stages.{name}.remedies.{cause}[{number}]", rung, spec, where)
+
+
+def _check_rung(place: str, rung: Mapping[str, Any], spec: StageSpec, where: str) -> None:
+    allowed = "halve: KEY, double: KEY, set: {KEY: VALUE}, and times: NUMBER"
+    times = rung.get("times", 1)
+    is_sound = isinstance(rung.get("set", {}), Mapping) and isinstance(times, int) and 1 <= times <= 20
+    keys = rung_keys(rung) if is_sound else []
+    if (
+        not keys
+        or not {*rung} <= {"halve", "double", "set", "times"}
+        or not all(isinstance(k, str) for k in keys)
+    ):
+        raise UserError(f"{place} is {dict(rung)!r}", where=where, allowed=allowed)
+    for key in keys:
+        # The longest key that contains it decides: a stage may read a section and use one key of it.
+        above = [part for part in (*spec.reads, *spec.uses) if f"{key}.".startswith(f"{part}.")]
+        if above and max(above, key=len) not in spec.uses:
+            raise UserError(
+                f"{place} changes {key!r}, which the stage reads",
+                where=where,
+                allowed="keys of `uses`: a remedy must leave the result as it is",
+            )
+        if not above:
+            raise UserError(
+                f"{place} changes {key!r}, which the stage does not use",
+                where=where,
+                allowed=nearest(key, spec.uses),
+            )

@@ -143,17 +143,45 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
             yield attempt.number, evidence.liveness_cause
 
 
+def is_answered(attempt: Attempt, cause: Cause) -> bool:
+    """Return whether a further rung of the stage's remedies is left for a failure of an attempt.
+
+    The next attempt then starts with it, see `orchestrator.core.remedies`.
+
+    Args:
+        attempt: that failed.
+        cause: of its failure.
+    """
+    rung, num_rungs = attempt.start.remedies.get(cause, (0, 0)) if attempt.start else (0, 0)
+    return rung < num_rungs
+
+
 def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
     """Return the cause whose budget is spent and the number of its attempts, or None.
+
+    The first failure on each rung of a stage's remedies costs nothing if a further rung is left::
+
+        attempt 1   oom_gpu, rung 0 of 2    free
+        attempt 2   oom_gpu, rung 1 of 2    free
+        attempt 3   oom_gpu, rung 2 of 2    counts: no remedy is left, and the cause stands
 
     Args:
         evidence: of the stage.
         budget: the retries, and the attempts that count.
     """
     counts: dict[Cause, int] = {}
+    numbered = {attempt.number: attempt for attempt in evidence.attempts}
+    tried: set[tuple[Cause, int]] = set()
     for number, cause in causes(evidence):
         boundary = budget.after if cause in DETERMINISTIC else max(budget.after, budget.after_chance)
-        if number > boundary and cause is not Cause.CANCELLED:  # a cancelled job is no fault of the stage
+        if number <= boundary or cause is Cause.CANCELLED:  # a cancelled job is no fault of the stage
+            continue
+        start = numbered[number].start
+        rung = start.remedies.get(cause, (0, 0))[0] if start else 0
+        # Twice on one rung counts, as where settings changed in between: nothing is free for ever.
+        if is_answered(numbered[number], cause) and (cause, rung) not in tried:
+            tried.add((cause, rung))
+        else:
             counts[cause] = counts.get(cause, 0) + 1
     for cause, count in counts.items():
         if count > budget.retries.get(cause, 0):

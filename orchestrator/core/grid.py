@@ -18,6 +18,7 @@ from orchestrator.core.identity import (
     cell_ids,
     hashed_of,
     reads_of,
+    slice_of,
     stage_digest,
     target_of,
     uses_of,
@@ -332,6 +333,7 @@ class Chains:
             reads = reads_of(spec, config)
             # resolved here so that errors appear now, not in a worker
             uses = uses_of(spec, config) if spec.uses else {}
+            slice_of(config, spec.alike, what="the stage names in `alike`")
             lists = [each_values(config, key) for key in spec.each.values()]
         except UserError as error:
             what = error.what.replace("the stage", f"stage {name!r}", 1)

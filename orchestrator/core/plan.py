@@ -155,17 +155,23 @@ class ReadyIndex:
         cells: in that order.
         instances: digest to stage instance; it holds all inputs of the cells' stages, and gates.
         gates: of the launch. Those of a cell come before its own stages.
+        chain: returns the stages of a cell that are searched; None for all of them, and its gates.
     """
 
     def __init__(
-        self, cells: Sequence[Cell], instances: Mapping[str, StageInstance], gates: Gates = NO_GATES
+        self,
+        cells: Sequence[Cell],
+        instances: Mapping[str, StageInstance],
+        gates: Gates = NO_GATES,
+        *,
+        chain: Callable[[Cell], Sequence[str]] | None = None,
     ) -> None:
         self.cells = tuple(cells)
         self._instances = instances
-        self._gates = gates
+        self._chain = chain or gates.chain
         self._rule = GateRule(cells, gates)
         self._consumers = {digest: list(waiting) for digest, waiting in self._rule.waiting.items()}
-        for digest in dict.fromkeys(digest for cell in cells for digest in gates.chain(cell)):
+        for digest in dict.fromkeys(digest for cell in cells for digest in self._chain(cell)):
             for taken in instances[digest].inputs:
                 self._consumers.setdefault(taken.digest, []).append(digest)
         self._states: dict[str, StageStatus] = {}
@@ -193,7 +199,7 @@ class ReadyIndex:
 
     def leave_out(self, digest: str) -> None:
         """Drop all cells that need a stage."""
-        self.cells = tuple(cell for cell in self.cells if digest not in self._gates.chain(cell))
+        self.cells = tuple(cell for cell in self.cells if digest not in self._chain(cell))
         self._limits = None
 
     def next_stage(
@@ -251,7 +257,7 @@ class ReadyIndex:
         self._limits = (cancelled, holds)
         self._slots, place = {}, 0
         for cell in self.cells:
-            for digest in () if cell.id in cancelled else self._gates.chain(cell):
+            for digest in () if cell.id in cancelled else self._chain(cell):
                 place += 1
                 known = self._slots.get(digest)
                 if known is not None and known.cell is not None:

@@ -128,12 +128,13 @@ class StartRecord(Record, frozen=True, kw_only=True):
 
     Attributes:
         parent: the checkpoint it resumed from; None for a start from nothing.
-        uses: the values of the stage's `uses` keys.
+        uses: the values of the stage's `uses` keys, as changed by remedies and by the stage itself.
         provenance: code, packages, host and command, see `orchestrator.provenance`.
         inputs: digest of each input to the generation of the product that is used.
         at: time of the start.
         work: the attempt whose work folder was taken over; None for an empty folder.
         unread: the attempt whose output is only read again; None if the stage runs.
+        remedies, before: cause to rung and number of rungs; changed keys of `uses` to configured values.
     """
 
     parent: Parent | None
@@ -143,6 +144,8 @@ class StartRecord(Record, frozen=True, kw_only=True):
     at: str = ""
     work: Annotated[int | None, SINCE_2] = None
     unread: Annotated[int | None, SINCE_2] = None
+    remedies: Annotated[dict[str, tuple[int, int]], SINCE_2] = {}
+    before: Annotated[dict[str, Any], SINCE_2] = {}
 
 
 class TimeSpent(Record, frozen=True, kw_only=True):
@@ -255,8 +258,7 @@ class Void(Record, frozen=True, kw_only=True):
     Attributes:
         nonce: identifies the writer.
         generation: of the product.
-        kind: whether a user discarded it or its files were damaged; ``unknown`` was written by a later
-            version.
+        kind: whether a user discarded it or its files were damaged; ``unknown``: of a later version.
         reason: one line, for people.
         by: who wrote the record.
         at: time of the record.
@@ -327,8 +329,7 @@ class Code(Record, frozen=True, kw_only=True):
         digest: of the snapshot in the store.
         import_paths: relative to the snapshot's folder; an absolute path is that of an installed package.
         git: the checkout's state, as in `provenance`, without the diff. A snapshot itself has no git history.
-        version: digest of the checkout, as workers record it that run the checkout itself; "" if not
-            recorded.
+        version: digest of the checkout, as workers record it that run it; "" if not recorded.
     """
 
     digest: str

@@ -28,6 +28,7 @@ from orchestrator.core.evidence import (
     Holds,
     Liveness,
     describe_retired,
+    is_answered,
     spent,
 )
 from orchestrator.core.failure import Cause
@@ -165,7 +166,8 @@ def _between_attempts(
         return StageStatus(State.LOST, reason, evidence.liveness_cause, num_attempts)
     if last.end.outcome in FAILED:
         cause = last.end.cause or Cause.UNKNOWN
-        reason = f"attempt {last.number} failed ({cause}), a retry is left: {one_line(last.end.message)}"
+        left = "another remedy" if is_answered(last, cause) else "a retry"
+        reason = f"attempt {last.number} failed ({cause}), {left} is left: {one_line(last.end.message)}"
         return StageStatus(State.PENDING, reason, cause, num_attempts, seconds)
     if last.end.outcome == "released":
         reason = f"attempt {last.number} was released ({one_line(last.end.why)})"

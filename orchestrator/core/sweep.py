@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from orchestrator.core.commandspec import check_command
+from orchestrator.core.commandspec import check_command, check_remedies
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, nearest
 from orchestrator.formats import Stored
@@ -351,7 +351,9 @@ def _spec(
     # A built-in stage with some fields changed, such as its limit.
     if not is_whole and shipped is not None:
         changes = convert(dict(fields), StageSpec, where=where, key=key)
-        return msgspec.structs.replace(shipped, **{field: getattr(changes, field) for field in fields})
+        spec = msgspec.structs.replace(shipped, **{field: getattr(changes, field) for field in fields})
+        check_remedies(name, spec, where)
+        return spec
     if "name" in fields:
         raise UserError(f"{key}.name is for stages that ship here", where=where)
     spec = convert(dict(fields), StageSpec, where=where, key=key)
@@ -360,6 +362,7 @@ def _spec(
     if spec.run is not None and not re.fullmatch(r"[\w.]+:\w+", spec.run):
         raise UserError(f"{key}.run is {spec.run!r}", where=where, allowed="module:function")
     check_command(name, spec, where)
+    check_remedies(name, spec, where)
     for inner in spec.neutral:
         # A neutral key must be read: in keys that are not read it would have no effect.
         if not any(f"{inner}.".startswith(f"{read}.") for read in spec.reads):

@@ -20,6 +20,7 @@ from orchestrator import formats, provenance
 from orchestrator.core.evidence import Former
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Claim, Code, Owner, Process
+from orchestrator.core.remedies import Remedied
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
@@ -124,6 +125,7 @@ class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):
         claim: the claim that won.
         inputs: stage name to label to verified folder.
         input_generations: digest of each input to the generation of its product.
+        begin: the values of `uses` that it starts with, and the remedies among them.
         former: the product of an earlier version of the stage. It can stand in for retired inputs.
     """
 
@@ -135,6 +137,7 @@ class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     claim: Claim
     inputs: dict[str, dict[str, str]]
     input_generations: dict[str, int]
+    begin: Remedied
     former: Former | None = None
 
     @property
@@ -197,6 +200,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         step, num_steps: from the child: its progress.
         process: from the child: its identity, by which others can prove that it is gone.
         stop_s: from the child: seconds that it needs to save and end after a stop; 0 while it is unknown.
+        adapted: from the child: keys of `uses` whose values it replaced, because they did not fit.
         times: from the child: seconds of each of its phases, since it is "running".
         does: from the child: its present phase, in which time goes on after the message.
         saved: from the child: see `orchestrator.saving.PhaseClock.saved`.
@@ -208,6 +212,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     num_steps: int | None = None
     process: Process | None = None
     stop_s: float = 0.0
+    adapted: dict[str, Any] = {}
     times: dict[str, float] = {}
     does: str = ""
     saved: tuple[int, float] | None = None

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable, Sequence
 from multiprocessing import util
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.evidence import NOT_KEPT, Attempt
 from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Done, End, StartRecord
-from orchestrator.costs import STOP_FACTOR
+from orchestrator.core.remedies import adapted, with_shipped
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line
 from orchestrator.execution import child
@@ -26,12 +23,9 @@ from orchestrator.execution.assignment import (
     AttemptSpec,
     ChildOutcome,
     ClaimedAttempt,
-    Message,
-    Shortage,
     git_of,
     log_tail,
     read_outcome,
-    send,
 )
 from orchestrator.execution.conclude import (
     INPUT_RETIRED,
@@ -45,123 +39,16 @@ from orchestrator.execution.conclude import (
 from orchestrator.execution.inheritance import Inherited, going_on, has_progressed, inherit, started
 from orchestrator.execution.keeper import await_news
 from orchestrator.execution.liveness import Fence, HeartbeatWriter, warn
-from orchestrator.execution.spending import CHILD, AttemptClock, HeldTime
+from orchestrator.execution.spending import CHILD, AttemptClock
+from orchestrator.execution.supervision import Supervision, WorkerHooks
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
-from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
+from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
-from orchestrator.store.checkout import Checkout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import Publisher
 from orchestrator.store.retention import drop_work
-
-
-class WorkerHooks(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attempt asks its worker while it runs.
-
-    Attributes:
-        context: forks children.
-        stop_asked: returns why the work should stop, "" while it should not.
-        shortage: returns the lack of memory on the node that stops the worker; None without one.
-        held: the time for which the worker holds its GPUs.
-        checkout: the code that runs in place; None if that cannot change or need not be watched.
-    """
-
-    context: BaseContext
-    stop_asked: Callable[[], str]
-    shortage: Callable[[], Shortage | None]
-    held: HeldTime
-    checkout: Checkout | None = None
-
-
-class Supervision:
-    """The supervision of an attempt's child: its messages, its time limit, and why it must stop.
-
-    Args:
-        claimed: the attempt.
-        hooks: what it asks its worker.
-        heartbeats: record what the child reports.
-        fence: shows whether the product may still count.
-
-    Attributes:
-        stop_reason: why the attempt stops, "" while it goes on.
-        has_timed_out: whether the stage reached its time limit.
-    """
-
-    def __init__(
-        self, claimed: ClaimedAttempt, hooks: WorkerHooks, heartbeats: HeartbeatWriter, fence: Fence
-    ) -> None:
-        self._claimed = claimed
-        self._hooks = hooks
-        self._heartbeats = heartbeats
-        self._fence = fence
-        self._start_s = time.monotonic()
-        self.stop_reason = ""
-        self.has_timed_out = False
-
-    def why_stop(self) -> str:
-        """Return why the attempt stops, also by news that came after the child's end; "" without a reason."""
-        return self.stop_reason or self._hooks.stop_asked()
-
-    def watch(self, process: BaseProcess, pipe: Connection, publisher: Publisher | None) -> None:
-        """Watch the child until it ends or must be killed: time limit, grace period after a stop, memory."""
-        limits = self._claimed.order.settings.policy.limits_s
-        limit_s = limits.get(self._claimed.instance.stage, self._claimed.spec.limit_s)
-        stopping_s: float | None = None  # since when the child knows of the stop
-        while process.exitcode is None:
-            # The worker adopts the orphans of its stages: collect those that ended, or they stay as zombies.
-            reap_adopted([process.pid or 0])
-            ready = wait([process.sentinel, pipe], timeout=0.2) if not pipe.closed else []
-            if pipe in ready:
-                self._take_message(pipe)
-            now_s = time.monotonic()
-            if limit_s is not None and now_s - self._start_s > limit_s:
-                self.has_timed_out = True
-                return
-            self._control()
-            # A fenced attempt publishes nothing more: its files could only mislead a reader.
-            if publisher is not None and self.stop_reason != SUPERSEDED:
-                publisher.step()
-            if self.stop_reason and stopping_s is None:
-                stopping_s = now_s
-                if (shortage := self._hooks.shortage()) is not None and shortage.at_once:
-                    return
-                send(pipe, Message(stop=self.stop_reason))
-            if stopping_s is not None and now_s - stopping_s > self._grace_s:
-                return
-
-    @property
-    def _grace_s(self) -> float:
-        """Seconds that the child has to end after a stop: the configured ones, or those that it needs."""
-        grace_s = self._claimed.order.settings.policy.grace_s
-        return max(grace_s, STOP_FACTOR * self._heartbeats.progress.stop_s)
-
-    def _take_message(self, pipe: Connection) -> None:
-        try:
-            message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
-        except (EOFError, OSError, msgspec.DecodeError):
-            time.sleep(0.02)  # the child is ending: the caller's loop sees its exit code
-            return
-        self._heartbeats.receive(message)
-
-    def take_last_messages(self, pipe: Connection) -> None:
-        """Read the messages that the child sent before it ended, to record how far it came."""
-        with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):
-            while pipe.poll():
-                self._heartbeats.progress = msgspec.json.decode(pipe.recv_bytes(), type=Message)
-
-    def _control(self) -> None:
-        """Check the reasons to stop, and record a heartbeat when one is due."""
-        if not self.stop_reason and (why := self._hooks.stop_asked()):
-            self.stop_reason = why
-        # The worker's own notice comes before the job's end, but maybe too late for this stage.
-        end_at = self._claimed.order.job.end_at if self._claimed.order.job else None
-        needed_s = STOP_FACTOR * self._heartbeats.progress.stop_s
-        if not self.stop_reason and end_at is not None and needed_s and end_at - time.time() < needed_s:
-            self.stop_reason = "deadline"
-        if self._heartbeats.pulse() and not self.stop_reason and self._fence.is_superseded():
-            self.stop_reason = SUPERSEDED
 
 
 class AttemptRun:
@@ -182,6 +69,7 @@ class AttemptRun:
         self._heartbeats = HeartbeatWriter(ledger, claimed, AttemptClock(hooks.held))
         self._fence = Fence(ledger, claimed)
         self._supervision = Supervision(claimed, hooks, self._heartbeats, self._fence)
+        self._supervision.on_adapted = self._record_adapted
         self._mark = mark_of(claimed.claim.nonce)
         self._folder = Path(layout.CHECKPOINTS)
         self._goes_without = False  # whether inputs were retired before the start
@@ -209,7 +97,7 @@ class AttemptRun:
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(claimed.key)
         end_outlived()  # a surviving process could still write into the folders that are taken over
-        start = started(claimed.order, claimed.spec, claimed.cell, claimed.input_generations)
+        start = started(claimed)
         # Without this record a successor would use nothing of an attempt that has inputs, so it comes first.
         self._record_start(start)
         with self._heartbeats.clock.phases.during("restore"):
@@ -277,6 +165,15 @@ class AttemptRun:
         self._recorded = start
         self._heartbeats.write()
 
+    def _record_adapted(self, values: dict[str, Any]) -> None:
+        """Record the values that the stage chose itself, as remedies are recorded."""
+        claimed = self._claimed
+        spec = with_shipped(claimed.spec)
+        begin = adapted(spec, uses_of(spec, claimed.cell.config), claimed.begin, values)
+        assert self._recorded is not None
+        changed = replace(self._recorded, uses=begin.uses, remedies=begin.rungs, before=begin.before)
+        self._record_start(changed)
+
     def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:
         """Start the child, and return its process and this side's end of the pipe."""
         claimed = self._claimed
@@ -291,7 +188,7 @@ class AttemptRun:
             generation=claimed.claim.generation,
             folder=str(folder),
             inputs=claimed.inputs,
-            uses=uses_of(claimed.spec, claimed.cell.config),
+            uses=claimed.begin.uses,
             config=claimed.cell.config,
             resume_step=taken.checkpoint.step if taken.checkpoint else None,
             resume_folder=str(taken.checkpoint.folder) if taken.checkpoint else "",

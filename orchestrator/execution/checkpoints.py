@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator import formats
-from orchestrator.core.evidence import Attempt
+from orchestrator.core.evidence import Attempt, is_answered
 from orchestrator.core.failure import Cause
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import StageFailure, StopRequested
@@ -60,7 +60,8 @@ def candidates(ledger: Ledger, instance: StageInstance, attempts: Sequence[Attem
 
     A checkpoint may itself cause a failure, for example when its weights have diverged. Retries from it would
     then fail for ever. So it is skipped after two failures of attempts whose newest checkpoint it was; after
-    a ``nan`` one failure is enough. Lost or preempted attempts do not count::
+    a ``nan`` one failure is enough. Lost or preempted attempts do not count, nor do failures that the next
+    attempt meets with another remedy::
 
         attempt 1: saves 100, 200, fails with nan   blame {200: 2}
         attempt 2: resumes from 100 (200 is skipped)
@@ -79,6 +80,8 @@ def candidates(ledger: Ledger, instance: StageInstance, attempts: Sequence[Attem
         end = attempt.end
         is_through = end is not None and end.exception == UNREAD
         if end is None or end.outcome != "failed" or end.cause in _NOT_ITS_FAULT or is_through:
+            continue
+        if is_answered(attempt, end.cause or Cause.UNKNOWN):
             continue
         if attempt.number in newest:
             blame[newest[attempt.number]] += 2 if end.cause is Cause.NAN else 1

@@ -271,6 +271,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         report_progress=lambda step, num_steps: lifeline.report(step=step, num_steps=num_steps),
         keeps_work=ledger.objects.in_place,
         report_stop=lambda seconds: lifeline.report(stop_s=round(seconds, 1)),
+        report_adapted=lambda values: lifeline.report(adapted=values),
         clock=lifeline.clock,
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +19,14 @@ from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.evidence import Attempt, Evidence, Former, remaining_files
-from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Parent, StartRecord, Void
 from orchestrator.core.settings import Policy
-from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
-from orchestrator.execution.assignment import Assignment, git_of
+from orchestrator.core.sweep import ComposedSweep, StageInstance
+from orchestrator.execution.assignment import ClaimedAttempt, git_of
 from orchestrator.execution.checkpoints import candidates, find_unread, is_discarded
 from orchestrator.execution.command_text import command_facts
 from orchestrator.execution.liveness import Watcher
+from orchestrator.execution.remedies import Remedies
 from orchestrator.execution.work import take_over
 from orchestrator.manifest import File, copy_file, damage, fsync_path, fsync_tree
 from orchestrator.saving import MANIFEST
@@ -259,22 +259,18 @@ def has_progressed(folder: Path, *, num_adopted: int) -> bool:
     return len(checkpoints) > num_adopted or any((folder / layout.WORK).glob("*"))
 
 
-def started(order: Assignment, spec: StageSpec, cell: Cell, generations: Mapping[str, int]) -> StartRecord:
-    """Return the record of a start from nothing.
-
-    Args:
-        order: the worker's assignment.
-        spec: the stage.
-        cell: on whose behalf the attempt runs.
-        generations: digest of each input to the generation of its product.
-    """
+def started(claimed: ClaimedAttempt) -> StartRecord:
+    """Return the record of an attempt's start from nothing."""
+    order, begin = claimed.order, claimed.begin
     facts = provenance.of_attempt(order.code_digest, git_of(order))
     return StartRecord(
         parent=None,
-        uses=uses_of(spec, cell.config),
-        provenance=facts | command_facts(spec, order.import_paths),
-        inputs=dict(generations),
+        uses=begin.uses,
+        provenance=facts | command_facts(claimed.spec, order.import_paths),
+        inputs=dict(claimed.input_generations),
         at=provenance.now(),
+        remedies=begin.rungs,
+        before=begin.before,
     )
 
 
@@ -298,6 +294,7 @@ class Products:
 
     Attributes:
         sweep: as given.
+        remedies: with which attempts start.
     """
 
     def __init__(self, ledger: Ledger, sweep: ComposedSweep, *, by: str, say: Callable[[str], None]) -> None:
@@ -305,6 +302,7 @@ class Products:
         self._ledger = ledger
         self._by = by
         self._say = say
+        self.remedies = Remedies(ledger, sweep)
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
 

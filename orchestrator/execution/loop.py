@@ -19,13 +19,14 @@ from orchestrator.core.state import NO_GATES, StageStatus, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
-from orchestrator.execution.attempt import AttemptRun, WorkerHooks
+from orchestrator.execution.attempt import AttemptRun
 from orchestrator.execution.gpus import GpuPool
 from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
-from orchestrator.execution.scanning import StoreScanner
+from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.execution.spending import HeldTime
+from orchestrator.execution.supervision import WorkerHooks
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
 from orchestrator.jobs.submissions import request_of
 from orchestrator.store import layout
@@ -84,7 +85,8 @@ class Worker:
         request = request_of(ledger, sweep.name, order.request) if order.request else None
         gates = gates_of(sweep, request.gates, request.cells) if request is not None else NO_GATES
         sweep = with_gates(sweep, gates)
-        self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates)
+        holds = HoldReader(sweep, order.settings.policy, order.code_digest)
+        self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates, holds)
         self._watcher = Watcher(owner, job=order.job)
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
@@ -264,6 +266,8 @@ class Worker:
         if attempts != evidence.attempts or self._ledger.is_done_or_void(instance, evidence.generation):
             return False  # another worker claimed or finished meanwhile, or the owner sent a heartbeat
         number = (attempts[-1].number if attempts else 0) + 1
+        after = self._requests.summary.after
+        begin = self._products.remedies.start(claimable.cell, instance, reader, after)
         claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):
@@ -281,6 +285,7 @@ class Worker:
             claim=claim,
             inputs=inputs,
             input_generations={i.digest: reader.evidence(i.digest).generation for i in instance.inputs},
+            begin=begin,
             former=evidence.former if status.going_on else None,
         )
         hooks = replace(self._hooks, stop_asked=lambda: self._why_stop(instance))
@@ -289,6 +294,8 @@ class Worker:
         self._products.unpin(instance, reader)
         is_replaced = end.why == "superseded" and self._is_replaced(instance)
         self._history.add(run, end, is_replaced=is_replaced)
+        if end.outcome == "failed":
+            self._scanner.look_at_holds()
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._scanner.leave_out(instance.digest)

@@ -11,17 +11,86 @@ are always read again.
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from orchestrator.core.evidence import NO_HOLDS, Holds
+from orchestrator.core.holding import SweepRecords, holds_of, merged
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
+from orchestrator.core.settings import Policy
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
-from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.store.access import StageIndex
 from orchestrator.store.evidence import EvidenceReader
 
+HOLDS_POLL_S = 2.0
+HOLDS_SHARE = 20
+"""Seconds between two evaluations of what is held back. They take at most 1/HOLDS_SHARE of the time."""
+
 StatusOf = Callable[[EvidenceReader, RequestSummary, str], StageStatus]
 """A function that returns the own state of a stage by its digest, from evidence and requests."""
+
+
+class HoldReader:
+    """What is held back in a sweep, as this process last found it.
+
+    The rules look at all stages of the sweep, so they are not evaluated at each search. They are at the first
+    one, when requests change, after `expire`, and at intervals.
+
+    Args:
+        sweep: the sealed sweep.
+        policy: of the launch.
+        code: digest of the code that the process runs.
+
+    Attributes:
+        policy: as given.
+    """
+
+    def __init__(self, sweep: ComposedSweep, policy: Policy, code: str) -> None:
+        self.policy = policy
+        self._sweep = sweep
+        self._codes = {cell.id: code for cell in sweep.cells}
+        self._summary: RequestSummary | None = None
+        self._holds = NO_HOLDS
+        self._next_s = 0.0
+
+    def expire(self) -> None:
+        """Have the rules evaluated at the next search, as after a failure."""
+        self._summary = None
+
+    def read(self, reader: EvidenceReader, summary: RequestSummary, status_of: StatusOf) -> Holds:
+        """Return what is held back.
+
+        Args:
+            reader: of evidence as of now.
+            summary: of the requests, as of now.
+            status_of: returns the state of a stage.
+        """
+        start_s = time.monotonic()
+        if summary == self._summary and start_s < self._next_s:
+            return self._holds
+        begun = set[str]().union(*map(_unfinished, reader.listed.values()))
+        self._holds = holds_of(
+            SweepRecords(
+                sweep=self._sweep,
+                evidence=reader.evidence,
+                status=functools.cache(functools.partial(status_of, reader, summary)),
+                unfinished=[digest for digest in self._sweep.stages if digest in begun],
+                requests=summary,
+                policy=self.policy,
+                codes=self._codes,
+            )
+        )
+        now_s = time.monotonic()
+        self._summary = summary
+        self._next_s = now_s + max(HOLDS_POLL_S, HOLDS_SHARE * (now_s - start_s))
+        return self._holds
+
+
+def _unfinished(index: StageIndex) -> set[str]:
+    """Return the digests of stages with attempts that may have no product."""
+    return set(index.attempted - index.done.keys()) | (index.attempted & index.void.keys())
 
 
 class StoreScanner:
@@ -32,6 +101,7 @@ class StoreScanner:
         instances: digest to stage instance.
         status_of: returns the state of a stage.
         gates: of the launch.
+        holds: what is held back in the sweep; None for nothing.
     """
 
     def __init__(
@@ -40,7 +110,9 @@ class StoreScanner:
         instances: Mapping[str, StageInstance],
         status_of: StatusOf,
         gates: Gates = NO_GATES,
+        holds: HoldReader | None = None,
     ) -> None:
+        self._holds = holds
         self._index = ReadyIndex(cells, instances, gates)
         self._instances = instances
         self._gates = gates
@@ -66,6 +138,11 @@ class StoreScanner:
         """Return the digests of all stages that are searched."""
         return {digest for cell in self.cells for digest in self._gates.chain(cell)}
 
+    def look_at_holds(self) -> None:
+        """Have the next search find out again what is held back, as after a failure."""
+        if self._holds is not None:
+            self._holds.expire()
+
     def look_again(self, digest: str) -> None:
         """Have the next search read a stage again, for a reason that its records do not show."""
         self._unsure.add(digest)
@@ -76,9 +153,9 @@ class StoreScanner:
         Args:
             reader: of evidence as of now.
             summary: of the requests, as of now.
-            holds: what is held back in the sweep.
+            holds: what is held back here, beside what is in the whole sweep.
         """
-        self._take(reader, summary)
+        holds = self._take(reader, summary, holds)
         scan = self._index.next_stage(self._status, cancelled=summary.cancelled, holds=holds)
         if scan.claimable is None and not scan.waiting:
             # Before the caller leaves: no listing shows that files of a product are damaged.
@@ -90,15 +167,15 @@ class StoreScanner:
         self, reader: EvidenceReader, summary: RequestSummary, holds: Holds = NO_HOLDS
     ) -> tuple[int, bool]:
         """Return how many stages may be claimed, and whether to wait; see `next_stage` for the arguments."""
-        self._take(reader, summary)
+        holds = self._take(reader, summary, holds)
         found = self._index.count(self._status, cancelled=summary.cancelled, holds=holds)
         if not any(found):
             self._index.touch(None)
             found = self._index.count(self._status, cancelled=summary.cancelled, holds=holds)
         return found
 
-    def _take(self, reader: EvidenceReader, summary: RequestSummary) -> None:
-        """Take newer evidence and requests, and mark the stages that they may change."""
+    def _take(self, reader: EvidenceReader, summary: RequestSummary, holds: Holds) -> Holds:
+        """Take newer evidence and requests, mark the stages that they may change, and return all holds."""
         changed = self._unsure
         if self._reader is not None:
             changed |= self._changed(self._reader, reader)
@@ -106,11 +183,15 @@ class StoreScanner:
         self._reader = reader
         self._summary = summary
         self._index.touch(changed)
+        if self._holds is None:
+            return holds
+        return merged(holds, self._holds.read(reader, summary, self._status_of))
 
     def _status(self, digest: str) -> StageStatus:
         assert self._reader is not None
         status = self._status_of(self._reader, self._summary, digest)
-        if status.state in (State.UNKNOWN, State.FAILED):  # a rerun gives a new budget
+        # A damaged product is listed like a whole one, whatever the attempts to make it again do.
+        if status.state is State.UNKNOWN or (status.attempts and status.state is not State.DONE):
             self._unsure.add(digest)
         return status
 
@@ -120,7 +201,7 @@ class StoreScanner:
         again: set[str] = set()
         for stage, index in now.listed.items():
             listed |= _differing(before.listed[stage], index)
-            again |= (index.attempted - index.done.keys()) | (index.attempted & index.void.keys())
+            again |= _unfinished(index)
         again |= (
             {i.digest for i in self._instances.values() if i.stage in now.unlisted} if now.unlisted else set()
         )

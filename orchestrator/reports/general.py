@@ -18,7 +18,7 @@ import msgspec
 
 from orchestrator.errors import UserError, nearest
 from orchestrator.reporting import About, Curve
-from orchestrator.reports import general_figures, page
+from orchestrator.reports import general_figures, held, page
 from orchestrator.reports.page import Table
 from orchestrator.reports.style import save, styled
 from orchestrator.results import (
@@ -335,14 +335,28 @@ def _page(numbers: Numbers, about: About | None, figures: general_figures.Figure
         ),
         page.Section("curves", "Curves", fewer_curves, (), logged, empty="No stage logged a metric."),
         page.Section("failed", "Failures", (), [failures_table(numbers)], empty="No cell failed."),
+        _cost_section(about),
         page.Section("launched", "Launches", (), [_launches_table(about)], empty="A table does not tell."),
     ]
     return page.render(_title(about), subtitle=_subtitle(about), sections=sections)
 
 
+def _cost_section(about: About | None) -> page.Section:
+    """Return the section on what the sweep cost."""
+    facts = about.held if about else ()
+    return page.Section(
+        "cost",
+        "What it cost",
+        [each.summary for each in facts],
+        held.tables(facts),
+        empty="No worker has held anything yet." if about else "A table does not show what it cost.",
+    )
+
+
 def _markdown(numbers: Numbers, about: About | None, figures: general_figures.Figures) -> str:
     """Return the report as Markdown, which refers to the PNG files beside it."""
-    tables = [cells_table(numbers), groups_table(numbers), failures_table(numbers), _launches_table(about)]
+    tables = [cells_table(numbers), groups_table(numbers), failures_table(numbers)]
+    tables += [*held.tables(about.held if about else ()), _launches_table(about)]
     pictures = [(each.title, f"{each.key}.png", each.caption) for each in (*figures.plots, *figures.curves)]
     said = [_subtitle(about), *_status(numbers, about)]
     said += filter(None, [figures.fewer_plots, figures.fewer_curves])

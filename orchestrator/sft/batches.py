@@ -16,8 +16,9 @@ import torch
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
+from orchestrator.sft.device_limit import DeviceLimit
 from orchestrator.sft.distributed.parallel import Placed, world_size
-from orchestrator.sft.memory import BUSY_TOKENS, MAX_PACK_TOKENS, SIZES, Load, Recompute, decoder, widest_pack
+from orchestrator.sft.memory import BUSY_TOKENS, MAX_PACK_TOKENS, Load, Recompute, sizes_of, widest_pack
 from orchestrator.sft.packing import (
     Division,
     Packs,
@@ -208,6 +209,7 @@ class Chosen(NamedTuple):
         compiled: whether layers are compiled.
         packing: whether rows could be packed; None if it was not tried.
         num_fused_norms: norms that compute by torch's kernel.
+        adapted: keys of `uses` whose values were replaced because they did not fit.
     """
 
     micro: MicroBatches
@@ -215,6 +217,7 @@ class Chosen(NamedTuple):
     compiled: bool
     packing: Packing | None
     num_fused_norms: int
+    adapted: dict[str, Any]
 
     def facts(self) -> dict[str, Any]:
         """Return what the product records of the choice."""
@@ -252,7 +255,11 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
     """
     bf16 = settings.precision == "bf16"
-    wanted = None if uses.gradient_checkpointing == "auto" else uses.gradient_checkpointing
+    if placed.device.type == "cpu":
+        placed.limit = DeviceLimit(setting(uses, "cpu_limit_tokens", None))
+    wanted = setting(uses, "always_recompute", False) or uses.gradient_checkpointing
+    wanted = None if wanted == "auto" else wanted
+    longest, divisor = int(rows.lengths.max()), setting(uses, "micro_batch_divisor", 1)
     num_fused = kernels.fuse_norms(placed.model) if placed.device.type == "cuda" else 0
     packing = None if _counts_rows(uses, placed) else can_pack(placed, rows, bf16=bf16)
     packed = packing is not None and packing.packed
@@ -260,18 +267,29 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
     compiled = packed and should_compile(uses, placed, int(rows.lengths.sum()) * settings.num_epochs)
     how: dict[str, Any] = {"compiled": compiled}
     micro, recompute = micro_batches(settings, uses, placed, rows, recompute=wanted, **how)
+    micro = _divided(micro, divisor, longest)
+    adapted: dict[str, Any] = {}
     for _ in range(out_of_memory):
         if wanted is None and recompute is not True and micro.tokens < BUSY_TOKENS:
             more: Recompute = "selective" if compiled and recompute is False else True
             micro, recompute = micro_batches(settings, uses, placed, rows, recompute=more, **how)
+            micro = _divided(micro, divisor, longest)
+            adapted |= {"trainer.always_recompute": True} if recompute is True else {}
         else:
-            micro = _halved(micro, int(rows.lengths.max()))
+            micro, divisor = _halved(micro, longest), 2 * divisor
+            adapted["trainer.micro_batch_divisor"] = divisor
     if packed:
         micro = micro._replace(packed=True, by_kernel=placed.has_pack_kernel)
     placed.recompute(recompute)
     if compiled:
         placed.compile()
-    return Chosen(micro, recompute, compiled, packing, num_fused)
+    return Chosen(micro, recompute, compiled, packing, num_fused, adapted)
+
+
+def _divided(micro: MicroBatches, divisor: int, longest: int) -> MicroBatches:
+    """Return a part of a micro-batch, of one row at least."""
+    rows = None if micro.rows is None else max(1, micro.rows // divisor)
+    return micro._replace(rows=rows, tokens=micro.tokens and max(longest, micro.tokens // divisor))
 
 
 def _counts_rows(uses: Config, placed: Placed) -> bool:
@@ -288,9 +306,7 @@ def _halved(micro: MicroBatches, longest: int) -> MicroBatches:
     """
     if micro.rows == 1 or (micro.rows is None and micro.tokens <= longest):
         raise StageFailure("oom_gpu", "not even a micro-batch of one row fits: more GPUs are needed")
-    if micro.rows is not None:
-        return micro._replace(rows=micro.rows // 2)
-    return micro._replace(tokens=max(longest, micro.tokens // 2))
+    return _divided(micro, 2, longest)
 
 
 def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:
@@ -338,7 +354,7 @@ def micro_batches(
         return MicroBatches(size, tokens or 0), recompute or False
     if recompute is not None and (size is not None or tokens is not None):
         return MicroBatches(size, tokens or 0), recompute
-    model = sizes_of(placed)
+    model = sizes_of(placed.model)
     load = Load(
         row_tokens=int(rows.lengths.max()),
         checkpointing=recompute,
@@ -380,17 +396,3 @@ def should_compile(uses: Config, placed: Placed, num_tokens: int) -> bool:
         return bool(wanted)
     planned_s = 6 * placed.num_parameters * num_tokens / (_TFLOPS * 1e12 * world_size())
     return placed.device.type == "cuda" and planned_s * (1 - 1 / COMPILED_SPEED) > COMPILE_S
-
-
-def sizes_of(placed: Placed) -> Any:
-    """Return the sizes of a placed model.
-
-    Raises:
-        StageFailure: its config lacks one (cause ``config``).
-    """
-    text = placed.model.config.get_text_config()
-    sizes = {ours: getattr(text, theirs, None) for ours, theirs in SIZES.items()}
-    if unknown := [SIZES[name] for name, size in sizes.items() if size is None]:
-        what = f"config.json of a {text.model_type} has no {', '.join(unknown)} to reckon memory with"
-        raise StageFailure("config", f"{what}: set trainer.micro_batch_tokens")
-    return decoder(sizes, text.model_type)

@@ -116,6 +116,10 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
     Attributes:
         micro_batch_size: rows of one forward pass, padded side by side; None to count tokens.
         micro_batch_tokens: tokens of one forward pass, in packs of rows; None for the most that fit.
+        micro_batch_divisor, always_recompute: set by remedies. A power of two by which the micro-batch is
+            divided, and whether layers are computed again whatever `gradient_checkpointing` is.
+        cpu_limit_tokens: tokens of a micro-batch that fit into the memory that a CPU pretends to have; None
+            for no limit. A wider one raises the error of a GPU, to rehearse it.
         gradient_checkpointing: compute layers again in the backward pass, with ``selective`` all but matrix
             products and attention; ``auto``: as little as memory allows.
         compile: compile the layers; ``auto`` on GPUs, if the training is long enough.
@@ -140,9 +144,14 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
     loss_chunk_tokens: Positive = 1024
     micro_batch_tokens: Positive | None = None
     compile: bool | Literal["auto"] = "auto"
+    micro_batch_divisor: Positive = 1
+    always_recompute: bool = False
+    cpu_limit_tokens: Positive | None = None
     deterministic: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        if self.micro_batch_divisor & (self.micro_batch_divisor - 1):
+            raise ValueError(f"trainer.micro_batch_divisor={self.micro_batch_divisor} is no power of two")
         if self.micro_batch_size is not None and self.micro_batch_tokens is not None:
             raise ValueError("trainer.micro_batch_size and trainer.micro_batch_tokens: only one can be set")
         if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
@@ -308,7 +317,7 @@ class CellConfig(Strict, frozen=True, kw_only=True):
         """
         _check_model(self.model.path)
         if not self.data.unpinned:
-            _check_pinned(self.task.name, self.items)
+            data.check_pinned(self.task.name, self.items)
         _check_items(self.task, self.items, self.languages, self.evaluation.languages)
 
 
@@ -349,22 +358,6 @@ def _check_model(path: str | None) -> None:
         raise UserError(
             what, allowed="a folder with model and tokenizer as save_pretrained writes them, or a hub id"
         )
-
-
-def _check_pinned(task_name: str, items: ItemsConfig) -> None:
-    # A data set in a folder has a fingerprint of its content. A release is known by its revision alone.
-    if items.source != "parallel" or items.dir is not None:
-        return
-    for side in ("train", "test"):
-        release = getattr(items, side)
-        if release is not None and not data.is_commit(release.revision):
-            key = f"data.tasks.{task_name}.{side}.revision"
-            raise UserError(
-                f"{release.hub_id}@{release.revision} is not pinned: a branch or tag can move",
-                where=f"{key}={release.revision}",
-                allowed="a commit's hash, or at least 7 digits of it",
-                fix=f"{key}=HASH, or data.unpinned=true",
-            )
 
 
 def _check_items(

@@ -190,3 +190,28 @@ def _read(task: Task, split: str, language: str, settings: Config, folders: Conf
         # All languages, whatever the mixture: ids that exist in all of them are the same in every cell.
         numbers["languages"] = task.languages_in(folder, split)
     return task.read(folder, split, language, **numbers)
+
+
+def check_pinned(task_name: str, items: ItemsConfig) -> None:
+    """Refuse releases that are named by a branch or tag, which can move.
+
+    Args:
+        task_name: name of the task.
+        items: its items.
+
+    Raises:
+        UserError: a release is not pinned.
+    """
+    # A data set in a folder has a fingerprint of its content. A release is known by its revision alone.
+    if items.source != "parallel" or items.dir is not None:
+        return
+    for side in ("train", "test"):
+        release = getattr(items, side)
+        if release is not None and not is_commit(release.revision):
+            key = f"data.tasks.{task_name}.{side}.revision"
+            raise UserError(
+                f"{release.hub_id}@{release.revision} is not pinned: a branch or tag can move",
+                where=f"{key}={release.revision}",
+                allowed="a commit's hash, or at least 7 digits of it",
+                fix=f"{key}=HASH, or data.unpinned=true",
+            )

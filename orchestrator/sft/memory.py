@@ -11,6 +11,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from orchestrator.errors import StageFailure
+
 GIB = 2**30
 STATE_BYTES = 16
 """Bytes per parameter: master weight, gradient and Adam's two moments, all in fp32."""
@@ -245,3 +247,17 @@ def widest_pack(
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle * GRAIN) else (low, middle)
     return max(load.row_tokens, low * GRAIN)
+
+
+def sizes_of(model: Any) -> Any:
+    """Return the sizes of a model.
+
+    Raises:
+        StageFailure: its config lacks one (cause ``config``).
+    """
+    text = model.config.get_text_config()
+    sizes = {ours: getattr(text, theirs, None) for ours, theirs in SIZES.items()}
+    if unknown := [SIZES[name] for name, size in sizes.items() if size is None]:
+        what = f"config.json of a {text.model_type} has no {', '.join(unknown)} to reckon memory with"
+        raise StageFailure("config", f"{what}: set trainer.micro_batch_tokens")
+    return decoder(sizes, text.model_type)

@@ -15,6 +15,7 @@ _REGISTERED = {"task.target": None}
 _TRAIN_ITEMS = ("items.source", "items.seed", "items.num_validation", "items.train_fingerprint")
 _DATASET = ("items.dir", "items.cache_dir", "items.cached")
 _MODEL_PATH = ("model.path", "model.revision")
+_REMEDIED = ("trainer.micro_batch_divisor", "trainer.always_recompute")
 
 TOKENIZER = StageSpec(
     run="orchestrator.sft.tokenizer:main",
@@ -77,12 +78,14 @@ TRAIN = StageSpec(
         # These divide the same step differently. Its gradient is the same up to rounding, so none is hashed.
         "trainer.micro_batch_size",
         "trainer.micro_batch_tokens",
+        "trainer.cpu_limit_tokens",
         "trainer.gradient_checkpointing",
         "trainer.num_processes",
         "trainer.sharding",
         "trainer.loss_chunk_tokens",
         "trainer.compile",
         "trainer.deterministic",
+        *_REMEDIED,
         "device",
         *_MODEL_PATH,
     ),
@@ -94,6 +97,21 @@ TRAIN = StageSpec(
     gated_by=("rehearse",),
 )
 """Fine-tuning on the mixture of shards: the weights of every epoch."""
+
+TRAINING_REMEDIES = {
+    "remedies": {
+        "oom_gpu": (
+            {"double": "trainer.micro_batch_divisor", "times": 3},
+            {"set": {"trainer.always_recompute": True}},
+        ),
+    },
+    "alike": ("model", "task", "trainer", "device"),
+}
+"""Changes to what `TRAIN` and `REHEARSE` use when a GPU's memory does not suffice.
+
+Both declare the same, so training starts where its rehearsal fitted. The number of micro-batches of a step
+grows as they become smaller, because a step has `trainer.global_batch_size` rows however it is divided.
+"""
 
 EVALUATE = StageSpec(
     run="orchestrator.sft.evaluate:main",
@@ -145,17 +163,18 @@ REHEARSE = StageSpec(
         "items.num_test",
         "items.test_fingerprint",
         # Also what divides a step: another micro-batch takes other memory.
-        *(key for key in (*TRAIN.reads, *TRAIN.uses) if key.startswith("trainer.")),
+        *(key for key in (*TRAIN.reads, *TRAIN.uses) if key.startswith("trainer.") and key not in _REMEDIED),
         "trainer.max_length_tokens",
         "evaluation.max_new_tokens",
         "evaluation.engine",
         "evaluation.precision",
         "evaluation.batch_size",
     ),
-    uses=(*EVALUATE.uses, "evaluation.languages"),
+    uses=(*EVALUATE.uses, "evaluation.languages", *_REMEDIED),
     neutral=_REGISTERED,
     after=("tokenizer", "base", "prepare"),
     preload=_PRELOAD,
+    estimate="orchestrator.sft.estimate:rehearse",
     needs="orchestrator.sft.needs:of_cell",
 )
 """The first steps of training and evaluation on the longest rows, once for a model, task and trainer."""

@@ -366,14 +366,10 @@ def _fitted(
         )
         chosen = batches.choose(config.trainer, uses, placed, rows, out_of_memory=out_of_memory)
         training = Training(
-            placed,
-            rows=rows,
-            validation=validation,
-            settings=config,
-            context=context,
-            micro=chosen.micro,
+            placed, rows=rows, validation=validation, settings=config, context=context, micro=chosen.micro
         )
         if device.type == "cpu" or training.fits():
+            context.adapt(chosen.adapted)
             return training, chosen
         # What a failed pass leaves behind in FSDP is not known: the model is loaded once more.
         del placed, training

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from orchestrator.core.schedule import PlannedStage, chain_hours
 from orchestrator.core.settings import Policy
+from orchestrator.core.state import NO_GATES, Gates
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.simulation.faults import NO_FAULTS, FaultTable
 
@@ -37,7 +38,7 @@ class Scenario:
     """A sweep, a cluster, and what happens to it.
 
     Attributes:
-        sweep: with all stages of the cells.
+        sweep: with all stages of the cells, and the gates.
         cells: that are to run, in the order of the sweep.
         stages: how the stages behave that are not done, by digest.
         units: what runs as one job, as `schedule.of_cells` returns it, at the GPUs that it gets.
@@ -48,6 +49,10 @@ class Scenario:
         faults: that end attempts.
         preempt_s: after so many seconds a job is preempted; None: never.
         seed: of the faults.
+        job_start_s: seconds from the start of a job until its first stage computes, beyond its estimate.
+        start_at: time at which the sweep begins, in seconds since 1970; its budget may have an end.
+        gates: of the launch.
+        chains: id of a cell to its stages, after the gates that they wait for; empty if there are no gates.
     """
 
     sweep: ComposedSweep
@@ -61,6 +66,14 @@ class Scenario:
     faults: FaultTable = NO_FAULTS
     preempt_s: float | None = None
     seed: int = 0
+    job_start_s: float = 0.0
+    start_at: float = 0.0
+    gates: Gates = NO_GATES
+    chains: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def chain(self, cell: Cell) -> Sequence[str]:
+        """Return the stages of a cell, after the gates that they wait for."""
+        return self.chains.get(cell.id, cell.stage_digests)
 
 
 def cells_of_units(scenario: Scenario) -> tuple[dict[str, list[Cell]], dict[str, str]]:
@@ -68,8 +81,9 @@ def cells_of_units(scenario: Scenario) -> tuple[dict[str, list[Cell]], dict[str,
     cells: dict[str, list[Cell]] = {}
     unit_of: dict[str, str] = {}
     for cell in scenario.cells:
-        shared = [digest for digest in cell.stage_digests if digest in scenario.units]
-        own = tuple(d for d in cell.stage_digests if d in scenario.stages and d not in scenario.units)
+        chain = scenario.chain(cell)
+        shared = [digest for digest in chain if digest in scenario.units]
+        own = tuple(d for d in chain if d in scenario.stages and d not in scenario.units)
         for digest in shared:
             cells.setdefault(digest, []).append(replace(cell, stage_digests=(digest,)))
             unit_of[digest] = digest

@@ -27,6 +27,15 @@ PRIVATE, SHARED = 0o700, 0o2770
 FIX = "whoever owns it: chmod -R g+rwX {0}; find {0} -type d -exec chmod g+s {{}} +  (and a umask of 002)"
 _SAMPLED = 200
 
+DEFAULT_STORE = "runs"
+"""Folder of the store in the working folder, if no other is named."""
+
+
+def store_url(url: str | None) -> str:
+    """Return where the store is: `url` if given, else SWEEP_STORE, else ``runs`` in the working folder."""
+    url = url or os.environ.get("SWEEP_STORE") or DEFAULT_STORE
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
 
 def make_root(root: Path, *, shared: bool) -> None:
     """Create a store's folder, whose mode its files will follow. An existing folder keeps its mode.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.reporting import About
-from orchestrator.reports import page
+from orchestrator.reports import held, page
 from orchestrator.reports.page import Table
 from orchestrator.reports.style import Drawing, save, styled
 from orchestrator.results import notes_of
@@ -85,6 +85,7 @@ def numbers_of(rows: Sequence[Row], about: About | None = None) -> Report:
         ledger=ledger(about),
         retries=about.retries if about is not None else (),
         gpu_hours=provenance_tables.gpu_hours(rows),
+        held=about.held if about is not None else (),
         provenance=provenance_tables.provenance(rows, about),
     )
 
@@ -163,6 +164,8 @@ def _sections(report: Report, pictures: Sequence[page.Picture]) -> Iterator[page
         [provenance_tables.hours(report)],
         empty="No row says how long training took.",
     )
+    yield page.Section("cost", "What the sweep cost", [each.summary for each in report.held],
+                       held.tables(report.held), empty="No worker recorded what it held.")  # fmt: skip
     hosts = report.provenance.hosts
     yield page.Section("provenance", "Provenance", [f"Made on {', '.join(hosts)}."] if hosts else [],
                        [provenance_tables.codes(report), provenance_tables.launches(report)],
@@ -192,7 +195,9 @@ def _markdown(report: Report, drawings: Sequence[Drawing]) -> str:
         provenance_tables.missing(report),
         model.verdicts(report.numbers),
         *model.results(report.numbers),
-        *(make(report) for make in HISTORY),
+        *(make(report) for make in HISTORY[:4]),
+        *held.tables(report.held),
+        *(make(report) for make in HISTORY[4:]),
     ]
     said = [_subtitle(report), *provenance_tables.headline(report), *report.sweep.notes]
     return page.page(TITLE, said, shown, [(d.title, f"{d.key}.png", d.caption) for d in drawings])

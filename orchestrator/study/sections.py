@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.reporting import LaunchFacts, RetryFacts
+from orchestrator.reporting import HeldFacts, LaunchFacts, RetryFacts
 
 
 class _Section(msgspec.Struct, frozen=True):
@@ -310,6 +310,7 @@ class Report(_Section, frozen=True):
     ledger: LedgerSection
     retries: Sequence[RetryFacts]
     gpu_hours: GpuHours
+    held: Sequence[HeldFacts]
     provenance: Provenance
 
     def to_json(self) -> bytes:

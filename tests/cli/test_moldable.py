@@ -73,10 +73,11 @@ def _chosen(store: Path) -> dict[str, set[int]]:
 
 def test_local_workers_share_the_gpus_and_each_stage_sees_its_own_alone(cells: Sweep) -> None:
     cells("launch", "mold.yaml", MOLD)
-    assert _chosen(cells.store) == {"hours8": {2}, "hours1": {1}, "hours2": {1}, "hours3": {1}}
+    numbers = {8: 4, 3: 2, 2: 1, 1: 1}
+    assert _chosen(cells.store) == {f"hours{hours}": {number} for hours, number in numbers.items()}
     rows = _rows(cells)
     trained = [row for row in rows if row["stage"] == "train"]
-    assert {row["hours"]: len(row["gpus"].split(",")) for row in trained} == {8: 2, 1: 1, 2: 1, 3: 1}
+    assert {row["hours"]: len(row["gpus"].split(",")) for row in trained} == numbers
     for one in trained:
         for other in trained:
             at_once = one["begin_s"] < other["end_s"] and other["begin_s"] < one["end_s"]
@@ -101,16 +102,17 @@ def test_the_setting_changes_no_identity(cells: Sweep) -> None:
 def test_a_cell_keeps_its_number_when_it_is_run_again(cells: Sweep) -> None:
     long = ("--only", "hours=8")
     once = ("fail=true", "policy.retries.unknown=0")
-    cells("launch", "mold.yaml", MOLD, *once, *long, code=1)
-    assert _chosen(cells.store) == {"hours8": {4}}  # alone it gets all
+    assert cells.env is not None
+    two = Sweep(cells.folder, cells.store, {**cells.env, "CUDA_VISIBLE_DEVICES": "0,1"})
+    two("launch", "mold.yaml", MOLD, *once, *long, code=1)
+    assert _chosen(cells.store) == {"hours8": {2}}
     status = cells.json("status", "mold")["cells"]
-    assert {cell["axes"]["hours"]: cell.get("chosen_gpus") for cell in status}["8"] == 4
-    assert "on 4 GPUs, as chosen for the cell" in cells("why", "mold", "hours=8")
-    # Among the others it would get two.
-    said = cells("plan", "mold.yaml", MOLD)
-    assert "4     1        as recorded when it first started" in said
+    assert {cell["axes"]["hours"]: cell.get("chosen_gpus") for cell in status}["8"] == 2
+    assert "on 2 GPUs, as chosen for the cell" in cells("why", "mold", "hours=8")
+    said = cells("plan", "mold.yaml", MOLD)  # with four GPUs it would get them all
+    assert "2     1        as recorded when it first started" in said
     cells("launch", "mold.yaml", MOLD)
-    assert _chosen(cells.store)["hours8"] == {4} and len(_rows(cells)) == 12
+    assert _chosen(cells.store)["hours8"] == {2} and len(_rows(cells)) == 12
 
 
 def test_what_another_launch_recorded_first_wins_at_the_claim(cells: Sweep) -> None:
@@ -125,8 +127,8 @@ def test_what_another_launch_recorded_first_wins_at_the_claim(cells: Sweep) -> N
 
 def test_the_plan_names_the_cells_with_more_gpus_and_why(cells: Sweep) -> None:
     said = cells("plan", "mold.yaml", MOLD)  # of this machine: four
-    assert "1 cell of 4 would get more GPUs than suffice" in said
-    assert "4.44 hours instead of 8; the GPU-hours of all cells fill 4 GPUs for 3.5 hours" in said
+    assert "2 cells of 4 would get more GPUs than suffice" in said
+    assert "2.47 hours instead of 8; the GPU-hours of all cells fill 4 GPUs for 3.5 hours" in said
     plan = cells.json("plan", "mold.yaml", MOLD, "--gpus", "64")
     assert {cell["axes"]["hours"]: cell["gpus"]["number"] for cell in plan["cells"]}["8"] == 8
     assert plan["makespan"]["hours"] < 2 < plan["makespan"]["rigid_lower_bound_hours"] == 8.01

@@ -182,6 +182,21 @@ FILES = [
     ("stages: {a: {command: '  '}}", "command of stage 'a' is empty", ""),
     ("stages: {a: {command: 'x \"y'}}", "cannot be split: no closing quotation", ""),
     ("stages: {count: {limit_s: 0}}", "stages.count.limit_s is 0", "more than 0"),
+    *(
+        (f"stages: {{a: {{command: x, reads: [model], uses: [trainer], remedies: {ladder}}}}}", what, allowed)
+        for ladder, what, allowed in (
+            ("{oom_gup: []}", "unknown cause 'oom_gup'", "oom_gpu"),
+            ("{oom_gpu: [{halve: model.width}]}", "'model.width', which the stage reads", "keys of `uses`"),
+            ("{oom_gpu: [{set: {model: b}}]}", "'model', which the stage reads", "keys of `uses`"),
+            ("{oom_gpu: [{halve: seed}]}", "'seed', which the stage does not use", "trainer"),
+            ("{oom_gpu: [{third: trainer.steps}]}", "remedies.oom_gpu[0] is", "halve"),
+            ("{oom_gpu: [{halve: trainer.steps, times: 0}]}", "remedies.oom_gpu[0] is", "times"),
+            ("{oom_gpu: [{times: 2}]}", "remedies.oom_gpu[0] is", "set"),
+            ("{oom_gpu: {halve: trainer.steps}}", "remedies[...] is of the wrong type", "list"),
+        )
+    ),
+    ("stages: {count: {remedies: {nan: [{halve: seed}]}}}", "'seed', which the stage reads", ""),
+    ("stages: {a: {command: x, reads: [seed], alike: [modle]}}", "`alike` the unknown key 'modle'", "model"),
     ("stages: {'a/b': {command: x}}", "cannot be the name of a stage", ""),
     ("stages: {a: {command: x, skip: 'modle=a'}}", "unknown key 'modle'", "model"),
     ("stages: {a: {command: x, skip: 'model=a,b'}}", "every stage of a cell is skipped", ""),

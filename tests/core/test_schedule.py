@@ -186,7 +186,7 @@ def test_a_shared_stage_gets_what_suffices_and_a_cell_what_all_its_stages_can_us
     st.lists(st.tuples(st.floats(0.1, 9), st.sampled_from([0, 1, 2, 4])), min_size=1, max_size=12),
     st.sampled_from([4, 8, 16]),
 )
-def test_chosen_numbers_fit_a_node_and_never_lengthen_the_whole(
+def test_chosen_numbers_fit_a_node_and_are_the_same_for_all_launches(
     cells: list[tuple[float, int]], num_gpus: int
 ) -> None:
     work = {str(n): S(hours, gpus) for n, (hours, gpus) in enumerate(cells)}
@@ -194,4 +194,18 @@ def test_chosen_numbers_fit_a_node_and_never_lengthen_the_whole(
     assert chosen == schedule.mold(work, num_gpus, gpus_per_node=8)
     for key, stage in chosen.items():
         assert stage in schedule.choices(work[key], min(8, num_gpus))
-    assert schedule.makespan_hours(chosen, num_gpus) <= schedule.makespan_hours(work, num_gpus) + 1e-9
+
+
+def test_long_cells_get_more_gpus_in_time_for_estimates_that_are_wrong() -> None:
+    """By the estimates nothing is gained: a long cell takes as long as all others together."""
+    work = {**{f"long{n}": S(10, 1) for n in range(4)}, **_alone(*[1] * 120)}
+    assert schedule.makespan_hours(work, 16) == schedule.lower_bound_hours(work, 16) == 10
+    chosen = schedule.mold(work, 16, gpus_per_node=8)
+    assert all(chosen[f"long{n}"].num_gpus > 1 for n in range(4))
+    rigid, molded = (
+        schedule.makespan_hours(
+            {**each, "long0": each["long0"]._replace(hours=1.5 * each["long0"].hours)}, 16
+        )
+        for each in (work, chosen)
+    )
+    assert rigid == 15 and molded < 12

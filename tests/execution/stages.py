@@ -198,3 +198,15 @@ def answering(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     (context.output / "answer").write_text(text)
     context.retire("count", best=["epochs/1"], none=[])
     return [{"text": text, "kept": context.former is not None}]
+
+
+def hungry(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Counts if its width fits, and else runs out of memory as a GPU does; a first look may adapt it."""
+    width = context.uses.count.width
+    if context.uses.count.adapts and width > context.uses.count.fits:
+        width //= 2
+        context.adapt({"count.width": width})
+        time.sleep(1.0)
+    if width > context.uses.count.fits:
+        raise StageFailure("oom_gpu", f"CUDA out of memory: a width of {width} does not fit")
+    return [{"width": width, "parts": context.uses.count.parts}]

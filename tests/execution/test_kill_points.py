@@ -9,12 +9,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orchestrator.api.spent import spent_of
+from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Budget
 from orchestrator.core.state import State, stage_status
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.execution.assignment import Assignment
+from orchestrator.jobs.submissions import WorkerRecords
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
+from orchestrator.store.ledger import Ledger
 from tests.execution.faults import Running, Start, finish, order_for
 from tests.execution.stages import spec
 from tests.store.builders import counted, ledger_at, seal, sweep_of
@@ -42,6 +46,16 @@ def assert_each_is_done_once(root: Path, sweep: ComposedSweep, num_steps: int = 
         for attempt in attempts:
             assert attempt.problem == ""
             assert attempt.end or attempt.number in explained | {product.attempt}, f"{cell.id}: {attempt}"
+    assert_the_held_time_adds_up(ledger, sweep)
+
+
+def assert_the_held_time_adds_up(ledger: Ledger, sweep: ComposedSweep) -> None:
+    """Each second that a worker recorded is in one part of the sweep's ledger."""
+    (found,) = spent_of(SweepState(ledger, sweep, 1, sealed=True))
+    assert found.unit == "worker_seconds"
+    assert min(found.parts.values()) >= -1e-6 and found.parts["unknown"] < 0.01
+    assert sum(found.parts.values()) == pytest.approx(found.total)
+    assert found.total >= sum(record.seconds for record in WorkerRecords(ledger, sweep.name).read()) - 1e-6
 
 
 def kill_each(start: Start, ks: range, worker: Callable[[int], Running]) -> list[int]:

@@ -6,19 +6,24 @@ import itertools
 import random
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core import plan, schedule, state
-from orchestrator.core.evidence import Budget, Evidence
+from orchestrator.core import holding, plan, schedule, state
+from orchestrator.core.evidence import Budget, Evidence, Hold, Holds
 from orchestrator.core.failure import Cause
+from orchestrator.core.holding import SweepRecords
 from orchestrator.core.schedule import PlannedStage as S
+from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State
 from orchestrator.simulation.decisions import RESTART_S, Outcome
-from tests.simulation.cluster import play, table
+from orchestrator.simulation.faults import FaultKind, FaultTable
+from orchestrator.stage import StageSpec
+from tests.simulation.cluster import gates_of, play, table
 
 
 def states(found: Outcome) -> dict[str, str]:
@@ -183,3 +188,101 @@ def test_a_thousand_cells_with_failures_take_seconds() -> None:
 @pytest.mark.long
 def test_ten_thousand_cells_with_failures_take_less_than_five_minutes() -> None:
     _large(10_000, 8_000, 300)
+
+
+def test_at_the_budget_what_runs_saves_and_ends_and_nothing_else_starts() -> None:
+    work = {str(n): S(10, 2) for n in range(4)}
+    budget = SpendingLimit(gpu_hours=50)
+    policy = Policy(budget=budget, checkpoint_interval_s=600.0)
+    found = play(work, 4, checkpoints=HOURLY, policy=policy)
+    assert found.attempts == {"succeeded": 2, "released": 2}
+    assert found.goodput is not None
+    assert found.goodput.total == pytest.approx(50 * 3600 + 4 * 60, rel=1e-4)  # one save of two jobs
+    assert sorted(states(found).values()) == ["blocked", "blocked", "done", "done"]
+    assert "policy.budget.gpu_hours=50 are spent" in found.cells["cell-3"].reason
+
+
+def test_near_the_budget_no_stage_starts_that_could_not_reach_a_checkpoint() -> None:
+    policy = Policy(budget=SpendingLimit(gpu_hours=10.5))
+    found = play({"a": S(5, 2), "b": S(4, 2)}, 2, checkpoints=HOURLY, policy=policy)
+    assert (states(found), found.hours) == ({"cell-a": "done", "cell-b": "blocked"}, 5)
+
+
+def test_after_the_end_of_the_budget_nothing_starts() -> None:
+    policy = Policy(budget=SpendingLimit(until="2026-01-01T03:00+00:00"))
+    start_at = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    found = play({"a": S(2, 1), "b": S(4, 1)}, 8, checkpoints=HOURLY, policy=policy, start_at=start_at)
+    assert states(found) == {"cell-a": "done", "cell-b": "blocked"}
+    assert found.hours == pytest.approx(3, abs=0.02)
+
+
+GATED = {"rehearse": S(1, 1), "a": S(2, 1), "b": S(4, 1), "c": S(3, 1)}
+CELLS = {"one": ["a"], "two": ["b"], "three": ["c"]}
+
+
+def test_a_gate_runs_before_the_stages_that_wait_for_it_and_others_go_on() -> None:
+    gates = gates_of(GATED, {"one": ("rehearse", "a"), "two": ("rehearse", "b")})
+    found = play(GATED, 2, CELLS, gates=gates)
+    assert found.attempts == {"succeeded": 4}
+    assert found.hours == 5  # rehearse and then b; c and a beside them
+    assert play(GATED, 2, {**CELLS, "four": ["rehearse"]}).hours == 5
+
+
+def test_a_gate_that_fails_blocks_the_stages_that_wait_for_it_and_no_other() -> None:
+    gates = gates_of(GATED, {"one": ("rehearse", "a"), "two": ("rehearse", "b")})
+    storm = FaultTable(source="", gpu_hours=1, faults=(FaultKind(name="bug", count=1, cause=Cause.CODE),))
+    seed = next(
+        n
+        for n in range(99)
+        if play({"rehearse": S(1, 1)}, 1, {"one": ["rehearse"]}, faults=storm, seed=n).faults
+    )
+    found = play(GATED, 2, CELLS, gates=gates, faults=storm, seed=seed)
+    assert states(found)["one"] == states(found)["two"] == "blocked"
+    assert found.attempts["failed"] == sum(found.faults.values())
+    assert "rehearse is failed" in found.cells["one"].reason
+
+
+def test_a_mistake_hurts_the_cells_that_it_meets_and_costs_what_they_had_done() -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=1800.0, stage="a")
+    storm = FaultTable(source="", gpu_hours=1, faults=(bug,))
+    found = play({"a": S(2, 4), "b": S(3, 4)}, 8, faults=storm)
+    assert states(found) == {"cell-a": "failed", "cell-b": "done"}
+    assert found.goodput is not None
+    assert found.goodput.lost_by == {"data": 4 * 1800.0}
+
+
+def test_a_rule_that_looks_at_all_stages_holds_back_simulated_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=1800.0, stage="a")
+    storm = FaultTable(source="", gpu_hours=1, faults=(bug,))
+    work = {f"a-{n}": S(2 + n, 1) for n in range(6)}
+    assert play(work, 1, faults=storm).attempts == {"failed": 6}
+
+    def after_two(records: SweepRecords) -> Holds:
+        failed = [d for d in records.unfinished if records.status(d).state is State.FAILED]
+        cells = records.sweep.cells if len(failed) > 1 else ()
+        return Holds({cell.id: Hold("two failed") for cell in cells})
+
+    monkeypatch.setattr(holding, "RULES", (after_two,))
+    found = play(work, 1, faults=storm)
+    assert found.attempts == {"failed": 2}
+    assert sorted(states(found).values()) == ["blocked"] * 4 + ["failed"] * 2
+
+
+def test_the_next_attempts_of_a_class_start_with_the_remedy_and_only_its_first_failures_cost() -> None:
+    spec = StageSpec(
+        run="m:f",
+        uses=("micro_batch", "accumulation"),
+        remedies={"oom_gpu": ({"halve": "micro_batch", "double": "accumulation", "times": 2},)},
+    )
+    oom = FaultKind(name="out of memory", cause=Cause.OOM_GPU, after_s=60.0, cured_at=2)
+    found = play(
+        {f"train-{n}": S(2, 1) for n in range(6)},
+        2,
+        specs={"train": spec},
+        config={"micro_batch": 8, "accumulation": 1},
+        policy=Policy(retries={"oom_gpu": 0}),
+        faults=FaultTable(source="", gpu_hours=1, faults=(oom,)),
+    )
+    assert set(states(found).values()) == {"done"}
+    assert found.attempts == {"succeeded": 6, "failed": 4}  # two at once on rung 0, the same two on rung 1
+    assert found.num_remedied == 8

@@ -12,13 +12,14 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
 from orchestrator.core.gates import gates_of, with_gates
+from orchestrator.core.holding import code_of
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Owner
 from orchestrator.core.state import Gates, StageStatus, stage_status
@@ -26,7 +27,7 @@ from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
-from orchestrator.execution.scanning import StoreScanner
+from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool, Starter
@@ -94,7 +95,7 @@ class _Scanner:
         sweep: the sealed sweep, with its gates.
         cells: those of it that are to be worked on.
         start: the id of the driver's job, and how often it was restarted.
-        retries: how often a stage is retried by default, by cause.
+        holds: what is held back in the sweep.
         observer: judges the attempts of workers.
         gates: of the launch.
     """
@@ -105,24 +106,23 @@ class _Scanner:
         sweep: ComposedSweep,
         cells: Sequence[Cell],
         start: tuple[str, int],
-        retries: Mapping[str, int],
+        holds: HoldReader,
         observer: Watcher,
         gates: Gates,
     ) -> None:
         self._ledger = ledger
         self._sweep = sweep
         self._start = start
-        self._retries = retries
+        self._retries = holds.policy.retries
         self._observer = observer
-        self._scanner = StoreScanner(cells, sweep.stages, self._status, gates)
+        self._scanner = StoreScanner(cells, sweep.stages, self._status, gates, holds)
         self._busy: set[int] = set()
         self._trusted: set[tuple[str, int]] = set()
 
     def open_work(self, claimed: set[int]) -> OpenWork:
         """Return what there is to do; add the slots that hold a stage to `claimed`."""
         sweep = self._sweep
-        requests = self._ledger.requests(sweep.name)
-        summary = summarize_requests(requests, [cell.id for cell in sweep.cells])
+        summary = summarize_requests(self._ledger.requests(sweep.name), [cell.id for cell in sweep.cells])
         reader = EvidenceReader(
             self._ledger,
             sweep.stages.values(),
@@ -179,8 +179,9 @@ class RayDriver:
         wanted = set(submission.tasks[0])
         cells = [cell for cell in sealed.cells if cell.id in wanted]
         gates = gates_of(sealed, request.gates, request.cells)
-        sealed, retries = with_gates(sealed, gates), engine.policy.retries
-        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), retries, watcher, gates)
+        sealed = with_gates(sealed, gates)
+        holds = HoldReader(sealed, engine.policy, code_of(request))
+        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
@@ -317,8 +318,7 @@ class RayDriver:
             return
         pending = len(self._pool.pending)
         text = demand(len(self._pool.running), pending)
-        # only then, because the list of nodes is a costly query
-        if pending:
+        if pending:  # only then, because the list of nodes is a costly query
             text += waits_for(self._submission.resources, self._pool.nodes())
         try:
             self._records.write_status(text, self._losses.known, force=force)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,6 +82,10 @@ class RankContext(Context):
         """Send the time that rank 0 expects, without waiting for an answer."""
         if self._rank == 0:
             self._send("expect_save", float(seconds))
+
+    def adapt(self, values: Mapping[str, Any]) -> None:
+        """Record the values that all ranks chose, once."""
+        self._ask("adapt", dict(values))
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
+from orchestrator.sft.device_limit import DeviceLimit
 from orchestrator.sft.distributed import nodes
 from orchestrator.sft.host import copied
 from orchestrator.sft.loss import ResponseLoss, decoder_of
@@ -116,6 +117,7 @@ class Placed:
         model: the model in this process.
         parameters: those that are trained.
         num_parameters: how many elements the trained parameters have in total.
+        limit: the memory that a CPU pretends to have; see `DeviceLimit`.
 
     Args:
         load: returns the model, in float32, on the CPU. If the model is sharded, only rank 0 calls it.
@@ -145,6 +147,7 @@ class Placed:
         self.model = empty(source) if self.is_sharded else source
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not any(part in name for part in FROZEN))
+        self._recomputes = False
         self.recompute(gradient_checkpointing)
         self._response_loss = ResponseLoss(self.model, chunk_tokens=chunk_tokens)
         self._loss: nn.Module = self._response_loss
@@ -158,6 +161,7 @@ class Placed:
                     self._loss, forward_sync_buffers=False, gradient_as_bucket_view=True
                 )
         self._loss.train()
+        self.limit = DeviceLimit()
         self._is_compiled, self._bf16 = False, bf16
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
@@ -168,6 +172,7 @@ class Placed:
         Args:
             how: False for nothing; ``selective`` to keep the results of matrix products and attention too.
         """
+        self._recomputes = how is True
         if how:
             options: dict[str, Any] = {"use_reentrant": False}
             if how == "selective":
@@ -187,6 +192,8 @@ class Placed:
         if isinstance(self._loss, FSDPModule) and world_size() == 1:
             # Weights change only after the last micro-batch, so they are cast once a step.
             self._loss.set_reshard_after_backward(is_last)
+        if torch.is_grad_enabled():
+            self.limit.check(batch.input_ids.numel(), recomputes=self._recomputes)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast), self._sync(is_last):
             loss: torch.Tensor = self._loss(batch.to(self.device))
             return loss

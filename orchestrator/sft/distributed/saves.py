@@ -130,6 +130,10 @@ class ContextCalls:
             return stopped.why or "stopped"
         return ""
 
+    def adapt(self, values: Mapping[str, Any]) -> None:
+        """Record values that the ranks chose in place of those in `uses`."""
+        self._context.adapt(values)
+
     def checkpoint_due(self, step: int, num_steps: int | None) -> bool:
         """Return whether to save now."""
         return self._context.checkpoint_due(step, num_steps=num_steps)

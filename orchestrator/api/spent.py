@@ -1,0 +1,145 @@
+"""What a sweep has cost: the held time of its workers over all revisions, where it went, and the budget."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from orchestrator.api.state import SweepState, sealed_view
+from orchestrator.core.evidence import Evidence
+from orchestrator.core.goodput import CATEGORIES, Goodput, HeldJob, Holder, goodput, shares_of
+from orchestrator.core.sweep import StageInstance
+from orchestrator.errors import InfrastructureError
+from orchestrator.jobs.judgement import SubmissionState
+from orchestrator.jobs.submissions import WorkerRecords
+from orchestrator.reporting import HeldFacts
+from orchestrator.store import layout
+from orchestrator.store.access import Prefetched
+from orchestrator.store.ledger import Ledger
+
+HOUR_S = 3600.0
+
+
+def spent_of(view: SweepState) -> list[Goodput]:
+    """Return the held time of all workers of a sweep, and where it went. GPUs come first.
+
+    Stages of earlier revisions are read too, which takes time in a sweep with many revisions.
+
+    Args:
+        view: the sweep state; its revision does not matter.
+    """
+    holders = [
+        Holder(record.owner, record.num_gpus, record.seconds, record.start_s, record.device)
+        for record in WorkerRecords(view.ledger, view.sweep.name).read()
+    ]
+    jobs = [job for filed in view.jobs.filed for job in _held_jobs(filed)]
+    return goodput(view.sweep.name, holders, _all_stages(view), jobs)
+
+
+def _all_stages(view: SweepState) -> Iterator[tuple[str, Evidence]]:
+    """Yield name and evidence of each stage that any revision has."""
+    others = [n for n in view.ledger.revision_numbers(view.sweep.name) if n != view.number]
+    seen: set[str] = set()
+    for number in (None, *reversed(others)):
+        state = view if number is None else sealed_view(view.ledger, view.sweep.name, number)
+        instances = {d: instance for d, instance in state.sweep.stages.items() if d not in seen}
+        seen.update(instances)
+        ledger = _having_read_attempts(view.ledger, list(instances.values()))
+        for digest, instance in instances.items():
+            # The evidence of a finished stage holds its product, and not the records of its attempts.
+            with contextlib.suppress(OSError, InfrastructureError):
+                attempts = ledger.attempts(instance)
+                yield instance.stage, state.reader.evidence(digest)._replace(attempts=attempts)
+
+
+def _having_read_attempts(ledger: Ledger, instances: Sequence[StageInstance]) -> Ledger:
+    """Return a ledger that has read all attempts in two bulk requests; on a folder these save nothing."""
+    if ledger.objects.in_place:
+        return ledger
+    listings = ledger.objects.list_many([layout.attempts(instance) for instance in instances])
+    keys = [
+        layout.attempt(instance, int(name), record)
+        for instance in instances
+        for name in listings[layout.attempts(instance)].folders
+        if name.isdigit()
+        for record in layout.RECORDS
+    ]
+    return ledger.knowing(Prefetched(ledger.objects.get_many(keys), listings))
+
+
+def _held_jobs(filed: SubmissionState) -> Iterator[HeldJob]:
+    """Yield the starts of a submission's jobs that are recorded, with the GPUs that each held.
+
+    The job of a Ray driver holds no GPUs itself, but its workers do.
+    """
+    if filed.accepted is None:
+        return
+    submission, job = filed.submission, filed.accepted.job
+    num_gpus = submission.resources.num_nodes * submission.resources.gpus_per_node
+    if submission.launcher == "ray":
+        for restart in range((filed.driver.restart if filed.driver else 0) + 1):
+            yield HeldJob(submission.cluster, job, 0, restart, num_gpus)
+        return
+    for index in range(len(submission.tasks)):
+        report, over = filed.reports.get(index), filed.over.get(index)
+        if report is not None:
+            yield HeldJob(submission.cluster, job, index, report.restart, num_gpus, report.seconds)
+        elif over is not None and over.seconds is not None:
+            yield HeldJob(submission.cluster, job, index, over.restarts, num_gpus, over.seconds)
+
+
+def spent_json(view: SweepState, found: Sequence[Goodput]) -> dict[str, Any]:
+    """Return the machine-readable form of what a sweep has cost; amounts are in seconds.
+
+    Args:
+        view: the sweep state.
+        found: result of `spent_of`.
+    """
+    limit = view.policy.budget
+    gpu_seconds = sum(each.total for each in found if each.unit == "gpu_seconds")
+    return {
+        "sweep": view.sweep.name,
+        "revision": view.number,
+        "spent": [
+            {**each._asdict(), "useful": each.useful, "shares": dict(shares_of(each))} for each in found
+        ],
+        "budget": {
+            "gpu_hours": limit.gpu_hours,
+            "until": limit.until,
+            "spent_gpu_hours": gpu_seconds / HOUR_S,
+        },
+    }
+
+
+def unit_of(found: Goodput) -> str:
+    """Return the unit in which people read an amount, such as ``GPU-hours``."""
+    return "GPU-hours" if found.unit == "gpu_seconds" else "worker-hours"
+
+
+def summary_line(found: Goodput) -> str:
+    """Return a line such as ``12.3 GPU-hours held by 4 workers (A100): 81.2 % goodput``."""
+    devices = f" ({', '.join(found.devices)})" if found.devices else ""
+    plural = "" if found.num_workers == 1 else "s"
+    share = 100 * found.useful / found.total if found.total else 0.0
+    return (
+        f"{found.total / HOUR_S:.4g} {unit_of(found)} held by {found.num_workers} worker{plural}{devices}: "
+        f"{share:.1f} % goodput"
+    )
+
+
+def held_facts(view: SweepState) -> tuple[HeldFacts, ...]:
+    """Return what a report receives about the held time of a sweep."""
+    return tuple(
+        HeldFacts(
+            unit=unit_of(found),
+            summary=summary_line(found),
+            hours={name: found.parts[name] / HOUR_S for name in CATEGORIES},
+            by_stage={
+                stage: {name: amount / HOUR_S for name, amount in parts.items()}
+                for stage, parts in found.by_stage.items()
+            },
+            lost_hours={why: amount / HOUR_S for why, amount in found.lost_by.items()},
+        )
+        for found in spent_of(view)
+    )
