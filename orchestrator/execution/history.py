@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import End
-from orchestrator.execution.attempt import AttemptRun
 from orchestrator.jobs.records import REFUSED, RELEASED, TOO_SHORT
 from orchestrator.store.ledger import Ledger
 
@@ -46,6 +46,18 @@ class RequestReader:
         return self.summary
 
 
+class Ran(Protocol):
+    """How far an attempt came."""
+
+    @property
+    def was_running(self) -> bool:
+        """Whether its stage ran, so that the failure is not one of its start."""
+
+    @property
+    def made_progress(self) -> bool:
+        """Whether it left more than it began with."""
+
+
 class WorkerHistory:
     """How the attempts of a worker ended, from which follow whether it goes on and how it exits.
 
@@ -72,7 +84,7 @@ class WorkerHistory:
         self._is_replaced = False
         self._is_on_bad_node = False
 
-    def add(self, digest: str, run: AttemptRun, end: End, what: str, *, is_replaced: bool) -> None:
+    def add(self, digest: str, run: Ran, end: End, what: str, *, is_replaced: bool) -> None:
         """Add an attempt that ended.
 
         Args:
