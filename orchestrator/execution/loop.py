@@ -85,7 +85,8 @@ class Worker:
         gates = NO_GATES
         if order.request and gates_among(sweep.specs):
             request = request_of(ledger, sweep.name, order.request)
-            gates = gates_of(sweep, request.gates, request.cells)
+            is_alone = order.job is not None and order.max_idle_s is None
+            gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=not is_alone)
         sweep = with_gates(sweep, gates)
         holds = HoldReader(sweep, order.settings.policy, order.code_digest)
         self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates, holds)
