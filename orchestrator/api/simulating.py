@@ -74,6 +74,7 @@ class Simulated(NamedTuple):
             "cells": dict(states),
             "attempts": outcome.attempts,
             "num_remedied": outcome.num_remedied,
+            "num_nodes_left_out": outcome.num_left_out,
             "faults": outcome.faults,
             "goodput": _goodput_json(outcome.goodput, self.makespan),
             "budget": self._budget_json(),

@@ -144,7 +144,7 @@ def _print_outcome(found: Simulated) -> None:
         faults = sorted(outcome.faults.items(), key=lambda fault: -fault[1])
         print(f"  faults: {', '.join(f'{number} {name}' for name, number in faults)}")
     if goodput is not None and goodput.total:
-        parts = [(name, amount) for name, amount in goodput.parts.items() if amount]
+        parts = [(name, amount) for name, amount in goodput.parts.items() if amount > 1e-6 * goodput.total]
         shares = ", ".join(f"{name} {amount / goodput.total:.2%}" for name, amount in parts)
         print(f"  of {rounded(goodput.total / 3600)} GPU-hours held: {shares}")
 

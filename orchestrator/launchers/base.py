@@ -26,6 +26,7 @@ from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import JobListing, SubmissionState
 from orchestrator.jobs.records import JobContext, JobEnd, Resources, Submission
 from orchestrator.registry import SCHEDULERS, lookup
+from orchestrator.store.ledger import Ledger
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 """A setting that is at least 1."""
@@ -238,8 +239,23 @@ class Submitter(Protocol):
             UserError: a cell fits on nothing that the scheduler has.
         """
 
-    def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
-        """Return the nodes that new jobs must not use now."""
+    def excluded(
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
+    ) -> tuple[str, ...]:
+        """Return the nodes that new jobs must not use now.
+
+        Args:
+            filed: all submissions of the sweep.
+            ledger, cluster: the store with reports about nodes, and the name of the scheduler's cluster.
+            quarantine_s: how long a node is left out that was reported, in seconds.
+            is_dry: whether nothing may be written, not even a probe of the store's clock.
+        """
 
     def logs(self, sweep: str, number: int) -> str:
         """Return the folder for the logs of a submission's jobs, "" for the one in the store."""
