@@ -31,13 +31,17 @@ from msgspec.structs import replace
 from orchestrator.core.commandspec import rung_keys
 from orchestrator.core.evidence import Attempt, Evidence, causes
 from orchestrator.core.failure import Cause
+from orchestrator.core.records import StartRecord
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import MISSING, pick, with_value
 from orchestrator.registry import REMEDIES, load
 from orchestrator.stage import StageSpec
 
 Rung = Mapping[str, Any]
-"""The operations of a rung: ``halve``, ``double``, ``set``, and how many ``times`` it is repeated."""
+"""The operations of a rung: ``halve``, ``double``, ``set``, and how many ``times`` it is repeated.
+
+A rung ``{suggest: TEXT}`` changes nothing. `sweep why` shows it as what a person could do.
+"""
 
 
 class Remedied(NamedTuple):
@@ -65,6 +69,31 @@ def with_shipped(spec: StageSpec) -> StageSpec:
     shipped: Mapping[str, Any] = load(REMEDIES[spec.name])
     ladders = {**shipped["remedies"], **spec.remedies}
     return replace(spec, remedies=ladders, alike=spec.alike or shipped["alike"])
+
+
+def has_rungs(spec: StageSpec) -> bool:
+    """Return whether any rung of a stage's remedies could change something."""
+    return any(rung_keys(rung) for ladder in spec.remedies.values() for rung in ladder)
+
+
+def suggestions(spec: StageSpec, cause: Cause | None) -> list[str]:
+    """Return what a person could do about a failure; it may change the result, so it is never applied."""
+    return [str(rung["suggest"]) for rung in spec.remedies.get(str(cause), ()) if "suggest" in rung]
+
+
+def described(start: StartRecord | None) -> str:
+    """Return the remedies with which an attempt started, in one line; "" without any.
+
+    Example: ``oom_gpu rung 2 of 4: trainer.micro_batch_divisor 4, configured 1``
+    """
+    if start is None or not start.before:
+        return ""
+    rungs = [f"{cause} rung {rung} of {of}" for cause, (rung, of) in start.remedies.items() if rung]
+    changes = [
+        f"{key} {json.dumps(pick(start.uses, key), default=str)}, configured {json.dumps(value, default=str)}"
+        for key, value in start.before.items()
+    ]
+    return f"{', '.join(rungs) or 'chosen by the stage'}: {'; '.join(changes)}"
 
 
 def class_of(spec: StageSpec, instance: StageInstance, config: Mapping[str, Any]) -> str:

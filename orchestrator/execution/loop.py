@@ -91,7 +91,7 @@ class Worker:
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
-        self._products = Products(ledger, sweep, by=f"worker on {owner.host}", say=say)
+        self._products = Products(ledger, sweep, gates, by=f"worker on {owner.host}", say=say)
         self._history = WorkerHistory(in_job=order.job is not None)
 
     @cached_property

@@ -12,7 +12,17 @@ from orchestrator.core.commandspec import check_remedies
 from orchestrator.core.evidence import Attempt, Budget, Evidence, spent
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, StartRecord
-from orchestrator.core.remedies import Remedied, adapted, class_of, remedied, rungs_of, with_shipped
+from orchestrator.core.remedies import (
+    Remedied,
+    adapted,
+    class_of,
+    described,
+    has_rungs,
+    remedied,
+    rungs_of,
+    suggestions,
+    with_shipped,
+)
 from orchestrator.core.state import State, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.registry import REMEDIES, STAGES, load
@@ -178,3 +188,22 @@ def test_what_ships_here_changes_only_what_a_stage_uses(name: str) -> None:
     own = StageSpec(run="m:f", name=name, remedies={"oom_gpu": ()})
     assert with_shipped(own).remedies["oom_gpu"] == ()
     assert with_shipped(StageSpec(run="m:f")).remedies == {}
+
+
+def test_a_start_is_described_by_its_rung_and_what_it_changed() -> None:
+    record = tried((1, OOM)).attempts[0].start
+    assert (
+        described(record)
+        == "oom_gpu rung 1 of 3: fit.accumulation 2, configured 1; fit.micro 4, configured 8"
+    )
+    assert described(tried((0, OOM)).attempts[0].start) == ""
+    assert described(None) == ""
+
+
+def test_what_a_person_could_do_is_named_and_never_applied() -> None:
+    rungs: tuple[dict[str, Any], ...] = ({"suggest": "a smaller model"},)
+    spec = StageSpec(run="m:f", uses=("fit",), remedies={"oom_gpu": rungs})
+    assert suggestions(spec, OOM) == ["a smaller model"]
+    assert suggestions(spec, NAN) == suggestions(spec, None) == []
+    assert not has_rungs(spec)
+    assert remedied(spec, USES, {OOM: 9}) == Remedied(USES)
