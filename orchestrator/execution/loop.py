@@ -268,6 +268,8 @@ class Worker:
         number = (attempts[-1].number if attempts else 0) + 1
         after = self._requests.summary.after
         begin = self._products.remedies.start(claimable.cell, instance, reader, after)
+        if order.job is not None and order.job.memory_rungs is not None:
+            begin = begin._replace(rungs={Cause.OOM_HOST: order.job.memory_rungs, **begin.rungs})
         claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):

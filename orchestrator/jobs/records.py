@@ -33,6 +33,7 @@ class Resources(Stored, frozen=True, kw_only=True):
             the cluster's profile.
         chosen_gpus: GPUs that were chosen for each cell, which it keeps; 0 if none were. See
             `hardware.moldable`.
+        memory_rung: How often `memory_gib` was doubled because jobs of the cells ran out of it.
     """
 
     num_nodes: int = 1
@@ -45,6 +46,19 @@ class Resources(Stored, frozen=True, kw_only=True):
     custom: tuple[tuple[str, float], ...] = ()
     signal_s: Annotated[float, SINCE_2] = 0.0
     chosen_gpus: Annotated[int, SINCE_2] = 0
+    memory_rung: Annotated[int, SINCE_2] = 0
+
+    @property
+    def memory_rungs(self) -> tuple[int, int] | None:
+        """The rung of the remedy against too little host memory, and the number of rungs; None without it.
+
+        The first doubling costs no retry. Later ones come with the retries of the cause.
+        """
+        return (min(self.memory_rung, MEMORY_RUNGS), MEMORY_RUNGS) if self.memory_gib is not None else None
+
+
+MEMORY_RUNGS = 1
+"""How many times a job's memory is doubled before a failure counts against the retries of its cause."""
 
 
 class Submission(Record, frozen=True, kw_only=True):
@@ -299,6 +313,7 @@ class JobContext(Stored, frozen=True, kw_only=True):
         before: why the job's previous start ended; None if unknown, or if this is the first start.
         gone: earlier jobs of its cells that are over.
         start_at: when the job got its nodes, as `end_at`; None if unknown.
+        memory_rungs: as in `Resources`.
     """
 
     cluster: str
@@ -312,6 +327,7 @@ class JobContext(Stored, frozen=True, kw_only=True):
     before: Cause | None = None
     gone: tuple[LostWorker, ...] = ()
     start_at: Annotated[float | None, SINCE_2] = None
+    memory_rungs: Annotated[tuple[int, int] | None, SINCE_2] = None
 
 
 REFUSED = 4

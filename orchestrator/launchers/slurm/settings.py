@@ -254,6 +254,7 @@ def resources_of(
         hours=_hours(estimate, asked, settings, cluster, rounds),
         partition=asked.partition or "",
         signal_s=_signal_s(estimate, cluster),
+        memory_rung=num_oom if memory_gib is not None else 0,
         chosen_gpus=chosen_gpus if asked.gpus is None else 0,
     )
     return _placed(wanted, partitions, named=asked.partition, cell=cell)
