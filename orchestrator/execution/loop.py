@@ -15,6 +15,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
+from orchestrator.core.remedies import is_disk_full, pause_after
 from orchestrator.core.state import NO_GATES, StageStatus, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
@@ -301,6 +302,10 @@ class Worker:
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._scanner.leave_out(instance.digest)
+        if pause_s := pause_after(end, attempts):
+            if is_disk_full(end):  # files that no stage needs any more may make room
+                self._retain()
+            self._leaving.back_off(instance.digest, pause_s, f"a pause of {pause_s:.0f} s: {end.message}")
         if end.outcome == "succeeded":
             self._retain(claimable)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
