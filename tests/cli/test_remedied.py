@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from orchestrator.sft.shards import EpochOrder, rows_of
 from tests.cli.launches import records
 
 SWEEP = """
@@ -57,18 +59,35 @@ def test_at_the_end_of_the_ladder_the_cause_stands_and_why_names_what_a_person_c
 TRAINING = ("smoke", "model=tiny-qwen3", "task=math", "mixture=en", "policy.retries.oom_gpu=0")
 
 
+def tokens_of_steps(store: Path) -> list[int]:
+    """The tokens of the micro-batch of each step, padding included."""
+    (shard,) = (store / "payload" / "prepare").glob("*/*/output")
+    lengths = rows_of({"en": shard}, ["en"], "train", pad_token_id=0).lengths
+    (train,) = (store / "records" / "train").glob("*/spec.json")
+    reads = json.loads(train.read_text())["reads"]
+    trainer = reads["trainer"]
+    order = EpochOrder(lengths, global_batch_size=trainer["global_batch_size"], seed=reads["seed"])
+    steps = [step for epoch in range(trainer["num_epochs"]) for step in order.steps(epoch)]
+    return [len(step) * int(lengths[step].max()) for step in steps]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("limit", [1600, 900])
-def test_a_training_that_runs_out_of_memory_finishes_with_the_losses_of_an_undisturbed_one(
-    sweep, tmp_path, limit
-):
+def test_a_training_that_runs_out_of_memory_finishes_with_the_losses_of_an_undisturbed_one(sweep, tmp_path):
+    limits = {"calm": None, "at the longest batch": None, "at the first step": None}
     found = {}
-    for name, override in (("calm", "null"), ("short", limit)):
-        sweep.store = tmp_path / name
-        sweep("launch", *TRAINING, f"trainer.cpu_limit_tokens={override}", timeout_s=240)
+    for name in limits:
+        sweep.store = tmp_path / name.replace(" ", "-")
+        limit = "null" if limits[name] is None else limits[name]
+        sweep("launch", *TRAINING, f"trainer.cpu_limit_tokens={limit}", timeout_s=240)
+        if name == "calm":
+            tokens = tokens_of_steps(sweep.store)
+            limits |= {"at the longest batch": max(tokens) - 1, "at the first step": min(tokens) // 2}
+        else:
+            ends = [end for end in records(sweep.store, "end.json") if end["outcome"] == "failed"]
+            assert {end["cause"] for end in ends} == {"oom_gpu"}
+            assert "remedy: train: oom_gpu rung" in sweep("status", "smoke")
+        # That of the last attempt: earlier ones wrote no summary.
         (summary,) = (sweep.store / "payload" / "train").glob("*/*/output/training.json")
         found[name] = json.loads(summary.read_text())["loss"]
-    assert found["short"] == pytest.approx(found["calm"], rel=1e-3)
-    causes = [end["cause"] for end in records(sweep.store, "end.json") if end["outcome"] == "failed"]
-    assert set(causes) == {"oom_gpu"}
-    assert "remedy: train: oom_gpu rung" in sweep("status", "smoke")
+    assert found["at the longest batch"] == pytest.approx(found["calm"], rel=1e-3)
+    assert found["at the first step"] == pytest.approx(found["calm"], rel=1e-3)
