@@ -29,7 +29,7 @@ from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import JobEnd, Resources, Submission
 from orchestrator.jobs.submissions import Submissions, asker
-from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdict
+from orchestrator.launchers.base import Limits, Shortfalls, SubmitOutcome, Submitter, Verdict
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
@@ -248,7 +248,9 @@ class Dispatch:
                 (
                     view.subject(cell),
                     of_cell(cell, estimates),
-                    view.jobs.count(cell.id, Cause.OOM_HOST),
+                    Shortfalls(
+                        *(view.jobs.count(cell.id, cause) for cause in (Cause.OOM_HOST, Cause.TIMEOUT))
+                    ),
                 )
                 for cell in ordered
             ],

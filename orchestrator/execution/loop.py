@@ -269,8 +269,9 @@ class Worker:
         number = (attempts[-1].number if attempts else 0) + 1
         after = self._requests.summary.after
         begin = self._products.remedies.start(claimable.cell, instance, reader, after)
-        if order.job is not None and order.job.memory_rungs is not None:
-            begin = begin._replace(rungs={Cause.OOM_HOST: order.job.memory_rungs, **begin.rungs})
+        # A limit of the stage's own is another one than its job's, so only memory is a remedy of attempts.
+        if order.job is not None and Cause.OOM_HOST in order.job.rungs:
+            begin = begin._replace(rungs={Cause.OOM_HOST: order.job.rungs[Cause.OOM_HOST], **begin.rungs})
         claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):

@@ -212,9 +212,11 @@ class Jobs:
         fruitless = [over for over in recent if over.cause is None and over.word in _ENDED_WELL]
         if len(fruitless) > MAX_FRUITLESS:
             return Cause.UNKNOWN, len(fruitless), fruitless[-1]
-        # A job with twice the memory answers the first end for lack of it, which so costs no retry.
+        # A job with twice the memory or time answers the first end for lack of it, which costs no retry.
         answered = {
-            sent.resources.memory_rungs: over for sent, over in reversed(since) if _is_answered(sent, over)
+            (over.cause, sent.resources.rung_of(over.cause)): over
+            for sent, over in reversed(since)
+            if sent.resources.rung_of(over.cause)[0] < sent.resources.rung_of(over.cause)[1]
         }
         ends = [over for over in recent if over.cause and not any(over is each for each in answered.values())]
         for cause, count in Counter(over.cause for over in ends).items():
@@ -225,12 +227,6 @@ class Jobs:
     def count(self, cell: str, cause: Cause) -> int:
         """Return how often a cell's jobs ever ended by a cause."""
         return sum(over.cause is cause for _, over in self._ends.get(cell, ()))
-
-
-def _is_answered(sent: Submission, over: JobEnd) -> bool:
-    """Return whether a job ran out of host memory, and the next one asks for more as a remedy."""
-    rung, num_rungs = sent.resources.memory_rungs or (0, 0)
-    return over.cause is Cause.OOM_HOST and rung < num_rungs
 
 
 _SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED})

@@ -33,7 +33,8 @@ class Resources(Stored, frozen=True, kw_only=True):
             the cluster's profile.
         chosen_gpus: GPUs that were chosen for each cell, which it keeps; 0 if none were. See
             `hardware.moldable`.
-        memory_rung: How often `memory_gib` was doubled because jobs of the cells ran out of it.
+        rungs: Causes of earlier ends of which this request is a remedy, or would be doubled for: each with
+            the rung, 0 for none, and the number of rungs. Doublings beyond cost retries.
     """
 
     num_nodes: int = 1
@@ -46,19 +47,15 @@ class Resources(Stored, frozen=True, kw_only=True):
     custom: tuple[tuple[str, float], ...] = ()
     signal_s: Annotated[float, SINCE_2] = 0.0
     chosen_gpus: Annotated[int, SINCE_2] = 0
-    memory_rung: Annotated[int, SINCE_2] = 0
+    rungs: Annotated[tuple[tuple[Cause, int, int], ...], SINCE_2] = ()
 
-    @property
-    def memory_rungs(self) -> tuple[int, int] | None:
-        """The rung of the remedy against too little host memory, and the number of rungs; None without it.
-
-        The first doubling costs no retry. Later ones come with the retries of the cause.
-        """
-        return (min(self.memory_rung, MEMORY_RUNGS), MEMORY_RUNGS) if self.memory_gib is not None else None
+    def rung_of(self, cause: Cause | None) -> tuple[int, int]:
+        """Return the rung of the remedy for a cause, and the number of rungs; (0, 0) without one."""
+        return next(((rung, of) for name, rung, of in self.rungs if name is cause), (0, 0))
 
 
-MEMORY_RUNGS = 1
-"""How many times a job's memory is doubled before a failure counts against the retries of its cause."""
+NUM_DOUBLINGS = 1
+"""How many times a job's memory or time is doubled before a failure counts against the retries of its cause."""
 
 
 class Submission(Record, frozen=True, kw_only=True):
@@ -313,7 +310,7 @@ class JobContext(Stored, frozen=True, kw_only=True):
         before: why the job's previous start ended; None if unknown, or if this is the first start.
         gone: earlier jobs of its cells that are over.
         start_at: when the job got its nodes, as `end_at`; None if unknown.
-        memory_rungs: as in `Resources`.
+        rungs: cause to the rung of its remedy in the job's resources, and the number of rungs.
     """
 
     cluster: str
@@ -327,7 +324,7 @@ class JobContext(Stored, frozen=True, kw_only=True):
     before: Cause | None = None
     gone: tuple[LostWorker, ...] = ()
     start_at: Annotated[float | None, SINCE_2] = None
-    memory_rungs: Annotated[tuple[int, int] | None, SINCE_2] = None
+    rungs: Annotated[dict[Cause, tuple[int, int]], SINCE_2] = {}
 
 
 REFUSED = 4

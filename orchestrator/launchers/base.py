@@ -165,6 +165,13 @@ class Limits(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Shortfalls(NamedTuple):
+    """How many jobs of a cell ended because they had asked for too little memory, or too few hours."""
+
+    memory: int = 0
+    hours: int = 0
+
+
 @runtime_checkable
 class Submitter(Protocol):
     """A launcher that gives cells to a scheduler, which starts their workers later.
@@ -222,7 +229,7 @@ class Submitter(Protocol):
 
     def resources(
         self,
-        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        cells: Sequence[tuple[Subject, Estimate | None, Shortfalls]],
         *,
         known: Sequence[Subject],
         chosen: Mapping[str, int],
@@ -230,7 +237,7 @@ class Submitter(Protocol):
         """Return what the job of each cell requests, as pairs of cell id and resources.
 
         Args:
-            cells: each with its estimate, and how many of its jobs ran out of host memory.
+            cells: each with its estimate, and how many of its jobs lacked memory or hours.
             known: all cells of the revision, which selectors may name.
             chosen: id of a cell to its GPUs, where they were chosen; its estimate is for so many.
 

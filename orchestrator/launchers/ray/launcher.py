@@ -20,7 +20,7 @@ from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import JobEnd, Resources, Submission
-from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, Verdict, overrides_of
+from orchestrator.launchers.base import LaunchGpus, Limits, Shortfalls, SubmitOutcome, Verdict, overrides_of
 from orchestrator.launchers.local import host_hardware
 from orchestrator.launchers.ray import boot
 from orchestrator.launchers.ray.api import Api, Redirected, Unanswered, Unreached, checked_address, is_taken
@@ -175,7 +175,7 @@ class RayLauncher:
 
     def resources(
         self,
-        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        cells: Sequence[tuple[Subject, Estimate | None, Shortfalls]],
         *,
         known: Sequence[Subject],
         chosen: Mapping[str, int],

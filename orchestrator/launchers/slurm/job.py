@@ -202,7 +202,7 @@ class SlurmJob:
             min_left_s=min_left_s,
             before=_before(place) if place.restart else None,
             gone=tuple(gone_of(self._submissions.read())),
-            memory_rungs=self._submission.resources.memory_rungs,
+            rungs={cause: (rung, of) for cause, rung, of in self._submission.resources.rungs},
             start_at=place.start_at,
         )
 
