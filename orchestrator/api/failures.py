@@ -8,9 +8,9 @@ import msgspec
 
 from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Attempt, is_answered
-from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.holding import Fingerprint
+from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint
 from orchestrator.core.remedies import described
+from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import counted
 
@@ -47,6 +47,8 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
         frames: innermost frames of the user's own code, as ``file:function``, the innermost last.
         num_stages: number of distinct stage instances that failed.
         cells: ids of the cells that they hold up, in the order of the sweep.
+        held: ids of the cells that do not start because these failed alike.
+        why_held: the reason, with the commands that let them go on; "" if none is held.
         example: one of the attempts.
         next: the command that runs these cells again.
         remedy: what the example's attempt started with instead of the configured values, and whether the
@@ -64,6 +66,8 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     example: FailureExample
     next: str
     remedy: str = ""
+    held: tuple[str, ...] = ()
+    why_held: str = ""
 
 
 def failures_of(view: SweepState, cells: Sequence[Cell]) -> list[FailureGroup]:
@@ -100,7 +104,10 @@ def failure_lines(group: FailureGroup) -> list[str]:
     if group.remedy:
         lines.append(f"  remedy: {group.remedy}")
     advice = "mend it, then: " if group.cause in DETERMINISTIC else ""
-    return [*lines, f"  {example.log}", f"  {advice}{group.next}"]
+    lines += [f"  {example.log}", f"  {advice}{group.next}"]
+    if group.held:
+        lines.append(f"  held back: {counted(len(group.held), 'cell')}. {group.why_held}")
+    return lines
 
 
 def _group(
@@ -110,6 +117,11 @@ def _group(
     instance, cell = instances[0], cells[0]
     attempt = view.reader.evidence(instance.digest).attempts[-1]
     assert attempt.end is not None
+    held = {
+        id_: hold
+        for id_, hold in view.holds.cells.items()
+        if hold.failure == print_.digest and view.cells[id_].state is State.BLOCKED
+    }
     name = view.sweep.name
     log = f"sweep logs {name} {cell.id} --stage '{instance.name}'{view.hint}"
     return FailureGroup(
@@ -130,6 +142,8 @@ def _group(
             log=log,
         ),
         remedy=_remedy(attempt, Cause(print_.cause)),
+        held=tuple(held),
+        why_held=next((hold.reason for hold in held.values()), ""),
         next=f"sweep rerun {name} --only failure={print_.digest}{view.hint}",
     )
 

@@ -242,8 +242,12 @@ class CheckedLaunch:
         if self.limits or self.launcher.takes_snapshot:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
         request = self._request(sealed, code, attempts_so_far(self.view, self.cells))
-        gates = gate_facts(sealed, request, self.launcher.hardware())
+        gates = gate_facts(sealed, request, self.launcher.hardware(), self.import_paths)
         request = msgspec.structs.replace(request, gates=gates)
+        if self.names_cells:  # else failures of other cells would hold back the named ones again at once
+            others = attempts_so_far(self.view, self.view.sweep.cells)
+            failures = {digest: number for digest, number in others.items() if digest not in request.after}
+            request = msgspec.structs.replace(request, failures=failures)
         return sealed.ledger.add_request(sealed.sweep.name, request)
 
     def _request(self, view: SweepState, code: Code | None, after: dict[str, int]) -> Request:

@@ -247,7 +247,7 @@ class Dispatch:
             [
                 (
                     view.subject(cell),
-                    of_cell(cell, estimates),
+                    of_cell(cell, estimates, view.chain(cell)),
                     Shortfalls(
                         *(view.jobs.count(cell.id, cause) for cause in (Cause.OOM_HOST, Cause.TIMEOUT))
                     ),
@@ -261,7 +261,7 @@ class Dispatch:
     def _submission(self, group: JobArray, number: int) -> Submission:
         """Return the record of a submission."""
         view, request = self._view, self._request
-        nonce = new_nonce()
+        nonce, policy = new_nonce(), request.settings.policy if request.settings else view.policy
         return Submission(
             nonce=nonce,
             number=number,
@@ -273,7 +273,9 @@ class Dispatch:
             tasks=group.tasks,
             resources=group.resources,
             max_running=group.max_running,
-            exclude=self._submitter.excluded(view.jobs.filed),
+            exclude=self._submitter.excluded(
+                view.jobs.filed, view.ledger, self._limits.cluster, policy.quarantine_s
+            ),
             code=request.code,
             folder=request.folder,
             logs=self._submitter.logs(view.sweep.name, number),
@@ -341,7 +343,8 @@ class Dispatch:
         return UserError(
             f"{self._submitter.name} refuses the job: {outcome.said}",
             where=f"{self._view.ledger.objects.url}/{script}/{self._submitter.file}",
-            fix="mend cluster.* or launcher.resources, and launch again",
+            fix="mend cluster.* or launcher.resources, and launch again"
+            + (f"; left out are {', '.join(submission.exclude)}: sweep nodes" if submission.exclude else ""),
         )
 
 

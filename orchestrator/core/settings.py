@@ -94,9 +94,12 @@ class Policy(Settings, frozen=True, kw_only=True):
         retention: which files of a product stay when all stages made from it are done. ``all`` keeps every
             file. ``best`` and ``none`` keep those that these stages name for the policy, see
             `Context.retire`.
+        quarantine_s: how long a node is left out on which attempts failed at once, in seconds; 0 for never.
         rehearse: whether stages wait for their gates; ``auto`` leaves out gates that cost more than they
             may save.
         budget: what the sweep may spend.
+        breaker: how many stages that fail alike hold back the cells that have in common what these have;
+            0 holds back none.
     """
 
     lease_s: float = 90.0
@@ -106,8 +109,10 @@ class Policy(Settings, frozen=True, kw_only=True):
     grace_s: float = 60.0
     keep_checkpoints: bool = False
     retention: Retention = "all"
+    quarantine_s: Annotated[float, SINCE_2] = 3600.0
     rehearse: Annotated[bool | Literal["auto"], SINCE_2] = "auto"
     budget: Annotated[SpendingLimit, SINCE_2] = SpendingLimit()
+    breaker: Annotated[int, SINCE_2] = 3
 
 
 class HardwareSettings(Settings, frozen=True, kw_only=True):
@@ -201,6 +206,8 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
     _at_least("policy.checkpoint_interval_s", settings.policy.checkpoint_interval_s, 0, where)
     _at_least("store.outage_s", settings.store.outage_s, 0, where)
     _at_least("policy.grace_s", settings.policy.grace_s, 0, where)
+    _at_least("policy.quarantine_s", settings.policy.quarantine_s, 0, where)
+    _at_least("policy.breaker", settings.policy.breaker, 0, where)
     for stage, limit_s in settings.policy.limits_s.items():
         if not limit_s > 0:
             raise UserError(f"policy.limits_s.{stage} is {limit_s!r}", where=where, allowed="more than 0")

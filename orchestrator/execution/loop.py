@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from multiprocessing.context import BaseContext
 
@@ -28,7 +28,8 @@ from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lea
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.execution.spending import HeldTime
 from orchestrator.execution.supervision import WorkerHooks
-from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
+from orchestrator.jobs.nodes import NodeReports, named
+from orchestrator.jobs.records import BROKEN_NODE, NO_MEMORY, OTHER_CODE
 from orchestrator.jobs.submissions import request_of
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
@@ -100,6 +101,29 @@ class Worker:
         """The GPUs that the launch's workers share; None if this worker has its own."""
         return None if self._order.gpus is None else GpuPool(self._order.gpus)
 
+    @cached_property
+    def _nodes(self) -> NodeReports:
+        """The reports about nodes, by which this worker leaves its own alone."""
+        return NodeReports(self._ledger, self._order.settings.policy.quarantine_s)
+
+    def _report_faults(self) -> None:
+        """Report attempts that failed by this node, so that others avoid it for a while."""
+        while self._history.faults:
+            what, end = self._history.faults.pop(0)
+            try:
+                owner, sweep = self._owner, self._order.sweep
+                self._nodes.add(
+                    owner.cluster,
+                    owner.host,
+                    "failed",
+                    end.message,
+                    cause=end.cause,
+                    sweep=sweep,
+                    attempt=what,
+                )
+            except (OSError, InfrastructureError) as error:  # the next failure is reported again
+                self._say(f"the failure of this node is not reported: {error_line(error)}")
+
     @property
     def num_claims(self) -> int:
         """The number of attempts that it claimed."""
@@ -116,8 +140,9 @@ class Worker:
     def _run(self) -> int:
         idle_s = IDLE_S
         while not self._hooks.stop_asked():
-            if (refusal := self._history.refusal()) is not None:
+            if (refusal := self._history.refusal(self._attributed)) is not None:
                 why, code = refusal
+                self._report_faults()
                 self._say(f"{why}: this worker claims no more")
                 return code
             self._idleness.start_scan()
@@ -131,6 +156,9 @@ class Worker:
                 return self._history.exit_code("deadline")
             if scan.claimable is not None and self._has_other_code():
                 return OTHER_CODE
+            if scan.claimable is not None and (found := self._nodes.of(self._owner)) is not None:
+                self._say(f"{named(self._owner.host, found)}: this worker claims no more")
+                return BROKEN_NODE
             if scan.claimable is not None:
                 idle_s = IDLE_S if self._try_or_leave(scan.claimable, reader) else self._pause(idle_s)
                 self._idleness.end()
@@ -150,6 +178,11 @@ class Worker:
                 self._retain()
                 return NO_MEMORY if self._history.is_starved else 0
         return self._history.exit_code(self._hooks.stop_asked())
+
+    def _attributed(self, digests: Collection[str]) -> set[str]:
+        """Return the failed stages whose failures come from what their cells have in common."""
+        reader = self._products.reader(self._watcher)
+        return self._scanner.attributed(reader, self._requests.read(at_most_s=0.0), digests)
 
     def _has_other_code(self) -> bool:
         """Whether the checkout was edited since the launch: its products would have another version."""
@@ -297,7 +330,9 @@ class Worker:
         end = run.run(attempts)
         self._products.unpin(instance, reader)
         is_replaced = end.why == "superseded" and self._is_replaced(instance)
-        self._history.add(run, end, is_replaced=is_replaced)
+        what = f"{claimable.cell.id} {instance.name} attempt {number}"
+        self._history.add(instance.digest, run, end, what, is_replaced=is_replaced)
+        self._report_faults()
         if end.outcome == "failed":
             self._scanner.look_at_holds()
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.

@@ -55,7 +55,7 @@ class Resources(Stored, frozen=True, kw_only=True):
 
 
 NUM_DOUBLINGS = 1
-"""How many times a job's memory or time is doubled before a failure counts against the retries of its cause."""
+"""How often a job's memory or time is doubled before a failure counts against the retries of its cause."""
 
 
 class Submission(Record, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import JobListing, SubmissionState
 from orchestrator.jobs.records import JobContext, JobEnd, Resources, Submission
 from orchestrator.registry import SCHEDULERS, lookup
+from orchestrator.store.ledger import Ledger
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 """A setting that is at least 1."""
@@ -245,8 +246,17 @@ class Submitter(Protocol):
             UserError: a cell fits on nothing that the scheduler has.
         """
 
-    def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
-        """Return the nodes that new jobs must not use now."""
+    def excluded(
+        self, filed: Sequence[SubmissionState], ledger: Ledger, cluster: str, quarantine_s: float
+    ) -> tuple[str, ...]:
+        """Return the nodes that new jobs must not use now.
+
+        Args:
+            filed: all submissions of the sweep.
+            ledger: the store, with reports about nodes.
+            cluster: the name of the scheduler's cluster.
+            quarantine_s: how long a node is left out that was reported, in seconds.
+        """
 
     def logs(self, sweep: str, number: int) -> str:
         """Return the folder for the logs of a submission's jobs, "" for the one in the store."""
@@ -258,9 +268,7 @@ class Submitter(Protocol):
         """Submit the text to the scheduler."""
 
     def find(self, submission: Submission) -> str | None:
-        """Return the id of a submission's job, found by its name; None if there is no such job.
-
-        This recovers submissions whose id was never recorded, for example because the reply was lost.
+        """Return the id of a submission's job by its name, as after a lost reply; None if there is none.
 
         Raises:
             InfrastructureError: the scheduler does not answer.

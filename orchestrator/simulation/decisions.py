@@ -11,22 +11,22 @@ stage that cells share. When nothing of these may start, the job ends and its GP
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Holds
+from orchestrator.core.evidence import NO_HOLDS, Holds
 from orchestrator.core.goodput import Goodput, Holder, goodput
+from orchestrator.core.holding import merged
 from orchestrator.core.plan import Claimable, ReadyIndex
-from orchestrator.core.records import Owner, TimeSpent
-from orchestrator.core.schedule import FreeGpus
-from orchestrator.core.state import CellStatus, GateRule, cell_status
+from orchestrator.core.records import TimeSpent
+from orchestrator.core.state import CellStatus, GateRule, State, cell_status
 from orchestrator.core.sweep import Cell
 from orchestrator.simulation.budget import SimulatedSpending
 from orchestrator.simulation.clock import Clock
-from orchestrator.simulation.faults import FaultKind
+from orchestrator.simulation.faults import FaultKind, Target
+from orchestrator.simulation.jobs import HowFar, RunningAttempt, SimulatedJob, Tally
+from orchestrator.simulation.nodes import SimulatedNodes
 from orchestrator.simulation.records import Saved, SimulatedRecords, owner_on
 from orchestrator.simulation.scenario import Scenario, cells_of_units, ranks_of
 
@@ -44,6 +44,8 @@ class Outcome(NamedTuple):
         hours: from the first start to the last end.
         cells: id of a cell to its state.
         attempts: number of attempts by how they ended: succeeded, failed, released or lost.
+        num_remedied: how many of them started with a remedy.
+        num_left_out: how often a node was left out, since attempts failed on it at once.
         faults: number of faults by their names.
         goodput: where the held time of the GPUs went; None if no stage needs one.
     """
@@ -51,60 +53,10 @@ class Outcome(NamedTuple):
     hours: float
     cells: dict[str, CellStatus]
     attempts: dict[str, int]
+    num_remedied: int
+    num_left_out: int
     faults: dict[str, int]
     goodput: Goodput | None
-
-
-@dataclass(eq=False)
-class _Job:
-    """A worker with GPUs of one node, and the attempt that it runs now.
-
-    Attributes:
-        owner: its identity.
-        node: where it runs; -1 for a job without GPUs.
-        num_gpus: that it holds.
-        cells: with the stages that it may claim.
-        start_s: when it started.
-        attempt: that it runs; None between two.
-    """
-
-    owner: Owner
-    node: int
-    num_gpus: int
-    cells: Sequence[Cell]
-    start_s: float
-    attempt: _Running | None = None
-
-
-@dataclass(eq=False)
-class _Running:
-    """An attempt that runs.
-
-    Attributes:
-        digest: of its stage.
-        number: of the attempt.
-        start_s: when it was claimed.
-        restore_s: until it computes.
-        resumed_s: seconds of work in the checkpoint that it resumed from.
-        is_over: whether it ended; its planned end then means nothing.
-    """
-
-    digest: str
-    number: int
-    start_s: float
-    restore_s: float
-    resumed_s: float
-    is_over: bool = False
-
-
-@dataclass
-class _Tally:
-    """What is counted while a sweep runs."""
-
-    end_s: float = 0.0
-    attempts: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    holders: list[Holder] = field(default_factory=list)
 
 
 class Decisions:
@@ -120,15 +72,16 @@ class Decisions:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self._clock = Clock()
-        self._gpus = FreeGpus(scenario.num_gpus, scenario.gpus_per_node)
         policy = scenario.policy
-        self._records = SimulatedRecords(
-            scenario.sweep.name, scenario.stages, policy.retries, lease_s=policy.lease_s
+        self._nodes = SimulatedNodes(
+            scenario.num_gpus,
+            scenario.gpus_per_node,
+            quarantine_s=policy.quarantine_s,
+            clock=self._clock,
         )
-        self._jobs: dict[int, list[_Job]] = {}
-        self._num_jobs = 0
-        self._tally = _Tally()
-        self._is_stopping = False
+        self._records = SimulatedRecords(scenario.sweep, scenario.cells, scenario.stages, policy)
+        self._jobs: dict[int, list[SimulatedJob]] = {}
+        self._tally = Tally()
         self._spending = SimulatedSpending(
             policy.budget,
             start_at=scenario.start_at,
@@ -140,8 +93,8 @@ class Decisions:
         # A queue for each number of GPUs: a job that does not fit does not hold back smaller ones.
         self._queues: dict[int, ReadyIndex] = {}
         for num_gpus in sorted({unit.num_gpus for unit in scenario.units.values()}):
-            if num_gpus > self._gpus.largest:
-                raise ValueError(f"a stage needs {num_gpus} GPUs, and a node has {self._gpus.largest}")
+            if num_gpus > self._nodes.largest:
+                raise ValueError(f"a stage needs {num_gpus} GPUs, and a node has {self._nodes.largest}")
             names = [name for name in self._rank if scenario.units[name].num_gpus == num_gpus]
             cells = [cell for name in names for cell in self._cells[name]]
             self._queues[num_gpus] = self._index(cells)
@@ -150,7 +103,7 @@ class Decisions:
         """Run until nothing can start or end any more."""
         clock = self._clock
         while True:
-            if not self._is_stopping and self._spending.is_over(clock.now_s):
+            if not self._spending.is_stopping and self._spending.is_over(clock.now_s):
                 self._stop("budget")
             # A stage that takes no time is over before others start: of the cells that it makes ready at
             # this moment, the longest must come first.
@@ -159,7 +112,7 @@ class Decisions:
             next_s = clock.next_s()
             if next_s is None:
                 return self._outcome()
-            spent_s = None if self._is_stopping else self._spending.end_s()
+            spent_s = None if self._spending.is_stopping else self._spending.end_s()
             clock.advance(next_s if spent_s is None else min(next_s, max(clock.now_s, spent_s)))
 
     def _outcome(self) -> Outcome:
@@ -172,7 +125,8 @@ class Decisions:
         hold = {n: self._spending.hold(n, self._clock.now_s) for n in self._queues}
         of_budget = ((d, hold[scenario.units[unit].num_gpus]) for d, unit in self._unit_of.items())
         of_gates = GateRule(scenario.cells, scenario.gates).holds(statuses.__getitem__)
-        holds = Holds(stages={**of_gates, **{d: each for d, each in of_budget if each is not None}})
+        of_all = Holds(stages={**of_gates, **{d: each for d, each in of_budget if each is not None}})
+        holds = merged(self._records.holds, of_all)
         return Outcome(
             tally.end_s / 3600,
             {
@@ -182,6 +136,8 @@ class Decisions:
                 for cell in scenario.cells
             },
             dict(tally.attempts),
+            self._records.remedies.num_applied,
+            self._nodes.num_left_out,
             dict(tally.faults),
             next((each for each in found if each.unit == "gpu_seconds"), None),
         )
@@ -192,9 +148,9 @@ class Decisions:
         """Start the first job for which GPUs are free; return False if there is none."""
         best: tuple[int, int, Claimable] | None = None
         for num_gpus, queue in self._queues.items():
-            if not self._gpus.fits(num_gpus) or self._spending.hold(num_gpus, self._clock.now_s) is not None:
+            if not self._nodes.fits(num_gpus) or self._spending.hold(num_gpus, self._clock.now_s) is not None:
                 continue
-            found = queue.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
+            found = self._search(queue)
             if found is not None:
                 rank = self._rank[self._unit_of[found.instance.digest]]
                 if best is None or rank < best[0]:
@@ -202,22 +158,21 @@ class Decisions:
         if best is None:
             return False
         _, num_gpus, claimable = best
-        self._num_jobs += 1
-        node = self._gpus.take(num_gpus)
+        self._tally.num_jobs += 1
+        node = self._nodes.take(num_gpus)
         unit = self._unit_of[claimable.instance.digest]
         # A stage that cells share is claimed for one of them, and the job takes no other stage.
         cells = self._cells[unit] if unit == claimable.cell.id else [claimable.cell]
-        owner = owner_on(node, self._num_jobs)
-        job = _Job(owner, node, num_gpus, cells, self._clock.now_s)
+        owner = owner_on(node, self._tally.num_jobs)
+        job = SimulatedJob(owner, node, num_gpus, cells, self._clock.now_s)
         self._jobs.setdefault(node, []).append(job)
         self._spending.change(num_gpus, self._clock.now_s)
         self._claim(job, claimable)
         return True
 
-    def _go_on(self, job: _Job) -> None:
+    def _go_on(self, job: SimulatedJob) -> None:
         """Have a worker claim its next stage; end it if there is none."""
-        index = self._index(job.cells)
-        found = index.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
+        found = self._search(self._index(job.cells))
         if found is None or self._spending.hold(job.num_gpus, self._clock.now_s) is not None:
             self._end_job(job)
         else:
@@ -225,19 +180,19 @@ class Decisions:
 
     def _stop(self, why: str) -> None:
         """Have all that runs save and end."""
-        self._is_stopping = True
+        self._spending.is_stopping = True
         for job in [job for jobs in self._jobs.values() for job in jobs]:
             if (attempt := job.attempt) is not None and job.num_gpus:
                 stop_s = self._scenario.stages[attempt.digest].stop_s
                 self._clock.after(stop_s, partial(self._release_soon, job, attempt, why, stop_s))
 
-    def _release_soon(self, job: _Job, attempt: _Running, why: str, stop_s: float) -> None:
+    def _release_soon(self, job: SimulatedJob, attempt: RunningAttempt, why: str, stop_s: float) -> None:
         if not attempt.is_over:
             self._release(job, attempt, why, stop_s)
 
-    def _end_job(self, job: _Job) -> None:
+    def _end_job(self, job: SimulatedJob) -> None:
         self._jobs[job.node].remove(job)
-        self._gpus.free(job.node, job.num_gpus)
+        self._nodes.give_back(job.node, job.num_gpus)
         self._spending.change(-job.num_gpus, self._clock.now_s)
         self._tally.holders.append(Holder(job.owner, job.num_gpus, self._clock.now_s - job.start_s))
 
@@ -246,6 +201,11 @@ class Decisions:
         scenario = self._scenario
         return ReadyIndex(cells, scenario.sweep.stages, scenario.gates, chain=lambda cell: cell.stage_digests)
 
+    def _search(self, index: ReadyIndex) -> Claimable | None:
+        """Return the first stage of a search that may start now."""
+        status = self._records.status
+        return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds).claimable
+
     def _touch(self, digest: str) -> None:
         """Have the records of a stage looked at again, which just changed."""
         for queue in self._queues.values():
@@ -253,39 +213,46 @@ class Decisions:
 
     # Attempts
 
-    def _claim(self, job: _Job, claimable: Claimable) -> None:
+    def _claim(self, job: SimulatedJob, claimable: Claimable) -> None:
         """Start an attempt, and plan the first of what can end it."""
         scenario, now_s = self._scenario, self._clock.now_s
         digest = claimable.instance.digest
         stage, saved = scenario.stages[digest], self._records.saved.get(digest)
-        number = self._records.claim(claimable, job.owner)
+        start = self._records.claim(claimable, job.owner)
+        number = len(self._records.evidence(digest).attempts)
         self._touch(digest)
         resumed_s = 0.0 if saved is None else saved.seconds
-        restore_s = RESTART_S if number > 1 else 0.0
-        restore_s += 0.0 if saved is None else stage.stop_s
-        attempt = _Running(digest, number, now_s, restore_s, resumed_s)
+        wait_s = RESTART_S if number > 1 else 0.0
+        wait_s += 0.0 if saved is None else stage.stop_s
+        wait_s += scenario.job_start_s if now_s == job.start_s else 0.0
+        attempt = RunningAttempt(digest, number, now_s, wait_s, number == 1, resumed_s)
         job.attempt = attempt
-        ends: list[tuple[float, Callable[[_Job, _Running], None]]] = []
-        ends.append((restore_s + stage.seconds - resumed_s, self._succeed))
+        ends: list[tuple[float, Callable[[SimulatedJob, RunningAttempt], None]]] = []
+        ends.append((wait_s + stage.seconds - resumed_s, self._succeed))
         drawn = random.Random(f"{scenario.seed}/{digest}/{number}")
-        if (strike := scenario.faults.draw(drawn, job.num_gpus)) is not None:
+        labels = claimable.cell.axes
+        target = Target(job.num_gpus, claimable.instance.stage, labels, start.remedies, job.node)
+        strike = scenario.faults.draw(drawn, target)
+        if strike is not None:
             ends.append((strike.seconds, partial(self._fail, fault=strike.fault)))
         if scenario.preempt_s is not None and job.num_gpus:
             left_s = max(0.0, job.start_s + scenario.preempt_s - now_s)
             ends.append((left_s + stage.stop_s, partial(self._release, why="preempted", stop_s=stage.stop_s)))
         seconds, end = min(ends, key=lambda each: each[0])
         if job.num_gpus:
-            self._spending.saw_checkpoint(restore_s + min(stage.interval_s or stage.seconds, stage.seconds))
+            self._spending.saw_checkpoint(wait_s + min(stage.interval_s or stage.seconds, stage.seconds))
         self._clock.after(seconds, lambda: None if attempt.is_over else end(job, attempt))
 
-    def _succeed(self, job: _Job, attempt: _Running) -> None:
+    def _succeed(self, job: SimulatedJob, attempt: RunningAttempt) -> None:
         spent = self._spent(job, attempt, kept_s=self._scenario.stages[attempt.digest].seconds)
         self._close(job, attempt, "succeeded")
         self._records.end(attempt.digest, "succeeded", spent)
         self._touch(attempt.digest)
+        if self._records.holds != NO_HOLDS:  # a stage that did work may end a hold
+            self._records.decide_holds()
         self._go_on(job)
 
-    def _fail(self, job: _Job, attempt: _Running, fault: FaultKind) -> None:
+    def _fail(self, job: SimulatedJob, attempt: RunningAttempt, fault: FaultKind) -> None:
         """End an attempt by a fault; with its node, if that is out of use afterwards."""
         self._tally.faults[fault.name] += 1
         if fault.cause == "node_lost":
@@ -295,22 +262,34 @@ class Decisions:
             self._close(job, attempt, "failed")
             self._records.end(attempt.digest, "failed", spent, cause=fault.cause, message=fault.name)
             self._touch(attempt.digest)
-            if not fault.node_hours:
+            if self._records.status(attempt.digest).state is State.FAILED:
+                self._records.decide_holds()
+            if not fault.node_hours and self._may_go_on(job, attempt, spent):
                 self._go_on(job)
                 return
             self._end_job(job)
         if fault.node_hours:
             self._take_out(job.node, fault.node_hours)
 
+    def _may_go_on(self, job: SimulatedJob, attempt: RunningAttempt, spent: TimeSpent) -> bool:
+        """Return whether a worker claims another stage after a failure; report failures of its node."""
+        end = self._records.evidence(attempt.digest).attempts[-1].end
+        assert end is not None
+        ran = HowFar(was_running=spent.seconds > RESTART_S, made_progress=bool(spent.saved_s))
+        job.history.add(attempt.digest, ran, end, attempt.digest, is_replaced=False)
+        refusal = job.history.refusal(self._records.attributed)
+        while job.history.faults:
+            self._nodes.report(job.owner, job.node, job.history.faults.pop()[1])
+        return refusal is None
+
     def _take_out(self, node: int, hours: float) -> None:
         """Lose all that runs on a node, and start nothing there for a while."""
         for job in list(self._jobs[node]):
             if job.attempt is not None:
                 self._lose(job, job.attempt)
-        taken = self._gpus.take_out(node)
-        self._clock.after(3600 * hours, lambda: self._gpus.free(node, taken))
+        self._nodes.take_out(node, 3600 * hours)
 
-    def _lose(self, job: _Job, attempt: _Running) -> None:
+    def _lose(self, job: SimulatedJob, attempt: RunningAttempt) -> None:
         """End an attempt and its worker without a word. Others see it when the lease is over."""
         digest = attempt.digest
         spent = self._spent(job, attempt)
@@ -324,7 +303,7 @@ class Decisions:
 
         self._clock.after(lease_s, see)
 
-    def _release(self, job: _Job, attempt: _Running, why: str, stop_s: float) -> None:
+    def _release(self, job: SimulatedJob, attempt: RunningAttempt, why: str, stop_s: float) -> None:
         """End an attempt that was stopped, and its job; a stage with checkpoints has saved one."""
         spent = self._spent(job, attempt, stop_s=stop_s)
         self._close(job, attempt, "released")
@@ -332,14 +311,19 @@ class Decisions:
         self._touch(attempt.digest)
         self._end_job(job)
 
-    def _close(self, job: _Job, attempt: _Running, outcome: str) -> None:
+    def _close(self, job: SimulatedJob, attempt: RunningAttempt, outcome: str) -> None:
         attempt.is_over = True
         job.attempt = None
         self._tally.attempts[outcome] += 1
         self._tally.end_s = self._clock.now_s
 
     def _spent(
-        self, job: _Job, attempt: _Running, *, kept_s: float | None = None, stop_s: float | None = None
+        self,
+        job: SimulatedJob,
+        attempt: RunningAttempt,
+        *,
+        kept_s: float | None = None,
+        stop_s: float | None = None,
     ) -> TimeSpent:
         """Return how an attempt spent its time until now, and note what it saved.
 
@@ -351,9 +335,9 @@ class Decisions:
         """
         stage, now_s = self._scenario.stages[attempt.digest], self._clock.now_s
         seconds = now_s - attempt.start_s
-        restore_s = min(seconds, attempt.restore_s)
-        save_s = 0.0 if stop_s is None else min(stop_s, seconds - restore_s)
-        worked_s = seconds - restore_s - save_s
+        wait_s = min(seconds, attempt.wait_s)
+        save_s = 0.0 if stop_s is None else min(stop_s, seconds - wait_s)
+        worked_s = seconds - wait_s - save_s
         reached_s = attempt.resumed_s + worked_s
         if kept_s is None:
             kept_s = attempt.resumed_s
@@ -369,7 +353,7 @@ class Decisions:
             phases={
                 stage.phase: worked_s * computed,
                 "save": save_s + worked_s * stage.save_share,
-                "restore": restore_s,
+                "start" if attempt.is_first else "restore": wait_s,
             },
             saved_step=round(kept_s) if kept_s > 0 else None,
             saved_s=(kept_s - attempt.resumed_s) * computed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -13,14 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core import plan, schedule, state
-from orchestrator.core.evidence import Budget, Evidence
+from orchestrator.core import holding, plan, schedule, state
+from orchestrator.core.evidence import Budget, Evidence, Hold, Holds
 from orchestrator.core.failure import Cause
+from orchestrator.core.holding import SweepRecords
 from orchestrator.core.schedule import PlannedStage as S
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State
 from orchestrator.simulation.decisions import RESTART_S, Outcome
 from orchestrator.simulation.faults import FaultKind, FaultTable
+from orchestrator.stage import StageSpec
 from tests.simulation.cluster import gates_of, play, table
 
 
@@ -238,3 +241,80 @@ def test_a_gate_that_fails_blocks_the_stages_that_wait_for_it_and_no_other() -> 
     assert states(found)["one"] == states(found)["two"] == "blocked"
     assert found.attempts["failed"] == sum(found.faults.values())
     assert "rehearse is failed" in found.cells["one"].reason
+
+
+def test_a_mistake_hurts_the_cells_that_it_meets_and_costs_what_they_had_done() -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=1800.0, stage="a")
+    storm = FaultTable(source="", gpu_hours=1, faults=(bug,))
+    found = play({"a": S(2, 4), "b": S(3, 4)}, 8, faults=storm)
+    assert states(found) == {"cell-a": "failed", "cell-b": "done"}
+    assert found.goodput is not None
+    assert found.goodput.lost_by == {"data": 4 * 1800.0}
+
+
+def test_a_rule_that_looks_at_all_stages_holds_back_simulated_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=1800.0, stage="a")
+    storm = FaultTable(source="", gpu_hours=1, faults=(bug,))
+    work = {f"a-{n}": S(2 + n, 1) for n in range(6)}
+    assert play(work, 1, faults=storm).attempts == {"failed": 6}
+
+    def after_two(records: SweepRecords) -> Holds:
+        failed = [d for d in records.unfinished if records.status(d).state is State.FAILED]
+        cells = records.sweep.cells if len(failed) > 1 else ()
+        return Holds({cell.id: Hold("two failed") for cell in cells})
+
+    monkeypatch.setattr(holding, "RULES", (after_two,))
+    found = play(work, 1, faults=storm)
+    assert found.attempts == {"failed": 2}
+    assert sorted(states(found).values()) == ["blocked"] * 4 + ["failed"] * 2
+
+
+def test_the_next_attempts_of_a_class_start_with_the_remedy_and_only_its_first_failures_cost() -> None:
+    spec = StageSpec(
+        run="m:f",
+        uses=("micro_batch", "accumulation"),
+        remedies={"oom_gpu": ({"halve": "micro_batch", "double": "accumulation", "times": 2},)},
+    )
+    oom = FaultKind(name="out of memory", cause=Cause.OOM_GPU, after_s=60.0, cured_at=2)
+    found = play(
+        {f"train-{n}": S(2, 1) for n in range(6)},
+        2,
+        specs={"train": spec},
+        config={"micro_batch": 8, "accumulation": 1},
+        policy=Policy(retries={"oom_gpu": 0}),
+        faults=FaultTable(source="", gpu_hours=1, faults=(oom,)),
+    )
+    assert set(states(found).values()) == {"done"}
+    assert found.attempts == {"succeeded": 6, "failed": 4}  # two at once on rung 0, the same two on rung 1
+    assert found.num_remedied == 8
+
+
+@pytest.mark.parametrize(("breaker", "failed"), [(3, 3), (0, 6)])
+def test_the_breaker_holds_back_the_cells_that_a_mistake_would_hurt_next(breaker: int, failed: int) -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=1800.0, axes={"task": "math"})
+    cells = {f"{task}{n}": {"task": task, "seed": str(n)} for task in ("math", "code") for n in range(6)}
+    found = play(
+        {f"train-{cell}": S(2, 1) for cell in cells},
+        1,
+        {cell: [f"train-{cell}"] for cell in cells},
+        axes=cells,
+        policy=Policy(breaker=breaker),
+        faults=FaultTable(source="", gpu_hours=1, faults=(bug,)),
+    )
+    assert found.attempts == {"failed": failed, "succeeded": 6}
+    counts = Counter(states(found).values())
+    assert counts == {"failed": failed, "done": 6, **({"blocked": 6 - failed} if failed < 6 else {})}
+
+
+def test_a_node_that_kills_every_attempt_is_left_out_and_hurts_few() -> None:
+    killer = FaultKind(name="killed", cause=Cause.BAD_NODE, after_s=5.0, node=0)
+    storm = FaultTable(source="", gpu_hours=1, faults=(killer,))
+    work = {f"a-{n}": S(2, 4) for n in range(6)}
+    failed = {}
+    for quarantine_s in (0.0, 86_400.0):
+        policy = Policy(retries={"bad_node": 3}, quarantine_s=quarantine_s)
+        found = play(work, 8, gpus_per_node=4, policy=policy, faults=storm)
+        failed[quarantine_s] = found.attempts["failed"]
+        assert (found.num_left_out > 0) == (quarantine_s > 0)
+    assert set(states(found).values()) == {"done"}
+    assert failed == {0.0: 20, 86_400.0: 2}  # without it five cells spend their retries there

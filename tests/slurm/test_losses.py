@@ -201,7 +201,7 @@ def test_a_job_whose_code_was_damaged_runs_nothing_and_a_launch_mends_it(jobs):
 def test_a_node_that_fails_its_check_twice_is_left_out_until_that_expires(jobs, hours):
     name = jobs.write(cells=2)
     check = """cluster.node_check='test "$SLURMD_NODENAME" != node1 || { echo no GPU >&2; exit 1; }'"""
-    jobs.launch(name, check, f"launcher.bad_node_hours={hours}")
+    jobs.launch(name, check, f"launcher.bad_node_hours={hours}", f"policy.quarantine_s={3600 * hours}")
     jobs.until(lambda: not jobs.cluster.job_states())
     assert jobs.counts() == {"pending": 2} and not records(jobs.store, "claim.json")
     assert "ended EXITED on node1: the node's check failed" in jobs.why() and "no GPU" in jobs.why()

@@ -28,6 +28,7 @@ from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import HoldReader, StoreScanner
+from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool, Starter
@@ -186,6 +187,7 @@ class RayDriver:
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = _Stop(grace_s)
+        self._nodes = NodeReports(ledger, engine.policy.quarantine_s)
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
@@ -276,6 +278,10 @@ class RayDriver:
 
     def _adjust(self, work: OpenWork) -> None:
         """Start workers that there is work for, and drop superfluous ones that wait for resources."""
+        left_out, here = self._nodes.left_out(), self._submission.cluster
+        out = {node: one for (place, node), one in left_out.items() if place == here}
+        if self._pool.bar(out):
+            self._say("; ".join(named(*each) for each in out.items()) or "no node is left out any more")
         num_running, pending = len(self._pool.running), self._pool.pending
         # a worker without a stage takes one; but those from before the last losses may wait for a lease
         needed = work.num_claimable - len(self._pool.running.keys() - work.busy - self._unaware)

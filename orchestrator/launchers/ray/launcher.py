@@ -32,6 +32,7 @@ from orchestrator.launchers.ray.settings import (
     ray_settings,
     resources_of,
 )
+from orchestrator.store.ledger import Ledger
 from orchestrator.store.opening import open_objects
 
 DRIVER = "orchestrator.launchers.ray.driver"
@@ -203,7 +204,9 @@ class RayLauncher:
             for subject, estimate, _ in cells
         ]
 
-    def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
+    def excluded(
+        self, filed: Sequence[SubmissionState], ledger: Ledger, cluster: str, quarantine_s: float
+    ) -> tuple[str, ...]:
         """Return none: a driver avoids bad nodes itself."""
         return ()
 
