@@ -17,7 +17,7 @@ from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
 from orchestrator.core.remedies import is_disk_full, pause_after
 from orchestrator.core.state import NO_GATES, StageStatus, stage_status
-from orchestrator.core.sweep import StageInstance
+from orchestrator.core.sweep import StageInstance, gates_among
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
 from orchestrator.execution.attempt import AttemptRun
@@ -84,8 +84,11 @@ class Worker:
             checkout=checkout,
         )
         self._say = say
-        request = request_of(ledger, sweep.name, order.request) if order.request else None
-        gates = gates_of(sweep, request.gates, request.cells) if request is not None else NO_GATES
+        gates = NO_GATES
+        if order.request and gates_among(sweep.specs):
+            request = request_of(ledger, sweep.name, order.request)
+            is_alone = order.job is not None and order.max_idle_s is None
+            gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=not is_alone)
         sweep = with_gates(sweep, gates)
         holds = HoldReader(sweep, order.settings.policy, order.code_digest)
         self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates, holds)

@@ -247,15 +247,21 @@ class Submitter(Protocol):
         """
 
     def excluded(
-        self, filed: Sequence[SubmissionState], ledger: Ledger, cluster: str, quarantine_s: float
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
     ) -> tuple[str, ...]:
         """Return the nodes that new jobs must not use now.
 
         Args:
             filed: all submissions of the sweep.
-            ledger: the store, with reports about nodes.
-            cluster: the name of the scheduler's cluster.
+            ledger, cluster: the store with reports about nodes, and the name of the scheduler's cluster.
             quarantine_s: how long a node is left out that was reported, in seconds.
+            is_dry: whether nothing may be written, not even a probe of the store's clock.
         """
 
     def logs(self, sweep: str, number: int) -> str:

@@ -177,6 +177,7 @@ REHEARSE = StageSpec(
     neutral=_REGISTERED,
     after=("tokenizer", "base", "prepare"),
     preload=_PRELOAD,
+    limit_s=3600.0,
     estimate="orchestrator.sft.estimate:rehearse",
     needs="orchestrator.sft.needs:of_cell",
 )

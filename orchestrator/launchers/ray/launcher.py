@@ -205,7 +205,13 @@ class RayLauncher:
         ]
 
     def excluded(
-        self, filed: Sequence[SubmissionState], ledger: Ledger, cluster: str, quarantine_s: float
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
     ) -> tuple[str, ...]:
         """Return none: a driver avoids bad nodes itself."""
         return ()

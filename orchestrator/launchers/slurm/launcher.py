@@ -288,13 +288,19 @@ class SlurmLauncher:
         ]
 
     def excluded(
-        self, filed: Sequence[SubmissionState], ledger: Ledger, cluster: str, quarantine_s: float
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
     ) -> tuple[str, ...]:
         """Return nodes that are left out, and those on which jobs kept failing early.
 
         The latter are excluded until `launcher.bad_node_hours` have passed.
         """
-        reported = NodeReports(ledger, quarantine_s).left_out()
+        reported = NodeReports(ledger, quarantine_s, is_reader=is_dry).left_out()
         out = {node for place, node in reported if place.casefold() == cluster.casefold()}
         # an administrator may have repaired the node since, so the evidence expires
         limit_s = 3600 * self._settings.bad_node_hours
