@@ -27,9 +27,9 @@ from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
-from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.jobs.submissions import Submissions, asker
-from orchestrator.launchers.base import Limits, Shortfalls, SubmitOutcome, Submitter, Verdict
+from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdict
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce

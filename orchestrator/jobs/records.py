@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from orchestrator.core.evidence import Spending
 from orchestrator.core.failure import Cause
@@ -56,6 +56,13 @@ class Resources(Stored, frozen=True, kw_only=True):
 
 NUM_DOUBLINGS = 1
 """How often a job's memory or time is doubled before a failure counts against the retries of its cause."""
+
+
+class Shortfalls(NamedTuple):
+    """How many jobs of a cell ended because they had asked for too little memory, or too few hours."""
+
+    memory: int = 0
+    hours: int = 0
 
 
 class Submission(Record, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import JobListing, SubmissionState
-from orchestrator.jobs.records import JobContext, JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobContext, JobEnd, Resources, Shortfalls, Submission
 from orchestrator.registry import SCHEDULERS, lookup
 from orchestrator.store.ledger import Ledger
 
@@ -164,13 +164,6 @@ class Limits(NamedTuple):
     max_tasks: int
     controller: str = ""
     notes: tuple[str, ...] = ()
-
-
-class Shortfalls(NamedTuple):
-    """How many jobs of a cell ended because they had asked for too little memory, or too few hours."""
-
-    memory: int = 0
-    hours: int = 0
 
 
 @runtime_checkable

@@ -19,8 +19,8 @@ from orchestrator.core.selector import Subject
 from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.judgement import SubmissionState
-from orchestrator.jobs.records import JobEnd, Resources, Submission
-from orchestrator.launchers.base import LaunchGpus, Limits, Shortfalls, SubmitOutcome, Verdict, overrides_of
+from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
+from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, Verdict, overrides_of
 from orchestrator.launchers.local import host_hardware
 from orchestrator.launchers.ray import boot
 from orchestrator.launchers.ray.api import Api, Redirected, Unanswered, Unreached, checked_address, is_taken

@@ -21,8 +21,8 @@ from orchestrator.costs import Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.nodes import NodeReports
-from orchestrator.jobs.records import JobEnd, Resources, Submission
-from orchestrator.launchers.base import LaunchGpus, Limits, Shortfalls, SubmitOutcome, overrides_of
+from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
+from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, overrides_of
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.options import cluster_name, unexpanded, unheeded
 from orchestrator.launchers.slurm.parsing import seconds_of
