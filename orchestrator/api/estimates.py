@@ -10,12 +10,15 @@ import msgspec
 
 from orchestrator.api.state import SweepState
 from orchestrator.core import schedule
+from orchestrator.core.holding import Forecast
 from orchestrator.core.records import Request
 from orchestrator.core.schedule import PlannedStage
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_estimate
 from orchestrator.errors import SweepError, UserError
+from orchestrator.jobs.records import spending
+from orchestrator.jobs.submissions import WorkerRecords
 from orchestrator.launchers.base import Launcher, LaunchGpus, Submitter, hardware_for
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
@@ -168,6 +171,30 @@ def work_of(
         else:
             work[digest] = PlannedStage(measured_hours.get(instance.stage, 0.0), 0, inputs)
     return work
+
+
+def forecast(
+    view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate], worker_gpus: float
+) -> Forecast:
+    """Return what some cells will cost, by their estimates, and what the sweep has spent.
+
+    A checkpoint of an unfinished stage is not subtracted: the forecast is rather too high.
+
+    Args:
+        view: the sweep state.
+        cells: to run.
+        estimates: digest of a stage to its estimate.
+        worker_gpus: GPUs that a worker holds, also in a stage whose estimate names none; 0 without GPUs.
+    """
+    work = work_of(view, cells, estimates)
+    by_cell: dict[str, float] = {}
+    for cell in cells if worker_gpus else ():
+        if view.cells[cell.id].state is State.DONE:
+            continue
+        mine = [work.pop(digest) for digest in cell.stage_digests if digest in work]
+        by_cell[cell.id] = 3600 * sum(stage.hours * (stage.num_gpus or worker_gpus) for stage in mine)
+    records = WorkerRecords(view.ledger, view.sweep.name).read()
+    return Forecast(spending(records, (), checkpoint_s=0.0).gpu_seconds, by_cell)
 
 
 def longest_first(view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> list[Cell]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of, molded
+from orchestrator.api.estimates import estimates_of, forecast, molded
 from orchestrator.api.requests import (
     build_request,
     gate_facts,
@@ -34,10 +35,12 @@ from orchestrator.api.submission import Dispatch
 from orchestrator.compose.files import locate
 from orchestrator.compose.main import Composition, compose
 from orchestrator.compose.overrides import run_settings, run_settings_with
+from orchestrator.core.holding import refuse_over_budget
 from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.costs import Hardware
 from orchestrator.errors import UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
 from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
@@ -202,9 +205,32 @@ class CheckedLaunch:
             )
             if gpus is not None:
                 molded(view, cells, estimates, gpus)
+        if self.settings.policy.budget.is_set:
+            self._refuse_over_budget(hardware)
         self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
         if self.limits is not None and not self.dry_run:
             self.dispatch().check()
+
+    def _refuse_over_budget(self, hardware: Hardware | None) -> None:
+        """Raise if the cells would cost more than the budget allows."""
+        settings, worker_gpus = self.settings, 0.0
+        assumed = hardware or settings.hardware.assumed
+        if hardware is None and not isinstance(self.launcher, Submitter):
+            has_gpus = self.launcher.gpus() is not None  # of a kind that is not known
+        else:
+            has_gpus = hardware is not None and hardware.device != "cpu"
+        if has_gpus:
+            worker_gpus = float(settings.launcher.get("gpus_per_worker") or assumed.max_gpus)
+        estimates = estimates_of(
+            self.view,
+            self.cells,
+            hardware=assumed,
+            retention=settings.policy.retention,
+            import_paths=self.import_paths,
+            unfinished_only=True,
+        )
+        found = forecast(self.view, self.cells, estimates, worker_gpus)
+        refuse_over_budget(settings.policy.budget, found, self.view.sweep.name, now=time.time())
 
     def dispatch(self) -> Dispatch:
         """Return the submission of the cells, for a request that is not recorded."""

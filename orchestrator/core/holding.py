@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Evidence, Hold, Holds
+from orchestrator.core.evidence import NO_HOLDS, Evidence, Hold, Holds, Spending, budget_hold
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import End, Request
-from orchestrator.core.settings import Policy
+from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import ComposedSweep
+from orchestrator.errors import UserError, counted
 
 NUM_FRAMES = 3
 """Innermost frames of the user's own code that count; our choice."""
@@ -45,6 +46,7 @@ class SweepRecords(NamedTuple):
         requests: the combined effect of the users' requests.
         policy: of the launch that is decided about.
         codes: id of a cell to the digest of the code that would run it.
+        spending: what the sweep has spent; None if it has no budget, or if the reader checks it itself.
     """
 
     sweep: ComposedSweep
@@ -54,12 +56,67 @@ class SweepRecords(NamedTuple):
     requests: RequestSummary
     policy: Policy
     codes: Mapping[str, str]
+    spending: Spending | None = None
+
+
+def within_budget(records: SweepRecords) -> Holds:
+    """Hold every stage when the sweep's budget does not suffice for one more to reach a checkpoint."""
+    spent = records.spending
+    if spent is None:
+        return NO_HOLDS
+    limit, name = records.policy.budget, records.sweep.name
+    hold = budget_hold(limit, spent, num_gpus=spent.worker_gpus, now=spent.at, sweep=name)
+    return NO_HOLDS if hold is None else Holds(stages=dict.fromkeys(records.sweep.stages, hold))
+
+
+class Forecast(NamedTuple):
+    """The GPU time of a launch, beside what the sweep has spent, in seconds.
+
+    Attributes:
+        gpu_seconds: spent so far.
+        by_cell: id of each cell that is not done to what its unfinished stages add. A shared stage is the
+            first cell's. Empty where workers hold no GPUs.
+    """
+
+    gpu_seconds: float
+    by_cell: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """What will have been spent when all is done."""
+        return self.gpu_seconds + sum(self.by_cell.values())
+
+
+def refuse_over_budget(limit: SpendingLimit, found: Forecast, sweep: str, *, now: float) -> None:
+    """Raise if a launch would cost more than its budget allows.
+
+    Args:
+        limit: the budget.
+        found: what it would cost.
+        sweep: the sweep's name.
+        now: the time on this machine's clock, in seconds since 1970.
+
+    Raises:
+        UserError: it costs more, or the budget has ended.
+    """
+    if limit.has_ended(now):
+        raise UserError(f"policy.budget.until={limit.until} is past", fix="policy.budget.until=null")
+    if limit.gpu_hours is None or not found.by_cell:
+        return
+    # The cost of stages without an estimate is not known before one has run: then the rest is zero.
+    if found.total > 3600 * limit.gpu_hours or found.gpu_seconds >= 3600 * limit.gpu_hours:
+        spent, rest = found.gpu_seconds / 3600, (found.total - found.gpu_seconds) / 3600
+        raise UserError(
+            f"the forecast is {found.total / 3600:.4g} GPU-hours, over the budget of {limit.gpu_hours:.4g}",
+            where=f"{spent:.4g} are spent, {rest:.4g} are needed for {counted(len(found.by_cell), 'cell')}",
+            fix=f"sweep plan {sweep} --budget names cells to drop (--only), or raise the budget",
+        )
 
 
 Rule = Callable[[SweepRecords], Holds]
 """One rule. Its result must follow from the records alone."""
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (within_budget,)
 
 
 def holds_of(records: SweepRecords) -> Holds:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from orchestrator.core.evidence import NO_HOLDS, Budget, Holds
 from orchestrator.core.failure import DETERMINISTIC
 from orchestrator.core.records import Done, Request
-from orchestrator.core.settings import Retention
+from orchestrator.core.settings import Retention, SpendingLimit
 from orchestrator.core.state import NO_GATES, STARTABLE, CellStatus, GateRule, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.manifest import File
@@ -300,6 +300,7 @@ class RequestSummary(NamedTuple):
             launch.
         revision: of the last launch or rerun; 0 if there was none.
         asked: cell id to the number of the last launch or rerun that named the cell.
+        limit: what the sweep may spend, as its last launch or rerun set it.
     """
 
     cancelled: frozenset[str]
@@ -307,6 +308,7 @@ class RequestSummary(NamedTuple):
     after_chance: Mapping[str, int]
     revision: int = 0
     asked: Mapping[str, int] = {}
+    limit: SpendingLimit = SpendingLimit()
 
     def budget(self, digest: str, retries: Mapping[str, int]) -> Budget:
         """Return the budget against which a stage's failures count.
@@ -334,12 +336,13 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
     after: dict[str, int] = {}
     after_chance: dict[str, int] = {}
     asked: dict[str, int] = {}
-    revision = 0
+    revision, limit = 0, SpendingLimit()
     for request in requests:
         named = cells if request.cells is None else request.cells
         if request.verb in ("launch", "rerun"):
             revision = request.revision
             asked.update(dict.fromkeys(named, request.number))
+            limit = request.settings.policy.budget if request.settings else limit
         match request.verb:
             case "cancel":
                 cancelled.update(named)
@@ -352,7 +355,7 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
             case "discard":
                 # A discard revokes no cancel: a cell stays cancelled until its next launch or rerun.
                 _raise(after, request.after)
-    return RequestSummary(frozenset(cancelled), after, after_chance, revision, asked)
+    return RequestSummary(frozenset(cancelled), after, after_chance, revision, asked, limit)
 
 
 # A boundary never moves back: two commands may run at once, and the later one may have read less.

@@ -25,7 +25,7 @@ from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerH
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.execution.scanning import HoldReader, StoreScanner
-from orchestrator.execution.spending import HeldTime
+from orchestrator.execution.spending import BudgetWatch, HeldTime
 from orchestrator.execution.supervision import WorkerHooks
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
 from orchestrator.jobs.submissions import request_of
@@ -95,6 +95,11 @@ class Worker:
         self._history = WorkerHistory(in_job=order.job is not None)
 
     @cached_property
+    def _budget(self) -> BudgetWatch:
+        """What the sweep may still spend."""
+        return BudgetWatch(self._ledger, self._order, self._hooks.held)
+
+    @cached_property
     def _gpus(self) -> GpuPool | None:
         """The GPUs that the launch's workers share; None if this worker has its own."""
         return None if self._order.gpus is None else GpuPool(self._order.gpus)
@@ -121,6 +126,9 @@ class Worker:
                 return code
             self._idleness.start_scan()
             summary = self._requests.read(at_most_s=0.0)
+            if (hold := self._budget.hold(summary.limit)) is not None:
+                self._say(f"{hold.reason}: this worker claims no more")
+                return 0
             # New evidence for each scan. A decision from an old scan is checked again in `_try`.
             reader = self._products.reader(self._watcher)
             holds = NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages)
@@ -345,9 +353,11 @@ class Worker:
             return why
         try:
             at_most_s = max(CANCEL_POLL_S, self._ledger.objects.poll_s)
-            cancelled = self._requests.read(at_most_s=at_most_s).cancelled
+            summary = self._requests.read(at_most_s=at_most_s)
+            if self._budget.is_over(summary.limit, at_most_s=at_most_s):
+                return "budget"
         except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""
-        if not cancelled:
+        if not summary.cancelled or self._scanner.is_wanted(instance.digest, summary.cancelled):
             return ""
-        return "" if self._scanner.is_wanted(instance.digest, cancelled) else "cancelled"
+        return "cancelled"
