@@ -97,6 +97,7 @@ bench: setup
 	$(UV) --no-deps trl==1.16.0
 	$(BIN)/python benchmarks/loop_against_trl.py
 	$(BIN)/python benchmarks/slurm_against_sbatch.py
+	$(BIN)/python benchmarks/simulated_against_slurm.py
 	$(BIN)/python benchmarks/ray_against_tune.py
 
 vllm: setup ## the extra engine, for GPUs: the versions of the lock, and vLLM's

@@ -10,15 +10,12 @@ import msgspec
 
 from orchestrator.api.state import SweepState
 from orchestrator.core import schedule
-from orchestrator.core.holding import Forecast
 from orchestrator.core.records import Request
 from orchestrator.core.schedule import PlannedStage
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_estimate
 from orchestrator.errors import SweepError, UserError
-from orchestrator.jobs.records import spending
-from orchestrator.jobs.submissions import WorkerRecords
 from orchestrator.launchers.base import Launcher, LaunchGpus, Submitter, hardware_for
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
@@ -86,7 +83,7 @@ def estimates_of(
     """
     estimates: dict[str, Estimate] = {}
     misfits: dict[str, UserError] = {}
-    instances, specs = view.sweep.stages, view.sweep.specs
+    instances, specs = view.instances, view.sweep.specs
     with importable(import_paths):
         hooks = {
             stage: (spec.estimate, load(spec.estimate, where=f"the estimate of stage {stage!r}"))
@@ -96,7 +93,7 @@ def estimates_of(
         measured = measured_in(view) if hooks else Measured()
         for cell in cells if hooks else ():
             config = Config(cell.config)
-            for digest in cell.stage_digests:
+            for digest in view.chain(cell):
                 instance, is_done = instances[digest], view.stages[digest].state is State.DONE
                 if instance.stage not in hooks or digest in estimates or (is_done and unfinished_only):
                     continue
@@ -130,8 +127,9 @@ def measured_in(view: SweepState) -> Measured:
     """Return what the finished stages of the sweep measured. It replaces guesses in estimates."""
     finished: dict[str, dict[str, Finished]] = {}
     for cell in view.sweep.cells:
-        for digest in cell.stage_digests:
-            instance = view.sweep.stages[digest]
+        gates = (gate.digest for gate in view.gates.cells.get(cell.id, ()))
+        for digest in (*gates, *cell.stage_digests):
+            instance = view.instances[digest]
             if view.stages[digest].state is State.DONE and digest not in finished.get(instance.stage, ()):
                 done = view.reader.evidence(digest).done
                 if done is not None:
@@ -158,12 +156,16 @@ def work_of(
         if status.state is State.DONE and status.seconds is not None:
             seconds.setdefault(instances[digest].stage, []).append(status.seconds)
     measured_hours = {stage: statistics.median(found) / 3600 for stage, found in seconds.items()}
+    # For the time it takes, a gate is an input: what it holds back starts after it.
+    gates: dict[str, tuple[str, ...]] = {}
+    for gate in (gate for cell in cells for gate in view.gates.cells.get(cell.id, ())):
+        gates.update((digest, (*gates.get(digest, ()), gate.digest)) for digest in gate.stages)
     work: dict[str, PlannedStage] = {}
-    for digest in dict.fromkeys(digest for cell in cells for digest in cell.stage_digests):
+    for digest in dict.fromkeys(digest for cell in cells for digest in view.chain(cell)):
         if stages[digest].state is State.DONE:
             continue
         instance, estimate = instances[digest], estimates.get(digest)
-        inputs = tuple(taken.digest for taken in instance.inputs)
+        inputs = (*(taken.digest for taken in instance.inputs), *dict.fromkeys(gates.get(digest, ())))
         if estimate is not None:
             work[digest] = PlannedStage(
                 estimate.wall_hours, estimate.num_gpus, inputs, estimate.most_gpus, estimate.efficiency
@@ -171,30 +173,6 @@ def work_of(
         else:
             work[digest] = PlannedStage(measured_hours.get(instance.stage, 0.0), 0, inputs)
     return work
-
-
-def forecast(
-    view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate], worker_gpus: float
-) -> Forecast:
-    """Return what some cells will cost, by their estimates, and what the sweep has spent.
-
-    A checkpoint of an unfinished stage is not subtracted: the forecast is rather too high.
-
-    Args:
-        view: the sweep state.
-        cells: to run.
-        estimates: digest of a stage to its estimate.
-        worker_gpus: GPUs that a worker holds, also in a stage whose estimate names none; 0 without GPUs.
-    """
-    work = work_of(view, cells, estimates)
-    by_cell: dict[str, float] = {}
-    for cell in cells if worker_gpus else ():
-        if view.cells[cell.id].state is State.DONE:
-            continue
-        mine = [work.pop(digest) for digest in cell.stage_digests if digest in work]
-        by_cell[cell.id] = 3600 * sum(stage.hours * (stage.num_gpus or worker_gpus) for stage in mine)
-    records = WorkerRecords(view.ledger, view.sweep.name).read()
-    return Forecast(spending(records, (), checkpoint_s=0.0).gpu_seconds, by_cell)
 
 
 def longest_first(view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> list[Cell]:
@@ -205,7 +183,7 @@ def longest_first(view: SweepState, cells: Sequence[Cell], estimates: Mapping[st
         cells: to order.
         estimates: digest of a stage to its estimate.
     """
-    chains = [cell.stage_digests for cell in cells]
+    chains = [view.chain(cell) for cell in cells]
     return [cells[index] for index in schedule.longest_first(chains, work_of(view, cells, estimates))]
 
 
@@ -353,9 +331,17 @@ def ordered_ids(
     return request.cells if ordered == list(cells) else tuple(cell.id for cell in ordered)
 
 
-def of_cell(cell: Cell, estimates: Mapping[str, Estimate]) -> Estimate | None:
-    """Return the estimate of a cell, the sum of its stages; None if none has an estimate."""
-    found = [estimates[digest] for digest in cell.stage_digests if digest in estimates]
+def of_cell(
+    cell: Cell, estimates: Mapping[str, Estimate], chain: Sequence[str] | None = None
+) -> Estimate | None:
+    """Return the estimate of a cell, the sum of its stages; None if none has an estimate.
+
+    Args:
+        cell: the cell.
+        estimates: digest of a stage to its estimate.
+        chain: its stages, if a job also runs those of gates; None for its own.
+    """
+    found = [estimates[digest] for digest in chain or cell.stage_digests if digest in estimates]
     return together(found) if found else None
 
 

@@ -16,15 +16,16 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from orchestrator.core.evidence import Attempt
-from orchestrator.core.records import Request, Retired, Void
+from orchestrator.core.records import Claim, Done, End, Request, Retired, Void
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import UserError
 from orchestrator.jobs.records import JobEndBatch, Submission
 from orchestrator.provenance import age_s
 from orchestrator.store import layout
+from orchestrator.store.access import Prefetched
 from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import Listing, levels
 
 SETTLE_S = 3.0
 """Age at which an event is shown, in seconds: one for the resolution of times, the rest for the write."""
@@ -75,7 +76,6 @@ class History:
         self._ledger, self._sweep, self._revision = ledger, sweep, revision
         # Sealed revisions and ended attempts never change, so each is read once.
         self._known: dict[int, dict[str, _Placed]] = {}
-        self._ended: dict[tuple[str, int], Attempt] = {}
         self._records: dict[str, Any] = {}
         self._seen_s: dict[str, float] = {}
         self._is_settled = False
@@ -108,14 +108,18 @@ class History:
 
     def all(self) -> list[Event]:
         """Return all events that can be read now, in order."""
+        self._ledger = self._ledger.renewed()
         instances = self._instances()
+        self._ledger = self._ahead(instances)
         found = [*self._requests(), *self._submissions()]
         is_open = False
         for instance, depth in instances.values():
-            attempts = self._attempts(instance)
-            is_open |= any(attempt.end is None for attempt in attempts)
-            for attempt in attempts:
-                found += _of_attempt(instance, attempt, depth)
+            for number in self._ledger.numbers(instance):
+                end: End | None = self._read(layout.attempt(instance, number, layout.END), End)
+                claim: Claim | None = self._read(layout.attempt(instance, number, layout.CLAIM), Claim)
+                if claim is not None:
+                    found += _of_attempt(instance, number, claim, end, depth)
+                    is_open |= end is None
         products = [*self._products(instances)]
         found += products
         done = {event.facts["digest"] for event in products if event.kind == "product"}
@@ -132,6 +136,35 @@ class History:
                 self._known[number] = _placed(self._ledger.revision(self._sweep, number).sweep.stages)
             found |= self._known[number]
         return found
+
+    def _ahead(self, instances: Mapping[str, _Placed]) -> Ledger:
+        """Return a ledger that has listed and read in bulk what is new; the same one for a folder."""
+        objects, stages = self._ledger.objects, {instance.stage for instance, _ in instances.values()}
+        if objects.in_place:
+            return self._ledger
+        flat = [index(stage) for stage in stages for index in (layout.done_index, layout.void_index)]
+        flat += [layout.retired_index(stage, policy) for stage in stages for policy in RETIRING]
+        listings = objects.list_many(flat)
+        keys = [
+            f"{index}/{name}"
+            for index, listing in listings.items()
+            for name in listing.files
+            if name.partition(".")[0] in instances
+        ]
+        for prefix, paths in objects.trees(map(layout.stage_records, stages)).items():
+            listings |= levels(prefix, paths)
+            keys += [
+                f"{prefix}/{path}"
+                for path in paths
+                if path.partition("/")[0] in instances and path.endswith((layout.CLAIM, layout.END))
+            ]
+        records = objects.get_many(key for key in keys if key not in self._records)
+        for instance, _ in instances.values():
+            # What a listing lacks is absent, and need not be requested one by one.
+            for number in listings.get(layout.attempts(instance), Listing((), ())).folders:
+                for name in (layout.CLAIM, layout.END):
+                    records.setdefault(f"{layout.attempts(instance)}/{number}/{name}", None)
+        return self._ledger.knowing(Prefetched(records, listings))
 
     def _read(self, key: str, kind: type[Any]) -> Any:
         """Read a record that never changes; return None if it is absent or unreadable."""
@@ -206,17 +239,6 @@ class History:
                     seconds=over.seconds,
                 )
 
-    def _attempts(self, instance: StageInstance) -> list[Attempt]:
-        found = []
-        for number in self._ledger.numbers(instance):
-            key = (instance.digest, number)
-            attempt = self._ended.get(key) or self._ledger.attempt(instance, number)
-            if attempt is not None and attempt.claim is not None:
-                found.append(attempt)
-                if attempt.end is not None:
-                    self._ended[key] = attempt
-        return found
-
     def _products(self, instances: Mapping[str, _Placed]) -> Iterator[Event]:
         """Yield the products, voids and retirements, which lie in flat indexes."""
         for stage in {instance.stage for instance, _ in instances.values()}:
@@ -233,10 +255,11 @@ class History:
             yield from ((instances[digest], number) for number in generations if digest in instances)
 
     def _product(self, instance: StageInstance, depth: int, generation: int) -> Iterator[Event]:
-        done, _ = self._ledger.product(instance, generation)
+        key = layout.done(instance, generation)
+        done: Done | None = self._read(key, Done)
         if done is not None:
             yield _event(
-                *("product", layout.done(instance, generation), done.at, depth, done.attempt),
+                *("product", key, done.at, depth, done.attempt),
                 stage=instance.name,
                 digest=instance.digest,
                 attempt=done.attempt,
@@ -276,20 +299,20 @@ class History:
             )
 
 
-def _of_attempt(instance: StageInstance, attempt: Attempt, depth: int) -> Iterator[Event]:
-    number, claim, end = attempt.number, attempt.claim, attempt.end
+def _of_attempt(
+    instance: StageInstance, number: int, claim: Claim, end: End | None, depth: int
+) -> Iterator[Event]:
     named = {"stage": instance.name, "digest": instance.digest, "attempt": number}
-    if claim is not None:
-        yield _event(
-            *("claim", layout.attempt(instance, number, layout.CLAIM), claim.at, depth, number),
-            **named,
-            sweep=claim.sweep,
-            cell=claim.cell,
-            host=claim.owner.host,
-            job=claim.owner.job,
-            generation=claim.generation,
-            supersedes=claim.supersedes.attempt if claim.supersedes else None,
-        )
+    yield _event(
+        *("claim", layout.attempt(instance, number, layout.CLAIM), claim.at, depth, number),
+        **named,
+        sweep=claim.sweep,
+        cell=claim.cell,
+        host=claim.owner.host,
+        job=claim.owner.job,
+        generation=claim.generation,
+        supersedes=claim.supersedes.attempt if claim.supersedes else None,
+    )
     if end is not None:
         yield _event(
             *("end", layout.attempt(instance, number, layout.END), end.at, depth, number),

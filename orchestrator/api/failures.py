@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from orchestrator.api.state import SweepState
-from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.holding import Fingerprint
+from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint
+from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import counted
 
@@ -45,6 +45,8 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
         frames: innermost frames of the user's own code, as ``file:function``, the innermost last.
         num_stages: number of distinct stage instances that failed.
         cells: ids of the cells that they hold up, in the order of the sweep.
+        held: ids of the cells that do not start because these failed alike.
+        why_held: the reason, with the commands that let them go on; "" if none is held.
         example: one of the attempts.
         next: the command that runs these cells again.
     """
@@ -59,6 +61,8 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     cells: tuple[str, ...]
     example: FailureExample
     next: str
+    held: tuple[str, ...] = ()
+    why_held: str = ""
 
 
 def failures_of(view: SweepState, cells: Sequence[Cell]) -> list[FailureGroup]:
@@ -93,7 +97,10 @@ def failure_lines(group: FailureGroup) -> list[str]:
     if group.frames:
         lines.append(f"  at {' > '.join(group.frames)}")
     advice = "mend it, then: " if group.cause in DETERMINISTIC else ""
-    return [*lines, f"  {example.log}", f"  {advice}{group.next}"]
+    lines += [f"  {example.log}", f"  {advice}{group.next}"]
+    if group.held:
+        lines.append(f"  held back: {counted(len(group.held), 'cell')}. {group.why_held}")
+    return lines
 
 
 def _group(
@@ -103,6 +110,11 @@ def _group(
     instance, cell = instances[0], cells[0]
     attempt = view.reader.evidence(instance.digest).attempts[-1]
     assert attempt.end is not None
+    held = {
+        id_: hold
+        for id_, hold in view.holds.cells.items()
+        if hold.failure == print_.digest and view.cells[id_].state is State.BLOCKED
+    }
     name = view.sweep.name
     log = f"sweep logs {name} {cell.id} --stage '{instance.name}'{view.hint}"
     return FailureGroup(
@@ -122,5 +134,7 @@ def _group(
             message=attempt.end.message,
             log=log,
         ),
+        held=tuple(held),
+        why_held=next((hold.reason for hold in held.values()), ""),
         next=f"sweep rerun {name} --only failure={print_.digest}{view.hint}",
     )

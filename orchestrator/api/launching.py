@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of, forecast, molded
+from orchestrator.api.estimates import estimates_of, molded, work_of
 from orchestrator.api.requests import (
     build_request,
     gate_facts,
@@ -35,14 +35,15 @@ from orchestrator.api.submission import Dispatch
 from orchestrator.compose.files import locate
 from orchestrator.compose.main import Composition, compose
 from orchestrator.compose.overrides import run_settings, run_settings_with
-from orchestrator.core.holding import refuse_over_budget
+from orchestrator.core.holding import forecast, refuse_over_budget
 from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Hardware
 from orchestrator.errors import UserError
-from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
+from orchestrator.jobs.submissions import spending_now
+from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for, worker_gpus
 from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
@@ -206,31 +207,28 @@ class CheckedLaunch:
             if gpus is not None:
                 molded(view, cells, estimates, gpus)
         if self.settings.policy.budget.is_set:
-            self._refuse_over_budget(hardware)
+            self._refuse_over_budget(hardware or self.settings.hardware.assumed)
         self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
         if self.limits is not None and not self.dry_run:
             self.dispatch().check()
 
-    def _refuse_over_budget(self, hardware: Hardware | None) -> None:
+    def _refuse_over_budget(self, hardware: Hardware) -> None:
         """Raise if the cells would cost more than the budget allows."""
-        settings, worker_gpus = self.settings, 0.0
-        assumed = hardware or settings.hardware.assumed
-        if hardware is None and not isinstance(self.launcher, Submitter):
-            has_gpus = self.launcher.gpus() is not None  # of a kind that is not known
-        else:
-            has_gpus = hardware is not None and hardware.device != "cpu"
-        if has_gpus:
-            worker_gpus = float(settings.launcher.get("gpus_per_worker") or assumed.max_gpus)
+        policy, view = self.settings.policy, self.view
         estimates = estimates_of(
-            self.view,
+            view,
             self.cells,
-            hardware=assumed,
-            retention=settings.policy.retention,
+            hardware=hardware,
+            retention=policy.retention,
             import_paths=self.import_paths,
             unfinished_only=True,
         )
-        found = forecast(self.view, self.cells, estimates, worker_gpus)
-        refuse_over_budget(settings.policy.budget, found, self.view.sweep.name, now=time.time())
+        held = worker_gpus(self.launcher, self.settings)
+        work = work_of(view, self.cells, estimates)
+        seconds = {digest: 3600 * each.hours * (each.num_gpus or held) for digest, each in work.items()}
+        todo = [cell for cell in self.cells if held and view.cells[cell.id].state is not State.DONE]
+        found = forecast(todo, seconds, spending_now(view.ledger, view.sweep.name, policy))
+        refuse_over_budget(policy.budget, found, view.sweep.name, now=time.time())
 
     def dispatch(self) -> Dispatch:
         """Return the submission of the cells, for a request that is not recorded."""
@@ -268,8 +266,12 @@ class CheckedLaunch:
         if self.limits or self.launcher.takes_snapshot:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
         request = self._request(sealed, code, attempts_so_far(self.view, self.cells))
-        gates = gate_facts(sealed, request, self.launcher.hardware())
+        gates = gate_facts(sealed, request, self.launcher.hardware(), self.import_paths)
         request = msgspec.structs.replace(request, gates=gates)
+        if self.names_cells:  # else failures of other cells would hold back the named ones again at once
+            others = attempts_so_far(self.view, self.view.sweep.cells)
+            failures = {digest: number for digest, number in others.items() if digest not in request.after}
+            request = msgspec.structs.replace(request, failures=failures)
         return sealed.ledger.add_request(sealed.sweep.name, request)
 
     def _request(self, view: SweepState, code: Code | None, after: dict[str, int]) -> Request:

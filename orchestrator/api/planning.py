@@ -10,9 +10,11 @@ import msgspec
 
 from orchestrator.api.estimates import ADDED, estimates_of, molded, of_cell, together
 from orchestrator.api.launching import make_launcher
+from orchestrator.api.rehearsals import PlannedGate, planned_facts, planned_gates
 from orchestrator.api.requests import missing_of, need_line, needs_of
 from orchestrator.api.simulating import Simulated, SimulatedCluster, simulate
 from orchestrator.api.state import SweepState, current_revision
+from orchestrator.core.gates import gates_of
 from orchestrator.core.plan import Action, Step, decide
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import State
@@ -115,6 +117,9 @@ class Plan:
         *,
         prefetch: str,
     ) -> None:
+        named = None if len(cells) == len(view.sweep.cells) else tuple(cell.id for cell in cells)
+        self._facts = planned_facts(view, named, settings, hardware, import_paths)
+        view = view.with_gates(gates_of(view.sweep, self._facts, named))
         self.view, self.cells, self.hardware = view, cells, hardware
         self.prefetch = prefetch
         self._settings, self._policy = settings, settings.policy
@@ -127,6 +132,11 @@ class Plan:
             retention=settings.policy.retention,
             import_paths=import_paths,
         )
+
+    @property
+    def gates(self) -> list[PlannedGate]:
+        """The gates of stages that are not done, and those that would be left out."""
+        return planned_gates(self.view, self.cells, self._facts, self.estimates)
 
     @property
     def totals(self) -> dict[str, Any] | None:
@@ -206,6 +216,7 @@ class Plan:
             "retention": self._policy.retention,
             "totals": self.totals,
             "prefetch": self.prefetch if self.missing else None,
+            "gates": [gate._asdict() for gate in self.gates],
             "cells": [
                 self._cell_json(cell) | ({"gpus": gpus[cell.id]._asdict()} if cell.id in gpus else {})
                 for cell in cells

@@ -5,20 +5,20 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.api.estimates import call
+from orchestrator.api.estimates import call, order_estimates
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.core.gates import gates_of
+from orchestrator.core.gates import gates_of, stands_for, too_dear
 from orchestrator.core.records import Code, Request, Retired
 from orchestrator.core.secrets import lines_with
 from orchestrator.core.settings import Policy, RunSettings
-from orchestrator.core.state import Gates, State
+from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, gates_among
 from orchestrator.costs import Hardware, Need
 from orchestrator.errors import InfrastructureError, UserError, counted, one_line
@@ -84,13 +84,16 @@ def build_request(
     )
 
 
-def gate_facts(view: SweepState, request: Request, hardware: Hardware | None) -> GateFacts | None:
+def gate_facts(
+    view: SweepState, request: Request, hardware: Hardware | None, import_paths: Sequence[str]
+) -> GateFacts | None:
     """Return what the gates of a launch are for, and which of them it leaves out.
 
     Args:
         view: the revision.
         request: the launch or rerun, not recorded yet.
         hardware: what one cell may have; None if that is not known.
+        import_paths: folders from which the user's hooks are imported.
 
     Returns:
         The facts to record; None for a launch without gates.
@@ -104,29 +107,27 @@ def gate_facts(view: SweepState, request: Request, hardware: Hardware | None) ->
         device=hardware.device if hardware else "",
         num_gpus=hardware.max_gpus if hardware and hardware.device != "cpu" else 0,
     )
-    return msgspec.structs.replace(facts, left_out=_covered(view, facts, request.cells))
-
-
-def _covered(view: SweepState, facts: GateFacts, named: Collection[str] | None) -> dict[str, str]:
-    """Return the gates for which an earlier launch's gate stands: of the same class, for as many inputs."""
-    gates = gates_of(view.sweep, facts, named)
-    before = {
-        digest: instance
-        for request in view.requests
-        if request.gates is not None and request.revision == view.number
-        if msgspec.structs.replace(request.gates, left_out={}) == facts
-        for digest, instance in gates_of(view.sweep, facts, request.cells).instances.items()
-    }
-    stages = view.with_gates(Gates(before, {}, {})).stages
-    done = [each for digest, each in before.items() if stages[digest].state is State.DONE]
-    return {
-        digest: f"{other.name} rehearsed it"
+    gates = gates_of(view.sweep, facts, request.cells)
+    before = [
+        gates_of(view.sweep, facts, other.cells).instances
+        for other in view.requests
+        if other.gates is not None and other.revision == view.number
+        if msgspec.structs.replace(other.gates, left_out={}) == facts
+    ]
+    known = gates._replace(instances={d: i for found in (*before, gates.instances) for d, i in found.items()})
+    view = view.with_gates(known)
+    left_out = {
+        digest: f"{other.name} was rehearsed for more cells"
         for digest, instance in gates.instances.items()
-        for other in done
-        if other.digest != digest
-        and (other.stage, other.reads) == (instance.stage, instance.reads)
-        and set(instance.inputs) <= set(other.inputs)
+        for other in known.instances.values()
+        if stands_for(other, instance) and view.stages[other.digest].state is State.DONE
     }
+    if settings.policy.rehearse == "auto":
+        cells = [cell for cell in view.sweep.cells if cell.id in gates.cells]
+        found = order_estimates(view, cells, request, hardware, import_paths)
+        hours = {digest: one.wall_hours * max(1, one.num_gpus) for digest, one in found.items()}
+        left_out |= too_dear(gates, hours, lambda digest: view.stages[digest].state is State.DONE)
+    return msgspec.structs.replace(facts, left_out=left_out)
 
 
 MAX_BYTES, MAX_SETTINGS_BYTES, MAX_TOTAL_BYTES = 1_000_000, 200_000, 10_000_000

@@ -38,6 +38,7 @@ class SimulatedCluster(NamedTuple):
         failures: name or path of a table of faults, see `fault_table`.
         preempt_hours: after so many hours a job is preempted; None: never.
         longest_first: whether the longest cells start first; else cells start in the order of the sweep.
+        job_start_hours: from the start of a job until its first stage computes, beyond its estimate.
     """
 
     num_gpus: int
@@ -48,6 +49,7 @@ class SimulatedCluster(NamedTuple):
     failures: str = NONE
     preempt_hours: float | None = None
     longest_first: bool = True
+    job_start_hours: float = 0.0
 
 
 class Simulated(NamedTuple):
@@ -71,6 +73,7 @@ class Simulated(NamedTuple):
             "makespan": self.makespan._asdict(),
             "cells": dict(states),
             "attempts": outcome.attempts,
+            "num_remedied": outcome.num_remedied,
             "faults": outcome.faults,
             "goodput": _goodput_json(outcome.goodput, self.makespan),
             "budget": self._budget_json(),
@@ -156,6 +159,7 @@ def simulate(
         faults=faults,
         preempt_s=None if cluster.preempt_hours is None else 3600 * cluster.preempt_hours,
         seed=cluster.seed,
+        job_start_s=3600 * cluster.job_start_hours,
         start_at=time.time(),
         gates=view.gates,
         chains=chains,

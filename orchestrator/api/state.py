@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from orchestrator.core import holding
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
-from orchestrator.core.failure import Cause
+from orchestrator.core.failure import Cause, Fingerprint, fingerprint
 from orchestrator.core.gates import gates_of_requests
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
@@ -303,15 +303,13 @@ class SweepState:
         failure = tuple(found.digest for _, found in self.failures(cell))
         return Subject(cell.axes, cell.columns, cell.config, cell.id, status.state, status.cause, failure)
 
-    def failures(self, cell: Cell) -> list[tuple[StageInstance, holding.Fingerprint]]:
+    def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
         """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
         ends = [
             (self.instances[digest], holding.failed_end(self.stages[digest], self.reader.evidence(digest)))
             for digest in self.chain(cell)
         ]
-        return [
-            (instance, holding.fingerprint(instance.stage, end)) for instance, end in ends if end is not None
-        ]
+        return [(instance, fingerprint(instance.stage, end)) for instance, end in ends if end is not None]
 
     def select(self, only: Sequence[str]) -> list[Cell]:
         """Return the cells that match all selectors; all cells if there is no selector.

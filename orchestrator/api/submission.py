@@ -247,7 +247,7 @@ class Dispatch:
             [
                 (
                     view.subject(cell),
-                    of_cell(cell, estimates),
+                    of_cell(cell, estimates, view.chain(cell)),
                     view.jobs.count(cell.id, Cause.OOM_HOST),
                 )
                 for cell in ordered

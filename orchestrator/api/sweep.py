@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.api.launching import CheckedLaunch, composed_or_sealed, failed_cells, run_settings_of
 from orchestrator.api.planning import Plan, hardware_of
+from orchestrator.api.query import query_of
 from orchestrator.api.reports import write_sweep_reports
+from orchestrator.api.rows import ResultRows
 from orchestrator.api.run import Run, cancel_cells, in_store, start
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.status import Cells, Status, rows_of, status_of
@@ -21,7 +23,6 @@ from orchestrator.core.state import State
 from orchestrator.errors import UserError
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.opening import following, store_url
-from orchestrator.store.table import arrow_table
 
 if TYPE_CHECKING:
     import pyarrow
@@ -216,7 +217,7 @@ class Sweep:
         return Cells(view, view.sweep.cells)
 
     @in_store
-    def rows(self, *only: str) -> pyarrow.Table:
+    def rows(self, *only: str) -> ResultRows:
         """Return the result rows of finished stages, one for each row that a stage returned.
 
         Args:
@@ -224,10 +225,10 @@ class Sweep:
 
         Returns:
             The columns of ``sweep collect``: cell, axes, sweep, revision, stage, attempts, seconds, code,
-                then what
-            the stages returned.
+            then what the stages returned. It is used as an Arrow table; ``to_xarray`` makes arrays.
         """
-        return arrow_table(rows_of(self._look_up(()).view, list(only)))
+        view = self._look_up(()).view
+        return ResultRows(rows_of(view, list(only)), view.select(only))
 
     def report(self, *names: str, out: str | Path | None = None, over: Sequence[str] = ()) -> list[Path]:
         """Write the sweep's reports and return their files.
@@ -324,6 +325,23 @@ class Store:
             UserError: the store has no such sweep.
         """
         return Sweep.open(sweep, store=self.url)
+
+    def query(self, sql: str, sweeps: str | Sequence[str] = ()) -> pyarrow.Table:
+        """Run SQL over the cells, stages, attempts, metrics, results, predictions, failures and jobs.
+
+        Args:
+            sql: one SELECT in DuckDB's dialect; ``sweep help query`` lists the tables and their columns.
+            sweeps: names, each with ``@k`` for a revision or ``@*`` for all; by default every sweep, at the
+                revision that was launched last.
+
+        Returns:
+            An Arrow table.
+
+        Raises:
+            UserError: the SQL is wrong, a sweep is not here, or DuckDB is not installed.
+        """
+        with following(self.url):
+            return query_of(self._ledger, sql, _selectors(sweeps))
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"

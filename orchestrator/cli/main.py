@@ -98,10 +98,15 @@ def _run(words: list[str]) -> int:
         print(f"polysweep {__version__}")
         return 0
     run, parser = verb_of(words[0])
-    if words[0] in ("status", "collect", "query"):
-        # A third of the time of reading 10,000 cells went into searches for garbage, of which there is none.
-        gc.disable()
-    return run(parser.parse_intermixed_args(with_store(words[1:])))
+    args = parser.parse_intermixed_args(with_store(words[1:]))
+    if words[0] not in ("status", "collect", "query") or not gc.isenabled():
+        return run(args)
+    # A third of the time of reading 10,000 cells went into searches for garbage, of which there is none.
+    gc.disable()
+    try:
+        return run(args)
+    finally:
+        gc.enable()
 
 
 def with_store(words: Sequence[str]) -> list[str]:
@@ -149,6 +154,7 @@ VERBS: Final = {
     "cancel": Verb("discard", "stop cells and keep them from being claimed"),
     "collect": Verb("rows", "the result rows as one table"),
     "report": Verb("rows", "tables, figures and a page from the rows that there are"),
+    "query": Verb("query", "SQL over cells, attempts, metrics, results, predictions, failures and jobs"),
     "best": Verb("rows", "the cells with the lowest or highest value of a metric"),
     "data": Verb("data", "describe, import, check and translate parallel task data"),
     "completion": Verb("completion", "a script for the shell: completes verbs, options and names of sweeps"),

@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.api.estimates import of_cell, together
 from orchestrator.api.launching import composed_or_sealed, run_settings_of
 from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
+from orchestrator.api.rehearsals import gate_lines
 from orchestrator.api.requests import (
     code_drift,
     distinct,
@@ -33,7 +34,7 @@ from orchestrator.core.plan import Action, Step
 from orchestrator.core.schedule import Makespan
 from orchestrator.core.settings import HardwareSettings, split_store
 from orchestrator.core.state import NOT_STARTED, State
-from orchestrator.core.sweep import Cell
+from orchestrator.core.sweep import Cell, gates_among
 from orchestrator.costs import DEVICES, Estimate
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.launchers.base import LaunchGpus
@@ -90,6 +91,7 @@ def configure_simulate(parser: argparse.ArgumentParser) -> None:
         "--failures", metavar="TABLE", default="none", help="none, llama3, x100, or a JSON file with rates"
     )
     parser.add_argument("--preempt-every", metavar="TIME", help="jobs are preempted after, such as 4h or 30m")
+    parser.add_argument("--job-start", metavar="TIME", help="until the first stage of a job computes, as 30s")
     parser.add_argument("--grid-order", action="store_true", help="cells start in the order of the sweep")
 
 
@@ -103,8 +105,9 @@ def run_simulate(args: argparse.Namespace) -> int:
         args.estimate_error,
         args.seed,
         args.failures,
-        None if args.preempt_every is None else _hours(args.preempt_every),
+        None if args.preempt_every is None else _hours("--preempt-every", args.preempt_every),
         not args.grid_order,
+        0.0 if args.job_start is None else _hours("--job-start", args.job_start),
     )
     found = plan.simulate(cluster)
     if args.json:
@@ -117,7 +120,7 @@ def run_simulate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _hours(text: str) -> float:
+def _hours(option: str, text: str) -> float:
     """Return a time such as ``4h``, ``30m`` or ``90s`` in hours.
 
     Raises:
@@ -126,7 +129,7 @@ def _hours(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([dhms])", text)
     hours = float(found[1]) * {"d": 24, "h": 1, "m": 1 / 60, "s": 1 / 3600}[found[2]] if found else 0.0
     if not hours:
-        raise UserError(f"--preempt-every {text}", allowed="a time such as 4h, 30m or 90s")
+        raise UserError(f"{option} {text}", allowed="a time such as 4h, 30m or 90s")
     return hours
 
 
@@ -141,7 +144,7 @@ def _print_outcome(found: Simulated) -> None:
         faults = sorted(outcome.faults.items(), key=lambda fault: -fault[1])
         print(f"  faults: {', '.join(f'{number} {name}' for name, number in faults)}")
     if goodput is not None and goodput.total:
-        parts = [(name, amount) for name, amount in goodput.parts.items() if amount]
+        parts = [(name, amount) for name, amount in goodput.parts.items() if amount > 1e-6 * goodput.total]
         shares = ", ".join(f"{name} {amount / goodput.total:.2%}" for name, amount in parts)
         print(f"  of {rounded(goodput.total / 3600)} GPU-hours held: {shares}")
 
@@ -184,12 +187,10 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
         cells: that were selected.
         steps: by cell and digest of a stage, what a launch would do.
     """
-    actions: dict[str, Action] = {}
-    for cell in cells:
-        for digest, step in steps[cell.id].items():
-            # A shared stage has the same step in each of its cells.
-            actions[digest] = step.action
-    counts: dict[str, Counter[Action]] = {stage: Counter() for stage in view.sweep.specs}
+    # A shared stage has the same step in each of its cells.
+    actions = {digest: step.action for cell in cells for digest, step in steps[cell.id].items()}
+    gates = gates_among(view.sweep.specs)
+    counts: dict[str, Counter[Action]] = {s: Counter() for s in view.sweep.specs if s not in gates}
     for digest, action in actions.items():
         counts[view.sweep.stages[digest].stage][action] += 1
     print(
@@ -203,6 +204,7 @@ def _print_plan(plan: Plan) -> None:
     """Print stages, costs, cells and missing needs of a plan."""
     view, cells = plan.view, plan.cells
     print_stages(view, cells, plan.steps)
+    print_lines(gate_lines(plan.gates))
     print_costs(cells, plan.estimates, plan.hardware)
     columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
     print()

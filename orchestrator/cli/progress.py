@@ -122,6 +122,10 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
         if len(lost) > MAX_JOBS_SHOWN:
             print(f"  and {len(lost) - MAX_JOBS_SHOWN} more")
         print(f"    sweep logs {view.sweep.name} {lost[0].id} --job{view.hint}")
+    blocked = [cell.id for cell in cells if view.cells[cell.id].state is State.BLOCKED]
+    held = Counter(hold.reason for id_ in blocked if (hold := view.holds.cells.get(id_)) is not None)
+    for reason, number in held.items():
+        print(f"\nheld back: {counted(number, 'cell')}. {reason}")
     if groups or by_job:
         print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord
-from orchestrator.core.settings import SpendingLimit
+from orchestrator.core.settings import Retention, SpendingLimit
 from orchestrator.core.sweep import StageInstance
 from orchestrator.manifest import File
 
@@ -209,11 +210,13 @@ class Hold(NamedTuple):
         reason: one line, for people. It names the command that ends a final hold.
         is_final: whether the hold stays until somebody acts. The stage is then `blocked`; else it waits.
         cause: of the failures behind it, if there were any.
+        failure: fingerprint of these failures, "" if the hold has other reasons.
     """
 
     reason: str
     is_final: bool = True
     cause: Cause | None = None
+    failure: str = ""
 
 
 class Holds(NamedTuple):
@@ -260,6 +263,24 @@ class Spending(NamedTuple):
     checkpoint_s: float
     worker_gpus: float = 1.0
     at: float = 0.0
+
+
+class Forecast(NamedTuple):
+    """The GPU time of a launch, beside what the sweep has spent, in seconds.
+
+    Attributes:
+        gpu_seconds: spent so far.
+        by_cell: id of each cell that is not done to what its unfinished stages add. A shared stage is the
+            first cell's. Empty where workers hold no GPUs.
+    """
+
+    gpu_seconds: float
+    by_cell: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """What will have been spent when all is done."""
+        return self.gpu_seconds + sum(self.by_cell.values())
 
 
 def over_budget(limit: SpendingLimit, spending: Spending, *, now: float) -> str:
@@ -332,3 +353,34 @@ def describe_retired(retired: Iterable[Retired]) -> str:
         plural = "" if len(record.files) == 1 else "s"
         parts.append(f"{len(record.files)} file{plural} under policy {record.policy}")
     return ", ".join(parts)
+
+
+def removable_files(product: Done, consumers: Collection[Done], policy: Retention) -> tuple[File, ...]:
+    """Return the files of a product that no stage made from it needs any more.
+
+    Each consumer lists in its `Done` record which of the product's files are worth keeping, per policy. A
+    file is removable only if every consumer has listed its choice and none of them keeps the file:
+
+        product of train:   model.safetensors, optimizer.pt, log.txt
+        evaluate keeps:     model.*
+        report keeps:       log.txt
+        removable:          optimizer.pt
+
+    A consumer without a choice for this policy keeps everything. So does one that was made from another
+    generation of the product, because it may have to run again. Without consumers nothing is removable.
+
+    Args:
+        product: the product whose files are considered.
+        consumers: the `Done` records of all stages that consume it.
+        policy: the retention policy in force.
+    """
+    if policy == "all" or not consumers:
+        return ()
+    kept: set[str] = set()
+    for consumer in consumers:
+        patterns = consumer.retire.get(product.stage, {}).get(policy)
+        if patterns is None or consumer.inputs.get(product.digest) != product.generation:
+            return ()
+        # In these patterns "*" also matches "/", on every platform.
+        kept.update(file.path for file in product.files if any(fnmatchcase(file.path, p) for p in patterns))
+    return tuple(file for file in product.files if file.path not in kept)

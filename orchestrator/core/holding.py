@@ -1,4 +1,4 @@
-"""What is held back in a sweep, by rules that look at more than one stage; which failures look alike. Pure.
+"""What is held back in a sweep, by rules that look at more than one stage. Pure.
 
 Whether one stage may start follows from its own records and its inputs (`orchestrator.core.plan`). The rules
 here look at all stages of the sweep. Workers, drivers, submissions, `status` and the simulation call
@@ -7,32 +7,34 @@ here look at all stages of the sweep. Workers, drivers, submissions, `status` an
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from orchestrator.core.evidence import NO_HOLDS, Evidence, Hold, Holds, Spending, budget_hold
+from orchestrator.core.evidence import (
+    NO_HOLDS,
+    Budget,
+    Evidence,
+    Forecast,
+    Hold,
+    Holds,
+    Spending,
+    budget_hold,
+    spent,
+)
+from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint, fingerprint
 from orchestrator.core.plan import RequestSummary
-from orchestrator.core.records import End, Request
+from orchestrator.core.records import Done, End, Request
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State
-from orchestrator.core.sweep import ComposedSweep
-from orchestrator.errors import UserError, counted
+from orchestrator.core.sweep import Cell, ComposedSweep
+from orchestrator.errors import UserError, counted, one_line
 
-NUM_FRAMES = 3
-"""Innermost frames of the user's own code that count; our choice."""
-FINGERPRINT_LENGTH = 10
-"""Hexadecimal digits of a fingerprint: 40 bits, so that a thousand differ with near certainty."""
+MAX_MESSAGE = 120
+"""Characters of a failure's message in the reason of a hold."""
 
-_QUOTED = re.compile(r"(?<!\w)(['\"])([^'\"]*)\1")
-_PATH = re.compile(r"(?<![\w.~+@-])(?:[A-Za-z]:)?[\w.~+@-]*[/\\][\w./\\~+@=,-]*")
-_IDS = re.compile(
-    r"\b(?:0x[0-9a-fA-F]+|(?=[0-9a-f]*\d)[0-9a-f]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\b"
-)
-_NUMBERS = re.compile(r"[-+]?\b\d[\d_,.]*(?:[eE][-+]?\d+)?(?:\s?[KMGT]i?B\b)?")
-_FRAME = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)')
-_FOREIGN = re.compile(r"(^|[/\\])(site-packages|dist-packages|lib[/\\]python\d)|^<")
+_OF_MACHINES = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
+"""Causes that tell nothing about the cells that failed."""
 
 
 class SweepRecords(NamedTuple):
@@ -69,22 +71,17 @@ def within_budget(records: SweepRecords) -> Holds:
     return NO_HOLDS if hold is None else Holds(stages=dict.fromkeys(records.sweep.stages, hold))
 
 
-class Forecast(NamedTuple):
-    """The GPU time of a launch, beside what the sweep has spent, in seconds.
+def forecast(cells: Iterable[Cell], work: Mapping[str, float], spent: Spending | None) -> Forecast:
+    """Return what some cells will cost; a checkpoint of an unfinished stage is not subtracted.
 
-    Attributes:
-        gpu_seconds: spent so far.
-        by_cell: id of each cell that is not done to what its unfinished stages add. A shared stage is the
-            first cell's. Empty where workers hold no GPUs.
+    Args:
+        cells: those that are not done, of workers with GPUs.
+        work: digest of an unfinished stage to its GPU-seconds.
+        spent: so far; None for nothing.
     """
-
-    gpu_seconds: float
-    by_cell: dict[str, float]
-
-    @property
-    def total(self) -> float:
-        """What will have been spent when all is done."""
-        return self.gpu_seconds + sum(self.by_cell.values())
+    rest = dict(work)
+    by_cell = {cell.id: sum(rest.pop(digest, 0.0) for digest in cell.stage_digests) for cell in cells}
+    return Forecast(spent.gpu_seconds if spent else 0.0, by_cell)
 
 
 def refuse_over_budget(limit: SpendingLimit, found: Forecast, sweep: str, *, now: float) -> None:
@@ -116,7 +113,219 @@ def refuse_over_budget(limit: SpendingLimit, found: Forecast, sweep: str, *, now
 Rule = Callable[[SweepRecords], Holds]
 """One rule. Its result must follow from the records alone."""
 
-RULES: tuple[Rule, ...] = (within_budget,)
+
+class Alike(NamedTuple):
+    """Stage instances that failed alike under the same code.
+
+    Attributes:
+        failure: their common fingerprint.
+        code: digest of the code.
+        ends: digest of a stage to the end of its attempt.
+        axes: the axes on which all cells of these stages agree, and others differ, with the value.
+        cell: id of a cell of the first one.
+    """
+
+    failure: Fingerprint
+    code: str
+    ends: Mapping[str, End]
+    axes: Mapping[str, str]
+    cell: str
+
+    def has(self, cell: Cell) -> bool:
+        """Return whether a cell agrees with the failed ones on every axis on which these agree."""
+        return all(cell.axes.get(name) == value for name, value in self.axes.items())
+
+
+class _Failure(NamedTuple):
+    """The newest failed attempt of a stage that has no product.
+
+    Attributes:
+        digest: of the stage.
+        number: of the attempt.
+        end: how it ended.
+        code: digest of the code that ran.
+    """
+
+    digest: str
+    number: int
+    end: End
+    code: str
+
+
+def broken(records: SweepRecords) -> Holds:
+    """Return the holds of the breaker: cells of which no stage starts, since others like them failed.
+
+    It trips when `policy.breaker` stages (instances, not cells) have failed alike under the same code. An
+    instance has failed once the retries of its cause were spent, so one that may be tried again does not
+    count. Held are the cells that agree with all of the failed ones on every axis on which these agree, and
+    still need that stage. Failed ones that agree on nothing hold all cells, unless the cells of the sweep
+    differ on one axis only: these could never agree::
+
+        train of a.math, b.math and c.math fails alike    ->  all cells with task=math are held
+        train of d.math runs meanwhile, and is done       ->  none is held: it is not task=math
+
+    Args:
+        records: what is known about the sweep.
+    """
+    if records.policy.breaker == 0:
+        return Holds()
+    failures = list(_failures(records))
+    cells: dict[str, Hold] = {}
+    if len(failures) < records.policy.breaker:
+        return Holds()
+    # Requests let cells go on, so each cell has failures of its own that count. Most have the same.
+    groups: dict[tuple[int, int], list[Cell]] = {}
+    launched, rerun = records.requests.launched, records.requests.rerun
+    for cell in records.sweep.cells:
+        groups.setdefault((launched.get(cell.id, 0), rerun.get(cell.id, 0)), []).append(cell)
+    for (launch, last_rerun), members in groups.items():
+        counted_ones = [each for each in failures if _counts(records.requests, each, launch, last_rerun)]
+        for alike in _alike(records, counted_ones):
+            can_agree = bool(alike.axes) or len(_varying(records.sweep.cells)) > 1
+            if len(alike.ends) < records.policy.breaker or not can_agree or has_worked(records, alike):
+                continue
+            hold = _hold(records, alike)
+            for cell in members:
+                is_same_code = records.codes.get(cell.id) == alike.code
+                if is_same_code and alike.has(cell) and _needs(records, cell, alike.failure.stage):
+                    cells.setdefault(cell.id, hold)
+    return Holds(cells)
+
+
+def attributed(records: SweepRecords, digests: Collection[str]) -> set[str]:
+    """Return the failed stages whose failures come from what their cells have in common, not from a machine.
+
+    These are failures alike of at least two stages, whose cells agree on axes on which other cells differ,
+    where no stage of that name did work. On a broken machine, cells without anything in common fail alike.
+
+    Args:
+        records: what is known about the sweep.
+        digests: of the failed stages.
+    """
+    found: set[str] = set()
+    for alike in _alike(records, list(_failures(records))) if records.policy.breaker else ():
+        is_part = not all(map(alike.has, records.sweep.cells))
+        if len(alike.ends) > 1 and is_part and not has_worked(records, alike):
+            found.update(alike.ends)
+    return found.intersection(digests)
+
+
+def _failures(records: SweepRecords) -> Iterator[_Failure]:
+    """Yield the newest failure of each stage whose retries of a cause were spent at some time."""
+    budget = Budget(records.policy.retries)
+    for digest in records.unfinished:
+        evidence = records.evidence(digest)
+        failed = [each for each in evidence.attempts if each.end is not None and each.end.outcome == "failed"]
+        if evidence.done is not None or not failed or spent(evidence, budget) is None:
+            continue
+        number, end, start = failed[-1].number, failed[-1].end, failed[-1].start
+        if end is not None and start is not None and end.cause not in _OF_MACHINES:
+            yield _Failure(digest, number, end, str(start.provenance.get("code", "")))
+
+
+def _counts(requests: RequestSummary, failure: _Failure, launch: int, rerun: int) -> bool:
+    """Return whether a failure counts against the cells that these requests named last.
+
+    A rerun lets its cells go on, whatever failed before. So does a launch after failures that chance may
+    cure; after others it needs other code.
+    """
+    before = requests.seen.get(rerun, {})
+    if before is None or failure.number <= before.get(failure.digest, 0):
+        return False
+    before = requests.seen.get(launch) or {}
+    return failure.end.cause in DETERMINISTIC or failure.number > before.get(failure.digest, 0)
+
+
+def _alike(records: SweepRecords, failures: Sequence[_Failure]) -> list[Alike]:
+    """Return failures in groups that look alike."""
+    stages = records.sweep.stages
+    digests = {failure.digest for failure in failures}
+    axes: dict[str, dict[str, str]] = {}
+    named: dict[str, str] = {}
+    for cell in records.sweep.cells:
+        for digest in digests.intersection(cell.stage_digests):
+            named.setdefault(digest, cell.id)
+            axes[digest] = _common(axes.get(digest), cell.axes)
+    groups: dict[tuple[str, str], list[tuple[Fingerprint, _Failure]]] = {}
+    for failure in failures:
+        if failure.digest in named:  # not the gate of a launch, which is part of no cell
+            alike = fingerprint(stages[failure.digest].stage, failure.end)
+            groups.setdefault((alike.digest, failure.code), []).append((alike, failure))
+    found, varying = [], _varying(records.sweep.cells)
+    for (_, code), members in groups.items():
+        common: dict[str, str] | None = None
+        for _, failure in members:
+            common = _common(common, axes[failure.digest])
+        ends = {failure.digest: failure.end for _, failure in members}
+        agreed = {name: value for name, value in (common or {}).items() if name in varying}
+        found.append(Alike(members[0][0], code, ends, agreed, named[members[0][1].digest]))
+    return found
+
+
+def _common(axes: Mapping[str, str] | None, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the axes that have the same value in both; all of `more` if there is nothing to compare."""
+    return {k: v for k, v in more.items() if axes is None or axes.get(k) == v}
+
+
+def _varying(cells: Sequence[Cell]) -> set[str]:
+    """Return the axes on which cells differ."""
+    return {name for cell in cells for name, value in cell.axes.items() if value != cells[0].axes.get(name)}
+
+
+def has_worked(records: SweepRecords, alike: Alike) -> bool:
+    """Return whether a stage like the failed ones did work in one of the cells that agree with them.
+
+    Its product must be of the same code, and hold something. A stage that takes products of other stages
+    than all the failed ones had another thing to do, as the evaluation of a model that was never trained.
+    """
+    stages = records.sweep.stages
+    kinds = {frozenset(taken.stage for taken in stages[digest].inputs) for digest in alike.ends}
+    looked: set[str] = set()
+    for cell in records.sweep.cells:
+        for digest in cell.stage_digests if alike.has(cell) else ():
+            instance = stages[digest]
+            if digest in looked or digest in alike.ends or instance.stage != alike.failure.stage:
+                continue
+            looked.add(digest)
+            done = None
+            if frozenset(taken.stage for taken in instance.inputs) in kinds:
+                done = records.evidence(digest).done
+            if done is not None and is_of_code(done, alike.code) and (done.rows or done.files):
+                return True
+    return False
+
+
+def is_of_code(done: Done, code: str) -> bool:
+    """Return whether a product was made by code with this digest, which was not edited meanwhile."""
+    return done.code.rpartition(".")[2] == code[:8]
+
+
+def _needs(records: SweepRecords, cell: Cell, stage: str) -> bool:
+    """Return whether a stage of this name is still to be done in a cell."""
+    digests = [digest for digest in cell.stage_digests if records.sweep.stages[digest].stage == stage]
+    return any(records.status(digest).state is not State.DONE for digest in digests)
+
+
+def _hold(records: SweepRecords, alike: Alike) -> Hold:
+    """Return the hold of the cells that agree with failed ones."""
+    name, failure = records.sweep.name, alike.failure
+    number = len(alike.ends)
+    axes = " ".join(f"{k}={v}" for k, v in alike.axes.items())
+    have = f" with {axes}" if axes else ""
+    digest, end = next(iter(alike.ends.items()))
+    what = end.message if end.message.startswith(end.exception) else f"{end.exception}: {end.message}"
+    instance = records.sweep.stages[digest]
+    return Hold(
+        f"{number} cells{have} failed alike: {one_line(what, MAX_MESSAGE)}"
+        f" (sweep logs {name} {alike.cell} --stage {shlex.quote(instance.name)});"
+        f" these go on by a launch with other code, or: sweep rerun {name}"
+        f" --only {shlex.quote(axes or 'state=blocked')}",
+        cause=end.cause,
+        failure=failure.digest,
+    )
+
+
+RULES: tuple[Rule, ...] = (broken, within_budget)
 
 
 def holds_of(records: SweepRecords) -> Holds:
@@ -166,73 +375,3 @@ def failed_end(status: StageStatus, evidence: Evidence) -> End | None:
     is_over = status.state not in (State.DONE, State.RUNNING, State.UNKNOWN)
     end = evidence.attempts[-1].end if is_over and evidence.attempts else None
     return end if end is not None and end.outcome == "failed" else None
-
-
-class Fingerprint(NamedTuple):
-    """What failures that look alike have in common.
-
-    Attributes:
-        digest: the first hexadecimal digits of a SHA-256 over the other fields.
-        stage: that failed.
-        cause: of the failure.
-        exception: class name; "" if no exception was raised.
-        message: without numbers, ids and paths.
-        frames: the innermost frames of the user's own code, as ``file:function``, the innermost last.
-    """
-
-    digest: str
-    stage: str
-    cause: str
-    exception: str
-    message: str
-    frames: tuple[str, ...]
-
-
-def fingerprint(stage: str, end: End) -> Fingerprint:
-    """Return the fingerprint of a failed attempt, equal for failures that look alike.
-
-    Ten cells that fail on ten different rows of one broken file are one problem. Their messages differ in
-    numbers and paths, so these are taken out. The form is ours::
-
-        ValueError: row 17 of /data/en.jsonl has no answer  ->  ValueError: row # of <path> has no answer
-        ValueError: row 93 of /data/de.jsonl has no answer  ->  the same
-
-    Args:
-        stage: name of the stage in the sweep file.
-        end: record of the attempt's end.
-    """
-    cause = str(end.cause or "unknown")
-    message, frames = (
-        without_particulars(end.message.removeprefix(f"{end.exception}: ")),
-        own_frames(end.log_tail),
-    )
-    parts = "\0".join((stage, cause, end.exception, message, *frames))
-    digest = hashlib.sha256(parts.encode()).hexdigest()[:FINGERPRINT_LENGTH]
-    return Fingerprint(digest, stage, cause, end.exception, message, frames)
-
-
-def without_particulars(message: str) -> str:
-    """Return a message with paths, ids and numbers replaced by signs."""
-    # A path in quotes may hold spaces.
-    found = _QUOTED.sub(lambda quoted: "<path>" if re.search(r"[/\\]", quoted[2]) else quoted[0], message)
-    found = _IDS.sub("<id>", _PATH.sub("<path>", found))
-    return " ".join(_NUMBERS.sub("#", found).split())
-
-
-def own_frames(log: str) -> tuple[str, ...]:
-    """Return the innermost frames of the last traceback of a log that are not of installed packages.
-
-    Line numbers are left out: an edit above a function moves them. If all frames are of packages, the
-    innermost of those are returned.
-    """
-    frames: list[tuple[str, str]] = []
-    is_inside = False
-    for line in log.splitlines():
-        if "Traceback (most recent call last):" in line:
-            frames, is_inside = [], True
-        elif is_inside and (match := _FRAME.search(line)):
-            frames.append((match["file"], match["name"].strip()))
-    own = [frame for frame in frames if not _FOREIGN.search(frame[0])] or frames
-    return tuple(
-        f"{file.replace(chr(92), '/').rpartition('/')[2]}:{name}" for file, name in own[-NUM_FRAMES:]
-    )

@@ -5,16 +5,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Budget, Holds
 from orchestrator.core.failure import DETERMINISTIC
-from orchestrator.core.records import Done, Request
-from orchestrator.core.settings import Retention, SpendingLimit
+from orchestrator.core.records import Request
+from orchestrator.core.settings import SpendingLimit
 from orchestrator.core.state import NO_GATES, STARTABLE, CellStatus, GateRule, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.manifest import File
 
 
 class Action(StrEnum):
@@ -300,6 +298,9 @@ class RequestSummary(NamedTuple):
             launch.
         revision: of the last launch or rerun; 0 if there was none.
         asked: cell id to the number of the last launch or rerun that named the cell.
+        launched, rerun: cell id to the number of the last launch and of the last rerun that named it.
+        seen: number of a launch or rerun to the attempts that there were: digest to number. None for a rerun
+            that does not list those of other cells.
         limit: what the sweep may spend, as its last launch or rerun set it.
     """
 
@@ -308,6 +309,9 @@ class RequestSummary(NamedTuple):
     after_chance: Mapping[str, int]
     revision: int = 0
     asked: Mapping[str, int] = {}
+    launched: Mapping[str, int] = {}
+    rerun: Mapping[str, int] = {}
+    seen: Mapping[int, Mapping[str, int] | None] = {}
     limit: SpendingLimit = SpendingLimit()
 
     def budget(self, digest: str, retries: Mapping[str, int]) -> Budget:
@@ -335,13 +339,16 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
     cancelled: set[str] = set()
     after: dict[str, int] = {}
     after_chance: dict[str, int] = {}
-    asked: dict[str, int] = {}
+    asked: dict[str, dict[str, int]] = {"launch": {}, "rerun": {}}
+    seen: dict[int, Mapping[str, int] | None] = {}
     revision, limit = 0, SpendingLimit()
     for request in requests:
         named = cells if request.cells is None else request.cells
         if request.verb in ("launch", "rerun"):
             revision = request.revision
-            asked.update(dict.fromkeys(named, request.number))
+            asked[request.verb].update(dict.fromkeys(named, request.number))
+            is_partial = request.verb == "rerun" and request.failures is None
+            seen[request.number] = None if is_partial else {**(request.failures or {}), **request.after}
             limit = request.settings.policy.budget if request.settings else limit
         match request.verb:
             case "cancel":
@@ -355,41 +362,14 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
             case "discard":
                 # A discard revokes no cancel: a cell stays cancelled until its next launch or rerun.
                 _raise(after, request.after)
-    return RequestSummary(frozenset(cancelled), after, after_chance, revision, asked, limit)
+    launched, rerun = asked["launch"], asked["rerun"]
+    last = {cell: max(launched.get(cell, 0), rerun.get(cell, 0)) for cell in {**launched, **rerun}}
+    return RequestSummary(
+        frozenset(cancelled), after, after_chance, revision, last, launched, rerun, seen, limit
+    )
 
 
 # A boundary never moves back: two commands may run at once, and the later one may have read less.
 def _raise(boundaries: dict[str, int], to: Mapping[str, int]) -> None:
     for digest, number in to.items():
         boundaries[digest] = max(number, boundaries.get(digest, 0))
-
-
-def removable_files(product: Done, consumers: Collection[Done], policy: Retention) -> tuple[File, ...]:
-    """Return the files of a product that no stage made from it needs any more.
-
-    Each consumer lists in its `Done` record which of the product's files are worth keeping, per policy. A
-    file is removable only if every consumer has listed its choice and none of them keeps the file:
-
-        product of train:   model.safetensors, optimizer.pt, log.txt
-        evaluate keeps:     model.*
-        report keeps:       log.txt
-        removable:          optimizer.pt
-
-    A consumer without a choice for this policy keeps everything. So does one that was made from another
-    generation of the product, because it may have to run again. Without consumers nothing is removable.
-
-    Args:
-        product: the product whose files are considered.
-        consumers: the `Done` records of all stages that consume it.
-        policy: the retention policy in force.
-    """
-    if policy == "all" or not consumers:
-        return ()
-    kept: set[str] = set()
-    for consumer in consumers:
-        patterns = consumer.retire.get(product.stage, {}).get(policy)
-        if patterns is None or consumer.inputs.get(product.digest) != product.generation:
-            return ()
-        # In these patterns "*" also matches "/", on every platform.
-        kept.update(file.path for file in product.files if any(fnmatchcase(file.path, p) for p in patterns))
-    return tuple(file for file in product.files if file.path not in kept)

@@ -203,8 +203,7 @@ class End(Record, frozen=True, kw_only=True):
         exception: class name, if an exception was raised.
         message: one line.
         log_tail: the last lines of the log.
-        seconds: wall time of the attempt.
-        at: time of the end.
+        seconds, at: wall time of the attempt, and time of the end.
         spent: how the attempt spent its time; None in older records.
     """
 
@@ -260,8 +259,7 @@ class Void(Record, frozen=True, kw_only=True):
         generation: of the product.
         kind: whether a user discarded it or its files were damaged; ``unknown``: of a later version.
         reason: one line, for people.
-        by: who wrote the record.
-        at: time of the record.
+        by, at: who wrote the record, and when.
     """
 
     nonce: str
@@ -354,9 +352,10 @@ class Request(Record, frozen=True, kw_only=True):
         code: the snapshot that workers run; None if they run the code at `import_paths`.
         folder: the working folder of the command.
         provenance: code, packages, host and command line.
-        by: the user.
-        at: time of the command.
+        by, at: the user, and the time of the command.
         gates: what the gates of a launch or rerun are for; None without any.
+        failures: of a launch or rerun, digest of a stage to its last attempt, for stages of other cells that
+            have failed: up to there, their failures hold the named cells back no more. None: not recorded.
     """
 
     nonce: str
@@ -374,6 +373,7 @@ class Request(Record, frozen=True, kw_only=True):
     by: str = ""
     at: str = ""
     gates: Annotated[GateFacts | None, SINCE_2] = None
+    failures: Annotated[dict[str, int] | None, SINCE_2] = None
 
 
 class Revision(Record, frozen=True, kw_only=True):

@@ -97,6 +97,8 @@ class Policy(Settings, frozen=True, kw_only=True):
         rehearse: whether stages wait for their gates; ``auto`` leaves out gates that cost more than they
             may save.
         budget: what the sweep may spend.
+        breaker: how many stages that fail alike hold back the cells that have in common what these have;
+            0 holds back none.
     """
 
     lease_s: float = 90.0
@@ -108,6 +110,7 @@ class Policy(Settings, frozen=True, kw_only=True):
     retention: Retention = "all"
     rehearse: Annotated[bool | Literal["auto"], SINCE_2] = "auto"
     budget: Annotated[SpendingLimit, SINCE_2] = SpendingLimit()
+    breaker: Annotated[int, SINCE_2] = 3
 
 
 class HardwareSettings(Settings, frozen=True, kw_only=True):
@@ -201,6 +204,7 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
     _at_least("policy.checkpoint_interval_s", settings.policy.checkpoint_interval_s, 0, where)
     _at_least("store.outage_s", settings.store.outage_s, 0, where)
     _at_least("policy.grace_s", settings.policy.grace_s, 0, where)
+    _at_least("policy.breaker", settings.policy.breaker, 0, where)
     for stage, limit_s in settings.policy.limits_s.items():
         if not limit_s > 0:
             raise UserError(f"policy.limits_s.{stage} is {limit_s!r}", where=where, allowed="more than 0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import RequestSummary, summarize_requests
@@ -65,26 +65,36 @@ class WorkerHistory:
         self.is_late = False
         self.is_starved = False
         self._in_job = in_job
-        self._failed_starts = 0
+        self._failed_starts: list[str] = []
         self._is_replaced = False
         self._is_on_bad_node = False
 
-    def add(self, run: AttemptRun, end: End, *, is_replaced: bool) -> None:
-        """Add an attempt that ended; `is_replaced`: a later start of this worker took it over."""
-        has_failed_to_start = end.outcome == "failed" and not run.was_running
-        self._failed_starts = self._failed_starts + 1 if has_failed_to_start else 0
+    def add(self, digest: str, run: AttemptRun, end: End, *, is_replaced: bool) -> None:
+        """Add an attempt of a stage that ended; `is_replaced`: a later start of this worker took it over."""
+        if end.outcome == "failed" and not run.was_running:
+            self._failed_starts.append(digest)
+        else:
+            self._failed_starts.clear()
         self._is_replaced = is_replaced
         self._is_on_bad_node |= end.cause is Cause.BAD_NODE
         self.is_late |= end.why == "deadline"
         self.is_starved |= end.cause is Cause.OOM_HOST and self._in_job
         self.has_progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
 
-    def refusal(self) -> tuple[str, int] | None:
-        """Return why the worker claims no more, and its exit code; None while it goes on."""
+    def refusal(self, attributed: Callable[[Collection[str]], Collection[str]]) -> tuple[str, int] | None:
+        """Return why the worker claims no more, and its exit code; None while it goes on.
+
+        Args:
+            attributed: returns the stages whose failures come from what their cells have in common. The
+                machine is not to blame for these.
+        """
         if self._is_replaced:
             return "a later start of this job goes on", self.exit_code("replaced")
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            return "two failures in the start phase in a row", REFUSED
+        failed = self._failed_starts
+        if len(failed) >= MAX_FAILED_STARTS:
+            others = attributed(failed)
+            if sum(digest not in others for digest in failed) >= MAX_FAILED_STARTS:
+                return "two failures in the start phase in a row", REFUSED
         if self._is_on_bad_node:
             return "this machine cannot run the stages", REFUSED
         return None

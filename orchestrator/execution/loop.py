@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from multiprocessing.context import BaseContext
 
@@ -120,7 +120,7 @@ class Worker:
     def _run(self) -> int:
         idle_s = IDLE_S
         while not self._hooks.stop_asked():
-            if (refusal := self._history.refusal()) is not None:
+            if (refusal := self._history.refusal(self._attributed)) is not None:
                 why, code = refusal
                 self._say(f"{why}: this worker claims no more")
                 return code
@@ -157,6 +157,11 @@ class Worker:
                 self._retain()
                 return NO_MEMORY if self._history.is_starved else 0
         return self._history.exit_code(self._hooks.stop_asked())
+
+    def _attributed(self, digests: Collection[str]) -> set[str]:
+        """Return the failed stages whose failures come from what their cells have in common."""
+        reader = self._products.reader(self._watcher)
+        return self._scanner.attributed(reader, self._requests.read(at_most_s=0.0), digests)
 
     def _has_other_code(self) -> bool:
         """Whether the checkout was edited since the launch: its products would have another version."""
@@ -301,7 +306,7 @@ class Worker:
         end = run.run(attempts)
         self._products.unpin(instance, reader)
         is_replaced = end.why == "superseded" and self._is_replaced(instance)
-        self._history.add(run, end, is_replaced=is_replaced)
+        self._history.add(instance.digest, run, end, is_replaced=is_replaced)
         if end.outcome == "failed":
             self._scanner.look_at_holds()
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from msgspec.structs import replace
 
 from orchestrator.core.evidence import NO_HOLDS, Holds, Spending
-from orchestrator.core.holding import SweepRecords, holds_of, merged
+from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
@@ -81,24 +81,26 @@ class HoldReader:
         start_s = time.monotonic()
         if summary == self._summary and start_s < self._next_s:
             return self._holds
-        policy = replace(self.policy, budget=summary.limit)
-        begun = set[str]().union(*map(_unfinished, reader.listed.values()))
-        self._holds = holds_of(
-            SweepRecords(
-                sweep=self._sweep,
-                evidence=reader.evidence,
-                status=functools.cache(functools.partial(status_of, reader, summary)),
-                unfinished=[digest for digest in self._sweep.stages if digest in begun],
-                requests=summary,
-                policy=policy,
-                codes=self._codes,
-                spending=self._spending(policy),
-            )
-        )
+        self._holds = holds_of(self.records(reader, summary, status_of))
         now_s = time.monotonic()
         self._summary = summary
         self._next_s = now_s + max(HOLDS_POLL_S, HOLDS_SHARE * (now_s - start_s))
         return self._holds
+
+    def records(self, reader: EvidenceReader, summary: RequestSummary, status_of: StatusOf) -> SweepRecords:
+        """Return what the rules may look at; see `read` for the arguments."""
+        policy = replace(self.policy, budget=summary.limit)
+        begun = set[str]().union(*map(_unfinished, reader.listed.values()))
+        return SweepRecords(
+            sweep=self._sweep,
+            evidence=reader.evidence,
+            status=functools.cache(functools.partial(status_of, reader, summary)),
+            unfinished=[digest for digest in self._sweep.stages if digest in begun],
+            requests=summary,
+            policy=policy,
+            codes=self._codes,
+            spending=self._spending(policy),
+        )
 
 
 def _unfinished(index: StageIndex) -> set[str]:
@@ -155,6 +157,20 @@ class StoreScanner:
         """Have the next search find out again what is held back, as after a failure."""
         if self._holds is not None:
             self._holds.expire()
+
+    def attributed(
+        self, reader: EvidenceReader, summary: RequestSummary, digests: Collection[str]
+    ) -> set[str]:
+        """Return the failed stages whose failures come from what their cells have in common.
+
+        Args:
+            reader: of evidence as of now.
+            summary: of the requests, as of now.
+            digests: of the failed stages.
+        """
+        if self._holds is None:
+            return set()
+        return attributed(self._holds.records(reader, summary, self._status_of), digests)
 
     def look_again(self, digest: str) -> None:
         """Have the next search read a stage again, for a reason that its records do not show."""

@@ -292,6 +292,17 @@ def hardware_for(launcher: Launcher | Submitter, settings: RunSettings) -> Hardw
     return structs.replace(hardware, max_gpus=max(hardware.max_gpus, gpus.per_node))
 
 
+def worker_gpus(launcher: Launcher | Submitter, settings: RunSettings) -> float:
+    """Return how many GPUs a worker of a launch holds, at most; 0 without GPUs."""
+    hardware = hardware_for(launcher, settings)
+    if hardware is None and (isinstance(launcher, Submitter) or launcher.gpus() is None):
+        return 0.0
+    if hardware is not None and hardware.device == "cpu":
+        return 0.0
+    most = (hardware or settings.hardware.assumed).max_gpus
+    return float(settings.launcher.get("gpus_per_worker") or most)
+
+
 def stepped(amount: float) -> float:
     """Round up to the next of 1, 1.5, 2, 3, 4, 6, 8, ...
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from orchestrator.costs import Estimate, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.measured import Speed, speed_of
@@ -25,7 +27,7 @@ from orchestrator.sft.memory import (
     reserve_gib,
     terms_gib,
 )
-from orchestrator.sft.save_costs import COPY_MARGIN, DISK_GB_S, STATE_BYTES, save_costs
+from orchestrator.sft.save_costs import COPY_MARGIN, DISK_GB_S, GB, STATE_BYTES, save_costs, state_seconds
 from orchestrator.sft.speed import mfu
 from orchestrator.sft.workload import (
     CostsConfig,
@@ -69,6 +71,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     time = _training_time(cell, model, num_tokens, costs, hardware, speed, placed)
     step_s = 3600 * time.gpu_hours / placed.num_gpus / work.num_steps
     num_epochs, weight_bytes = cell["trainer"]["num_epochs"], _weight_bytes(cell)
+    disk_gb_s = STATE_BYTES * model.num_parameters / GB / speed.save_s if speed.save_s else DISK_GB_S
     saves = save_costs(
         model.num_parameters,
         weight_bytes=weight_bytes,
@@ -76,6 +79,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         step_s=step_s,
         num_steps=work.num_steps,
         num_epochs=num_epochs,
+        disk_gb_s=disk_gb_s,
         # A forward pass takes a third of the time.
         validation_s=work.num_steps / num_epochs * step_s * work.validated / 3,
     )
@@ -83,10 +87,10 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     gpu_hours = time.gpu_hours / (1 - saves.share if time.is_modelled else 1.0)
     notes = [f"tokens measured on {cells(speed.num_cells)}"] if speed.num_cells else [*work.notes]
     notes += [time.how, f"a micro-batch of {placed.tokens:,} tokens {_AGAIN[placed.checkpointing]}"]
-    notes += [f"checkpoints on a disk of {DISK_GB_S:g} GB/s, each after 60 s or more"]
+    notes += [f"checkpoints on a disk of {disk_gb_s:.3g} GB/s, each after 60 s or more"]
     notes += [f"memory for rows of trainer.max_length_tokens={cell['trainer']['max_length_tokens']:,}"]
     if speed.peak_memory_gib is not None:
-        notes.append(f"peak memory measured on {cells(speed.num_cells)}; its terms are computed")
+        notes.append(f"peak memory measured on {speed.source}; its terms are computed")
     flops = 6.0 * model.num_parameters * num_tokens
     # Gradient checkpointing computes the forward pass of the layers twice.
     again = 2.0 * (model.num_parameters - model.num_embeddings) * num_tokens
@@ -110,13 +114,49 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         peak_disk_gib=weights_gib * num_epochs
         + KEPT_RESUME_STATES * RESUME_BYTES * model.num_parameters / GIB,
         assumptions=tuple(notes),
-        measured=speed.num_cells > 0,
+        measured=speed.num_cells > 0 or speed.is_rehearsed,
         useful_share=time.useful_share,
         checkpoint_share=saves.share,
         lost_s=saves.lost_s,
         stop_s=saves.stop_s,
         most_gpus=_most_gpus(cell),
         efficiency=speed.efficiency,
+    )
+
+
+START_S, COMPILE_S = 60.0, 120.0
+"""Seconds of starting processes, scoring and two answers, and of compiling layers, in a rehearsal; ours."""
+
+
+def rehearse(
+    config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured
+) -> Estimate:
+    """Estimate a rehearsal: three loads, three long steps, a checkpoint written and read, two answers.
+
+    Raises:
+        UserError: no allowed number of GPUs can hold the training.
+    """
+    whole = train(config, label=label, hardware=hardware, retention=retention, measured=measured)
+    model = model_of(plain(config))
+    if model is None or not whole.wall_hours:
+        return Estimate()
+    step_s = 3600 * whole.wall_hours / whole.num_steps
+    weights_s = _weight_bytes(plain(config)) * model.num_parameters / GB / DISK_GB_S
+    seconds = START_S + 6 * weights_s + 2 * state_seconds(model.num_parameters)
+    # Its rows are the longest, so its steps are longer than others: by a factor of 2 (ours).
+    seconds += 3 * 2 * step_s + (0.0 if hardware.device == "cpu" else 2 * COMPILE_S)
+    return msgspec.structs.replace(
+        whole,
+        num_steps=3,
+        num_tokens=0,
+        model_flops=0.0,
+        hardware_flops=0.0,
+        gpu_hours=seconds / 3600 * whole.num_gpus,
+        wall_hours=seconds / 3600,
+        disk_gib=0.0,
+        checkpoint_share=0.0,
+        lost_s=seconds,
+        assumptions=(f"a rehearsal of 3 steps on the longest rows, {START_S:.0f} s for starts (ours)",),
     )
 
 
@@ -280,8 +320,9 @@ def _training_time(
     # A utilisation that the user gives overrides measurements.
     seconds_per_token = speed.seconds_at(placed.num_gpus)
     if seconds_per_token is not None and hardware.mfu is None:
-        note = f"training speed measured on {cells(speed.num_cells)}, on the devices of those"
-        return _Time(seconds_per_token * num_tokens / 3600, note)
+        note = f"training speed measured on {speed.source}, on the devices of those"
+        # A rehearsal's steps include no wait for a checkpoint.
+        return _Time(seconds_per_token * num_tokens / 3600, note, is_modelled=speed.is_rehearsed)
     flops = 6.0 * model.num_parameters * num_tokens
     if hardware.mfu is not None:
         note = f"MFU {hardware.mfu:.0%} (as given)"

@@ -22,6 +22,8 @@ class Speed(NamedTuple):
         peak_memory_gib: of one device, the largest.
         num_evaluations: number of cells whose evaluation was measured.
         seconds_per_answer: wall time of `evaluate` divided by its answers, loading and scoring included.
+        is_rehearsed: whether the speed is that of a rehearsal, because no cell has ended yet.
+        save_s: seconds that a checkpoint took in the rehearsal; None if that is not known.
     """
 
     num_cells: int = 0
@@ -31,6 +33,15 @@ class Speed(NamedTuple):
     peak_memory_gib: float | None = None
     num_evaluations: int = 0
     seconds_per_answer: float | None = None
+    is_rehearsed: bool = False
+    save_s: float | None = None
+
+    @property
+    def source(self) -> str:
+        """What was measured, for people."""
+        if self.is_rehearsed:
+            return "a rehearsal of the same model and task"
+        return f"{self.num_cells} {'cell' if self.num_cells == 1 else 'cells'} of the same model and task"
 
     def tokens(self, cell: Tree, computed: int) -> int:
         """Return the tokens of a cell: those measured for its mixture, or the computed ones, corrected."""
@@ -74,6 +85,9 @@ class _Speeds:
     def __init__(self, measured: Measured) -> None:
         self._finished: dict[Hashable, list[Finished]] = {}
         self._speeds: dict[Hashable, Speed] = {}
+        self._rehearsed: dict[Hashable, list[Mapping[str, Any]]] = {}
+        for finished in measured.get("rehearse", ()):
+            self._rehearsed.setdefault(_key(finished.config), []).extend(finished.rows)
         for finished in measured.get("evaluate", ()):
             if finished.rows:
                 self._finished.setdefault(_key(finished.config), []).append(finished)
@@ -81,12 +95,32 @@ class _Speeds:
     def of(self, cell: Tree, costs: CostsConfig) -> Speed:
         """Return the measurements that apply to a cell."""
         key = _key(cell)
-        if key not in self._finished:
+        if key not in self._finished and key not in self._rehearsed:
             return _NOTHING
         # Computed once per key: a plan of thousands of cells has few of them.
         if key not in self._speeds:
-            self._speeds[key] = _summary(self._finished[key], costs)
+            # A whole cell outranks a rehearsal, whose rows are longer than others.
+            finished = self._finished.get(key)
+            self._speeds[key] = (
+                _summary(finished, costs) if finished else _of_rehearsals(self._rehearsed[key])
+            )
         return self._speeds[key]
+
+
+def _of_rehearsals(rows: list[Mapping[str, Any]]) -> Speed:
+    """Return the measurements of rehearsals."""
+    seconds: dict[int, list[float]] = {}
+    for row in rows:
+        if row.get("tokens_per_second"):
+            seconds.setdefault(row["num_processes"], []).append(
+                row["num_processes"] / row["tokens_per_second"]
+            )
+    return Speed(
+        seconds_per_token={number: statistics.median(found) for number, found in sorted(seconds.items())},
+        peak_memory_gib=max((row["peak_memory_gib"] for row in rows), default=None),
+        is_rehearsed=True,
+        save_s=statistics.median(row["save_seconds"] for row in rows) if rows else None,
+    )
 
 
 def _key(cell: Tree) -> Hashable:

@@ -174,6 +174,7 @@ REHEARSE = StageSpec(
     neutral=_REGISTERED,
     after=("tokenizer", "base", "prepare"),
     preload=_PRELOAD,
+    estimate="orchestrator.sft.estimate:rehearse",
     needs="orchestrator.sft.needs:of_cell",
 )
 """The first steps of training and evaluation on the longest rows, once for a model, task and trainer."""

@@ -18,10 +18,15 @@ class SimulatedSpending:
         start_at: time at which the simulation begins, in seconds since 1970.
         checkpoint_s: seconds to a checkpoint, as long as none was measured.
         sweep: its name.
+
+    Attributes:
+        is_limited: whether there is a budget.
+        is_stopping: whether running stages were stopped, since it is spent.
     """
 
     def __init__(self, limit: SpendingLimit, *, start_at: float, checkpoint_s: float, sweep: str) -> None:
         self.is_limited = limit.is_set
+        self.is_stopping = False
         self._limit = limit
         self._start_at = start_at
         self._checkpoint_s = checkpoint_s

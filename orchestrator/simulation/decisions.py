@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Holds
+from orchestrator.core.evidence import NO_HOLDS, Holds
 from orchestrator.core.goodput import Goodput, Holder, goodput
+from orchestrator.core.holding import merged
 from orchestrator.core.plan import Claimable, ReadyIndex
 from orchestrator.core.records import Owner, TimeSpent
 from orchestrator.core.schedule import FreeGpus
-from orchestrator.core.state import CellStatus, GateRule, cell_status
+from orchestrator.core.state import CellStatus, GateRule, State, cell_status
 from orchestrator.core.sweep import Cell
 from orchestrator.simulation.budget import SimulatedSpending
 from orchestrator.simulation.clock import Clock
@@ -44,6 +45,7 @@ class Outcome(NamedTuple):
         hours: from the first start to the last end.
         cells: id of a cell to its state.
         attempts: number of attempts by how they ended: succeeded, failed, released or lost.
+        num_remedied: how many of them started with a remedy.
         faults: number of faults by their names.
         goodput: where the held time of the GPUs went; None if no stage needs one.
     """
@@ -51,6 +53,7 @@ class Outcome(NamedTuple):
     hours: float
     cells: dict[str, CellStatus]
     attempts: dict[str, int]
+    num_remedied: int
     faults: dict[str, int]
     goodput: Goodput | None
 
@@ -84,7 +87,8 @@ class _Running:
         digest: of its stage.
         number: of the attempt.
         start_s: when it was claimed.
-        restore_s: until it computes.
+        wait_s: until it computes: for the start of its job or process, and for the last checkpoint.
+        is_first: whether these seconds belong to a first start, and not to one after a failure.
         resumed_s: seconds of work in the checkpoint that it resumed from.
         is_over: whether it ended; its planned end then means nothing.
     """
@@ -92,7 +96,8 @@ class _Running:
     digest: str
     number: int
     start_s: float
-    restore_s: float
+    wait_s: float
+    is_first: bool
     resumed_s: float
     is_over: bool = False
 
@@ -102,6 +107,7 @@ class _Tally:
     """What is counted while a sweep runs."""
 
     end_s: float = 0.0
+    num_jobs: int = 0
     attempts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     holders: list[Holder] = field(default_factory=list)
@@ -122,13 +128,9 @@ class Decisions:
         self._clock = Clock()
         self._gpus = FreeGpus(scenario.num_gpus, scenario.gpus_per_node)
         policy = scenario.policy
-        self._records = SimulatedRecords(
-            scenario.sweep.name, scenario.stages, policy.retries, lease_s=policy.lease_s
-        )
+        self._records = SimulatedRecords(scenario.sweep, scenario.cells, scenario.stages, policy)
         self._jobs: dict[int, list[_Job]] = {}
-        self._num_jobs = 0
         self._tally = _Tally()
-        self._is_stopping = False
         self._spending = SimulatedSpending(
             policy.budget,
             start_at=scenario.start_at,
@@ -150,7 +152,7 @@ class Decisions:
         """Run until nothing can start or end any more."""
         clock = self._clock
         while True:
-            if not self._is_stopping and self._spending.is_over(clock.now_s):
+            if not self._spending.is_stopping and self._spending.is_over(clock.now_s):
                 self._stop("budget")
             # A stage that takes no time is over before others start: of the cells that it makes ready at
             # this moment, the longest must come first.
@@ -159,7 +161,7 @@ class Decisions:
             next_s = clock.next_s()
             if next_s is None:
                 return self._outcome()
-            spent_s = None if self._is_stopping else self._spending.end_s()
+            spent_s = None if self._spending.is_stopping else self._spending.end_s()
             clock.advance(next_s if spent_s is None else min(next_s, max(clock.now_s, spent_s)))
 
     def _outcome(self) -> Outcome:
@@ -172,7 +174,8 @@ class Decisions:
         hold = {n: self._spending.hold(n, self._clock.now_s) for n in self._queues}
         of_budget = ((d, hold[scenario.units[unit].num_gpus]) for d, unit in self._unit_of.items())
         of_gates = GateRule(scenario.cells, scenario.gates).holds(statuses.__getitem__)
-        holds = Holds(stages={**of_gates, **{d: each for d, each in of_budget if each is not None}})
+        of_all = Holds(stages={**of_gates, **{d: each for d, each in of_budget if each is not None}})
+        holds = merged(self._records.holds, of_all)
         return Outcome(
             tally.end_s / 3600,
             {
@@ -182,6 +185,7 @@ class Decisions:
                 for cell in scenario.cells
             },
             dict(tally.attempts),
+            self._records.remedies.num_applied,
             dict(tally.faults),
             next((each for each in found if each.unit == "gpu_seconds"), None),
         )
@@ -194,7 +198,7 @@ class Decisions:
         for num_gpus, queue in self._queues.items():
             if not self._gpus.fits(num_gpus) or self._spending.hold(num_gpus, self._clock.now_s) is not None:
                 continue
-            found = queue.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
+            found = self._search(queue)
             if found is not None:
                 rank = self._rank[self._unit_of[found.instance.digest]]
                 if best is None or rank < best[0]:
@@ -202,12 +206,12 @@ class Decisions:
         if best is None:
             return False
         _, num_gpus, claimable = best
-        self._num_jobs += 1
+        self._tally.num_jobs += 1
         node = self._gpus.take(num_gpus)
         unit = self._unit_of[claimable.instance.digest]
         # A stage that cells share is claimed for one of them, and the job takes no other stage.
         cells = self._cells[unit] if unit == claimable.cell.id else [claimable.cell]
-        owner = owner_on(node, self._num_jobs)
+        owner = owner_on(node, self._tally.num_jobs)
         job = _Job(owner, node, num_gpus, cells, self._clock.now_s)
         self._jobs.setdefault(node, []).append(job)
         self._spending.change(num_gpus, self._clock.now_s)
@@ -216,8 +220,7 @@ class Decisions:
 
     def _go_on(self, job: _Job) -> None:
         """Have a worker claim its next stage; end it if there is none."""
-        index = self._index(job.cells)
-        found = index.next_stage(self._records.status, cancelled=_NOTHING_CANCELLED).claimable
+        found = self._search(self._index(job.cells))
         if found is None or self._spending.hold(job.num_gpus, self._clock.now_s) is not None:
             self._end_job(job)
         else:
@@ -225,7 +228,7 @@ class Decisions:
 
     def _stop(self, why: str) -> None:
         """Have all that runs save and end."""
-        self._is_stopping = True
+        self._spending.is_stopping = True
         for job in [job for jobs in self._jobs.values() for job in jobs]:
             if (attempt := job.attempt) is not None and job.num_gpus:
                 stop_s = self._scenario.stages[attempt.digest].stop_s
@@ -246,6 +249,11 @@ class Decisions:
         scenario = self._scenario
         return ReadyIndex(cells, scenario.sweep.stages, scenario.gates, chain=lambda cell: cell.stage_digests)
 
+    def _search(self, index: ReadyIndex) -> Claimable | None:
+        """Return the first stage of a search that may start now."""
+        status = self._records.status
+        return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds).claimable
+
     def _touch(self, digest: str) -> None:
         """Have the records of a stage looked at again, which just changed."""
         for queue in self._queues.values():
@@ -258,24 +266,29 @@ class Decisions:
         scenario, now_s = self._scenario, self._clock.now_s
         digest = claimable.instance.digest
         stage, saved = scenario.stages[digest], self._records.saved.get(digest)
-        number = self._records.claim(claimable, job.owner)
+        start = self._records.claim(claimable, job.owner)
+        number = len(self._records.evidence(digest).attempts)
         self._touch(digest)
         resumed_s = 0.0 if saved is None else saved.seconds
-        restore_s = RESTART_S if number > 1 else 0.0
-        restore_s += 0.0 if saved is None else stage.stop_s
-        attempt = _Running(digest, number, now_s, restore_s, resumed_s)
+        wait_s = RESTART_S if number > 1 else 0.0
+        wait_s += 0.0 if saved is None else stage.stop_s
+        wait_s += scenario.job_start_s if now_s == job.start_s else 0.0
+        attempt = _Running(digest, number, now_s, wait_s, number == 1, resumed_s)
         job.attempt = attempt
         ends: list[tuple[float, Callable[[_Job, _Running], None]]] = []
-        ends.append((restore_s + stage.seconds - resumed_s, self._succeed))
+        ends.append((wait_s + stage.seconds - resumed_s, self._succeed))
         drawn = random.Random(f"{scenario.seed}/{digest}/{number}")
-        if (strike := scenario.faults.draw(drawn, job.num_gpus)) is not None:
+        strike = scenario.faults.draw(
+            drawn, job.num_gpus, claimable.instance.stage, claimable.cell.axes, start.remedies
+        )
+        if strike is not None:
             ends.append((strike.seconds, partial(self._fail, fault=strike.fault)))
         if scenario.preempt_s is not None and job.num_gpus:
             left_s = max(0.0, job.start_s + scenario.preempt_s - now_s)
             ends.append((left_s + stage.stop_s, partial(self._release, why="preempted", stop_s=stage.stop_s)))
         seconds, end = min(ends, key=lambda each: each[0])
         if job.num_gpus:
-            self._spending.saw_checkpoint(restore_s + min(stage.interval_s or stage.seconds, stage.seconds))
+            self._spending.saw_checkpoint(wait_s + min(stage.interval_s or stage.seconds, stage.seconds))
         self._clock.after(seconds, lambda: None if attempt.is_over else end(job, attempt))
 
     def _succeed(self, job: _Job, attempt: _Running) -> None:
@@ -283,6 +296,8 @@ class Decisions:
         self._close(job, attempt, "succeeded")
         self._records.end(attempt.digest, "succeeded", spent)
         self._touch(attempt.digest)
+        if self._records.holds != NO_HOLDS:  # a stage that did work may end a hold
+            self._records.decide_holds()
         self._go_on(job)
 
     def _fail(self, job: _Job, attempt: _Running, fault: FaultKind) -> None:
@@ -295,6 +310,8 @@ class Decisions:
             self._close(job, attempt, "failed")
             self._records.end(attempt.digest, "failed", spent, cause=fault.cause, message=fault.name)
             self._touch(attempt.digest)
+            if self._records.status(attempt.digest).state is State.FAILED:
+                self._records.decide_holds()
             if not fault.node_hours:
                 self._go_on(job)
                 return
@@ -351,9 +368,9 @@ class Decisions:
         """
         stage, now_s = self._scenario.stages[attempt.digest], self._clock.now_s
         seconds = now_s - attempt.start_s
-        restore_s = min(seconds, attempt.restore_s)
-        save_s = 0.0 if stop_s is None else min(stop_s, seconds - restore_s)
-        worked_s = seconds - restore_s - save_s
+        wait_s = min(seconds, attempt.wait_s)
+        save_s = 0.0 if stop_s is None else min(stop_s, seconds - wait_s)
+        worked_s = seconds - wait_s - save_s
         reached_s = attempt.resumed_s + worked_s
         if kept_s is None:
             kept_s = attempt.resumed_s
@@ -369,7 +386,7 @@ class Decisions:
             phases={
                 stage.phase: worked_s * computed,
                 "save": save_s + worked_s * stage.save_share,
-                "restore": restore_s,
+                "start" if attempt.is_first else "restore": wait_s,
             },
             saved_step=round(kept_s) if kept_s > 0 else None,
             saved_s=(kept_s - attempt.resumed_s) * computed,

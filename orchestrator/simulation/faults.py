@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,16 +34,31 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Something that ends attempts.
 
     Attributes:
-        name: for people.
-        count: how often it happened in the table's GPU-hours.
+        name: for people; the message of the failure.
         cause: the failure cause of the attempt. With `node_lost` it leaves no end record.
+        count: how often it happened in the table's GPU-hours.
+        after_s: it strikes each attempt after so many seconds, as a mistake in code or data does; None for
+            faults that come by chance.
+        stage: name of the only stage that it strikes, "" for all.
+        axes: labels of the only cells that it strikes; empty for all.
+        cured_at: it strikes no attempt that starts on this rung of the remedies for its cause, or a higher
+            one; None for what no remedy cures.
         node_hours: for how long the node is out of use. All other attempts on it are lost too. 0: it goes on.
     """
 
     name: str
-    count: float
     cause: Cause
+    count: float = 0.0
+    after_s: float | None = None
+    stage: str = ""
+    axes: dict[str, str] = {}
+    cured_at: int | None = None
     node_hours: float = 0.0
+
+    def meets(self, stage: str, axes: Mapping[str, str], rungs: Mapping[str, tuple[int, int]]) -> bool:
+        """Return whether it can strike a stage of a cell with these labels, that started on these rungs."""
+        is_cured = self.cured_at is not None and rungs.get(self.cause, (0, 0))[0] >= self.cured_at
+        return not is_cured and self.stage in ("", stage) and self.axes.items() <= axes.items()
 
 
 class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,23 +74,32 @@ class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     gpu_hours: float
     faults: tuple[FaultKind, ...] = ()
 
-    @property
-    def per_gpu_hour(self) -> float:
-        """Rate of all faults together."""
-        return sum(fault.count for fault in self.faults) / self.gpu_hours
-
-    def draw(self, drawn: random.Random, num_gpus: int) -> Strike | None:
+    def draw(
+        self,
+        drawn: random.Random,
+        num_gpus: int,
+        stage: str = "",
+        axes: Mapping[str, str] = {},
+        rungs: Mapping[str, tuple[int, int]] = {},
+    ) -> Strike | None:
         """Return the first fault of an attempt, if it ran for ever; None if none ever comes.
 
         Args:
             drawn: source of randomness.
-            num_gpus: that the attempt holds.
+            num_gpus: that the attempt holds. Those that hold none suffer no faults by chance.
+            stage: name of the stage.
+            axes: labels of the cell.
+            rungs: failure cause to the rung of its remedies, and the number of rungs.
         """
-        if not num_gpus or not self.faults or not self.per_gpu_hour:
-            return None
-        hours = drawn.expovariate(self.per_gpu_hour * num_gpus)
-        (fault,) = drawn.choices(self.faults, [fault.count for fault in self.faults])
-        return Strike(3600 * hours, fault)
+        met = [fault for fault in self.faults if fault.meets(stage, axes, rungs)]
+        strikes = [Strike(fault.after_s, fault) for fault in met if fault.after_s is not None]
+        by_chance = [fault for fault in met if fault.after_s is None and fault.count]
+        if num_gpus and by_chance:
+            rate = sum(fault.count for fault in by_chance) / self.gpu_hours
+            seconds = 3600 * drawn.expovariate(rate * num_gpus)
+            (fault,) = drawn.choices(by_chance, [fault.count for fault in by_chance])
+            strikes.append(Strike(seconds, fault))
+        return min(strikes, key=lambda strike: strike.seconds, default=None)
 
 
 class Strike(NamedTuple):
@@ -109,7 +134,10 @@ def fault_table(name: str) -> FaultTable:
             allowed=f"{NONE}, {MEASURED}, {', '.join(_SCALED)}, or a JSON file such as {_EXAMPLE}",
         ) from None
     table = convert(tree, FaultTable, where=name)
-    numbers = [table.gpu_hours, *(number for f in table.faults for number in (f.count, f.node_hours))]
+    numbers = [
+        table.gpu_hours,
+        *(number for f in table.faults for number in (f.count, f.node_hours, f.after_s or 0.0)),
+    ]
     if not table.gpu_hours > 0 or not all(0 <= number < float("inf") for number in numbers):
         raise UserError("a number of a table of faults is out of range", where=name, allowed="0 or more")
     return msgspec.structs.replace(table, gpu_hours=table.gpu_hours / _SCALED.get(name, 1.0))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NamedTuple
 
-from orchestrator.core.evidence import Attempt, Budget, Evidence, Liveness
+from orchestrator.core.evidence import NO_HOLDS, Attempt, Budget, Evidence, Liveness
 from orchestrator.core.failure import Cause
-from orchestrator.core.plan import Claimable
+from orchestrator.core.holding import SweepRecords, holds_of
+from orchestrator.core.identity import uses_of
+from orchestrator.core.plan import Claimable, summarize_requests
 from orchestrator.core.records import (
     Claim,
     Done,
@@ -16,14 +19,21 @@ from orchestrator.core.records import (
     Owner,
     Parent,
     Process,
+    Request,
     StartRecord,
     Supersedes,
     TimeSpent,
 )
+from orchestrator.core.remedies import Remedied, class_of, remedied, rungs_of, with_shipped
+from orchestrator.core.settings import Policy
 from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.execution.liveness import next_lease_s
 
 GONE = "its node was lost"
+
+CODE = "simulated"
+"""Digest of the code that runs the cells."""
 
 
 class Saved(NamedTuple):
@@ -44,25 +54,78 @@ def owner_on(node: int, job: int) -> Owner:
     return Owner(host=f"node{node}", process=process, cluster="simulated", job=str(job))
 
 
-class SimulatedRecords:
-    """The evidence about each stage, as a store would hold it.
+class SimulatedRemedies:
+    """The remedies with which attempts start, by the failures of their classes.
 
     Args:
-        sweep: its name.
+        sweep: whose stages declare remedies.
+
+    Attributes:
+        num_applied: number of attempts that started with one.
+    """
+
+    def __init__(self, sweep: ComposedSweep) -> None:
+        self._specs = {name: with_shipped(spec) for name, spec in sweep.specs.items()}
+        self._failed: dict[str, dict[str, None]] = {}
+        self.num_applied = 0
+
+    def start(self, claimable: Claimable, evidence: Callable[[str], Evidence]) -> Remedied:
+        """Return what the next attempt of a stage starts with.
+
+        Args:
+            claimable: the stage, and the cell on whose behalf it runs.
+            evidence: returns the evidence about a stage by digest.
+        """
+        cell, instance = claimable
+        spec = self._specs.get(instance.stage)
+        if spec is None or not spec.remedies:
+            return Remedied({})
+        uses = uses_of(spec, cell.config)
+        # Stages without a failure never raise the rung beyond that of those with one.
+        failed = self._failed.get(class_of(spec, instance, cell.config), ())
+        chosen = remedied(spec, uses, rungs_of(spec, uses, [(evidence(digest), 0) for digest in failed]))
+        self.num_applied += any(rung > 0 for rung, _ in chosen.rungs.values())
+        return chosen
+
+    def note_failure(self, instance: StageInstance, cell: Cell) -> None:
+        """Note that an attempt of a stage with remedies failed."""
+        alike = class_of(self._specs[instance.stage], instance, cell.config)
+        self._failed.setdefault(alike, {})[instance.digest] = None
+
+
+class SimulatedRecords:
+    """The evidence about each stage, as a store would hold it after one launch of all cells.
+
+    Args:
+        sweep: with the gates of the launch.
+        cells: that are to run.
         unfinished: digests of the stages that are to run. All others are done.
-        retries: cause to number of retries, from the policy.
-        lease_s: of a stage's first claim.
+        policy: of the launch.
+
+    Attributes:
+        saved: digest of a stage to its newest checkpoint.
+        remedies: with which attempts start.
+        holds: what is held back by rules that look at more than one stage.
     """
 
     def __init__(
-        self, sweep: str, unfinished: Collection[str], retries: Mapping[str, int], *, lease_s: float
+        self, sweep: ComposedSweep, cells: Sequence[Cell], unfinished: Collection[str], policy: Policy
     ) -> None:
         self._sweep = sweep
-        self._budget = Budget(retries)
-        self._lease_s = lease_s
+        self._policy = policy
+        self._budget = Budget(policy.retries)
         self._before = Evidence(done=_done("", 0))
         self._evidence: dict[str, Evidence] = dict.fromkeys(unfinished, Evidence())
+        self._begun: dict[str, None] = {}
+        self._cells: dict[str, Cell] = {}  # for which stages were claimed last
+        names = [cell.id for cell in cells]
+        launch = Request(nonce="", number=1, verb="launch", revision=1, cells=tuple(names))
+        self._requests = summarize_requests([launch], names)
+        self._codes = dict.fromkeys(names, CODE)
         self.saved: dict[str, Saved] = {}
+        self.remedies = SimulatedRemedies(sweep)
+        self.holds = NO_HOLDS
+        self.decide_holds()
 
     def evidence(self, digest: str) -> Evidence:
         """Return what the store would hold about a stage."""
@@ -72,8 +135,21 @@ class SimulatedRecords:
         """Return the state of a stage, as a worker would derive it."""
         return stage_status(self.evidence(digest), self._budget)
 
-    def claim(self, claimable: Claimable, owner: Owner) -> int:
-        """Record the next attempt at a stage; return its number."""
+    def decide_holds(self) -> None:
+        """Evaluate the rules that look at more than one stage."""
+        records = SweepRecords(
+            sweep=self._sweep,
+            evidence=self.evidence,
+            status=functools.cache(self.status),
+            unfinished=list(self._begun),
+            requests=self._requests,
+            policy=self._policy,
+            codes=self._codes,
+        )
+        self.holds = holds_of(records)
+
+    def claim(self, claimable: Claimable, owner: Owner) -> StartRecord:
+        """Record the next attempt at a stage, and return from what it starts."""
         digest, evidence = claimable.instance.digest, self.evidence(claimable.instance.digest)
         attempts = evidence.attempts
         supersedes = None
@@ -85,20 +161,27 @@ class SimulatedRecords:
         claim = Claim(
             nonce="",
             owner=owner,
-            lease_s=next_lease_s(self._lease_s, num_lost),
+            lease_s=next_lease_s(self._policy.lease_s, num_lost),
             generation=1,
-            sweep=self._sweep,
+            sweep=self._sweep.name,
             cell=claimable.cell.id,
             supersedes=supersedes,
         )
         saved = self.saved.get(digest)
         parent = None if saved is None else Parent(attempt=saved.attempt, step=round(saved.seconds))
-        start = StartRecord(parent=parent, uses={}, provenance={})
-        number = len(attempts) + 1
-        self._evidence[digest] = evidence._replace(
-            attempts=(*attempts, Attempt(number, claim, start)), liveness=Liveness.ALIVE
+        chosen = self.remedies.start(claimable, self.evidence)
+        start = StartRecord(
+            parent=parent,
+            uses=chosen.uses,
+            provenance={"code": CODE},
+            remedies=chosen.rungs,
+            before=chosen.before,
         )
-        return number
+        self._begun[digest] = None
+        self._cells[digest] = claimable.cell
+        attempt = Attempt(len(attempts) + 1, claim, start)
+        self._evidence[digest] = evidence._replace(attempts=(*attempts, attempt), liveness=Liveness.ALIVE)
+        return start
 
     def beat(self, digest: str, spent: TimeSpent) -> float:
         """Record the last sign of life of a running attempt; return after how many seconds it is dead."""
@@ -135,7 +218,10 @@ class SimulatedRecords:
             spent=spent,
         )
         self._replace_last(digest, last._replace(end=end))
+        if outcome == "failed" and last.start is not None and last.start.remedies:
+            self.remedies.note_failure(self._sweep.stages[digest], self._cells[digest])
         if outcome == "succeeded":
+            del self._begun[digest]
             done = _done(digest, last.number, spent.seconds)
             self._evidence[digest] = self.evidence(digest)._replace(done=done)
 
@@ -146,5 +232,13 @@ class SimulatedRecords:
 
 def _done(digest: str, attempt: int, seconds: float = 0.0) -> Done:
     return Done(
-        nonce="", stage="", digest=digest, generation=1, attempt=attempt, files=(), rows=(), seconds=seconds
+        nonce="",
+        stage="",
+        digest=digest,
+        generation=1,
+        attempt=attempt,
+        files=(),
+        rows=({"is_simulated": True},) if digest else (),
+        seconds=seconds,
+        code=f"simulated.{CODE[:8]}" if digest else "",
     )

@@ -49,6 +49,7 @@ class Scenario:
         faults: that end attempts.
         preempt_s: after so many seconds a job is preempted; None: never.
         seed: of the faults.
+        job_start_s: seconds from the start of a job until its first stage computes, beyond its estimate.
         start_at: time at which the sweep begins, in seconds since 1970; its budget may have an end.
         gates: of the launch.
         chains: id of a cell to its stages, after the gates that they wait for; empty if there are no gates.
@@ -65,6 +66,7 @@ class Scenario:
     faults: FaultTable = NO_FAULTS
     preempt_s: float | None = None
     seed: int = 0
+    job_start_s: float = 0.0
     start_at: float = 0.0
     gates: Gates = NO_GATES
     chains: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -31,7 +31,7 @@ ROOT = "SWEEP_CACHE"
 VERSION = 1
 """Of the tables. A file of another version is made again."""
 
-BUSY_S = 10.0
+BUSY_S = 3.0
 """Longest wait for another writer, in seconds."""
 
 _TABLES = """
@@ -136,7 +136,7 @@ class Index:
                 try:
                     return act(self._opened())
                 except (sqlite3.Error, OSError) as error:
-                    self._forget()
+                    self.close()
                     code = getattr(error, "sqlite_errorcode", None)
                     # The low byte is the kind of the error, the rest says more about it.
                     if code is not None and code & 0xFF in _DAMAGED and self._path is not None:
@@ -153,7 +153,8 @@ class Index:
             self._pid = os.getpid()
         return self._connection
 
-    def _forget(self) -> None:
+    def close(self) -> None:
+        """Close the file; the next operation opens it again."""
         with contextlib.suppress(sqlite3.Error):
             if self._connection is not None:
                 self._connection.close()

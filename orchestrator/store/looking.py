@@ -96,6 +96,11 @@ class IndexedBucket(RemoteStore):
         self.index.add(_final(read))
         return found | read
 
+    def create(self, key: str, data: bytes) -> bool:
+        """Create an object. What comes after it lists the journal again: a number may have been taken."""
+        self._journals.clear()
+        return super().create(key, data)
+
     def list(self, prefix: str) -> Listing:
         """List one level; of a sweep's requests and submissions, as of the first listing."""
         journal = _JOURNAL.fullmatch(prefix)

@@ -16,8 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.evidence import Attempt, Evidence, Liveness, remaining_files
-from orchestrator.core.plan import removable_files
+from orchestrator.core.evidence import Attempt, Evidence, Liveness, remaining_files, removable_files
 from orchestrator.core.records import Done, Retired
 from orchestrator.core.settings import RETIRING, Policy
 from orchestrator.core.sweep import ComposedSweep, StageInstance

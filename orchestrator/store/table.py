@@ -46,8 +46,8 @@ def collect_rows(
     """
     rows: Rows = []
     for cell in cells:
-        axes = {axis: _typed(cell, axis, label) for axis, label in cell.axes.items()}
-        labels = axes | {name: _flat(value) for name, value in cell.columns.items()}
+        axes = {axis: typed(cell, axis, label) for axis, label in cell.axes.items()}
+        labels = axes | {name: flat(value) for name, value in cell.columns.items()}
         for digest in cell.stage_digests:
             done = reader.evidence(digest).done
             if done is None or not done.rows:
@@ -92,14 +92,15 @@ def _same(value: Any, label: Any) -> bool:
     )
 
 
-def _typed(cell: Cell, axis: str, label: str) -> Any:
+def typed(cell: Cell, axis: str, label: str) -> Any:
     """Return a label as the number, boolean or null that it was made from, else as text."""
     value = pick(cell.config, axis)
     is_scalar = value is None or isinstance(value, bool | int | float)
     return value if is_scalar and scalar_text(value) == label else label
 
 
-def _flat(value: Any) -> Any:
+def flat(value: Any) -> Any:
+    """Return a value of a column: a list as text, joined by commas; others unchanged."""
     return _text(value) if isinstance(value, list | tuple) else value
 
 

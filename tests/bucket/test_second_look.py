@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.api.events import History
 from orchestrator.api.requests import build_request
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.core.records import Heartbeat, Retired
+from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import StageInstance
 from orchestrator.count import COUNT
 from orchestrator.stage import StageSpec
@@ -148,12 +152,36 @@ def test_a_second_look_costs_three_listings_and_one_for_each_kind_that_is_not_do
     assert open_view("counts", bucket.url).cells["seed0"].state != "done"
 
 
+def test_a_reader_that_writes_a_request_takes_a_number_that_is_free(sealed: Ledger) -> None:
+    view = _indexed(sealed)
+    assert [request.number for request in view.requests] == [1]
+    for ledger in (sealed, view.ledger, sealed, view.ledger):
+        ledger.add_request("counts", build_request(view, "cancel", None))
+    assert [request.number for request in view.fresh().requests] == [1, 2, 3, 4, 5]
+
+
+def test_the_events_of_a_bucket_are_listed_in_bulk_and_read_once(sealed: Ledger, bucket: Bucket) -> None:
+    rng, instances = random.Random(5), list(SWEEP.stages.values())
+    for _ in range(60):
+        _act(sealed, rng.choice(instances), rng)
+    history = History(indexed(Ledger(sealed.objects)), "counts")
+    found = history.all()
+    expected = History(Ledger(sealed.objects), "counts").all()
+    assert [event.as_json() for event in found] == [event.as_json() for event in expected]
+    assert {event.kind for event in found} >= {"request", "claim", "end", "product", "void"}
+    bucket.proxy.seen.clear()
+    assert history.all() == found
+    assert all("list-type" in path for _, path in bucket.proxy.seen)
+    num_kinds = 2
+    assert len(bucket.proxy.seen) <= 2 + num_kinds * (3 + len(RETIRING))
+
+
 @pytest.fixture
-def looked(sealed: Ledger, bucket: Bucket, tmp_path: Path) -> Path:
+def looked(sealed: Ledger, tmp_path: Path) -> Path:
     """The file of an index that was used."""
     for number in range(9):
         _act(sealed, list(SWEEP.stages.values())[number % 3], random.Random(number))
-    _ = open_view("counts", bucket.url).cells
+    _facts_of_a_process(sealed)
     (path,) = (tmp_path / "cache").glob("index-*/*.sqlite")
     return path
 
@@ -162,20 +190,35 @@ def _indexed(ledger: Ledger) -> SweepState:
     return SweepState(indexed(Ledger(ledger.objects)), SWEEP, 1, sealed=True)
 
 
+def _facts_of_a_process(ledger: Ledger) -> dict[str, Any]:
+    """What a process finds that ends after it, and so leaves no file open."""
+    view = _indexed(ledger)
+    found = _facts(view)
+    view.ledger.objects.index.close()  # type: ignore[attr-defined]
+    return found
+
+
+def _num_records(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (number,) = connection.execute("select count(*) from records").fetchone()
+    return int(number)
+
+
 def test_an_index_that_is_damaged_or_deleted_is_made_again(looked: Path, sealed: Ledger) -> None:
-    expected = _facts(_indexed(sealed))
+    expected, number = _facts_of_a_process(sealed), _num_records(looked)
     data = looked.read_bytes()
-    for damaged in (b"", b"no database", data[: len(data) // 2], data[:4096] + b"\xff" * 8192 + data[12288:]):
-        for path in looked.parent.glob(f"{looked.name}-*"):
-            path.unlink()
+    middle = data[:4096] + b"\xff" * 8192 + data[12288:]
+    for damaged in (b"", b"no database", data[: len(data) // 2], middle):
         looked.write_bytes(damaged)
-        assert _facts(_indexed(sealed)) == expected
+        assert _facts_of_a_process(sealed) == expected
+        assert _num_records(looked) == number
     shutil.rmtree(looked.parent)
-    assert _facts(_indexed(sealed)) == expected
-    assert looked.stat().st_mode & 0o077 == 0 or looked.parent.stat().st_mode & 0o077 == 0
+    assert _facts_of_a_process(sealed) == expected
+    assert _num_records(looked) == number
+    assert looked.parent.stat().st_mode & 0o077 == 0
     shutil.rmtree(looked.parent)
     looked.parent.write_text("no folder")  # no place for an index: everything is read from the store
-    assert _facts(_indexed(sealed)) == expected
+    assert _facts_of_a_process(sealed) == expected
 
 
 @pytest.mark.long

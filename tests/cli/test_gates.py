@@ -161,3 +161,38 @@ def test_a_killed_rehearsal_is_tried_again(gated, background):
 def test_a_gate_that_cannot_be_is_refused(gated, old, new, message):
     (gated.folder / "gated.yaml").write_text(SWEEP.replace(old, new))
     assert message in gated("plan", "gated.yaml", code=UserError.exit_code)
+
+
+SMOKE = """
+description: the smoke sweep's shape, rehearsed
+like: smoke
+expect_cells: 6
+overrides: {data.num_train: 40, data.num_validation: 4, data.num_test: 4, trainer.num_epochs: 2}
+axes:
+  task: [math]
+  mixture:
+    none: {languages: []}
+    en: {languages: [en]}
+    en+es: {languages: [en, es]}
+stages: [tokenizer, base, prepare, rehearse, train, evaluate]
+"""
+
+
+@pytest.mark.long
+def test_a_tiny_study_is_rehearsed_for_real_and_calibrated_by_it(sweep):
+    (sweep.folder / "rehearsed.yaml").write_text(SMOKE)
+    plan = sweep.json("plan", "rehearsed.yaml")
+    assert [gate["left_out"] for gate in plan["gates"]] == [True, True], "too dear for trainings of seconds"
+    only = ("--only", "model=tiny-qwen3")
+    sweep("launch", "rehearsed.yaml", "policy.rehearse=true", *only, timeout_s=600)
+    assert list(digests(sweep, "rehearse").values()) == [1]
+    (done,) = (json.loads(path.read_text()) for path in (sweep.store / "done/rehearse").glob("*.json"))
+    assert done["rows"][0]["tokens_per_second"] > 0
+    assert done["rows"][0]["num_languages"] == 2
+    cells = [cell for cell in sweep.json("status", "rehearsed")["cells"] if cell["state"] == "done"]
+    assert len(cells) == 3
+    rows = json.loads(sweep("collect", "rehearsed", "--format", "json"))
+    assert {row["stage"] for row in rows} == {"evaluate"}, "a rehearsal is no result"
+    before = digests(sweep, "train")
+    sweep("launch", "rehearsed.yaml", "policy.rehearse=true", *only, timeout_s=600)
+    assert digests(sweep, "train") == before

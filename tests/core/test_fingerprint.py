@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.core.failure import Cause
-from orchestrator.core.holding import fingerprint, own_frames, without_particulars
+from orchestrator.core.failure import Cause, fingerprint, own_frames, without_particulars
 from orchestrator.core.records import End
 
 

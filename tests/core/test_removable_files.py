@@ -7,8 +7,7 @@ from fnmatch import fnmatchcase
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.evidence import describe_retired, remaining_files
-from orchestrator.core.plan import removable_files
+from orchestrator.core.evidence import describe_retired, remaining_files, removable_files
 from orchestrator.core.records import Done, Retired
 from orchestrator.manifest import File
 

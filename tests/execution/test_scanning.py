@@ -144,7 +144,7 @@ class _Store:
 
 
 @given(st.lists(STEPS, min_size=20, max_size=40), st.booleans())
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=60)
 def test_after_any_records_the_worker_finds_what_a_full_scan_finds(
     steps: list[tuple[str, str]], in_place: bool
 ) -> None:

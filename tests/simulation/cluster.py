@@ -29,19 +29,23 @@ def scenario_of(
     """A sweep of these stages, each a cell of its own unless `cells` names their chains."""
     instances = {
         key: StageInstance(
-            stage=key, digest=key, reads={}, inputs=tuple(Input(i, "", i) for i in stage.inputs if i in work)
+            stage=key.partition("-")[0],
+            digest=key,
+            reads={},
+            inputs=tuple(Input(i, "", i) for i in stage.inputs if i in work),
         )
         for key, stage in work.items()
     }
     gates: Gates = rest.pop("gates", NO_GATES)
     chains = cells or {f"cell-{key}": [key] for key in work}
     hours = {key: (true_hours or {}).get(key, stage.hours) for key, stage in work.items()}
+    config = rest.pop("config", {})
     made = tuple(
-        Cell(id=name, axes={}, columns={}, config={}, stage_digests=tuple(chain))
+        Cell(id=name, axes={}, columns={}, config=config, stage_digests=tuple(chain))
         for name, chain in chains.items()
     )
     return Scenario(
-        sweep=ComposedSweep(name="s", specs={}, stages=instances, cells=made),
+        sweep=ComposedSweep(name="s", specs=rest.pop("specs", {}), stages=instances, cells=made),
         cells=made,
         stages={key: SimulatedStage(3600 * hours[key], **(checkpoints or {})) for key in work},
         units=schedule.of_cells({cell.id: gates.chain(cell) for cell in made}, _gated(work, gates)),

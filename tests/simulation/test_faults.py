@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.failure import Cause
 from orchestrator.errors import UserError
-from orchestrator.simulation.faults import fault_table
+from orchestrator.simulation.faults import FaultKind, FaultTable, Strike, fault_table
 from tests.simulation.cluster import table
 
 
@@ -18,7 +19,7 @@ def test_the_measured_table_holds_the_published_counts() -> None:
     assert sum(fault.count for fault in found.faults) == 419
     assert found.gpu_hours == 54 * 24 * 16_384
     assert "2407.21783" in found.source
-    assert fault_table("x100").per_gpu_hour == pytest.approx(100 * found.per_gpu_hour)
+    assert fault_table("x100").gpu_hours == pytest.approx(found.gpu_hours / 100)
     assert fault_table("none").draw(random.Random(0), 8) is None
 
 
@@ -49,3 +50,13 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str | None, messa
         path.write_text(text)
     with pytest.raises(UserError, match=message):
         fault_table(str(path))
+
+
+def test_a_mistake_strikes_each_attempt_of_its_stage_and_cells_at_the_same_time() -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=40.0, stage="train", axes={"task": "math"})
+    found = FaultTable(source="ours", gpu_hours=1.0, faults=(bug,))
+    drawn = random.Random(0)
+    math = {"task": "math", "seed": "1"}
+    assert found.draw(drawn, 8, "train", math) == found.draw(drawn, 0, "train", math) == Strike(40.0, bug)
+    assert found.draw(drawn, 8, "score", math) is None
+    assert found.draw(drawn, 8, "train", {"task": "code"}) is None

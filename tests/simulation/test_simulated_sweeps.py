@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core import plan, schedule, state
-from orchestrator.core.evidence import Budget, Evidence
+from orchestrator.core import holding, plan, schedule, state
+from orchestrator.core.evidence import Budget, Evidence, Hold, Holds
 from orchestrator.core.failure import Cause
+from orchestrator.core.holding import SweepRecords
 from orchestrator.core.schedule import PlannedStage as S
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State
 from orchestrator.simulation.decisions import RESTART_S, Outcome
 from orchestrator.simulation.faults import FaultKind, FaultTable
+from orchestrator.stage import StageSpec
 from tests.simulation.cluster import gates_of, play, table
 
 
@@ -238,3 +240,49 @@ def test_a_gate_that_fails_blocks_the_stages_that_wait_for_it_and_no_other() -> 
     assert states(found)["one"] == states(found)["two"] == "blocked"
     assert found.attempts["failed"] == sum(found.faults.values())
     assert "rehearse is failed" in found.cells["one"].reason
+
+
+def test_a_mistake_hurts_the_cells_that_it_meets_and_costs_what_they_had_done() -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=1800.0, stage="a")
+    storm = FaultTable(source="", gpu_hours=1, faults=(bug,))
+    found = play({"a": S(2, 4), "b": S(3, 4)}, 8, faults=storm)
+    assert states(found) == {"cell-a": "failed", "cell-b": "done"}
+    assert found.goodput is not None
+    assert found.goodput.lost_by == {"data": 4 * 1800.0}
+
+
+def test_a_rule_that_looks_at_all_stages_holds_back_simulated_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=1800.0, stage="a")
+    storm = FaultTable(source="", gpu_hours=1, faults=(bug,))
+    work = {f"a-{n}": S(2 + n, 1) for n in range(6)}
+    assert play(work, 1, faults=storm).attempts == {"failed": 6}
+
+    def after_two(records: SweepRecords) -> Holds:
+        failed = [d for d in records.unfinished if records.status(d).state is State.FAILED]
+        cells = records.sweep.cells if len(failed) > 1 else ()
+        return Holds({cell.id: Hold("two failed") for cell in cells})
+
+    monkeypatch.setattr(holding, "RULES", (after_two,))
+    found = play(work, 1, faults=storm)
+    assert found.attempts == {"failed": 2}
+    assert sorted(states(found).values()) == ["blocked"] * 4 + ["failed"] * 2
+
+
+def test_the_next_attempts_of_a_class_start_with_the_remedy_and_only_its_first_failures_cost() -> None:
+    spec = StageSpec(
+        run="m:f",
+        uses=("micro_batch", "accumulation"),
+        remedies={"oom_gpu": ({"halve": "micro_batch", "double": "accumulation", "times": 2},)},
+    )
+    oom = FaultKind(name="out of memory", cause=Cause.OOM_GPU, after_s=60.0, cured_at=2)
+    found = play(
+        {f"train-{n}": S(2, 1) for n in range(6)},
+        2,
+        specs={"train": spec},
+        config={"micro_batch": 8, "accumulation": 1},
+        policy=Policy(retries={"oom_gpu": 0}),
+        faults=FaultTable(source="", gpu_hours=1, faults=(oom,)),
+    )
+    assert set(states(found).values()) == {"done"}
+    assert found.attempts == {"succeeded": 6, "failed": 4}  # two at once on rung 0, the same two on rung 1
+    assert found.num_remedied == 8

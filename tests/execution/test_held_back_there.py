@@ -1,0 +1,95 @@
+"""The breaker at a worker: rule 9, and one decision for all that read the same store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from orchestrator.core.plan import summarize_requests
+from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.sweep import ComposedSweep
+from orchestrator.execution.scanning import HoldReader, StoreScanner
+from orchestrator.jobs.records import REFUSED
+from orchestrator.store import layout
+from orchestrator.store.evidence import EvidenceReader
+from tests.execution.faults import order_for
+from tests.execution.here import work
+from tests.store.builders import instance_of, ledger_at, seal, sweep_of
+
+
+def of_two_tasks(num_bad: int, num_good: int, **count: object) -> ComposedSweep:
+    """Return a sweep whose first cells are of one task, and the others of another."""
+    sweep = sweep_of(num_bad + num_good, **count)
+    tasks = ["bad"] * num_bad + ["good"] * num_good
+    cells = [
+        replace(cell, axes={"task": task, **cell.axes}) for cell, task in zip(sweep.cells, tasks, strict=True)
+    ]
+    return replace(sweep, cells=tuple(cells))
+
+
+def break_starts(store: Path, sweep: ComposedSweep, cells: range) -> None:
+    """Let the stages of some cells fail before they are called: their child cannot open its log."""
+    for cell in cells:
+        (store / layout.payload(instance_of(sweep, cell), 1) / layout.LOG).mkdir(parents=True)
+
+
+def attempts(store: Path, sweep: ComposedSweep) -> list[int]:
+    return [len(ledger_at(store).numbers(instance_of(sweep, cell))) for cell in range(len(sweep.cells))]
+
+
+def test_a_worker_goes_on_after_starts_that_fail_for_what_their_cells_have_in_common(store: Path) -> None:
+    """Rule 9: the machine is not to blame, so the worker leaves these cells alone and does the others."""
+    sweep = of_two_tasks(5, 2)
+    revision = seal(store, sweep)
+    break_starts(store, sweep, range(5))
+    worked = work(ledger_at(store), revision, order_for(store, sweep.name, policy={"retries": {}}))
+    assert worked.code == 0, worked.lines
+    assert attempts(store, sweep) == [1, 1, 1, 0, 0, 1, 1]
+    assert len(ledger_at(store).generations(layout.done_index("count"))) == 2
+
+
+def test_a_worker_on_a_machine_that_starts_nothing_stops_soon(store: Path) -> None:
+    """Rule 9: soon the failed cells have nothing in common but the machine."""
+    sweep = of_two_tasks(5, 5)
+    revision = seal(store, sweep)
+    break_starts(store, sweep, range(10))
+    order = order_for(store, sweep.name, policy={"retries": {}})
+    assert work(ledger_at(store), revision, order).code == REFUSED
+    assert attempts(store, sweep) == [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_without_the_breaker_two_failed_starts_in_a_row_stop_a_worker(store: Path) -> None:
+    sweep = of_two_tasks(5, 2)
+    revision = seal(store, sweep)
+    break_starts(store, sweep, range(5))
+    order = order_for(store, sweep.name, policy={"retries": {}, "breaker": 0})
+    assert work(ledger_at(store), revision, order).code == REFUSED
+    assert attempts(store, sweep) == [1, 1, 0, 0, 0, 0, 0]
+
+
+def test_all_who_read_the_store_decide_alike(store: Path) -> None:
+    """A second worker claims nothing, and a driver counts nothing to start workers for."""
+    sweep = of_two_tasks(5, 2, fail={"how": "data", "step": 1, "attempts": 99})
+    good = sweep_of(2, first_seed=10).cells
+    sweep = replace(
+        sweep,
+        stages={**sweep.stages, **sweep_of(2, first_seed=10).stages},
+        cells=(*sweep.cells[:5], *(replace(c, axes={"task": "good", **c.axes}) for c in good)),
+    )
+    revision = seal(store, sweep)
+    order = order_for(store, sweep.name)
+    for _ in range(2):
+        worked = work(ledger_at(store), revision, order)
+        assert worked.code == 0, worked.lines
+        assert attempts(store, sweep) == [1, 1, 1, 0, 0, 1, 1]
+    retries, summary = order.settings.policy.retries, summarize_requests([], [])
+
+    def status(reader: EvidenceReader, _: object, digest: str) -> StageStatus:
+        return stage_status(reader.evidence(digest), summary.budget(digest, retries))
+
+    for code, number in (("", 0), ("0" * 64, 2)):
+        holds = HoldReader(sweep, order.settings.policy, code)
+        scanner = StoreScanner(sweep.cells, sweep.stages, status, holds=holds)
+        reader = EvidenceReader(ledger_at(store), sweep.stages.values(), count_attempts=False)
+        assert scanner.count(reader, summary) == (number, number > 0)
