@@ -80,3 +80,16 @@ def test_a_launch_that_costs_too_much_is_refused_and_records_nothing(with_gpus: 
 def test_a_sweep_without_gpus_is_bound_by_time_alone(slow: Any) -> None:
     slow("launch", "slow.yaml", "count.num_steps=2", "policy.budget.gpu_hours=0")
     assert slow.json("status", "slow")["counts"] == {"done": 6}
+
+
+def test_plan_names_the_cells_to_drop_so_that_the_rest_fits(with_gpus: Any) -> None:
+    with_gpus("launch", "slow.yaml", "count.num_steps=3", "--only", "seed=0")
+    plan = with_gpus.json("plan", "slow.yaml", "--budget", "count.num_steps=3", "policy.budget.gpu_hours=1")
+    assert plan["fits"] and plan["drop"] == []
+    each_s = 3600 * plan["needed_gpu_hours"] / 5
+    limit = plan["spent_gpu_hours"] + 3.5 * each_s / 3600
+    words = ("slow.yaml", "--budget", "count.num_steps=3", f"policy.budget.gpu_hours={limit:.9f}")
+    plan = with_gpus.json("plan", *words)
+    assert not plan["fits"] and plan["fits_without"]
+    assert len(plan["drop"]) == plan["claims_lost"] == 2
+    assert "without 2 cells it fits; lost: 2 of 6 rows" in with_gpus("plan", *words)
