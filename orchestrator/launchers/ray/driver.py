@@ -179,7 +179,7 @@ class RayDriver:
         self._failures = Failures()
         wanted = set(submission.tasks[0])
         cells = [cell for cell in sealed.cells if cell.id in wanted]
-        gates = gates_of(sealed, request.gates, request.cells)
+        gates = gates_of(sealed, request.gates, request.cells)._replace(are_first=True)
         sealed = with_gates(sealed, gates)
         holds = HoldReader(sealed, engine.policy, code_of(request))
         self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates)
