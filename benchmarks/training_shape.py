@@ -24,11 +24,11 @@ import yaml  # type: ignore[import-untyped]
 
 from orchestrator.costs import DEVICES
 from orchestrator.errors import UserError
-from orchestrator.sft.memory import BUSY_TOKENS, Decoder, Fit, Load, decided, decoder, fit, widest_pack
+from orchestrator.sft.memory import BUSY_TOKENS, MAX_PACK_TOKENS, Decoder, Fit, Load, decoder, widest_pack
 from orchestrator.sft.packing import Packs, plan_widths, useful_share
 from orchestrator.sft.save_costs import DISK_GB_S, save_costs
 from orchestrator.sft.shards import EpochOrder
-from orchestrator.sft.speed import mfu
+from orchestrator.sft.speed import decided, fit, mfu
 from orchestrator.sft.workload import CostsConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -86,7 +86,7 @@ def limit(models: Sequence[Decoder], longest: int, num_gpus: int) -> int:
     memory: dict[str, Any] = {"num_gpus": num_gpus, "memory_gib": DEVICES[DEVICE].memory_gib}
     load = Load(row_tokens=longest, checkpointing=None, loss_chunk_tokens=1024)
     found = (
-        widest_pack(model, decided(model, load, needed_tokens=BUSY_TOKENS, **memory), **memory)
+        widest_pack(model, decided(model, load, most_tokens=MAX_PACK_TOKENS, **memory), **memory)
         for model in models
     )
     return min((tokens for tokens in found if tokens is not None), default=BUSY_TOKENS)
@@ -147,7 +147,7 @@ def placed(model: Decoder, num_gpus: int | None) -> Fit:
 
 def seconds(model: Decoder, how: Fit, num_tokens: float) -> float:
     """Return the seconds of a step of so many tokens on devices of the study."""
-    used = mfu(model, DEVICE, recomputes=how.checkpointing, is_compiled=True)
+    used = mfu(model, DEVICE, recomputes=how.checkpointing, is_compiled=True, pack_tokens=how.tokens)
     assert used is not None, "a GPU"
     rate = how.num_gpus * DEVICES[DEVICE].peak_tflops * 1e12 * used * LEAST_SHARE
     return 6 * model.num_parameters * num_tokens / rate

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gpu.device import environment_of_children
-from gpu.models import LONGEST_TOKENS, Size, choose, costs, placed, rows_of, training
+from gpu.models import LONGEST_TOKENS, MEAN_TOKENS, Size, choose, costs, placed, rows_of, training
 from gpu.one_pass import Pass
 from orchestrator.sft import batches, kernels
 from orchestrator.sft import speed as speed_model
@@ -137,10 +137,11 @@ RECOMPUTED = (
     Way("selective", {**_SAME, "gradient_checkpointing": "selective"}, "auto", 40),
     Way("all recomputed", {**_SAME, "gradient_checkpointing": True}, "auto", 40),
     Way(
-        "selective, smallest packs of the plan",
+        "selective, small packs",
         {"compile": True, "gradient_checkpointing": "selective", "micro_batch_tokens": BUSY_TOKENS},
         *("auto", 40),
     ),
+    Way("selective, widest packs", {"compile": True, "gradient_checkpointing": "selective"}, "auto", 40),
     Way("all recomputed, widest packs", {"compile": True, "gradient_checkpointing": True}, "auto", 40),
     Way(
         "selective, not compiled", {**_SAME, "gradient_checkpointing": "selective", "compile": False}, "auto"
@@ -225,6 +226,7 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
             torch.cuda.get_device_name(),
             recomputes=facts.get("recompute", True),
             is_compiled=bool(facts.get("compiled", False)),
+            pack_tokens=loop.batches.widths[-1] if loop.batches.widths else 16 * MEAN_TOKENS,
         )
         used = min(modelled or 1.0, costs().mfu_of(size.decoder.num_parameters))
         predicted = {

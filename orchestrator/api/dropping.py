@@ -21,7 +21,7 @@ RULE = (
 """The rule, for people."""
 
 
-class Candidate(NamedTuple):
+class Droppable(NamedTuple):
     """A cell that could be dropped.
 
     Attributes:
@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
     claims: int
 
 
-def to_drop(candidates: Sequence[Candidate], excess_s: float) -> list[Candidate]:
+def to_drop(candidates: Sequence[Droppable], excess_s: float) -> list[Droppable]:
     """Return the cells to drop, those of the least loss first; all of them if even that does not suffice.
 
     Greedy by claims for each saved second; of equals, the one that saves more, then the first in the grid.
@@ -51,7 +51,7 @@ def to_drop(candidates: Sequence[Candidate], excess_s: float) -> list[Candidate]
     if excess_s <= 0:
         return []
     useful = [each for each in candidates if each.saved_s > 0]
-    dropped: list[Candidate] = []
+    dropped: list[Droppable] = []
     saved_s = 0.0
     for each in sorted(useful, key=lambda one: (one.claims / one.saved_s, -one.saved_s)):
         if saved_s >= excess_s:
@@ -81,7 +81,7 @@ def budget_json(plan: Plan) -> dict[str, Any]:
     claims = _claims(plan)
     uses = Counter(digest for cell in plan.cells for digest in cell.stage_digests if digest in seconds)
     candidates = [
-        Candidate(
+        Droppable(
             cell.id,
             sum(seconds[d] for d in cell.stage_digests if d in seconds and uses[d] == 1),
             claims[cell.id],

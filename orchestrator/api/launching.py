@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of, molded, work_of
+from orchestrator.api.estimates import estimates_of, molded, work_of, worker_gpus
 from orchestrator.api.requests import (
     build_request,
     gate_facts,
@@ -40,10 +40,10 @@ from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.costs import Hardware
+from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.submissions import spending_now
-from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for, worker_gpus
+from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
 from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
@@ -90,6 +90,20 @@ def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
         for status in (view.stages[digest],)
         if status.state is not State.DONE and status.attempts
     }
+
+
+def with_code(view: SweepState, digest: str) -> SweepState:
+    """Return the state of the same revision as a launch of this code would find it: what it holds back.
+
+    Args:
+        view: the sweep state.
+        digest: of the code.
+    """
+    if not view.holds.cells:
+        return view
+    changed = view.with_gates(view.gates)
+    changed.codes = dict.fromkeys(view.codes, digest)
+    return changed
 
 
 def make_launcher(settings: RunSettings, num_cells: int) -> Any:
@@ -194,7 +208,7 @@ class CheckedLaunch:
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
         hardware = hardware_for(self.launcher, self.settings)
         gpus = self.launcher.gpus() if self.settings.hardware.moldable else None
-        if hardware is not None or gpus is not None:
+        if hardware is not None or gpus is not None or self.settings.policy.budget.is_set:
             # The estimate of a cell that fits nowhere is an error.
             estimates = estimates_of(
                 view,
@@ -206,24 +220,15 @@ class CheckedLaunch:
             )
             if gpus is not None:
                 molded(view, cells, estimates, gpus)
-        if self.settings.policy.budget.is_set:
-            self._refuse_over_budget(hardware or self.settings.hardware.assumed)
+            self._refuse_over_budget(estimates)
         self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
         if self.limits is not None and not self.dry_run:
             self.dispatch().check()
 
-    def _refuse_over_budget(self, hardware: Hardware) -> None:
+    def _refuse_over_budget(self, estimates: Mapping[str, Estimate]) -> None:
         """Raise if the cells would cost more than the budget allows."""
         policy, view = self.settings.policy, self.view
-        estimates = estimates_of(
-            view,
-            self.cells,
-            hardware=hardware,
-            retention=policy.retention,
-            import_paths=self.import_paths,
-            unfinished_only=True,
-        )
-        held = worker_gpus(self.launcher, self.settings)
+        held = worker_gpus(self.launcher, self.settings) if policy.budget.is_set else 0.0
         work = work_of(view, self.cells, estimates)
         seconds = {digest: 3600 * each.hours * (each.num_gpus or held) for digest, each in work.items()}
         todo = [cell for cell in self.cells if held and view.cells[cell.id].state is not State.DONE]
@@ -234,7 +239,8 @@ class CheckedLaunch:
         """Return the submission of the cells, for a request that is not recorded."""
         assert self.limits is not None
         code = plan_code(self.view.ledger.objects, self.view.sweep, self.import_paths).code
-        return Dispatch(self.view, self._request(self.view, code, {}), self.launcher, self.limits)
+        view = with_code(self.view, code.version)
+        return Dispatch(view, self._request(view, code, {}), self.launcher, self.limits)
 
     def seal(self, notify: Notify) -> SweepState:
         """Create the store if there is none, prove that it can be written, and seal the revision.

@@ -74,6 +74,7 @@ class Simulated(NamedTuple):
             "cells": dict(states),
             "attempts": outcome.attempts,
             "num_remedied": outcome.num_remedied,
+            "num_nodes_left_out": outcome.num_left_out,
             "faults": outcome.faults,
             "goodput": _goodput_json(outcome.goodput, self.makespan),
             "budget": self._budget_json(),
@@ -161,7 +162,7 @@ def simulate(
         seed=cluster.seed,
         job_start_s=3600 * cluster.job_start_hours,
         start_at=time.time(),
-        gates=view.gates,
+        gates=view.gates._replace(are_first=True),
         chains=chains,
     )
     outcome = Decisions(scenario).run()

@@ -192,7 +192,7 @@ class ReadyIndex:
         for digest in digests:
             self._states.pop(digest, None)
             self._queue(digest)
-            for consumer in self._consumers.get(digest, ()):
+            for consumer in (*self._consumers.get(digest, ()), *self._rule.after(digest)):
                 self._queue(consumer)
 
     def leave_out(self, digest: str) -> None:

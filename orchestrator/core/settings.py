@@ -94,6 +94,7 @@ class Policy(Settings, frozen=True, kw_only=True):
         retention: which files of a product stay when all stages made from it are done. ``all`` keeps every
             file. ``best`` and ``none`` keep those that these stages name for the policy, see
             `Context.retire`.
+        quarantine_s: how long a node is left out on which attempts failed at once, in seconds; 0 for never.
         rehearse: whether stages wait for their gates; ``auto`` leaves out gates that cost more than they
             may save.
         budget: what the sweep may spend.
@@ -108,6 +109,7 @@ class Policy(Settings, frozen=True, kw_only=True):
     grace_s: float = 60.0
     keep_checkpoints: bool = False
     retention: Retention = "all"
+    quarantine_s: Annotated[float, SINCE_2] = 3600.0
     rehearse: Annotated[bool | Literal["auto"], SINCE_2] = "auto"
     budget: Annotated[SpendingLimit, SINCE_2] = SpendingLimit()
     breaker: Annotated[int, SINCE_2] = 3
@@ -204,6 +206,7 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
     _at_least("policy.checkpoint_interval_s", settings.policy.checkpoint_interval_s, 0, where)
     _at_least("store.outage_s", settings.store.outage_s, 0, where)
     _at_least("policy.grace_s", settings.policy.grace_s, 0, where)
+    _at_least("policy.quarantine_s", settings.policy.quarantine_s, 0, where)
     _at_least("policy.breaker", settings.policy.breaker, 0, where)
     for stage, limit_s in settings.policy.limits_s.items():
         if not limit_s > 0:

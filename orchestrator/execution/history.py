@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
-from orchestrator.core.failure import Cause
+from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import End
-from orchestrator.execution.attempt import AttemptRun
 from orchestrator.jobs.records import REFUSED, RELEASED, TOO_SHORT
 from orchestrator.store.ledger import Ledger
 
@@ -46,6 +46,18 @@ class RequestReader:
         return self.summary
 
 
+class Ran(Protocol):
+    """How far an attempt came."""
+
+    @property
+    def was_running(self) -> bool:
+        """Whether its stage ran, so that the failure is not one of its start."""
+
+    @property
+    def made_progress(self) -> bool:
+        """Whether it left more than it began with."""
+
+
 class WorkerHistory:
     """How the attempts of a worker ended, from which follow whether it goes on and how it exits.
 
@@ -57,24 +69,37 @@ class WorkerHistory:
         has_progressed: whether a successor of this job could get further.
         is_late: whether an attempt ended because too little time was left.
         is_starved: whether a stage ran out of memory, so that a larger job is needed.
+        faults: attempts that failed by the node, in words, each with its end; whoever reports them removes
+            them.
     """
 
     def __init__(self, *, in_job: bool) -> None:
+        self.faults: list[tuple[str, End]] = []
         self.num_claims = 0
         self.has_progressed = False
         self.is_late = False
         self.is_starved = False
         self._in_job = in_job
-        self._failed_starts: list[str] = []
+        self._failed_starts: list[tuple[str, str, End]] = []
         self._is_replaced = False
         self._is_on_bad_node = False
 
-    def add(self, digest: str, run: AttemptRun, end: End, *, is_replaced: bool) -> None:
-        """Add an attempt of a stage that ended; `is_replaced`: a later start of this worker took it over."""
+    def add(self, digest: str, run: Ran, end: End, what: str, *, is_replaced: bool) -> None:
+        """Add an attempt that ended.
+
+        Args:
+            digest: of its stage.
+            run: the attempt.
+            end: its end.
+            what: the attempt in words.
+            is_replaced: whether a later start of this worker took it over.
+        """
         if end.outcome == "failed" and not run.was_running:
-            self._failed_starts.append(digest)
+            self._failed_starts.append((digest, what, end))
         else:
             self._failed_starts.clear()
+        if end.cause is Cause.BAD_NODE:
+            self.faults.append((what, end))
         self._is_replaced = is_replaced
         self._is_on_bad_node |= end.cause is Cause.BAD_NODE
         self.is_late |= end.why == "deadline"
@@ -90,10 +115,16 @@ class WorkerHistory:
         """
         if self._is_replaced:
             return "a later start of this job goes on", self.exit_code("replaced")
-        failed = self._failed_starts
-        if len(failed) >= MAX_FAILED_STARTS:
-            others = attributed(failed)
-            if sum(digest not in others for digest in failed) >= MAX_FAILED_STARTS:
+        starts = self._failed_starts
+        if len(starts) >= MAX_FAILED_STARTS:
+            others = attributed([digest for digest, _, _ in starts])
+            mine = [each for each in starts if each[0] not in others]
+            if len(mine) >= MAX_FAILED_STARTS:
+                # A wrong config fails on every node: such an end tells nothing about this one.
+                chance = [(what, end) for _, what, end in mine if end.cause not in DETERMINISTIC]
+                known = [what for what, end in chance if end.cause is Cause.BAD_NODE]
+                if len(chance) >= MAX_FAILED_STARTS:
+                    self.faults += [each for each in chance if each[0] not in known]
                 return "two failures in the start phase in a row", REFUSED
         if self._is_on_bad_node:
             return "this machine cannot run the stages", REFUSED

@@ -15,8 +15,9 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
+from orchestrator.core.remedies import is_disk_full, pause_after
 from orchestrator.core.state import NO_GATES, StageStatus, stage_status
-from orchestrator.core.sweep import StageInstance
+from orchestrator.core.sweep import StageInstance, gates_among
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
 from orchestrator.execution.attempt import AttemptRun
@@ -25,9 +26,10 @@ from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerH
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.execution.scanning import HoldReader, StoreScanner
-from orchestrator.execution.spending import BudgetWatch, HeldTime
+from orchestrator.execution.spending import HeldTime
 from orchestrator.execution.supervision import WorkerHooks
-from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
+from orchestrator.jobs.nodes import NodeReports, named
+from orchestrator.jobs.records import BROKEN_NODE, NO_MEMORY, OTHER_CODE
 from orchestrator.jobs.submissions import request_of
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
@@ -82,8 +84,11 @@ class Worker:
             checkout=checkout,
         )
         self._say = say
-        request = request_of(ledger, sweep.name, order.request) if order.request else None
-        gates = gates_of(sweep, request.gates, request.cells) if request is not None else NO_GATES
+        gates = NO_GATES
+        if order.request and gates_among(sweep.specs):
+            request = request_of(ledger, sweep.name, order.request)
+            is_alone = order.job is not None and order.max_idle_s is None
+            gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=not is_alone)
         sweep = with_gates(sweep, gates)
         holds = HoldReader(sweep, order.settings.policy, order.code_digest)
         self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates, holds)
@@ -91,18 +96,36 @@ class Worker:
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
-        self._products = Products(ledger, sweep, by=f"worker on {owner.host}", say=say)
+        self._products = Products(ledger, sweep, gates, by=f"worker on {owner.host}", say=say)
         self._history = WorkerHistory(in_job=order.job is not None)
-
-    @cached_property
-    def _budget(self) -> BudgetWatch:
-        """What the sweep may still spend."""
-        return BudgetWatch(self._ledger, self._order, self._hooks.held)
 
     @cached_property
     def _gpus(self) -> GpuPool | None:
         """The GPUs that the launch's workers share; None if this worker has its own."""
         return None if self._order.gpus is None else GpuPool(self._order.gpus)
+
+    @cached_property
+    def _nodes(self) -> NodeReports:
+        """The reports about nodes, by which this worker leaves its own alone."""
+        return NodeReports(self._ledger, self._order.settings.policy.quarantine_s)
+
+    def _report_faults(self) -> None:
+        """Report attempts that failed by this node, so that others avoid it for a while."""
+        while self._history.faults:
+            what, end = self._history.faults.pop(0)
+            try:
+                owner, sweep = self._owner, self._order.sweep
+                self._nodes.add(
+                    owner.cluster,
+                    owner.host,
+                    "failed",
+                    end.message,
+                    cause=end.cause,
+                    sweep=sweep,
+                    attempt=what,
+                )
+            except (OSError, InfrastructureError) as error:  # the next failure is reported again
+                self._say(f"the failure of this node is not reported: {error_line(error)}")
 
     @property
     def num_claims(self) -> int:
@@ -111,22 +134,20 @@ class Worker:
 
     def run(self) -> int:
         """Work until nothing is left to claim or to wait for; return the exit code."""
-        self._hooks.held.looks()
-        try:
+        with self._hooks.held.recorded():
             return self._run()
-        finally:
-            self._hooks.held.write(has_ended=True)
 
     def _run(self) -> int:
         idle_s = IDLE_S
         while not self._hooks.stop_asked():
             if (refusal := self._history.refusal(self._attributed)) is not None:
                 why, code = refusal
+                self._report_faults()
                 self._say(f"{why}: this worker claims no more")
                 return code
             self._idleness.start_scan()
             summary = self._requests.read(at_most_s=0.0)
-            if (hold := self._budget.hold(summary.limit)) is not None:
+            if (hold := self._hooks.held.budget.hold(summary.limit)) is not None:
                 self._say(f"{hold.reason}: this worker claims no more")
                 return 0
             # New evidence for each scan. A decision from an old scan is checked again in `_try`.
@@ -138,6 +159,9 @@ class Worker:
                 return self._history.exit_code("deadline")
             if scan.claimable is not None and self._has_other_code():
                 return OTHER_CODE
+            if scan.claimable is not None and (found := self._nodes.of(self._owner)) is not None:
+                self._say(f"{named(self._owner.host, found)}: this worker claims no more")
+                return BROKEN_NODE
             if scan.claimable is not None:
                 idle_s = IDLE_S if self._try_or_leave(scan.claimable, reader) else self._pause(idle_s)
                 self._idleness.end()
@@ -281,6 +305,9 @@ class Worker:
         number = (attempts[-1].number if attempts else 0) + 1
         after = self._requests.summary.after
         begin = self._products.remedies.start(claimable.cell, instance, reader, after)
+        # A limit of the stage's own is another one than its job's, so only memory is a remedy of attempts.
+        if order.job is not None and Cause.OOM_HOST in order.job.rungs:
+            begin = begin._replace(rungs={Cause.OOM_HOST: order.job.rungs[Cause.OOM_HOST], **begin.rungs})
         claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):
@@ -306,12 +333,18 @@ class Worker:
         end = run.run(attempts)
         self._products.unpin(instance, reader)
         is_replaced = end.why == "superseded" and self._is_replaced(instance)
-        self._history.add(instance.digest, run, end, is_replaced=is_replaced)
+        what = f"{claimable.cell.id} {instance.name} attempt {number}"
+        self._history.add(instance.digest, run, end, what, is_replaced=is_replaced)
+        self._report_faults()
         if end.outcome == "failed":
             self._scanner.look_at_holds()
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._scanner.leave_out(instance.digest)
+        if pause_s := pause_after(end, attempts):
+            if is_disk_full(end):  # files that no stage needs any more may make room
+                self._retain()
+            self._leaving.back_off(instance.digest, pause_s, f"a pause of {pause_s:.0f} s: {end.message}")
         if end.outcome == "succeeded":
             self._retain(claimable)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
@@ -359,10 +392,9 @@ class Worker:
         try:
             at_most_s = max(CANCEL_POLL_S, self._ledger.objects.poll_s)
             summary = self._requests.read(at_most_s=at_most_s)
-            if self._budget.is_over(summary.limit, at_most_s=at_most_s):
+            if self._hooks.held.budget.is_over(summary.limit, at_most_s=at_most_s):
                 return "budget"
         except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""
-        if not summary.cancelled or self._scanner.is_wanted(instance.digest, summary.cancelled):
-            return ""
-        return "cancelled"
+        is_wanted = not summary.cancelled or self._scanner.is_wanted(instance.digest, summary.cancelled)
+        return "" if is_wanted else "cancelled"

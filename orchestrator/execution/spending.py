@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
@@ -39,10 +40,15 @@ class HeldTime:
         ledger: the store.
         order: the worker's assignment.
         owner: its identity.
+
+    Attributes:
+        budget: what the sweep may still spend.
+        record: as it was last written.
     """
 
     def __init__(self, ledger: Ledger, order: Assignment, owner: Owner) -> None:
         self._records = WorkerRecords(ledger, order.sweep)
+        self.budget = BudgetWatch(ledger, order, self)
         began = order.job.start_at if order.job is not None else None
         before_s = max(age_s(), time.time() - began if began is not None else 0.0)
         self._start_s = time.monotonic() - before_s
@@ -62,10 +68,14 @@ class HeldTime:
         """Seconds since the worker's start."""
         return round(time.monotonic() - self._start_s, 3)
 
-    def looks(self) -> None:
-        """Note that the worker looks for its first stage, if it has not done so before."""
-        if not self.record.start_s:
-            self.write(start_s=self.seconds)
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record the worker from its search for a first stage on to its end."""
+        self.write(start_s=self.seconds)
+        try:
+            yield
+        finally:
+            self.write(has_ended=True)
 
     def begins(self, key: str) -> None:
         """Note that the worker has claimed an attempt."""

@@ -24,8 +24,9 @@ from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import JobListing, SubmissionState
-from orchestrator.jobs.records import JobContext, JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobContext, JobEnd, Resources, Shortfalls, Submission
 from orchestrator.registry import SCHEDULERS, lookup
+from orchestrator.store.ledger import Ledger
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 """A setting that is at least 1."""
@@ -222,7 +223,7 @@ class Submitter(Protocol):
 
     def resources(
         self,
-        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        cells: Sequence[tuple[Subject, Estimate | None, Shortfalls]],
         *,
         known: Sequence[Subject],
         chosen: Mapping[str, int],
@@ -230,7 +231,7 @@ class Submitter(Protocol):
         """Return what the job of each cell requests, as pairs of cell id and resources.
 
         Args:
-            cells: each with its estimate, and how many of its jobs ran out of host memory.
+            cells: each with its estimate, and how many of its jobs lacked memory or hours.
             known: all cells of the revision, which selectors may name.
             chosen: id of a cell to its GPUs, where they were chosen; its estimate is for so many.
 
@@ -238,8 +239,23 @@ class Submitter(Protocol):
             UserError: a cell fits on nothing that the scheduler has.
         """
 
-    def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
-        """Return the nodes that new jobs must not use now."""
+    def excluded(
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
+    ) -> tuple[str, ...]:
+        """Return the nodes that new jobs must not use now.
+
+        Args:
+            filed: all submissions of the sweep.
+            ledger, cluster: the store with reports about nodes, and the name of the scheduler's cluster.
+            quarantine_s: how long a node is left out that was reported, in seconds.
+            is_dry: whether nothing may be written, not even a probe of the store's clock.
+        """
 
     def logs(self, sweep: str, number: int) -> str:
         """Return the folder for the logs of a submission's jobs, "" for the one in the store."""
@@ -251,9 +267,7 @@ class Submitter(Protocol):
         """Submit the text to the scheduler."""
 
     def find(self, submission: Submission) -> str | None:
-        """Return the id of a submission's job, found by its name; None if there is no such job.
-
-        This recovers submissions whose id was never recorded, for example because the reply was lost.
+        """Return the id of a submission's job by its name, as after a lost reply; None if there is none.
 
         Raises:
             InfrastructureError: the scheduler does not answer.
@@ -290,17 +304,6 @@ def hardware_for(launcher: Launcher | Submitter, settings: RunSettings) -> Hardw
     if hardware is None or gpus is None:
         return hardware
     return structs.replace(hardware, max_gpus=max(hardware.max_gpus, gpus.per_node))
-
-
-def worker_gpus(launcher: Launcher | Submitter, settings: RunSettings) -> float:
-    """Return how many GPUs a worker of a launch holds, at most; 0 without GPUs."""
-    hardware = hardware_for(launcher, settings)
-    if hardware is None and (isinstance(launcher, Submitter) or launcher.gpus() is None):
-        return 0.0
-    if hardware is not None and hardware.device == "cpu":
-        return 0.0
-    most = (hardware or settings.hardware.assumed).max_gpus
-    return float(settings.launcher.get("gpus_per_worker") or most)
 
 
 def stepped(amount: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import platform
 import secrets
 import signal
 import subprocess
@@ -24,13 +25,15 @@ import msgspec
 from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.entry import short_paths
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.execution.assignment import Assignment, GpuShare, log_tail
 from orchestrator.execution.main import HELD_SIGNALS, in_fork_server
 from orchestrator.formats import encode
+from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.launchers.base import Launch, LaunchGpus
 from orchestrator.processes import end_adopted
+from orchestrator.store.ledger import open_ledger
 
 MAX_RESTARTS = 20
 """Most restarts of one slot's worker in a launch. Failure budgets end most loops much earlier."""
@@ -117,8 +120,17 @@ class LocalLauncher:
         return LaunchGpus(len(self._gpus), len(self._gpus)) if self._gpus else None
 
     def start(self, launch: Launch) -> None:
-        """Start the fork server and a worker in every slot."""
+        """Start the fork server and a worker in every slot.
+
+        Raises:
+            InfrastructureError: this machine is left out, because stages failed on it at once.
+        """
         self._launch = launch
+        here, limit_s = platform.node(), launch.settings.policy.quarantine_s
+        nodes = NodeReports(open_ledger(launch.store), limit_s)
+        # In a job each worker refuses by itself, so that the job counts as one on a bad node.
+        if launch.job is None and (found := nodes.left_out().get(("local", here))) is not None:
+            raise InfrastructureError(f"no worker is started: {named(here, found)}")
         self._context.set_forkserver_preload([*_PRELOADED, *launch.preload])
         for slot in range(len(self._slots)):
             if not self._stopping:
@@ -190,9 +202,9 @@ class LocalLauncher:
             if code in _LEAVING:
                 # one worker out of memory must decide for the job, however well the others ended
                 self.released = max(self.released, code, key=_LEAVING.index)
-            elif code == OTHER_CODE:
+            elif code in (OTHER_CODE, BROKEN_NODE):
                 self._refused = f"{self._last_line(slot)} (worker {slot} in {self._launch.log_folder})"
-            elif code in (REFUSED, BROKEN_NODE):
+            elif code == REFUSED:
                 self._refused = f"worker {slot} refused to work, see {self._launch.log_folder}"
             elif not self._stopping:
                 self._restarts[slot] = self._restarts.get(slot, 0) + 1

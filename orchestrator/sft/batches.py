@@ -18,7 +18,7 @@ from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
 from orchestrator.sft.device_limit import DeviceLimit
 from orchestrator.sft.distributed.parallel import Placed, world_size
-from orchestrator.sft.memory import BUSY_TOKENS, Load, Recompute, decided, sizes_of, widest_pack
+from orchestrator.sft.memory import BUSY_TOKENS, MAX_PACK_TOKENS, Load, Recompute, sizes_of, widest_pack
 from orchestrator.sft.packing import (
     Division,
     Packs,
@@ -30,6 +30,7 @@ from orchestrator.sft.packing import (
     useful_share,
 )
 from orchestrator.sft.shards import Batch, EpochOrder, Rows, Segments
+from orchestrator.sft.speed import decided
 from orchestrator.stage import Config
 
 _SEGMENTS = 64
@@ -259,26 +260,27 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
     wanted = setting(uses, "always_recompute", False) or uses.gradient_checkpointing
     wanted = None if wanted == "auto" else wanted
     longest, divisor = int(rows.lengths.max()), setting(uses, "micro_batch_divisor", 1)
-    micro, recompute = micro_batches(settings, uses, placed, rows, recompute=wanted)
+    num_fused = kernels.fuse_norms(placed.model) if placed.device.type == "cuda" else 0
+    packing = None if _counts_rows(uses, placed) else can_pack(placed, rows, bf16=bf16)
+    packed = packing is not None and packing.packed
+    # Rows padded side by side have too many shapes to compile each.
+    compiled = packed and should_compile(uses, placed, int(rows.lengths.sum()) * settings.num_epochs)
+    how: dict[str, Any] = {"compiled": compiled}
+    micro, recompute = micro_batches(settings, uses, placed, rows, recompute=wanted, **how)
     micro = _divided(micro, divisor, longest)
     adapted: dict[str, Any] = {}
     for _ in range(out_of_memory):
         if wanted is None and recompute is not True and micro.tokens < BUSY_TOKENS:
-            more: Recompute = True if recompute == "selective" else "selective"
-            micro, recompute = micro_batches(settings, uses, placed, rows, recompute=more)
+            more: Recompute = "selective" if compiled and recompute is False else True
+            micro, recompute = micro_batches(settings, uses, placed, rows, recompute=more, **how)
             micro = _divided(micro, divisor, longest)
             adapted |= {"trainer.always_recompute": True} if recompute is True else {}
         else:
             micro, divisor = _halved(micro, longest), 2 * divisor
             adapted["trainer.micro_batch_divisor"] = divisor
-    num_fused = kernels.fuse_norms(placed.model) if placed.device.type == "cuda" else 0
-    packing = can_pack(placed, rows, bf16=bf16) if micro.rows is None else None
-    if packing is not None and packing.packed:
+    if packed:
         micro = micro._replace(packed=True, by_kernel=placed.has_pack_kernel)
     placed.recompute(recompute)
-    num_tokens = int(rows.lengths.sum()) * settings.num_epochs
-    # Rows padded side by side have too many shapes to compile each.
-    compiled = micro.packed and should_compile(uses, placed, num_tokens)
     if compiled:
         placed.compile()
     return Chosen(micro, recompute, compiled, packing, num_fused, adapted)
@@ -288,6 +290,12 @@ def _divided(micro: MicroBatches, divisor: int, longest: int) -> MicroBatches:
     """Return a part of a micro-batch, of one row at least."""
     rows = None if micro.rows is None else max(1, micro.rows // divisor)
     return micro._replace(rows=rows, tokens=micro.tokens and max(longest, micro.tokens // divisor))
+
+
+def _counts_rows(uses: Config, placed: Placed) -> bool:
+    """Return whether micro-batches have a number of rows, as on a CPU by default, and not of tokens."""
+    has_tokens = setting(uses, "micro_batch_tokens", None) is not None
+    return uses.micro_batch_size is not None or (placed.device.type == "cpu" and not has_tokens)
 
 
 def _halved(micro: MicroBatches, longest: int) -> MicroBatches:
@@ -328,13 +336,14 @@ def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:
 
 
 def micro_batches(
-    settings: Config, uses: Config, placed: Placed, rows: Rows, *, recompute: Recompute | None
+    settings: Config, uses: Config, placed: Placed, rows: Rows, *, recompute: Recompute | None, compiled: bool
 ) -> tuple[MicroBatches, Recompute]:
     """Return the configured micro-batch, or the widest that fits, and what the backward pass recomputes.
 
     Args:
         settings, uses, placed, rows: as for `choose`.
-        recompute: what is computed again; None for what the memory needs.
+        recompute: what is computed again; None for what is fastest in the memory.
+        compiled: whether layers are compiled.
 
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
@@ -354,12 +363,19 @@ def micro_batches(
         sharded=placed.is_sharded,
     )
     share = -(-settings.global_batch_size * int(rows.lengths.mean()) // world_size())
-    needed = tokens or (size * load.row_tokens if size is not None else min(BUSY_TOKENS, share))
+    given = tokens or (size * load.row_tokens if size is not None else None)
     memory: dict[str, Any] = {
         "num_gpus": world_size() if placed.is_sharded else 1,
         "memory_gib": torch.cuda.get_device_properties(placed.device).total_memory / 2**30,
     }
-    load = decided(model, load, needed_tokens=needed, **memory)
+    load = decided(
+        model,
+        load,
+        least_tokens=given or 1,
+        most_tokens=given or min(MAX_PACK_TOKENS, share),
+        is_compiled=compiled,
+        **memory,
+    )
     if size is None and tokens is None:
         tokens = widest_pack(model, load, **memory)
         if tokens is None:
@@ -374,13 +390,7 @@ _TFLOPS = 250
 
 
 def should_compile(uses: Config, placed: Placed, num_tokens: int) -> bool:
-    """Return whether layers are compiled: as configured, or if that saves more seconds than it takes.
-
-    Args:
-        uses: the section `trainer`.
-        placed: the model.
-        num_tokens: tokens of the whole training.
-    """
+    """Return whether layers are compiled: as configured, or if that saves more seconds than it takes."""
     wanted = setting(uses, "compile", "auto")
     if wanted != "auto":
         return bool(wanted)

@@ -126,7 +126,7 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
         num_processes: in total, over all nodes of the job; None for one per GPU, or one on a CPU.
         sharding: of the model over processes: copies, shards, or (``auto``) shards on GPUs only.
         loss_chunk_tokens: number of response tokens whose logits exist at a time.
-        deterministic: use only kernels that repeat bit for bit on the same hardware and versions.
+        deterministic: only kernels that repeat bit for bit; ``auto``: if the model has such.
     """
 
     learning_rate: Rate
@@ -147,7 +147,7 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
     micro_batch_divisor: Positive = 1
     always_recompute: bool = False
     cpu_limit_tokens: Positive | None = None
-    deterministic: bool = False
+    deterministic: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.micro_batch_divisor & (self.micro_batch_divisor - 1):

@@ -23,12 +23,11 @@ from orchestrator.sft.memory import (
     Decoder,
     Fit,
     Load,
-    fit,
     reserve_gib,
     terms_gib,
 )
 from orchestrator.sft.save_costs import COPY_MARGIN, DISK_GB_S, GB, STATE_BYTES, save_costs, state_seconds
-from orchestrator.sft.speed import mfu
+from orchestrator.sft.speed import fit, mfu
 from orchestrator.sft.workload import (
     CostsConfig,
     Tree,
@@ -255,6 +254,7 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
         micro_batch=asked,
         micro_batch_tokens=tokens,
         num_gpus=None if load.on_cpu else trainer.get("num_processes") or hardware.num_gpus,
+        is_compiled=_is_compiled(cell),
     )
     if found is not None:
         return found
@@ -332,7 +332,8 @@ def _training_time(
         model,
         hardware.device,
         recomputes=placed.checkpointing,
-        is_compiled=cell["trainer"].get("compile") is not False,
+        is_compiled=_is_compiled(cell),
+        pack_tokens=placed.tokens,
     )
     if found is None:
         return _Time(
@@ -343,6 +344,10 @@ def _training_time(
     spread = costs.tasks[cell["task"]["name"]].length_spread
     note += f" in packs of rows with log-normal lengths, spread {spread:g} (ours)"
     return _Time(flops / _flops_an_hour(hardware, used) / useful, note, useful, is_modelled=True)
+
+
+def _is_compiled(cell: Tree) -> bool:
+    return cell["trainer"].get("compile") is not False and cell["trainer"]["micro_batch_size"] is None
 
 
 def _useful_share(cell: Tree, costs: CostsConfig, placed: Fit) -> float:

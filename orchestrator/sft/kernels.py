@@ -16,11 +16,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +29,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AttentionInterface
 
+from orchestrator.errors import StageFailure
+
+T = TypeVar("T")
 NAME = "packed_rows"
 """Name of this attention in a model's config. Only configs in memory ever hold it."""
 
@@ -235,6 +239,11 @@ def prepare() -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 
+def lacks_deterministic(error: Exception) -> bool:
+    """Return whether an error says that an operator has no kernel that repeats."""
+    return "does not have a deterministic implementation" in str(error)
+
+
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Let torch use only kernels that repeat bit for bit, within a context. An operator without one fails.
@@ -256,6 +265,29 @@ def deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def repeating(action: Callable[[], T], wanted: bool | str) -> T:
+    """Return an action's result, computed by kernels that repeat bit for bit.
+
+    Args:
+        action: it may be called twice.
+        wanted: ``auto`` for other kernels if an operator has none that repeats. It fails at its first use.
+    """
+    is_first = wanted is not False
+    while True:
+        try:
+            with deterministic(is_first):
+                return action()
+        except (RuntimeError, StageFailure) as error:
+            if wanted != "auto" or not is_first or not lacks_deterministic(error):
+                raise
+            print(f"trainer.deterministic=auto: {error}", flush=True)
+        # Not within `except`: the error holds the tensors of the first call.
+        is_first = False
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def fuse_norms(model: nn.Module) -> int:

@@ -20,12 +20,12 @@ LOGIT_BYTES = 14
 """Bytes per logit: the value in bf16 and fp32, and the gradients of both, that of the softmax included."""
 MAX_PACK_TOKENS = 32_768
 """Ours: the widest micro-batch. Wider ones are no faster: a GPU is busy with a few thousand tokens."""
-BUSY_TOKENS = 7_680
+BUSY_TOKENS = 8_192
 """Ours: tokens of a micro-batch that keep a GPU busy.
 
 On an H200, 16 and 64 rows of 480 tokens were equally fast (docs/gpu.md).
 """
-_GRAIN = 128
+GRAIN = 128
 """Ours: tokens of which the width of a pack is a multiple."""
 CUDA_GIB, SPARE_SHARE = 2.0, 0.10
 """Ours: memory that CUDA and NCCL take, and the share of a device that is lost to fragmentation."""
@@ -242,90 +242,11 @@ def widest_pack(
     if not fits(load.row_tokens):
         return None
     # Bisection over multiples: `low` of them fit, `high` do not.
-    low, high = load.row_tokens // _GRAIN, max_tokens // _GRAIN + 1
+    low, high = load.row_tokens // GRAIN, max_tokens // GRAIN + 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle * _GRAIN) else (low, middle)
-    return max(load.row_tokens, low * _GRAIN)
-
-
-def decided(model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, needed_tokens: int) -> Load:
-    """Return the load with the least recomputation that memory allows, where that is left to the memory.
-
-    Full recomputation costs a quarter of the arithmetic. Without any, a micro-batch holds far fewer tokens.
-    So values are computed again if a device could not keep them for a micro-batch of the needed size: first
-    those that cost no matrix product, then whole layers.
-
-    Args:
-        model: from `decoder`.
-        load: how it is trained.
-        num_gpus: number of processes over which the state is sharded.
-        memory_gib: of one device.
-        needed_tokens: of a micro-batch, such as `BUSY_TOKENS`.
-    """
-    if load.checkpointing is not None:
-        return load
-    # Models that are trained on a CPU are small.
-    if load.on_cpu:
-        return load._replace(checkpointing=False)
-    ways: tuple[Recompute, ...] = (False, "selective")
-    for how in ways:
-        kept = load._replace(checkpointing=how)
-        tokens = widest_pack(model, kept, num_gpus=num_gpus, memory_gib=memory_gib, max_tokens=needed_tokens)
-        if tokens is not None and tokens >= needed_tokens // _GRAIN * _GRAIN:
-            return kept
-    return load._replace(checkpointing=True)
-
-
-@functools.lru_cache(maxsize=4096)
-def fit(
-    model: Decoder,
-    load: Load,
-    *,
-    max_gpus: int,
-    memory_gib: float,
-    global_batch: int,
-    micro_batch: int | None,
-    num_gpus: int | None = None,
-    micro_batch_tokens: int | None = None,
-) -> Fit | None:
-    """Return the fewest GPUs of one machine (1, 2, 4, ...) that fit, with the widest micro-batch on them.
-
-    Args:
-        model: from `decoder`.
-        load: how it is trained.
-        max_gpus: number of GPUs that may be taken.
-        memory_gib: of one device.
-        global_batch: rows of an optimiser step.
-        micro_batch: rows of the only one to try; None for any number of tokens.
-        num_gpus: the only number to try; None for any.
-        micro_batch_tokens: tokens of the only micro-batch to try, if its rows are not given; None for any.
-
-    Returns:
-        None if nothing fits.
-    """
-    numbers = [num_gpus] if num_gpus else [2**power for power in range(max_gpus.bit_length())]
-    # On a CPU all processes share the host's memory, so only the first number is tried.
-    for number in numbers[:1] if load.on_cpu else numbers:
-        share = max(1, global_batch // number)
-        most = load.row_tokens * (min(micro_batch, share) if micro_batch else share)
-        is_given = bool(micro_batch or micro_batch_tokens)
-        if micro_batch_tokens and not micro_batch:
-            # A row is never split.
-            most = min(most, max(micro_batch_tokens, load.row_tokens))
-        needed = most if is_given else min(BUSY_TOKENS, most)
-        one = decided(model, load, num_gpus=number, memory_gib=memory_gib, needed_tokens=needed)
-        if is_given:
-            tokens: int | None = most
-        else:
-            most = min(MAX_PACK_TOKENS, most)
-            tokens = widest_pack(model, one, num_gpus=number, memory_gib=memory_gib, max_tokens=most)
-        if tokens is not None and number <= max_gpus:
-            pack = one._replace(row_tokens=tokens)
-            terms = terms_gib(model, pack, num_gpus=number, micro_batch=1, memory_gib=memory_gib)
-            if sum(terms.values()) <= memory_gib:
-                return Fit(number, tokens // load.row_tokens, terms, tokens, one.checkpointing or False)
-    return None
+        low, high = (middle, high) if fits(middle * GRAIN) else (low, middle)
+    return max(load.row_tokens, low * GRAIN)
 
 
 def sizes_of(model: Any) -> Any:

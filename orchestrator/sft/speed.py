@@ -1,51 +1,185 @@
-"""Speed of training: a model of the utilisation, fitted to measurements on an H100 and an H200 (docs/gpu.md).
+"""Speed of training: a model of the utilisation, fitted to measurements on an H100, and what it prefers.
 
-A token costs time for matrix products, and time for everything else: norms, activations, rotations, residual
-sums. On a device with the peak P, these are::
+A token costs time for matrix products, for everything else (norms, activations, rotations, residual sums),
+and a part of what a pack costs (gradients are added up once a pack). On a device with the peak P, these are::
 
-    matrix products   (6 L + 2 L if layers are computed again + 0.6 x 8 H) / (0.55 P)
+    matrix products   (6 L + 2 L if layers are computed again + 0.6 x 8 H) / (0.645 P)
     everything else   layers x hidden size x c / P
+    of a pack         7.9e3 x parameters / tokens of the pack / P
 
 L are the parameters of the layers and H those of the head, which sees the 60 % of positions that are
-answers, and whose forward pass is computed twice. The constants are fitted: 0.55, and c = 1.26e5 FLOPs with
-compiled layers, for Qwen3-1.7B and the width of Qwen3-8B with and without recomputation; c = 3.8e5 FLOPs with
-fused norms alone. All six measurements are met within 8 %. Both devices were equally fast, although the
-memory of one is 1.4 times as fast. So time is taken to follow the peak of a device, which for other devices
-is a prediction. The model is ours.
+answers, and whose forward pass is computed twice. The constants are fitted: 7.9e3 to the bytes that move (26
+a parameter), 0.645 and c = 1.14e5 FLOPs to ten measurements with compiled layers, of Qwen3-1.7B and of the
+8B's width with each kind of recomputation and packs of 10,496 to 31,232 tokens (docs/gpu.md). All are met
+within 7 %; packs of 7,040 tokens were up to 14 % slower. Without compiled layers, c = 2.4e5, and 2.5 times
+that with selective recomputation, which then waits for Python. Time is taken to follow the peak of a device,
+which for other devices is a prediction. The model is ours.
 """
 
 from __future__ import annotations
 
-from orchestrator.costs import DEVICES
-from orchestrator.sft.memory import Decoder, Recompute
+import functools
+from typing import Any
 
-PRODUCT_SHARE = 0.55
+from orchestrator.costs import DEVICES
+from orchestrator.sft.memory import (
+    BUSY_TOKENS,
+    GRAIN,
+    MAX_PACK_TOKENS,
+    Decoder,
+    Fit,
+    Load,
+    Recompute,
+    terms_gib,
+    widest_pack,
+)
+
+PRODUCT_SHARE = 0.645
 """Share of the peak that the matrix products of training reach."""
-COMPILED_FLOPS, FUSED_FLOPS = 1.26e5, 3.8e5
+COMPILED_FLOPS, FUSED_FLOPS = 1.14e5, 2.4e5
 """Cost of everything else, per layer and element of the hidden size, with and without compiled layers."""
-SELECTIVE_FACTOR = 4 / 3
-"""Ours, not measured: selective recomputation repeats the forward pass, a third of everything else."""
+SELECTIVE_FACTOR = 2.5
+"""Factor on everything else for selective recomputation without compiled layers, of a 1.7B."""
+PACK_FLOPS = 7.9e3
+"""Cost of a pack per parameter."""
 ANSWER_SHARE = 0.6
 """Share of the positions that the head sees."""
 
 
-def mfu(model: Decoder, device: str, *, recomputes: Recompute, is_compiled: bool) -> float | None:
+def cost(model: Decoder, *, recomputes: Recompute, is_compiled: bool, pack_tokens: int) -> float:
+    """Return the FLOPs at the peak of a device that take as long as training on one position.
+
+    Args:
+        model: its sizes.
+        recomputes: what the backward pass computes again.
+        is_compiled: whether layers are compiled.
+        pack_tokens: of a micro-batch.
+    """
+    layers = (8.0 if recomputes is True else 6.0) * model.num_layer * model.num_layers
+    products = layers + 8.0 * ANSWER_SHARE * model.num_embeddings
+    others = (COMPILED_FLOPS if is_compiled else FUSED_FLOPS) * model.num_layers * model.hidden_size
+    if recomputes == "selective" and not is_compiled:
+        others *= SELECTIVE_FACTOR
+    return products / PRODUCT_SHARE + others + PACK_FLOPS * model.num_parameters / pack_tokens
+
+
+def mfu(
+    model: Decoder, device: str, *, recomputes: Recompute, is_compiled: bool, pack_tokens: int
+) -> float | None:
     """Return the model FLOPs utilisation of training on a GPU; None for an unknown device, such as a CPU.
 
-    It is 6 x parameters / (peak x seconds of a token). Qwen3-1.7B without recomputation and with compiled
-    layers takes 25.6 microseconds a token on an H100, which is an MFU of 0.41.
+    It is 6 x parameters / (peak x seconds of a position). Qwen3-1.7B with compiled layers, nothing computed
+    again and packs of 10,496 tokens takes 23.5 microseconds a position on an H100, an MFU of 0.44.
 
     Args:
         model: its sizes.
         device: a key of `orchestrator.costs.DEVICES`, or the name that the driver reports.
-        recomputes: what the backward pass computes again.
-        is_compiled: whether layers are compiled.
+        recomputes, is_compiled, pack_tokens: as for `cost`.
     """
     if not any(key in device.lower() for key in DEVICES):
         return None
-    layers = (8.0 if recomputes is True else 6.0) * model.num_layer * model.num_layers
-    products = layers + 8.0 * ANSWER_SHARE * model.num_embeddings
-    others = (COMPILED_FLOPS if is_compiled else FUSED_FLOPS) * model.num_layers * model.hidden_size
-    if recomputes == "selective":
-        others *= SELECTIVE_FACTOR
-    return 6.0 * model.num_parameters / (products / PRODUCT_SHARE + others)
+    taken = cost(model, recomputes=recomputes, is_compiled=is_compiled, pack_tokens=pack_tokens)
+    return 6.0 * model.num_parameters / taken
+
+
+def decided(
+    model: Decoder,
+    load: Load,
+    *,
+    num_gpus: int,
+    memory_gib: float,
+    most_tokens: int,
+    least_tokens: int = 1,
+    is_compiled: bool = True,
+) -> Load:
+    """Return the load with the recomputation that is fastest in the memory, where that is left to it.
+
+    Full recomputation costs a quarter of the arithmetic. Selective recomputation costs nothing measurable
+    with compiled layers. Without any, a micro-batch holds fewer tokens, and each one has a price of its own.
+
+    Args:
+        model: from `decoder`.
+        load: how it is trained.
+        num_gpus: number of processes over which the state is sharded.
+        memory_gib: of one device.
+        most_tokens: of a micro-batch.
+        least_tokens: of a micro-batch, if its size is given.
+        is_compiled: whether layers are compiled.
+    """
+    if load.checkpointing is not None:
+        return load
+    # Models that are trained on a CPU are small.
+    if load.on_cpu:
+        return load._replace(checkpointing=False)
+    ways: tuple[Recompute, ...] = (False, "selective", True)
+    # Smaller packs were not measured, and may be slower than the model has it.
+    least_tokens = max(least_tokens, min(BUSY_TOKENS // 2, most_tokens))
+    best, least = load._replace(checkpointing=True), float("inf")
+    for how in ways:
+        one = load._replace(checkpointing=how)
+        tokens = widest_pack(model, one, num_gpus=num_gpus, memory_gib=memory_gib, max_tokens=most_tokens)
+        if tokens is None or tokens < least_tokens // GRAIN * GRAIN:
+            continue
+        taken = cost(model, recomputes=how, is_compiled=is_compiled, pack_tokens=tokens)
+        # Ours: a hundredth is not worth to compute more again.
+        if taken < 0.99 * least:
+            best, least = one, taken
+    return best
+
+
+@functools.lru_cache(maxsize=4096)
+def fit(
+    model: Decoder,
+    load: Load,
+    *,
+    max_gpus: int,
+    memory_gib: float,
+    global_batch: int,
+    micro_batch: int | None,
+    num_gpus: int | None = None,
+    micro_batch_tokens: int | None = None,
+    is_compiled: bool = True,
+) -> Fit | None:
+    """Return the fewest GPUs of one machine (1, 2, 4, ...) that fit, with the widest micro-batch on them.
+
+    Args:
+        model: from `decoder`.
+        load: how it is trained.
+        max_gpus: number of GPUs that may be taken.
+        memory_gib: of one device.
+        global_batch: rows of an optimiser step.
+        micro_batch: rows of the only one to try; None for any number of tokens.
+        num_gpus: the only number to try; None for any.
+        micro_batch_tokens: tokens of the only micro-batch to try, if its rows are not given; None for any.
+        is_compiled: whether layers are compiled.
+
+    Returns:
+        None if nothing fits.
+    """
+    numbers = [num_gpus] if num_gpus else [2**power for power in range(max_gpus.bit_length())]
+    # On a CPU all processes share the host's memory, so only the first number is tried.
+    for number in numbers[:1] if load.on_cpu else numbers:
+        share = max(1, global_batch // number)
+        most = load.row_tokens * (min(micro_batch, share) if micro_batch else share)
+        is_given = bool(micro_batch or micro_batch_tokens)
+        if micro_batch_tokens and not micro_batch:
+            # A row is never split.
+            most = min(most, max(micro_batch_tokens, load.row_tokens))
+        if not is_given:
+            most = min(MAX_PACK_TOKENS, most)
+        how: dict[str, Any] = {"num_gpus": number, "memory_gib": memory_gib}
+        one = decided(
+            model,
+            load,
+            least_tokens=most if is_given else 1,
+            most_tokens=most,
+            is_compiled=is_compiled,
+            **how,
+        )
+        tokens = most if is_given else widest_pack(model, one, max_tokens=most, **how)
+        if tokens is not None and number <= max_gpus:
+            pack = one._replace(row_tokens=tokens)
+            terms = terms_gib(model, pack, num_gpus=number, micro_batch=1, memory_gib=memory_gib)
+            if sum(terms.values()) <= memory_gib:
+                return Fit(number, tokens // load.row_tokens, terms, tokens, one.checkpointing or False)
+    return None

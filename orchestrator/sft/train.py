@@ -203,8 +203,6 @@ class Training:
         device = self._placed.device
         return float(reduced(torch.tensor(peak_bytes(device) / 2**30, device=device), largest=True))
 
-    # A step
-
     def _step(self, step: int, rows: np.ndarray) -> None:
         """Run one optimiser step over its rows, and log its metrics."""
         started_s = time.monotonic()
@@ -329,9 +327,12 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     device = runtime.device_of(context.uses.device)
     if device.type == "cuda":
         kernels.prepare()
-    repeats = kernels.deterministic(batches.setting(context.uses.trainer, "deterministic", False))
-    with repeats, parallel.group_of_one(context.uses.trainer.sharding, device):
-        return _train(config, inputs, context, device=device)
+
+    def trained() -> list[Row]:
+        with parallel.group_of_one(context.uses.trainer.sharding, device):
+            return _train(config, inputs, context, device=device)
+
+    return kernels.repeating(trained, batches.setting(context.uses.trainer, "deterministic", "auto"))
 
 
 def _train(config: Config, inputs: Inputs, context: Context, *, device: torch.device) -> list[Row]:

@@ -11,25 +11,25 @@ stage that cells share. When nothing of these may start, the job ends and its GP
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Holds
 from orchestrator.core.goodput import Goodput, Holder, goodput
 from orchestrator.core.holding import merged
-from orchestrator.core.plan import Claimable, ReadyIndex
-from orchestrator.core.records import Owner, TimeSpent
-from orchestrator.core.schedule import FreeGpus
+from orchestrator.core.plan import Claimable, ReadyIndex, Scan
+from orchestrator.core.records import TimeSpent
 from orchestrator.core.state import CellStatus, GateRule, State, cell_status
 from orchestrator.core.sweep import Cell
 from orchestrator.simulation.budget import SimulatedSpending
 from orchestrator.simulation.clock import Clock
-from orchestrator.simulation.faults import FaultKind
+from orchestrator.simulation.faults import FaultKind, Target
+from orchestrator.simulation.jobs import HowFar, RunningAttempt, SimulatedJob, Tally
+from orchestrator.simulation.nodes import SimulatedNodes
 from orchestrator.simulation.records import Saved, SimulatedRecords, owner_on
 from orchestrator.simulation.scenario import Scenario, cells_of_units, ranks_of
+from orchestrator.simulation.waiting import WaitingJobs
 
 RESTART_S = 60.0
 """Seconds until a new process computes again: imports and the model; a guess. The first start of a stage is a
@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
         cells: id of a cell to its state.
         attempts: number of attempts by how they ended: succeeded, failed, released or lost.
         num_remedied: how many of them started with a remedy.
+        num_left_out: how often a node was left out, since attempts failed on it at once.
         faults: number of faults by their names.
         goodput: where the held time of the GPUs went; None if no stage needs one.
     """
@@ -54,63 +55,9 @@ class Outcome(NamedTuple):
     cells: dict[str, CellStatus]
     attempts: dict[str, int]
     num_remedied: int
+    num_left_out: int
     faults: dict[str, int]
     goodput: Goodput | None
-
-
-@dataclass(eq=False)
-class _Job:
-    """A worker with GPUs of one node, and the attempt that it runs now.
-
-    Attributes:
-        owner: its identity.
-        node: where it runs; -1 for a job without GPUs.
-        num_gpus: that it holds.
-        cells: with the stages that it may claim.
-        start_s: when it started.
-        attempt: that it runs; None between two.
-    """
-
-    owner: Owner
-    node: int
-    num_gpus: int
-    cells: Sequence[Cell]
-    start_s: float
-    attempt: _Running | None = None
-
-
-@dataclass(eq=False)
-class _Running:
-    """An attempt that runs.
-
-    Attributes:
-        digest: of its stage.
-        number: of the attempt.
-        start_s: when it was claimed.
-        wait_s: until it computes: for the start of its job or process, and for the last checkpoint.
-        is_first: whether these seconds belong to a first start, and not to one after a failure.
-        resumed_s: seconds of work in the checkpoint that it resumed from.
-        is_over: whether it ended; its planned end then means nothing.
-    """
-
-    digest: str
-    number: int
-    start_s: float
-    wait_s: float
-    is_first: bool
-    resumed_s: float
-    is_over: bool = False
-
-
-@dataclass
-class _Tally:
-    """What is counted while a sweep runs."""
-
-    end_s: float = 0.0
-    num_jobs: int = 0
-    attempts: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    holders: list[Holder] = field(default_factory=list)
 
 
 class Decisions:
@@ -126,11 +73,16 @@ class Decisions:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self._clock = Clock()
-        self._gpus = FreeGpus(scenario.num_gpus, scenario.gpus_per_node)
         policy = scenario.policy
+        self._nodes = SimulatedNodes(
+            scenario.num_gpus,
+            scenario.gpus_per_node,
+            quarantine_s=policy.quarantine_s,
+            clock=self._clock,
+        )
         self._records = SimulatedRecords(scenario.sweep, scenario.cells, scenario.stages, policy)
-        self._jobs: dict[int, list[_Job]] = {}
-        self._tally = _Tally()
+        self._jobs: dict[int, list[SimulatedJob]] = {}
+        self._tally = Tally()
         self._spending = SimulatedSpending(
             policy.budget,
             start_at=scenario.start_at,
@@ -140,13 +92,13 @@ class Decisions:
         self._cells, self._unit_of = cells_of_units(scenario)
         self._rank = ranks_of(scenario)
         # A queue for each number of GPUs: a job that does not fit does not hold back smaller ones.
-        self._queues: dict[int, ReadyIndex] = {}
-        for num_gpus in sorted({unit.num_gpus for unit in scenario.units.values()}):
-            if num_gpus > self._gpus.largest:
-                raise ValueError(f"a stage needs {num_gpus} GPUs, and a node has {self._gpus.largest}")
-            names = [name for name in self._rank if scenario.units[name].num_gpus == num_gpus]
-            cells = [cell for name in names for cell in self._cells[name]]
-            self._queues[num_gpus] = self._index(cells)
+        cells: dict[int, list[Cell]] = {}
+        for name in self._rank:
+            if (num_gpus := scenario.units[name].num_gpus) > self._nodes.largest:
+                raise ValueError(f"a stage needs {num_gpus} GPUs, and a node has {self._nodes.largest}")
+            cells.setdefault(num_gpus, []).extend(self._cells[name])
+        self._queues = {num_gpus: self._index(of_class) for num_gpus, of_class in sorted(cells.items())}
+        self._waiting = WaitingJobs(scenario, cells, self._records.status)
 
     def run(self) -> Outcome:
         """Run until nothing can start or end any more."""
@@ -156,7 +108,7 @@ class Decisions:
                 self._stop("budget")
             # A stage that takes no time is over before others start: of the cells that it makes ready at
             # this moment, the longest must come first.
-            if clock.run_due() or self._start_job():
+            if clock.run_due() or self._wake() or self._start_job():
                 continue
             next_s = clock.next_s()
             if next_s is None:
@@ -186,6 +138,7 @@ class Decisions:
             },
             dict(tally.attempts),
             self._records.remedies.num_applied,
+            self._nodes.num_left_out,
             dict(tally.faults),
             next((each for each in found if each.unit == "gpu_seconds"), None),
         )
@@ -194,33 +147,50 @@ class Decisions:
 
     def _start_job(self) -> bool:
         """Start the first job for which GPUs are free; return False if there is none."""
-        best: tuple[int, int, Claimable] | None = None
+        best: tuple[int, bool, int, Claimable] | None = None
         for num_gpus, queue in self._queues.items():
-            if not self._gpus.fits(num_gpus) or self._spending.hold(num_gpus, self._clock.now_s) is not None:
+            if not self._nodes.fits(num_gpus) or self._spending.hold(num_gpus, self._clock.now_s) is not None:
                 continue
-            found = self._search(queue)
-            if found is not None:
-                rank = self._rank[self._unit_of[found.instance.digest]]
-                if best is None or rank < best[0]:
-                    best = rank, num_gpus, found
+            early = self._waiting.first(num_gpus, self._records.holds)
+            for found, is_early in ((self._search(queue).claimable, False), (early, True)):
+                if found is not None:
+                    rank = self._rank[self._unit_of[found.instance.digest]]
+                    if best is None or (rank, is_early) < best[:2]:
+                        best = rank, is_early, num_gpus, found
         if best is None:
             return False
-        _, num_gpus, claimable = best
+        _, is_early, num_gpus, claimable = best
         self._tally.num_jobs += 1
-        node = self._gpus.take(num_gpus)
+        node = self._nodes.take(num_gpus)
         unit = self._unit_of[claimable.instance.digest]
         # A stage that cells share is claimed for one of them, and the job takes no other stage.
         cells = self._cells[unit] if unit == claimable.cell.id else [claimable.cell]
         owner = owner_on(node, self._tally.num_jobs)
-        job = _Job(owner, node, num_gpus, cells, self._clock.now_s)
+        job = SimulatedJob(owner, node, num_gpus, cells, self._clock.now_s)
         self._jobs.setdefault(node, []).append(job)
         self._spending.change(num_gpus, self._clock.now_s)
-        self._claim(job, claimable)
+        if is_early:
+            job.cells = self._waiting.cells(cells)
+            self._waiting.add(claimable.instance.digest, job)
+        else:
+            self._claim(job, claimable)
         return True
 
-    def _go_on(self, job: _Job) -> None:
+    def _wake(self) -> bool:
+        """Have workers that wait for gates look again; return False if none had to."""
+        jobs = self._waiting.take_due()
+        for job in jobs:
+            found = self._search(self._index(job.cells))
+            if found.claimable is not None:
+                self._waiting.remove(job)
+                self._claim(job, found.claimable)
+            elif not found.waiting:
+                self._end_job(job)
+        return bool(jobs)
+
+    def _go_on(self, job: SimulatedJob) -> None:
         """Have a worker claim its next stage; end it if there is none."""
-        found = self._search(self._index(job.cells))
+        found = self._search(self._index(job.cells)).claimable
         if found is None or self._spending.hold(job.num_gpus, self._clock.now_s) is not None:
             self._end_job(job)
         else:
@@ -233,14 +203,17 @@ class Decisions:
             if (attempt := job.attempt) is not None and job.num_gpus:
                 stop_s = self._scenario.stages[attempt.digest].stop_s
                 self._clock.after(stop_s, partial(self._release_soon, job, attempt, why, stop_s))
+            elif attempt is None:
+                self._end_job(job)
 
-    def _release_soon(self, job: _Job, attempt: _Running, why: str, stop_s: float) -> None:
+    def _release_soon(self, job: SimulatedJob, attempt: RunningAttempt, why: str, stop_s: float) -> None:
         if not attempt.is_over:
             self._release(job, attempt, why, stop_s)
 
-    def _end_job(self, job: _Job) -> None:
+    def _end_job(self, job: SimulatedJob) -> None:
+        self._waiting.remove(job)
         self._jobs[job.node].remove(job)
-        self._gpus.free(job.node, job.num_gpus)
+        self._nodes.give_back(job.node, job.num_gpus)
         self._spending.change(-job.num_gpus, self._clock.now_s)
         self._tally.holders.append(Holder(job.owner, job.num_gpus, self._clock.now_s - job.start_s))
 
@@ -249,19 +222,20 @@ class Decisions:
         scenario = self._scenario
         return ReadyIndex(cells, scenario.sweep.stages, scenario.gates, chain=lambda cell: cell.stage_digests)
 
-    def _search(self, index: ReadyIndex) -> Claimable | None:
+    def _search(self, index: ReadyIndex) -> Scan:
         """Return the first stage of a search that may start now."""
         status = self._records.status
-        return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds).claimable
+        return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds)
 
     def _touch(self, digest: str) -> None:
         """Have the records of a stage looked at again, which just changed."""
         for queue in self._queues.values():
             queue.touch([digest])
+        self._waiting.touch(digest)
 
     # Attempts
 
-    def _claim(self, job: _Job, claimable: Claimable) -> None:
+    def _claim(self, job: SimulatedJob, claimable: Claimable) -> None:
         """Start an attempt, and plan the first of what can end it."""
         scenario, now_s = self._scenario, self._clock.now_s
         digest = claimable.instance.digest
@@ -273,14 +247,14 @@ class Decisions:
         wait_s = RESTART_S if number > 1 else 0.0
         wait_s += 0.0 if saved is None else stage.stop_s
         wait_s += scenario.job_start_s if now_s == job.start_s else 0.0
-        attempt = _Running(digest, number, now_s, wait_s, number == 1, resumed_s)
+        attempt = RunningAttempt(digest, number, now_s, wait_s, number == 1, resumed_s)
         job.attempt = attempt
-        ends: list[tuple[float, Callable[[_Job, _Running], None]]] = []
+        ends: list[tuple[float, Callable[[SimulatedJob, RunningAttempt], None]]] = []
         ends.append((wait_s + stage.seconds - resumed_s, self._succeed))
         drawn = random.Random(f"{scenario.seed}/{digest}/{number}")
-        strike = scenario.faults.draw(
-            drawn, job.num_gpus, claimable.instance.stage, claimable.cell.axes, start.remedies
-        )
+        labels = claimable.cell.axes
+        target = Target(job.num_gpus, claimable.instance.stage, labels, start.remedies, job.node)
+        strike = scenario.faults.draw(drawn, target)
         if strike is not None:
             ends.append((strike.seconds, partial(self._fail, fault=strike.fault)))
         if scenario.preempt_s is not None and job.num_gpus:
@@ -291,7 +265,7 @@ class Decisions:
             self._spending.saw_checkpoint(wait_s + min(stage.interval_s or stage.seconds, stage.seconds))
         self._clock.after(seconds, lambda: None if attempt.is_over else end(job, attempt))
 
-    def _succeed(self, job: _Job, attempt: _Running) -> None:
+    def _succeed(self, job: SimulatedJob, attempt: RunningAttempt) -> None:
         spent = self._spent(job, attempt, kept_s=self._scenario.stages[attempt.digest].seconds)
         self._close(job, attempt, "succeeded")
         self._records.end(attempt.digest, "succeeded", spent)
@@ -300,7 +274,7 @@ class Decisions:
             self._records.decide_holds()
         self._go_on(job)
 
-    def _fail(self, job: _Job, attempt: _Running, fault: FaultKind) -> None:
+    def _fail(self, job: SimulatedJob, attempt: RunningAttempt, fault: FaultKind) -> None:
         """End an attempt by a fault; with its node, if that is out of use afterwards."""
         self._tally.faults[fault.name] += 1
         if fault.cause == "node_lost":
@@ -312,22 +286,34 @@ class Decisions:
             self._touch(attempt.digest)
             if self._records.status(attempt.digest).state is State.FAILED:
                 self._records.decide_holds()
-            if not fault.node_hours:
+            if not fault.node_hours and self._may_go_on(job, attempt, spent):
                 self._go_on(job)
                 return
             self._end_job(job)
         if fault.node_hours:
             self._take_out(job.node, fault.node_hours)
 
+    def _may_go_on(self, job: SimulatedJob, attempt: RunningAttempt, spent: TimeSpent) -> bool:
+        """Return whether a worker claims another stage after a failure; report failures of its node."""
+        end = self._records.evidence(attempt.digest).attempts[-1].end
+        assert end is not None
+        ran = HowFar(was_running=spent.seconds > RESTART_S, made_progress=bool(spent.saved_s))
+        job.history.add(attempt.digest, ran, end, attempt.digest, is_replaced=False)
+        refusal = job.history.refusal(self._records.attributed)
+        while job.history.faults:
+            self._nodes.report(job.owner, job.node, job.history.faults.pop()[1])
+        return refusal is None
+
     def _take_out(self, node: int, hours: float) -> None:
         """Lose all that runs on a node, and start nothing there for a while."""
         for job in list(self._jobs[node]):
             if job.attempt is not None:
                 self._lose(job, job.attempt)
-        taken = self._gpus.take_out(node)
-        self._clock.after(3600 * hours, lambda: self._gpus.free(node, taken))
+            else:
+                self._end_job(job)
+        self._nodes.take_out(node, 3600 * hours)
 
-    def _lose(self, job: _Job, attempt: _Running) -> None:
+    def _lose(self, job: SimulatedJob, attempt: RunningAttempt) -> None:
         """End an attempt and its worker without a word. Others see it when the lease is over."""
         digest = attempt.digest
         spent = self._spent(job, attempt)
@@ -341,7 +327,7 @@ class Decisions:
 
         self._clock.after(lease_s, see)
 
-    def _release(self, job: _Job, attempt: _Running, why: str, stop_s: float) -> None:
+    def _release(self, job: SimulatedJob, attempt: RunningAttempt, why: str, stop_s: float) -> None:
         """End an attempt that was stopped, and its job; a stage with checkpoints has saved one."""
         spent = self._spent(job, attempt, stop_s=stop_s)
         self._close(job, attempt, "released")
@@ -349,14 +335,19 @@ class Decisions:
         self._touch(attempt.digest)
         self._end_job(job)
 
-    def _close(self, job: _Job, attempt: _Running, outcome: str) -> None:
+    def _close(self, job: SimulatedJob, attempt: RunningAttempt, outcome: str) -> None:
         attempt.is_over = True
         job.attempt = None
         self._tally.attempts[outcome] += 1
         self._tally.end_s = self._clock.now_s
 
     def _spent(
-        self, job: _Job, attempt: _Running, *, kept_s: float | None = None, stop_s: float | None = None
+        self,
+        job: SimulatedJob,
+        attempt: RunningAttempt,
+        *,
+        kept_s: float | None = None,
+        stop_s: float | None = None,
     ) -> TimeSpent:
         """Return how an attempt spent its time until now, and note what it saved.
 

@@ -43,6 +43,7 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         axes: labels of the only cells that it strikes; empty for all.
         cured_at: it strikes no attempt that starts on this rung of the remedies for its cause, or a higher
             one; None for what no remedy cures.
+        node: number of the only node that it strikes, from 0; None for all.
         node_hours: for how long the node is out of use. All other attempts on it are lost too. 0: it goes on.
     """
 
@@ -53,12 +54,33 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     stage: str = ""
     axes: dict[str, str] = {}
     cured_at: int | None = None
+    node: int | None = None
     node_hours: float = 0.0
 
-    def meets(self, stage: str, axes: Mapping[str, str], rungs: Mapping[str, tuple[int, int]]) -> bool:
-        """Return whether it can strike a stage of a cell with these labels, that started on these rungs."""
-        is_cured = self.cured_at is not None and rungs.get(self.cause, (0, 0))[0] >= self.cured_at
-        return not is_cured and self.stage in ("", stage) and self.axes.items() <= axes.items()
+    def meets(self, target: Target) -> bool:
+        """Return whether it can strike an attempt."""
+        is_cured = self.cured_at is not None and target.rungs.get(self.cause, (0, 0))[0] >= self.cured_at
+        is_there = self.node is None or self.node == target.node
+        is_meant = self.stage in ("", target.stage) and self.axes.items() <= target.axes.items()
+        return is_meant and is_there and not is_cured
+
+
+class Target(NamedTuple):
+    """What a fault may strike.
+
+    Attributes:
+        num_gpus: that the attempt holds. One that holds none suffers no faults by chance.
+        stage: name of the stage.
+        axes: labels of the cell.
+        rungs: failure cause to the rung of its remedies, and the number of rungs.
+        node: where it runs; -1 for an attempt without GPUs.
+    """
+
+    num_gpus: int
+    stage: str = ""
+    axes: Mapping[str, str] = {}
+    rungs: Mapping[str, tuple[int, int]] = {}
+    node: int = -1
 
 
 class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,29 +96,19 @@ class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     gpu_hours: float
     faults: tuple[FaultKind, ...] = ()
 
-    def draw(
-        self,
-        drawn: random.Random,
-        num_gpus: int,
-        stage: str = "",
-        axes: Mapping[str, str] = {},
-        rungs: Mapping[str, tuple[int, int]] = {},
-    ) -> Strike | None:
+    def draw(self, drawn: random.Random, target: Target) -> Strike | None:
         """Return the first fault of an attempt, if it ran for ever; None if none ever comes.
 
         Args:
             drawn: source of randomness.
-            num_gpus: that the attempt holds. Those that hold none suffer no faults by chance.
-            stage: name of the stage.
-            axes: labels of the cell.
-            rungs: failure cause to the rung of its remedies, and the number of rungs.
+            target: the attempt.
         """
-        met = [fault for fault in self.faults if fault.meets(stage, axes, rungs)]
+        met = [fault for fault in self.faults if fault.meets(target)]
         strikes = [Strike(fault.after_s, fault) for fault in met if fault.after_s is not None]
         by_chance = [fault for fault in met if fault.after_s is None and fault.count]
-        if num_gpus and by_chance:
+        if target.num_gpus and by_chance:
             rate = sum(fault.count for fault in by_chance) / self.gpu_hours
-            seconds = 3600 * drawn.expovariate(rate * num_gpus)
+            seconds = 3600 * drawn.expovariate(rate * target.num_gpus)
             (fault,) = drawn.choices(by_chance, [fault.count for fault in by_chance])
             strikes.append(Strike(seconds, fault))
         return min(strikes, key=lambda strike: strike.seconds, default=None)

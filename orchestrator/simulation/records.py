@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Budget, Evidence, Liveness
 from orchestrator.core.failure import Cause
-from orchestrator.core.holding import SweepRecords, holds_of
+from orchestrator.core.holding import SweepRecords, attributed, holds_of
 from orchestrator.core.identity import uses_of
 from orchestrator.core.plan import Claimable, summarize_requests
 from orchestrator.core.records import (
@@ -137,7 +137,14 @@ class SimulatedRecords:
 
     def decide_holds(self) -> None:
         """Evaluate the rules that look at more than one stage."""
-        records = SweepRecords(
+        self.holds = holds_of(self._all())
+
+    def attributed(self, digests: Collection[str]) -> Collection[str]:
+        """Return those of some failed stages whose failures come from what their cells have in common."""
+        return attributed(self._all(), digests)
+
+    def _all(self) -> SweepRecords:
+        return SweepRecords(
             sweep=self._sweep,
             evidence=self.evidence,
             status=functools.cache(self.status),
@@ -146,7 +153,6 @@ class SimulatedRecords:
             policy=self._policy,
             codes=self._codes,
         )
-        self.holds = holds_of(records)
 
     def claim(self, claimable: Claimable, owner: Owner) -> StartRecord:
         """Record the next attempt at a stage, and return from what it starts."""

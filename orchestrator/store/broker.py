@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import sys
+import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -156,6 +157,19 @@ class Broker:
             if " 416 " in str(error) or _is_absent(error):
                 return b""
             raise
+
+    async def do_age(self, call: WireRequest) -> float:
+        """Return for how many seconds an object has existed, by the bucket's clock. This writes a probe."""
+        probe = f"probe-{uuid.uuid4().hex}"
+        await _limited(obstore.put_async(self._store, probe, b"age", use_multipart=False))
+        try:
+            new, old = [
+                (await _limited(obstore.head_async(self._store, key)))["last_modified"]
+                for key in (probe, call.keys[0])
+            ]
+        finally:
+            await _limited(obstore.delete_async(self._store, [probe]))
+        return float((new - old).total_seconds())
 
     async def do_list(self, call: WireRequest) -> tuple[list[str], list[str]]:
         """Return the names directly under a prefix: files, and folders."""

@@ -279,6 +279,10 @@ class RemoteStore:
         data: bytes = self.connection.call("read_from", key, start=start, limit=limit)
         return data
 
+    def age_s(self, key: str) -> float:
+        """Compare the times of two objects, one of which is new."""
+        return float(self.connection.call("age", key))
+
     def list(self, prefix: str) -> Listing:
         """List one level."""
         return _listing(self.connection.call("list", prefix))

@@ -12,6 +12,7 @@ These functions build the keys, so that the whole layout can be seen in one plac
                                                   <n>/closings/<k>.json, <n>/reports/<index>.<restart>.json
     sweeps/<sweep>/workers/<nonce>.json           for how long a worker has held its GPUs
     sweeps/<sweep>/{report,logs,wandb}/
+    nodes/<n>.json                                what happened on a node, in order
     records/<stage>/<digest>/spec.json
     records/<stage>/<digest>/<n>/{claim,start,heartbeat,end}.json
     done/<stage>/<digest>.<g>.json
@@ -43,6 +44,8 @@ class Named(Protocol):
 STORE = "store.json"
 LOG, METRICS, OUTCOME = "log.txt", "metrics.jsonl", "outcome.json"
 OUTPUT, CHECKPOINTS, SCRATCH, WORK = "output", "checkpoints", "scratch", "work"
+NODES = "nodes"
+"""Prefix of the reports about nodes."""
 CODE = "code"
 """Prefix of all code snapshots."""
 CODE_PACKAGE = "polysweep"
@@ -120,6 +123,11 @@ def workers(sweep: str) -> str:
 def worker(sweep: str, nonce: str) -> str:
     """Return the key of the record of one worker."""
     return f"{workers(sweep)}/{nonce}.json"
+
+
+def node_report(number: int) -> str:
+    """Return the key of a report about a node, numbered from 1."""
+    return f"{NODES}/{number:06d}.json"
 
 
 def job_logs(sweep: str, number: int) -> str:

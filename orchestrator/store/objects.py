@@ -96,6 +96,9 @@ class ObjectStore(Protocol):
     def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
         """Return the bytes from `start` on, up to `limit`; empty at the end or without a key."""
 
+    def age_s(self, key: str) -> float:
+        """Return for how many seconds a key has existed, by the place's own clock; this writes a probe."""
+
     def list(self, prefix: str) -> Listing:
         """List one level; an absent prefix is empty."""
 
@@ -237,6 +240,14 @@ class PosixStore:
                 return stream.read(limit)
         except (FileNotFoundError, NotADirectoryError):
             return b""
+
+    def age_s(self, key: str) -> float:
+        """Compare the time of the file with that of a new one: the file server dates both."""
+        probe = self._write_temporary(self.root, b"age")
+        try:
+            return probe.stat().st_mtime - self.path(key).stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
 
     def list(self, prefix: str) -> Listing:
         """Scan one folder, without temporary files."""

@@ -5,21 +5,21 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.api.dropping import Candidate, to_drop
+from orchestrator.api.dropping import Droppable, to_drop
 
 CANDIDATES = st.lists(
-    st.builds(Candidate, st.just("c"), st.integers(0, 20).map(float), st.integers(0, 9)), max_size=12
+    st.builds(Droppable, st.just("c"), st.integers(0, 20).map(float), st.integers(0, 9)), max_size=12
 ).map(lambda found: [each._replace(cell=str(number)) for number, each in enumerate(found)])
 
 
 def test_the_example_of_the_rule_holds() -> None:
-    cells = [Candidate("a", 4, 1), Candidate("b", 4, 2), Candidate("c", 9, 9)]
+    cells = [Droppable("a", 4, 1), Droppable("b", 4, 2), Droppable("c", 9, 9)]
     assert [each.cell for each in to_drop(cells, 10)] == ["a", "c"]
 
 
 @given(CANDIDATES, st.floats(-5, 200))
 def test_what_is_dropped_suffices_if_anything_does_and_none_of_it_is_needless(
-    candidates: list[Candidate], excess_s: float
+    candidates: list[Droppable], excess_s: float
 ) -> None:
     dropped = to_drop(candidates, excess_s)
     saved_s = sum(each.saved_s for each in dropped)
@@ -30,5 +30,5 @@ def test_what_is_dropped_suffices_if_anything_does_and_none_of_it_is_needless(
 
 
 def test_of_cells_that_cost_the_same_the_least_claimed_go_first() -> None:
-    cells = [Candidate("a", 1, 9), Candidate("b", 1, 1), Candidate("c", 1, 5)]
+    cells = [Droppable("a", 1, 9), Droppable("b", 1, 1), Droppable("c", 1, 5)]
     assert [each.cell for each in to_drop(cells, 2)] == ["b", "c"]

@@ -49,6 +49,18 @@ def test_records_are_created_once_replaced_listed_and_deleted(bucket: Bucket) ->
     assert objects.trees([""]) == {"": {"a/cc.json": 0}}
 
 
+def test_the_age_of_an_object_is_by_the_clock_of_the_bucket(bucket: Bucket) -> None:
+    objects = bucket.open()
+    objects.put("old.json", b"1")
+    assert 0 <= objects.age_s("old.json") <= 1
+    time.sleep(2.1)  # the server dates objects to the second
+    objects.put("new.json", b"1")
+    assert 2 <= objects.age_s("old.json") <= 4 and objects.age_s("new.json") <= 1
+    assert set(objects.trees([""])[""]) == {"old.json", "new.json"}  # the probes are gone
+    with pytest.raises(OSError):
+        objects.age_s("nothing.json")
+
+
 def test_a_listing_of_more_than_a_page_is_whole(bucket: Bucket) -> None:
     objects = bucket.open()
     folder = objects.workspace("sweeps/many")

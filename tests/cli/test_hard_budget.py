@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.launches import records, wait_for
+from orchestrator.store.ledger import open_ledger
+from tests.cli.launches import records
 
 HOURS = "policy.budget.gpu_hours={:.8f}"
 
@@ -57,9 +58,8 @@ def test_two_launches_at_once_overrun_by_at_most_one_checkpoint_interval_a_worke
     limit_s, interval_s, num_workers = 5.0, 1.0, 4
     words = ("policy.lease_s=3", f"policy.checkpoint_interval_s={interval_s}", "count.num_steps=100")
     words = ("launch", "slow.yaml", *words, HOURS.format(limit_s / 3600))
-    both = [background(*words)]
-    wait_for(lambda: records(with_gpus.store, "claim.json"))
-    both.append(background(*words))
+    open_ledger(str(with_gpus.store), create=True, at="")
+    both = [background(*words) for _ in range(2)]
     for launch in both:
         code, output = launch.end()
         assert code == 1, output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,8 @@ import pytest
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Heartbeat
 from orchestrator.execution import main as worker_main
-from orchestrator.jobs.records import OTHER_CODE, REFUSED
+from orchestrator.jobs.nodes import NodeReports
+from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
@@ -137,7 +139,8 @@ def test_a_worker_stops_claiming_after_two_attempts_that_failed_before_their_sta
 def test_a_worker_on_a_bad_node_claims_no_more_and_the_stage_is_left_to_others(store: Path) -> None:
     sweep = sweep_of(2, {"count": stages.spec("blind")})
     revision = seal(store, sweep)
-    order = order_for(store, sweep.name, policy={"retries": {"bad_node": 1}})
+    # Without a quarantine, since these workers of three machines all run on this one.
+    order = order_for(store, sweep.name, policy={"retries": {"bad_node": 1}, "quarantine_s": 0})
     worked = work(ledger_at(store), revision, order)
     assert worked.code == REFUSED, worked.lines
     assert [ledger_at(store).numbers(instance_of(sweep, cell)) for cell in range(2)] == [[1], []]
@@ -230,3 +233,18 @@ def test_a_worker_that_may_leave_when_idle_does_so_while_another_beats(store: Pa
     worked = work(ledger, revision, order_for(store, sweep.name, max_idle_s=0.5))
     assert worked.code == 0 and plain.numbers(instance) == [1]
     assert "this worker leaves" in worked.lines[-1]
+
+
+def test_two_attempts_that_failed_before_their_stage_was_called_are_reported_of_the_node(store: Path) -> None:
+    sweep = sweep_of(3)
+    revision = seal(store, sweep)
+    for cell in range(3):
+        (store / layout.payload(instance_of(sweep, cell), 1) / layout.LOG).mkdir(parents=True)
+    order = order_for(store, sweep.name, policy={"retries": {}})
+    assert work(ledger_at(store), revision, order).code == REFUSED
+    reports = NodeReports(ledger_at(store), 3600.0)
+    assert [(each.kind, each.node) for each in reports.read()] == [("failed", platform.node())] * 2
+    assert list(reports.left_out()) == [("local", platform.node())]
+    second = work(ledger_at(store), revision, order)
+    assert second.code == BROKEN_NODE and "sweep nodes --clear" in second.lines[-1]
+    assert ledger_at(store).numbers(instance_of(sweep, 2)) == []

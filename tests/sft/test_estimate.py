@@ -11,7 +11,7 @@ from orchestrator.core.settings import HardwareSettings
 from orchestrator.costs import Estimate, Finished, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.estimate import evaluate, train
-from orchestrator.sft.memory import Load, decoder, widest_pack
+from orchestrator.sft.memory import Load, Recompute, decoder, widest_pack
 from orchestrator.sft.save_costs import save_costs
 from orchestrator.sft.speed import mfu
 from orchestrator.sft.workload import model_of
@@ -79,7 +79,7 @@ def test_flops_and_hours_follow_from_parameters_and_tokens() -> None:
 
 
 @pytest.mark.parametrize("model", ["qwen3-0.6b", "qwen3-8b", "gemma3-4b"])
-def test_selective_recomputation_takes_a_time_and_a_memory_between_the_others(model: str) -> None:
+def test_selective_recomputation_takes_the_time_of_none_and_a_memory_between_the_others(model: str) -> None:
     found = [
         trained(
             cell(
@@ -93,8 +93,9 @@ def test_selective_recomputation_takes_a_time_and_a_memory_between_the_others(mo
         [one.gpu_hours for one in found],
         [one.memory_terms_gib["activations"] for one in found],
     )
-    assert hours == sorted(hours) and activations == sorted(activations, reverse=True)
-    assert len(set(hours)) == len(set(activations)) == 3
+    # Compiled layers repeat norms and activations within their kernels.
+    assert hours[0] == hours[1] < hours[2]
+    assert activations == sorted(activations, reverse=True) and len(set(activations)) == 3
 
 
 def test_the_utilisation_follows_from_the_sizes_of_model_and_device_and_is_said() -> None:
@@ -106,34 +107,37 @@ def test_the_utilisation_follows_from_the_sizes_of_model_and_device_and_is_said(
         guesses[model] = one.model_flops / (312e12 * 3600 * positions)
         said = f"MFU {guesses[model]:.0%} (ours, by model and device)"
         assert any(note.startswith(said) for note in one.assumptions)
-    assert all(0.3 < guess < 0.5 for guess in guesses.values())
+    assert all(0.3 < guess < 0.56 for guess in guesses.values())
 
 
 @pytest.mark.parametrize(
-    ("layers", "recomputes", "is_compiled", "measured"),
+    ("layers", "recomputes", "is_compiled", "pack_tokens", "measured"),
     [
-        (28, True, True, 0.35),
-        (28, False, True, 0.41),
-        (6, True, True, 0.44),
-        (6, False, True, 0.51),
-        (28, True, False, 0.24),
-        (6, True, False, 0.45),
+        (28, False, True, 10_496, 0.439),
+        (28, "selective", True, 10_496, 0.435),
+        (28, True, True, 10_496, 0.378),
+        (28, True, True, 31_232, 0.410),
+        (6, False, True, 10_496, 0.690),
+        (6, "selective", True, 10_496, 0.695),
+        (6, True, True, 10_496, 0.619),
+        (6, True, True, 31_232, 0.659),
+        (28, True, False, 30_848, 0.302),
+        (6, True, False, 31_232, 0.549),
     ],
 )
 def test_the_model_of_speed_gives_what_was_measured(
-    layers: int, recomputes: bool, is_compiled: bool, measured: float
+    layers: int, recomputes: Recompute, is_compiled: bool, pack_tokens: int, measured: float
 ) -> None:
-    """docs/gpu.md: Qwen3-1.7B, and the width of Qwen3-8B with 6 layers, with tied tables where compiled."""
+    """docs/gpu.md: Qwen3-1.7B, and the width of Qwen3-8B with 6 layers; MFU of computed positions."""
     model = cell("qwen3-1.7b" if layers == 28 else "qwen3-8b")["model"]
-    is_tied = is_compiled or layers == 28
-    sizes = decoder({**model["architecture"], "num_layers": layers, "tied": is_tied}, model["family"])
-    found = mfu(sizes, "NVIDIA H100 80GB HBM3", recomputes=recomputes, is_compiled=is_compiled)
-    assert found == pytest.approx(measured, rel=0.08)
+    sizes = decoder({**model["architecture"], "num_layers": layers}, model["family"])
+    how: dict[str, Any] = {"recomputes": recomputes, "is_compiled": is_compiled, "pack_tokens": pack_tokens}
+    assert mfu(sizes, "NVIDIA H100 80GB HBM3", **how) == pytest.approx(measured, rel=0.08)
 
 
 def test_an_unknown_device_has_the_guess_by_size_alone() -> None:
     sizes = decoder(cell()["model"]["architecture"], "qwen3")
-    assert mfu(sizes, "cpu", recomputes=True, is_compiled=True) is None
+    assert mfu(sizes, "cpu", recomputes=True, is_compiled=True, pack_tokens=1) is None
 
 
 def test_saving_waits_under_three_percent_of_the_time_of_each_of_the_studys_cells(

@@ -14,13 +14,12 @@ from orchestrator.sft.memory import (
     MAX_PACK_TOKENS,
     Decoder,
     Load,
-    decided,
     decoder,
-    fit,
     num_parameters,
     terms_gib,
     widest_pack,
 )
+from orchestrator.sft.speed import decided, fit
 from tests.sft import chain
 
 PARAMETERS = {
@@ -181,22 +180,26 @@ def test_what_is_said_to_fit_does_and_nothing_larger_would(name: str, load: Load
                 assert sum(terms.values()) > memory_gib
 
 
-def test_layers_are_computed_again_only_where_memory_is_short() -> None:
+def test_the_fastest_recomputation_is_taken_that_memory_allows() -> None:
     load = Load(row_tokens=2048, checkpointing=None, loss_chunk_tokens=1024)
 
-    def recomputes(name: str, num_gpus: int, memory_gib: float, needed: int = BUSY_TOKENS) -> object:
-        model, how = STUDY[name], {"num_gpus": num_gpus, "memory_gib": memory_gib}
-        return decided(model, load, needed_tokens=needed, **how).checkpointing
+    def recomputes(name: str, num_gpus: int, memory_gib: float, **how: Any) -> object:
+        how = {"num_gpus": num_gpus, "memory_gib": memory_gib, "most_tokens": MAX_PACK_TOKENS, **how}
+        return decided(STUDY[name], load, **how).checkpointing
 
-    assert recomputes("qwen3-1.7b", 1, 80) is False
+    assert recomputes("qwen3-0.6b", 1, 80) is False
+    assert recomputes("qwen3-8b", 8, 250) is False
+    # Selective recomputation is free where layers are compiled, and gives wider packs.
+    assert recomputes("qwen3-1.7b", 1, 80) == "selective"
     assert recomputes("qwen3-8b", 4, 80) == "selective"
-    assert recomputes("qwen3-8b", 4, 70) is True
-    assert recomputes("qwen3-8b", 8, 141) is False
-    assert recomputes("qwen3-1.7b", 1, 80, needed=32_768) is True
+    assert recomputes("qwen3-8b", 4, 64) is True
+    # Otherwise it waits for Python.
+    assert recomputes("qwen3-1.7b", 1, 80, is_compiled=False) is False
+    assert recomputes("qwen3-1.7b", 1, 80, least_tokens=32_768) is True
     given = load._replace(checkpointing=True)
-    assert decided(STUDY["qwen3-0.6b"], given, num_gpus=8, memory_gib=80, needed_tokens=1) == given
+    assert decided(STUDY["qwen3-0.6b"], given, num_gpus=8, memory_gib=80, most_tokens=1) == given
     found = fit(STUDY["qwen3-1.7b"], load, max_gpus=8, memory_gib=80, global_batch=512, micro_batch=None)
-    assert found is not None and not found.checkpointing and found.tokens >= BUSY_TOKENS
+    assert found is not None and found.checkpointing == "selective" and found.tokens >= BUSY_TOKENS
     rows = fit(STUDY["qwen3-1.7b"], load, max_gpus=8, memory_gib=80, global_batch=512, micro_batch=16)
     assert rows is not None and rows.checkpointing and rows.tokens == 16 * 2048
 

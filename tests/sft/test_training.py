@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.sft import stages
+from orchestrator.sft import runtime, stages
 from orchestrator.sft.shards import EpochOrder
 from orchestrator.stage import Checkpoint, StopSignal
 from tests.sft import chain
@@ -210,14 +210,35 @@ def test_a_resume_with_smaller_micro_batches_goes_on_at_the_same_step(ground: Gr
 def test_deterministic_algorithms_are_a_setting_and_are_recorded(ground: Ground, tmp_path: Path) -> None:
     same = ("trainer.num_epochs=1", "trainer.gradient_checkpointing=selective")
     one, other = (
-        train(ground, tmp_path / str(wanted), *same, f"trainer.deterministic={wanted}".lower())
-        for wanted in (False, True)
+        train(ground, tmp_path / wanted, *same, f"trainer.deterministic={wanted}")
+        for wanted in ("false", "auto")
     )
     assert not torch.are_deterministic_algorithms_enabled()
     assert weights(one) == weights(other)  # on a CPU all kernels repeat
     summaries = [json.loads((product / "training.json").read_text()) for product in (one, other)]
     assert [summary["deterministic"] for summary in summaries] == [False, True]
     assert [summary["gradient_checkpointing"] for summary in summaries] == ["selective", "selective"]
+
+
+def test_a_model_without_deterministic_kernels_is_trained_by_others_unless_they_are_demanded(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = runtime.load_base
+
+    def load_with_hook(*args: Any) -> Any:
+        model = load(*args)
+        # `put_` has no deterministic form on any device.
+        model.register_forward_pre_hook(
+            lambda *_: (torch.zeros(2).put_(torch.tensor([0]), torch.ones(1)), None)[1]
+        )
+        return model
+
+    monkeypatch.setattr(runtime, "load_base", load_with_hook)
+    product = train(ground, tmp_path / "auto", "trainer.num_epochs=1")
+    summary = json.loads((product / "training.json").read_text())
+    assert summary["deterministic"] is False and len(summary["loss"]) == 6
+    with pytest.raises(StageFailure, match="does not have a deterministic implementation"):
+        train(ground, tmp_path / "true", "trainer.num_epochs=1", "trainer.deterministic=true")
 
 
 def test_bf16_with_gradient_checkpointing_learns_and_leaves_bf16_weights(

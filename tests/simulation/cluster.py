@@ -39,9 +39,9 @@ def scenario_of(
     gates: Gates = rest.pop("gates", NO_GATES)
     chains = cells or {f"cell-{key}": [key] for key in work}
     hours = {key: (true_hours or {}).get(key, stage.hours) for key, stage in work.items()}
-    config = rest.pop("config", {})
+    config, axes = rest.pop("config", {}), rest.pop("axes", {})
     made = tuple(
-        Cell(id=name, axes={}, columns={}, config=config, stage_digests=tuple(chain))
+        Cell(id=name, axes=axes.get(name, {}), columns={}, config=config, stage_digests=tuple(chain))
         for name, chain in chains.items()
     )
     return Scenario(

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.core.failure import Cause
 from orchestrator.errors import UserError
-from orchestrator.simulation.faults import FaultKind, FaultTable, Strike, fault_table
+from orchestrator.simulation.faults import FaultKind, FaultTable, Strike, Target, fault_table
 from tests.simulation.cluster import table
 
 
@@ -20,14 +20,14 @@ def test_the_measured_table_holds_the_published_counts() -> None:
     assert found.gpu_hours == 54 * 24 * 16_384
     assert "2407.21783" in found.source
     assert fault_table("x100").gpu_hours == pytest.approx(found.gpu_hours / 100)
-    assert fault_table("none").draw(random.Random(0), 8) is None
+    assert fault_table("none").draw(random.Random(0), Target(8)) is None
 
 
 def test_faults_come_as_often_as_the_table_says() -> None:
     drawn, found = random.Random(0), table("unknown", 0.25)
-    strikes = [found.draw(drawn, 4) for _ in range(4000)]
+    strikes = [found.draw(drawn, Target(4)) for _ in range(4000)]
     assert statistics.mean(s.seconds for s in strikes if s) == pytest.approx(3600, rel=0.05)
-    assert found.draw(drawn, 0) is None
+    assert found.draw(drawn, Target(0)) is None
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ def test_a_mistake_strikes_each_attempt_of_its_stage_and_cells_at_the_same_time(
     found = FaultTable(source="ours", gpu_hours=1.0, faults=(bug,))
     drawn = random.Random(0)
     math = {"task": "math", "seed": "1"}
-    assert found.draw(drawn, 8, "train", math) == found.draw(drawn, 0, "train", math) == Strike(40.0, bug)
-    assert found.draw(drawn, 8, "score", math) is None
-    assert found.draw(drawn, 8, "train", {"task": "code"}) is None
+    assert found.draw(drawn, Target(8, "train", math)) == Strike(40.0, bug)
+    assert found.draw(drawn, Target(0, "train", math)) == Strike(40.0, bug)
+    assert found.draw(drawn, Target(8, "score", math)) is None
+    assert found.draw(drawn, Target(8, "train", {"task": "code"})) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -220,12 +221,23 @@ GATED = {"rehearse": S(1, 1), "a": S(2, 1), "b": S(4, 1), "c": S(3, 1)}
 CELLS = {"one": ["a"], "two": ["b"], "three": ["c"]}
 
 
-def test_a_gate_runs_before_the_stages_that_wait_for_it_and_others_go_on() -> None:
+def test_jobs_hold_their_gpus_while_the_gate_of_their_cell_runs() -> None:
     gates = gates_of(GATED, {"one": ("rehearse", "a"), "two": ("rehearse", "b")})
     found = play(GATED, 2, CELLS, gates=gates)
     assert found.attempts == {"succeeded": 4}
-    assert found.hours == 5  # rehearse and then b; c and a beside them
+    assert found.hours == 6  # rehearse beside b, which waits; then b beside c and a
+    assert found.goodput is not None
+    assert found.goodput.parts["idle"] == pytest.approx(3600)
     assert play(GATED, 2, {**CELLS, "four": ["rehearse"]}).hours == 5
+
+
+def test_a_worker_that_waits_runs_the_gate_itself_if_nobody_else_can() -> None:
+    gates = gates_of(GATED, {"one": ("rehearse", "a"), "two": ("rehearse", "b")})
+    flaky = FaultKind(name="flaky", cause=Cause.BAD_NODE, after_s=600.0, stage="rehearse", node=0)
+    storm = FaultTable(source="", gpu_hours=1, faults=(flaky,))
+    found = play(GATED, 2, CELLS, gates=gates, gpus_per_node=1, faults=storm)
+    assert set(states(found).values()) == {"done"}
+    assert found.attempts == {"failed": 1, "succeeded": 4}
 
 
 def test_a_gate_that_fails_blocks_the_stages_that_wait_for_it_and_no_other() -> None:
@@ -286,3 +298,34 @@ def test_the_next_attempts_of_a_class_start_with_the_remedy_and_only_its_first_f
     assert set(states(found).values()) == {"done"}
     assert found.attempts == {"succeeded": 6, "failed": 4}  # two at once on rung 0, the same two on rung 1
     assert found.num_remedied == 8
+
+
+@pytest.mark.parametrize(("breaker", "failed"), [(3, 3), (0, 6)])
+def test_the_breaker_holds_back_the_cells_that_a_mistake_would_hurt_next(breaker: int, failed: int) -> None:
+    bug = FaultKind(name="bad row", cause=Cause.DATA, after_s=1800.0, axes={"task": "math"})
+    cells = {f"{task}{n}": {"task": task, "seed": str(n)} for task in ("math", "code") for n in range(6)}
+    found = play(
+        {f"train-{cell}": S(2, 1) for cell in cells},
+        1,
+        {cell: [f"train-{cell}"] for cell in cells},
+        axes=cells,
+        policy=Policy(breaker=breaker),
+        faults=FaultTable(source="", gpu_hours=1, faults=(bug,)),
+    )
+    assert found.attempts == {"failed": failed, "succeeded": 6}
+    counts = Counter(states(found).values())
+    assert counts == {"failed": failed, "done": 6, **({"blocked": 6 - failed} if failed < 6 else {})}
+
+
+def test_a_node_that_kills_every_attempt_is_left_out_and_hurts_few() -> None:
+    killer = FaultKind(name="killed", cause=Cause.BAD_NODE, after_s=5.0, node=0)
+    storm = FaultTable(source="", gpu_hours=1, faults=(killer,))
+    work = {f"a-{n}": S(2, 4) for n in range(6)}
+    failed = {}
+    for quarantine_s in (0.0, 86_400.0):
+        policy = Policy(retries={"bad_node": 3}, quarantine_s=quarantine_s)
+        found = play(work, 8, gpus_per_node=4, policy=policy, faults=storm)
+        failed[quarantine_s] = found.attempts["failed"]
+        assert (found.num_left_out > 0) == (quarantine_s > 0)
+    assert set(states(found).values()) == {"done"}
+    assert failed == {0.0: 20, 86_400.0: 2}  # without it five cells spend their retries there

@@ -104,6 +104,21 @@ class Pool:
         self._workers: dict[int, _Worker] = {}
         self._drained_s = 0.0
         self._draining: frozenset[str] = frozenset()
+        self._barred: frozenset[str] = frozenset()
+
+    def bar(self, hosts: Collection[str]) -> bool:
+        """Start no worker on the nodes of these machines from now on; return whether that is news.
+
+        Workers that wait may have been requested for other nodes, so they are dropped then.
+        """
+        nodes = ray.nodes() if hosts else ()
+        barred = frozenset(node["NodeID"] for node in nodes if node["NodeManagerHostname"] in hosts)
+        if barred == self._barred:
+            return False
+        self._barred = barred
+        for slot in self.pending:
+            self.drop(slot)
+        return True
 
     def start(
         self,
@@ -123,10 +138,11 @@ class Pool:
             folder: its working folder, if the node has it.
             avoid: ids of nodes that should not run it, if another node is large enough.
         """
-        if not any(node not in avoid and fits(self._resources, has) for node, has in self._totals().items()):
+        out = {*avoid, *self._barred}
+        if not any(node not in out and fits(self._resources, has) for node, has in self._totals().items()):
             # a worker on a bad node may work; one that fits nowhere waits for ever
-            avoid = ()
-        actor = ray.remote(slots.Slot).options(**options(self._resources, avoid)).remote()
+            out = {*self._barred}
+        actor = ray.remote(slots.Slot).options(**options(self._resources, out)).remote()
         run = actor.run.remote(argv, dict(environment), folder)
         self._workers[slot] = _Worker(slot, actor, run)
 

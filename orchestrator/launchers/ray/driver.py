@@ -28,6 +28,7 @@ from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import HoldReader, StoreScanner
+from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of, spending_now
 from orchestrator.launchers.ray.actors import Ended, Pool, Starter
@@ -178,7 +179,7 @@ class RayDriver:
         self._failures = Failures()
         wanted = set(submission.tasks[0])
         cells = [cell for cell in sealed.cells if cell.id in wanted]
-        gates = gates_of(sealed, request.gates, request.cells)
+        gates = gates_of(sealed, request.gates, request.cells)._replace(are_first=True)
         sealed = with_gates(sealed, gates)
         holds = HoldReader(
             sealed, engine.policy, code_of(request), lambda policy: spending_now(ledger, sweep, policy)
@@ -188,6 +189,7 @@ class RayDriver:
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = _Stop(grace_s)
+        self._nodes = NodeReports(ledger, engine.policy.quarantine_s)
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
@@ -278,6 +280,10 @@ class RayDriver:
 
     def _adjust(self, work: OpenWork) -> None:
         """Start workers that there is work for, and drop superfluous ones that wait for resources."""
+        left_out, here = self._nodes.left_out(), self._submission.cluster
+        out = {node: one for (place, node), one in left_out.items() if place == here}
+        if self._pool.bar(out):
+            self._say("; ".join(named(*each) for each in out.items()) or "no node is left out any more")
         num_running, pending = len(self._pool.running), self._pool.pending
         # a worker without a stage takes one; but those from before the last losses may wait for a lease
         needed = work.num_claimable - len(self._pool.running.keys() - work.busy - self._unaware)

@@ -19,7 +19,7 @@ from orchestrator.core.selector import Subject
 from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.judgement import SubmissionState
-from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, Verdict, overrides_of
 from orchestrator.launchers.local import host_hardware
 from orchestrator.launchers.ray import boot
@@ -32,6 +32,7 @@ from orchestrator.launchers.ray.settings import (
     ray_settings,
     resources_of,
 )
+from orchestrator.store.ledger import Ledger
 from orchestrator.store.opening import open_objects
 
 DRIVER = "orchestrator.launchers.ray.driver"
@@ -175,7 +176,7 @@ class RayLauncher:
 
     def resources(
         self,
-        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        cells: Sequence[tuple[Subject, Estimate | None, Shortfalls]],
         *,
         known: Sequence[Subject],
         chosen: Mapping[str, int],
@@ -203,7 +204,15 @@ class RayLauncher:
             for subject, estimate, _ in cells
         ]
 
-    def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
+    def excluded(
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
+    ) -> tuple[str, ...]:
         """Return none: a driver avoids bad nodes itself."""
         return ()
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.keeper import keep_worker
 from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
 from orchestrator.execution.main import run as run_worker
+from orchestrator.jobs.nodes import NodeReports, failed_check
 from orchestrator.jobs.records import (
     BROKEN_NODE,
     NO_MEMORY,
@@ -49,7 +49,6 @@ from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 
 QUERY_S = 15.0
-CHECK_S = 120.0
 POLL_S = 0.2
 
 FEDERATED = 1 << 26
@@ -113,8 +112,9 @@ class SlurmJob:
             log_line(f"this task was given up ({over.word} {over.detail}): it claims nothing")
             return 0
         with _scratch(self._place.name):
-            code = BROKEN_NODE if (problem := self._broken_node()) else self._work()
+            code = BROKEN_NODE if (problem := failed_check(self._cluster.node_check)) else self._work()
         if problem:
+            self._report_node(problem)
             self._summary.said = problem
             log_line(problem)
         # from here on the exit code is final, and the report explains it
@@ -127,26 +127,12 @@ class SlurmJob:
             signal.sigtimedwait({signal.SIGTERM}, TIMEOUT_S)
         return code
 
-    def _broken_node(self) -> str:
-        """Return why the profile's check rejects this node, "" if it passes or there is no check."""
-        check = self._cluster.node_check
-        if check is None:
-            return ""
-        try:
-            done = subprocess.run(
-                ["bash", "-c", check],
-                capture_output=True,
-                text=True,
-                timeout=CHECK_S,
-                check=False,
-                errors="replace",
-            )
-        except subprocess.TimeoutExpired:
-            return f"the node's check took longer than {CHECK_S:.0f} s: {check}"
-        if done.returncode == 0:
-            return ""
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        return f"the node's check failed: {check}: {last[0] if last else f'exit code {done.returncode}'}"
+    def _report_node(self, problem: str) -> None:
+        """Report that this node failed its check, so that others avoid it for a while."""
+        nodes = NodeReports(self._ledger, self._settings.policy.quarantine_s)
+        cluster = self._place.cluster or self._submission.cluster
+        with contextlib.suppress(OSError, InfrastructureError):  # the job's own report says it too
+            nodes.add(cluster, self._place.node, "check", problem, sweep=self._sweep)
 
     # Working
 
@@ -202,6 +188,7 @@ class SlurmJob:
             min_left_s=min_left_s,
             before=_before(place) if place.restart else None,
             gone=tuple(gone_of(self._submissions.read())),
+            rungs={cause: (rung, of) for cause, rung, of in self._submission.resources.rungs},
             start_at=place.start_at,
         )
 

@@ -20,7 +20,8 @@ from orchestrator.core.selector import Subject
 from orchestrator.costs import Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.jobs.judgement import SubmissionState
-from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.nodes import NodeReports
+from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, overrides_of
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.options import cluster_name, unexpanded, unheeded
@@ -35,6 +36,7 @@ from orchestrator.launchers.slurm.settings import (
     slurm_settings,
 )
 from orchestrator.provenance import age_s
+from orchestrator.store.ledger import Ledger
 
 MIN_FAST_FAILS = 2
 """Early ends that it takes at least to exclude a node; one may be chance."""
@@ -255,7 +257,7 @@ class SlurmLauncher:
 
     def resources(
         self,
-        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        cells: Sequence[tuple[Subject, Estimate | None, Shortfalls]],
         *,
         known: Sequence[Subject],
         chosen: Mapping[str, int],
@@ -276,20 +278,34 @@ class SlurmLauncher:
                     self._settings,
                     self._cluster,
                     self._partitions,
-                    num_oom=num_oom,
+                    num_oom=lacked.memory,
+                    num_late=lacked.hours,
                     cell=subject.cell,
                     chosen_gpus=chosen.get(subject.cell, 0),
                 ),
             )
-            for subject, estimate, num_oom in cells
+            for subject, estimate, lacked in cells
         ]
 
-    def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
-        """Return nodes on which jobs kept failing early, until `launcher.bad_node_hours` have passed."""
+    def excluded(
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
+    ) -> tuple[str, ...]:
+        """Return nodes that are left out, and those on which jobs kept failing early.
+
+        The latter are excluded until `launcher.bad_node_hours` have passed.
+        """
+        reported = NodeReports(ledger, quarantine_s, is_reader=is_dry).left_out()
+        out = {node for place, node in reported if place.casefold() == cluster.casefold()}
         # an administrator may have repaired the node since, so the evidence expires
         limit_s = 3600 * self._settings.bad_node_hours
         recent = {f.submission.number for f in filed if age_s(f.submission.at) <= limit_s}
-        return bad_nodes(filed, recent, fast_s=FAST_S)
+        return tuple(sorted(out.union(bad_nodes(filed, recent, fast_s=FAST_S))))
 
     def text(self, submission: Submission, *, sweep: str, store: str, code: Path, logs: Path) -> str:
         """Return the batch script."""

@@ -1,0 +1,92 @@
+"""Which nodes are left out because work fails on them at once, and for how long. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import Record
+
+NUM_FAILURES = 2
+"""Failures by which a node is left out; one may be chance. A failed check of the node suffices alone."""
+
+
+class NodeReport(Record, frozen=True, kw_only=True):
+    """`nodes/<n>.json`: what happened on a node, or that a user freed it. Nodes are shared by all sweeps.
+
+    Attributes:
+        nonce: identifies the writer.
+        number: position in the sequence of the store's reports.
+        node: name of the machine, as its scheduler names it.
+        cluster: name of the scheduler's cluster, ``local`` without one.
+        kind: ``failed`` is an attempt that failed before its stage ran, or by the node; ``check`` a failed
+            check of the node. ``unknown`` stands for a value that a later version wrote; it counts as
+            nothing.
+        why: what was seen, one line.
+        cause: of the failure.
+        sweep, attempt: on whose behalf, and the attempt in words; "" without one.
+        by: who wrote the record.
+        at: time of the record.
+    """
+
+    nonce: str
+    number: int
+    node: str
+    cluster: str
+    kind: Literal["failed", "check", "cleared", "unknown"]
+    why: str = ""
+    cause: Cause | None = None
+    sweep: str = ""
+    attempt: str = ""
+    by: str = ""
+    at: str = ""
+
+
+class AgedReport(NamedTuple):
+    """A report, and for how many seconds it has existed."""
+
+    report: NodeReport
+    age_s: float
+
+
+class LeftOut(NamedTuple):
+    """A node that is left out.
+
+    Attributes:
+        left_s: seconds until it comes back.
+        reports: the evidence, oldest first.
+    """
+
+    left_s: float
+    reports: tuple[NodeReport, ...]
+
+
+def left_out(reports: Iterable[AgedReport], limit_s: float) -> dict[tuple[str, str], LeftOut]:
+    """Return the nodes that are left out, by cluster and name.
+
+    A node is left out when it fails its check, or fails `NUM_FAILURES` times within the limit. It comes back
+    when the last of these failures is older than the limit, or when a user clears it:
+
+        limit 60 min    failed 70 min ago, 50 min ago    left out for 10 more minutes
+                        failed 70 min ago,  5 min ago    not left out: too far apart
+
+    Args:
+        reports: in the order of their numbers.
+        limit_s: how long a node is left out, in seconds; 0 for never.
+    """
+    evidence: dict[tuple[str, str], list[AgedReport]] = {}
+    for each in reports:
+        place = each.report.cluster, each.report.node
+        if each.report.kind == "cleared":
+            evidence.pop(place, None)
+        elif each.report.kind in ("failed", "check") and limit_s > 0:
+            evidence.setdefault(place, []).append(each)
+    found = {}
+    for place, seen in evidence.items():
+        for index, last in enumerate(seen):
+            first = seen[max(0, index + 1 - NUM_FAILURES)]
+            is_enough = index + 1 >= NUM_FAILURES and first.age_s - last.age_s <= limit_s
+            if (is_enough or last.report.kind == "check") and last.age_s < limit_s:
+                found[place] = LeftOut(limit_s - last.age_s, tuple(one.report for one in seen[: index + 1]))
+    return found
