@@ -44,9 +44,11 @@ FORMER: Mapping[str, tuple[str, str]] = {
 The stage's product can be made from theirs, see `orchestrator.stage.Context`; the phrase describes how.
 """
 
-REMEDIES: Mapping[str, str] = dict.fromkeys(
-    ("train", "rehearse"), "orchestrator.sft.stages:TRAINING_REMEDIES"
-)
+REMEDIES: Mapping[str, str] = {
+    "train": "orchestrator.sft.stages:TRAINING_REMEDIES",
+    "rehearse": "orchestrator.sft.stages:TRAINING_REMEDIES",
+    "evaluate": "orchestrator.sft.stages:EVALUATION_REMEDIES",
+}
 """Name of a stage to the fields `remedies` and `alike` of its `StageSpec`.
 
 They stand apart from the spec because that is sealed, and stores of format 1 cannot hold them.

@@ -88,6 +88,20 @@ def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
     }
 
 
+def with_code(view: SweepState, digest: str) -> SweepState:
+    """Return the state of the same revision as a launch of this code would find it: what it holds back.
+
+    Args:
+        view: the sweep state.
+        digest: of the code.
+    """
+    if not view.holds.cells:
+        return view
+    changed = view.with_gates(view.gates)
+    changed.codes = dict.fromkeys(view.codes, digest)
+    return changed
+
+
 def make_launcher(settings: RunSettings, num_cells: int) -> Any:
     """Return the launcher that the settings name.
 
@@ -210,7 +224,8 @@ class CheckedLaunch:
         """Return the submission of the cells, for a request that is not recorded."""
         assert self.limits is not None
         code = plan_code(self.view.ledger.objects, self.view.sweep, self.import_paths).code
-        return Dispatch(self.view, self._request(self.view, code, {}), self.launcher, self.limits)
+        view = with_code(self.view, code.version)
+        return Dispatch(view, self._request(view, code, {}), self.launcher, self.limits)
 
     def seal(self, notify: Notify) -> SweepState:
         """Create the store if there is none, prove that it can be written, and seal the revision.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from orchestrator.api.estimates import ADDED, estimates_of, molded, of_cell, together
-from orchestrator.api.launching import make_launcher
+from orchestrator.api.launching import make_launcher, with_code
 from orchestrator.api.rehearsals import PlannedGate, planned_facts, planned_gates
-from orchestrator.api.requests import missing_of, need_line, needs_of
+from orchestrator.api.requests import checkout_digest, missing_of, need_line, needs_of
 from orchestrator.api.simulating import Simulated, SimulatedCluster, simulate
 from orchestrator.api.state import SweepState, current_revision
 from orchestrator.core.gates import gates_of
@@ -120,6 +120,8 @@ class Plan:
         named = None if len(cells) == len(view.sweep.cells) else tuple(cell.id for cell in cells)
         self._facts = planned_facts(view, named, settings, hardware, import_paths)
         view = view.with_gates(gates_of(view.sweep, self._facts, named))
+        if view.holds.cells and import_paths:
+            view = with_code(view, checkout_digest(view, import_paths))
         self.view, self.cells, self.hardware = view, cells, hardware
         self.prefetch = prefetch
         self._settings, self._policy = settings, settings.policy

@@ -27,7 +27,7 @@ from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
-from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdict
 from orchestrator.store import code as snapshots
@@ -249,7 +249,9 @@ class Dispatch:
                 (
                     view.subject(cell),
                     of_cell(cell, estimates, view.chain(cell)),
-                    view.jobs.count(cell.id, Cause.OOM_HOST),
+                    Shortfalls(
+                        *(view.jobs.count(cell.id, cause) for cause in (Cause.OOM_HOST, Cause.TIMEOUT))
+                    ),
                 )
                 for cell in ordered
             ],

@@ -70,9 +70,11 @@ class Alike(NamedTuple):
     axes: Mapping[str, str]
     cell: str
 
-    def has(self, cell: Cell) -> bool:
-        """Return whether a cell agrees with the failed ones on every axis on which these agree."""
-        return all(cell.axes.get(name) == value for name, value in self.axes.items())
+    def box(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Return the cells that agree with the failed ones on every axis on which these agree."""
+        for name, value in self.axes.items():
+            cells = [cell for cell in cells if cell.axes.get(name) == value]
+        return list(cells)
 
 
 class _Failure(NamedTuple):
@@ -113,21 +115,24 @@ def broken(records: SweepRecords) -> Holds:
     if len(failures) < records.policy.breaker:
         return Holds()
     # Requests let cells go on, so each cell has failures of its own that count. Most have the same.
-    groups: dict[tuple[int, int], list[Cell]] = {}
+    groups: dict[tuple[int, int], set[str]] = {}
     launched, rerun = records.requests.launched, records.requests.rerun
     for cell in records.sweep.cells:
-        groups.setdefault((launched.get(cell.id, 0), rerun.get(cell.id, 0)), []).append(cell)
+        groups.setdefault((launched.get(cell.id, 0), rerun.get(cell.id, 0)), set()).add(cell.id)
     for (launch, last_rerun), members in groups.items():
-        counted_ones = [each for each in failures if _counts(records.requests, each, launch, last_rerun)]
-        for alike in _alike(records, counted_ones):
+        counting = [each for each in failures if _counts(records.requests, each, launch, last_rerun)]
+        for alike in _alike(records, counting):
             can_agree = bool(alike.axes) or len(_varying(records.sweep.cells)) > 1
-            if len(alike.ends) < records.policy.breaker or not can_agree or has_worked(records, alike):
+            if len(alike.ends) < records.policy.breaker or not can_agree:
+                continue
+            box = alike.box(records.sweep.cells)
+            if has_worked(records, alike, box):
                 continue
             hold = _hold(records, alike)
-            for cell in members:
-                is_same_code = records.codes.get(cell.id) == alike.code
-                if is_same_code and alike.has(cell) and _needs(records, cell, alike.failure.stage):
-                    cells.setdefault(cell.id, hold)
+            for cell in box:
+                is_meant = cell.id in members and records.codes.get(cell.id) == alike.code
+                if is_meant and cell.id not in cells and _needs(records, cell, alike.failure.stage):
+                    cells[cell.id] = hold
     return Holds(cells)
 
 
@@ -143,8 +148,9 @@ def attributed(records: SweepRecords, digests: Collection[str]) -> set[str]:
     """
     found: set[str] = set()
     for alike in _alike(records, list(_failures(records))) if records.policy.breaker else ():
-        is_part = not all(map(alike.has, records.sweep.cells))
-        if len(alike.ends) > 1 and is_part and not has_worked(records, alike):
+        box = alike.box(records.sweep.cells)
+        is_part = len(box) < len(records.sweep.cells)
+        if len(alike.ends) > 1 and is_part and not has_worked(records, alike, box):
             found.update(alike.ends)
     return found.intersection(digests)
 
@@ -211,7 +217,7 @@ def _varying(cells: Sequence[Cell]) -> set[str]:
     return {name for cell in cells for name, value in cell.axes.items() if value != cells[0].axes.get(name)}
 
 
-def has_worked(records: SweepRecords, alike: Alike) -> bool:
+def has_worked(records: SweepRecords, alike: Alike, box: Sequence[Cell]) -> bool:
     """Return whether a stage like the failed ones did work in one of the cells that agree with them.
 
     Its product must be of the same code, and hold something. A stage that takes products of other stages
@@ -220,8 +226,8 @@ def has_worked(records: SweepRecords, alike: Alike) -> bool:
     stages = records.sweep.stages
     kinds = {frozenset(taken.stage for taken in stages[digest].inputs) for digest in alike.ends}
     looked: set[str] = set()
-    for cell in records.sweep.cells:
-        for digest in cell.stage_digests if alike.has(cell) else ():
+    for cell in box:
+        for digest in cell.stage_digests:
             instance = stages[digest]
             if digest in looked or digest in alike.ends or instance.stage != alike.failure.stage:
                 continue

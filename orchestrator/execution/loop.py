@@ -15,6 +15,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
+from orchestrator.core.remedies import is_disk_full, pause_after
 from orchestrator.core.state import NO_GATES, StageStatus, stage_status
 from orchestrator.core.sweep import StageInstance, gates_among
 from orchestrator.errors import InfrastructureError
@@ -95,7 +96,7 @@ class Worker:
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
-        self._products = Products(ledger, sweep, by=f"worker on {owner.host}", say=say)
+        self._products = Products(ledger, sweep, gates, by=f"worker on {owner.host}", say=say)
         self._history = WorkerHistory(in_job=order.job is not None)
 
     @cached_property
@@ -304,6 +305,9 @@ class Worker:
         number = (attempts[-1].number if attempts else 0) + 1
         after = self._requests.summary.after
         begin = self._products.remedies.start(claimable.cell, instance, reader, after)
+        # A limit of the stage's own is another one than its job's, so only memory is a remedy of attempts.
+        if order.job is not None and Cause.OOM_HOST in order.job.rungs:
+            begin = begin._replace(rungs={Cause.OOM_HOST: order.job.rungs[Cause.OOM_HOST], **begin.rungs})
         claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):
@@ -337,6 +341,10 @@ class Worker:
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._scanner.leave_out(instance.digest)
+        if pause_s := pause_after(end, attempts):
+            if is_disk_full(end):  # files that no stage needs any more may make room
+                self._retain()
+            self._leaving.back_off(instance.digest, pause_s, f"a pause of {pause_s:.0f} s: {end.message}")
         if end.outcome == "succeeded":
             self._retain(claimable)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
