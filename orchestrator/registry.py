@@ -44,9 +44,11 @@ FORMER: Mapping[str, tuple[str, str]] = {
 The stage's product can be made from theirs, see `orchestrator.stage.Context`; the phrase describes how.
 """
 
-REMEDIES: Mapping[str, str] = dict.fromkeys(
-    ("train", "rehearse"), "orchestrator.sft.stages:TRAINING_REMEDIES"
-)
+REMEDIES: Mapping[str, str] = {
+    "train": "orchestrator.sft.stages:TRAINING_REMEDIES",
+    "rehearse": "orchestrator.sft.stages:TRAINING_REMEDIES",
+    "evaluate": "orchestrator.sft.stages:EVALUATION_REMEDIES",
+}
 """Name of a stage to the fields `remedies` and `alike` of its `StageSpec`.
 
 They stand apart from the spec because that is sealed, and stores of format 1 cannot hold them.
@@ -109,6 +111,9 @@ REPORTS: Mapping[str, str] = {
 
 FITTING: Mapping[str, str] = {"study": "orchestrator.study.tables.results:fits"}
 """Report to a function ``(rows, *, about) -> bool``: whether it suits rows of sweeps that name no report."""
+
+CLAIMS: Mapping[str, str] = {"study": "orchestrator.study.claims:weights"}
+"""Report to a function ``(configs) -> dict | None``: how many of its rows and comparisons need each cell."""
 
 GENERAL = "general"
 """The report used when no other report fits."""

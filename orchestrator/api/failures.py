@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import msgspec
 
 from orchestrator.api.state import SweepState
+from orchestrator.core.evidence import Attempt, is_answered
 from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint
+from orchestrator.core.remedies import described
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import counted
@@ -49,6 +51,8 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
         why_held: the reason, with the commands that let them go on; "" if none is held.
         example: one of the attempts.
         next: the command that runs these cells again.
+        remedy: what the example's attempt started with instead of the configured values, and whether the
+            next attempt starts with another remedy by itself; "" if the stage has no remedy for the cause.
     """
 
     failure: str
@@ -61,6 +65,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     cells: tuple[str, ...]
     example: FailureExample
     next: str
+    remedy: str = ""
     held: tuple[str, ...] = ()
     why_held: str = ""
 
@@ -96,6 +101,8 @@ def failure_lines(group: FailureGroup) -> list[str]:
     ]
     if group.frames:
         lines.append(f"  at {' > '.join(group.frames)}")
+    if group.remedy:
+        lines.append(f"  remedy: {group.remedy}")
     advice = "mend it, then: " if group.cause in DETERMINISTIC else ""
     lines += [f"  {example.log}", f"  {advice}{group.next}"]
     if group.held:
@@ -134,7 +141,14 @@ def _group(
             message=attempt.end.message,
             log=log,
         ),
+        remedy=_remedy(attempt, Cause(print_.cause)),
         held=tuple(held),
         why_held=next((hold.reason for hold in held.values()), ""),
         next=f"sweep rerun {name} --only failure={print_.digest}{view.hint}",
     )
+
+
+def _remedy(attempt: Attempt, cause: Cause) -> str:
+    """Return the remedies of a failed attempt, and whether another one is left."""
+    left = "another one is left, and is tried by itself" if is_answered(attempt, cause) else ""
+    return "; ".join(filter(None, (described(attempt.start), left)))

@@ -165,8 +165,9 @@ def _axis_types(views: Sequence[SweepState], taken: Sequence[str]) -> dict[str, 
     """Return the SQL type of each axis that has numbers or booleans alone."""
     found: dict[str, set[type]] = {}
     for view in views:
+        names = tables.axis_columns(view.sweep, taken)
         for cell in view.sweep.cells:
-            for axis, value in tables.axis_values(view.sweep, cell, taken).items():
+            for axis, value in tables.axis_values(names, cell).items():
                 found.setdefault(axis, set()).add(type(value))
     kinds = {}
     for axis, types in found.items():
@@ -229,11 +230,12 @@ def _fill_results(
     wanted: _Wanted = {}
     attempts = []
     for view in views:
+        names = tables.axis_columns(view.sweep, [*tables.ENGINE])
         for cell, instance, done in tables.products(view):
             if done.rows:
                 # The nonce is of this very product; another generation has another one.
                 key = f"{view.sweep.name}@{view.number} {cell.id} {done.nonce}"
-                make = tables.result_rows(view, cell, instance, done)
+                make = tables.result_rows(view, names, cell, instance, done)
                 wanted.setdefault(_title(view), {})[key] = make
                 attempts.append({KEY: key, "attempts": view.cells[cell.id].attempts})
     if not attempts:
@@ -243,7 +245,7 @@ def _fill_results(
     source = _source(connection, views[0].ledger, "results", wanted)
     present = [row[0] for row in connection.execute(f"describe {source}").fetchall()]
     types = {column.name: column.type for column in columns}
-    own = [name for view in views for cell in view.sweep.cells for name in cell.columns]
+    own = dict.fromkeys(name for view in views for cell in view.sweep.cells for name in cell.columns)
     (*axes,) = (name for name in types if name not in tables.ENGINE)
     parts = []
     seen: set[str] = set()

@@ -290,7 +290,7 @@ def _hosts(view: SweepState) -> set[str]:
     for digest, status in view.stages.items():
         done = view.reader.evidence(digest).done
         if status.state is State.DONE and done is not None:
-            instance = view.sweep.stages[digest]
+            instance = view.instances[digest]
             keys.append(layout.attempt(instance, done.attempt, layout.START))
     # One bulk read instead of one request for each stage.
     ledger = view.ledger.having_read(keys)

@@ -65,7 +65,7 @@ def build_request(
     # Workers record the same digest with their attempts, so it shows which failures are of this code.
     version = code.version if code else ""
     if settings is not None and not version:
-        version = _checkout_digest(view, import_paths)
+        version = checkout_digest(view, import_paths)
     return Request(
         nonce=new_nonce(),
         number=0,
@@ -207,7 +207,8 @@ def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     return Counter(e.done.code for e in evidence if e.done is not None)
 
 
-def _checkout_digest(view: SweepState, import_paths: Sequence[str]) -> str:
+def checkout_digest(view: SweepState, import_paths: Sequence[str]) -> str:
+    """Return the digest of the code of a sweep's stages, as it is now."""
     return checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
 
 
@@ -222,7 +223,7 @@ def code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[s
     """
     codes = code_versions(view, cells)
     if import_paths and codes:
-        digest = _checkout_digest(view, import_paths)
+        digest = checkout_digest(view, import_paths)
         now = provenance.code_version(digest, provenance.git_state(import_paths[0]))
         # The part after the last dot is the digest of the code. The part before it only names the commit.
         other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}

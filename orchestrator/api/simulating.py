@@ -162,7 +162,7 @@ def simulate(
         seed=cluster.seed,
         job_start_s=3600 * cluster.job_start_hours,
         start_at=time.time(),
-        gates=view.gates,
+        gates=view.gates._replace(are_first=True),
         chains=chains,
     )
     outcome = Decisions(scenario).run()

@@ -31,7 +31,7 @@ from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, with_jobs
 from orchestrator.jobs.judgement import ending
-from orchestrator.jobs.submissions import Submissions, asker
+from orchestrator.jobs.submissions import Submissions, asker, spending_now
 from orchestrator.launchers.base import ask_schedulers
 from orchestrator.registry import INDEXED, load
 from orchestrator.store.access import Outage
@@ -243,6 +243,11 @@ class SweepState:
         }
 
     @cached_property
+    def codes(self) -> dict[str, str]:
+        """The digest of the code that would run each cell, by id: that of the launch that named it last."""
+        return holding.codes_of(self.requests, self.request_summary.asked)
+
+    @cached_property
     def holds(self) -> Holds:
         """What is held back in the sweep, by rules that look at more than one stage."""
         records = holding.SweepRecords(
@@ -252,7 +257,8 @@ class SweepState:
             unfinished=[d for d, s in self.stages.items() if s.attempts and s.state is not State.DONE],
             requests=self.request_summary,
             policy=self.policy,
-            codes=holding.codes_of(self.requests, self.request_summary.asked),
+            codes=self.codes,
+            spending=spending_now(self.ledger, self.sweep.name, self.policy),
         )
         return holding.holds_of(records)
 
@@ -304,11 +310,8 @@ class SweepState:
 
     def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
         """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
-        ends = [
-            (self.instances[digest], holding.failed_end(self.stages[digest], self.reader.evidence(digest)))
-            for digest in self.chain(cell)
-        ]
-        return [(instance, fingerprint(instance.stage, end)) for instance, end in ends if end is not None]
+        ends = ((d, holding.failed_end(self.stages[d], self.reader.evidence(d))) for d in self.chain(cell))
+        return [(self.instances[d], fingerprint(self.instances[d].stage, end)) for d, end in ends if end]
 
     def select(self, only: Sequence[str]) -> list[Cell]:
         """Return the cells that match all selectors; all cells if there is no selector.

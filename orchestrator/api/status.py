@@ -11,12 +11,15 @@ import msgspec
 from orchestrator.api.requests import code_versions, retired_line
 from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Attempt
-from orchestrator.core.state import CellStatus
+from orchestrator.core.records import StartRecord
+from orchestrator.core.remedies import described, has_rungs, suggestions, with_shipped
+from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import counted, one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of
 from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
 from orchestrator.launchers.base import scheduler
+from orchestrator.store import layout
 from orchestrator.store.evidence import examine, progress
 from orchestrator.store.table import Rows, collect_rows
 
@@ -34,6 +37,26 @@ def notes_of(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     return notes
 
 
+def remedies_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, str]:
+    """Return the remedies with which the last attempts of stages started, by digest.
+
+    Only stages that have remedies are read, all at once.
+
+    Args:
+        view: the sweep state.
+        cells: to look at.
+    """
+    specs = {name: with_shipped(spec) for name, spec in view.sweep.specs.items()}
+    keys = {}
+    for digest in dict.fromkeys(digest for cell in cells for digest in view.stages_of(cell)):
+        instance, status = view.instances[digest], view.stages[digest]
+        if status.attempts and has_rungs(specs[instance.stage]):
+            keys[digest] = layout.attempt(instance, status.attempts, layout.START)
+    ledger = view.ledger.having_read(keys.values()) if keys else view.ledger
+    found = {digest: described(ledger.read(key, StartRecord)[0]) for digest, key in keys.items()}
+    return {digest: text for digest, text in found.items() if text}
+
+
 def retries_of(status: CellStatus) -> int:
     """Return how often stages of a cell were started again. The first start of a stage is no retry."""
     return sum(max(0, stage.attempts - 1) for stage in status.stages.values())
@@ -45,7 +68,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
     `seconds` of a stage is the wall time of its last attempt.
     """
     counts = Counter(view.cells[cell.id].state for cell in cells)
-    rows, chosen = [], view.chosen_gpus
+    rows, chosen, remedies = [], view.chosen_gpus, remedies_of(view, cells)
     for cell in cells:
         status = view.cells[cell.id]
         stages = [
@@ -57,6 +80,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
                 "attempts": stage.attempts,
                 "seconds": stage.seconds,
                 "reason": stage.reason,
+                **({"remedy": remedies[digest]} if digest in remedies else {}),
             }
             for digest, stage in view.stages_of(cell).items()
         ]
@@ -233,6 +257,9 @@ def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str
     if (former := status.former) is not None:
         version = f"the product of an earlier version, {former.instance.digest[:12]}"
         lines.append(f"{version}: {former.problem or former.how}")
+    for text in suggestions(with_shipped(view.sweep.specs[instance.stage]), status.cause):
+        if status.state is State.FAILED:
+            lines.append(f"you could: {text}")
     for taken in instance.inputs:
         state = view.stages_of(cell).get(taken.digest, view.stages[taken.digest]).state
         lines.append(f"input {view.sweep.stages[taken.digest].name}: {state}")
@@ -265,6 +292,8 @@ def _of_attempt(attempt: Attempt) -> list[str]:
     if attempt.start is not None and attempt.start.parent is not None:
         parent = attempt.start.parent
         lines.append(f"  went on from step {parent.step} of attempt {parent.attempt}")
+    if remedy := described(attempt.start):
+        lines.append(f"  remedy: {remedy}")
     if attempt.start is not None and attempt.start.work is not None:
         lines.append(f"  went on in the work folder of attempt {attempt.start.work}")
     if attempt.start is not None and attempt.start.unread is not None:

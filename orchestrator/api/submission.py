@@ -27,7 +27,7 @@ from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
-from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdict
 from orchestrator.store import code as snapshots
@@ -78,7 +78,7 @@ class Dispatch:
     def __init__(self, view: SweepState, request: Request, submitter: Submitter, limits: Limits) -> None:
         self._view, self._request, self._submitter, self._limits = view, request, submitter, limits
         self._submissions = Submissions(view.ledger, view.sweep.name)
-        self.given, self._has_filed = SubmitResult(), False
+        self.given, self._has_filed, self._is_dry = SubmitResult(), False, True
 
     def run(self, *, hold: str = "") -> SubmitResult:
         """Submit the cells that no job holds.
@@ -102,6 +102,7 @@ class Dispatch:
             UserError: a cell fits nowhere, or the scheduler refuses the job for good.
             InfrastructureError: the scheduler does not answer.
         """
+        self._is_dry = False
         groups, number = self._groups(), self._next_number()
         fits, is_refill = first_try(self._view.jobs.filed, self._limits.max_tasks)
         if hold:
@@ -248,7 +249,9 @@ class Dispatch:
                 (
                     view.subject(cell),
                     of_cell(cell, estimates, view.chain(cell)),
-                    view.jobs.count(cell.id, Cause.OOM_HOST),
+                    Shortfalls(
+                        *(view.jobs.count(cell.id, cause) for cause in (Cause.OOM_HOST, Cause.TIMEOUT))
+                    ),
                 )
                 for cell in ordered
             ],
@@ -272,7 +275,11 @@ class Dispatch:
             resources=group.resources,
             max_running=group.max_running,
             exclude=self._submitter.excluded(
-                view.jobs.filed, view.ledger, self._limits.cluster, policy.quarantine_s
+                view.jobs.filed,
+                view.ledger,
+                self._limits.cluster,
+                quarantine_s=policy.quarantine_s,
+                is_dry=self._is_dry,
             ),
             code=request.code,
             folder=request.folder,

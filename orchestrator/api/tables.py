@@ -145,22 +145,26 @@ def axis_columns(sweep: ComposedSweep, taken: Sequence[str] = ()) -> dict[str, s
     return {axis: f"{axis}_axis" if axis in taken else axis for axis in axes}
 
 
-def axis_values(sweep: ComposedSweep, cell: Cell, taken: Sequence[str]) -> dict[str, Any]:
-    """Return the columns of a cell's axes with their values, numbers as numbers."""
-    names = axis_columns(sweep, taken)
+def axis_values(names: Mapping[str, str], cell: Cell) -> dict[str, Any]:
+    """Return the columns of a cell's axes with their values, numbers as numbers.
+
+    Args:
+        names: from `axis_columns`, which looks at all cells and so is called once.
+        cell: the cell.
+    """
     return {names[axis]: typed(cell, axis, label) for axis, label in cell.axes.items()}
 
 
 def cell_rows(view: SweepState) -> Iterator[dict[str, Any]]:
     """Yield the rows of `cells`."""
-    taken = [column.name for column in TABLES["cells"]]
+    names = axis_columns(view.sweep, [column.name for column in TABLES["cells"]])
     for cell in view.sweep.cells:
         status = view.cells[cell.id]
         yield {
             "sweep": view.sweep.name,
             "revision": view.number,
             "cell": cell.id,
-            **axis_values(view.sweep, cell, taken),
+            **axis_values(names, cell),
             "state": str(status.state),
             "cause": _text(status.cause),
             "reason": status.reason,
@@ -291,15 +295,24 @@ def products(view: SweepState) -> Iterator[tuple[Cell, StageInstance, Done]]:
                 yield cell, view.sweep.stages[digest], done
 
 
-def result_rows(view: SweepState, cell: Cell, instance: StageInstance, done: Done) -> Callable[[], Rows]:
+def result_rows(
+    view: SweepState, names: Mapping[str, str], cell: Cell, instance: StageInstance, done: Done
+) -> Callable[[], Rows]:
     """Return a function that returns the rows of `results` of a product, but for `attempts`, which changes.
 
     A value under the name of an axis, or of a column of the engine, gets the suffix ``_row``. One under the
     name of one of the sweep's `columns` replaces the configured value, as in `sweep collect`.
+
+    Args:
+        view: the sweep state.
+        names: axis to column.
+        cell: to which the product belongs.
+        instance: the stage instance.
+        done: its product.
     """
 
     def make() -> Rows:
-        axes = axis_values(view.sweep, cell, [*ENGINE])
+        axes = axis_values(names, cell)
         columns = {name: flat(value) for name, value in cell.columns.items() if name not in ENGINE}
         engine = {
             "sweep": view.sweep.name,

@@ -11,7 +11,7 @@ import msgspec
 from orchestrator.api.requests import code_drift, retired_line
 from orchestrator.api.spent import HOUR_S, spent_json, spent_of, summary_line, unit_of
 from orchestrator.api.state import SweepState, current_revision, open_view
-from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
+from orchestrator.api.status import explain, explanation_lines, notes_of, remedies_of, retries_of, status_json
 from orchestrator.cli.output import (
     add_cell,
     add_store,
@@ -107,6 +107,15 @@ def run_status(args: argparse.Namespace) -> int:
         )
     gpus = ("GPUs",) if chosen else ()
     print_table(("cell", "state", "stages", "retries", "seconds", *gpus, "reason"), rows)
+    remedies = remedies_of(view, cells)
+    used = Counter(
+        (view.instances[digest].stage, remedies[digest])
+        for cell in cells
+        for digest in view.stages_of(cell)
+        if digest in remedies
+    )
+    for (stage, remedy), number in used.items():
+        print(f"remedy: {stage}: {remedy} ({counted(number, 'cell')})")
     for note, number in notes_of(view, cells).items():
         print(f"note: {note} ({counted(number, 'cell')})")
     return 0

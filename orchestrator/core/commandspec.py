@@ -292,7 +292,9 @@ def check_remedies(name: str, spec: StageSpec, where: str) -> None:
 
 
 def _check_rung(place: str, rung: Mapping[str, Any], spec: StageSpec, where: str) -> None:
-    allowed = "halve: KEY, double: KEY, set: {KEY: VALUE}, and times: NUMBER"
+    if set(rung) == {"suggest"} and isinstance(rung["suggest"], str):
+        return
+    allowed = "halve: KEY, double: KEY, set: {KEY: VALUE}, and times: NUMBER; or alone suggest: TEXT"
     times = rung.get("times", 1)
     is_sound = isinstance(rung.get("set", {}), Mapping) and isinstance(times, int) and 1 <= times <= 20
     keys = rung_keys(rung) if is_sound else []

@@ -23,6 +23,7 @@ such as one that halves 1. What a failure costs is decided by `orchestrator.core
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,13 +32,17 @@ from msgspec.structs import replace
 from orchestrator.core.commandspec import rung_keys
 from orchestrator.core.evidence import Attempt, Evidence, causes
 from orchestrator.core.failure import Cause
+from orchestrator.core.records import End, StartRecord
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import MISSING, pick, with_value
 from orchestrator.registry import REMEDIES, load
 from orchestrator.stage import StageSpec
 
 Rung = Mapping[str, Any]
-"""The operations of a rung: ``halve``, ``double``, ``set``, and how many ``times`` it is repeated."""
+"""The operations of a rung: ``halve``, ``double``, ``set``, and how many ``times`` it is repeated.
+
+A rung ``{suggest: TEXT}`` changes nothing. `sweep why` shows it as what a person could do.
+"""
 
 
 class Remedied(NamedTuple):
@@ -65,6 +70,57 @@ def with_shipped(spec: StageSpec) -> StageSpec:
     shipped: Mapping[str, Any] = load(REMEDIES[spec.name])
     ladders = {**shipped["remedies"], **spec.remedies}
     return replace(spec, remedies=ladders, alike=spec.alike or shipped["alike"])
+
+
+def has_rungs(spec: StageSpec) -> bool:
+    """Return whether any rung of a stage's remedies could change something."""
+    return any(rung_keys(rung) for ladder in spec.remedies.values() for rung in ladder)
+
+
+def suggestions(spec: StageSpec, cause: Cause | None) -> list[str]:
+    """Return what a person could do about a failure; it may change the result, so it is never applied."""
+    return [str(rung["suggest"]) for rung in spec.remedies.get(str(cause), ()) if "suggest" in rung]
+
+
+def described(start: StartRecord | None) -> str:
+    """Return the remedies with which an attempt started, in one line; "" without any.
+
+    Example: ``oom_gpu rung 2 of 4: trainer.micro_batch_divisor 4, configured 1``
+    """
+    if start is None or not start.before:
+        return ""
+    rungs = [f"{cause} rung {rung} of {of}" for cause, (rung, of) in start.remedies.items() if rung]
+    changes = [
+        f"{key} {json.dumps(pick(start.uses, key), default=str)}, configured {json.dumps(value, default=str)}"
+        for key, value in start.before.items()
+    ]
+    return f"{', '.join(rungs) or 'chosen by the stage'}: {'; '.join(changes)}"
+
+
+LONGEST_PAUSE_S = 60.0
+"""Ours: the longest pause before a worker tries a stage again."""
+_FULL = re.compile(r"No space left on device|Disk quota exceeded")
+
+
+def pause_after(end: End, earlier: Sequence[Attempt]) -> float:
+    """Return the seconds for which a worker leaves a stage alone after a failure; 0.0 for none.
+
+    What disturbed the network may last for a while, and a full disk may be cleared. The pauses are 1, 2, 4,
+    ... seconds, as with the exponential back-off of networks.
+
+    Args:
+        end: how the attempt ended.
+        earlier: the attempts before it.
+    """
+    if end.outcome != "failed" or not (end.cause is Cause.COMMUNICATION or is_disk_full(end)):
+        return 0.0
+    alike = sum(1 for attempt in earlier if attempt.end is not None and attempt.end.cause is end.cause)
+    return min(2.0**alike, LONGEST_PAUSE_S)
+
+
+def is_disk_full(end: End) -> bool:
+    """Return whether an attempt failed because a disk is full, or a quota is used up."""
+    return end.cause is Cause.STORAGE and _FULL.search(end.message) is not None
 
 
 def class_of(spec: StageSpec, instance: StageInstance, config: Mapping[str, Any]) -> str:

@@ -299,11 +299,15 @@ class Gates(NamedTuple):
         instances: digest to stage instance.
         chains: digest of a gate to the stages that are needed for it, inputs first and itself last.
         cells: id of a cell to its gates.
+        are_first: whether stages with gates wait while any gate of the launch runs. Otherwise cells whose
+            gate ends early take all workers, and longer cells start late. A job of a scheduler starts in its
+            turn and waits for its own gate alone.
     """
 
     instances: Mapping[str, StageInstance] = {}
     chains: Mapping[str, tuple[str, ...]] = {}
     cells: Mapping[str, tuple[Gate, ...]] = {}
+    are_first: bool = False
 
     def chain(self, cell: Cell) -> tuple[str, ...]:
         """Return the digests of all stages that a cell needs: those for its gates, then its own."""
@@ -340,6 +344,10 @@ class GateRule:
                     for needed in gates.chains[gate.digest]:
                         self.waiting.setdefault(needed, {})[digest] = None
 
+    def after(self, digest: str) -> Iterable[str]:
+        """Return the stages that wait for a gate as long as it runs, whatever their own gates are."""
+        return self._gated if self._gates.are_first and digest in self._gates.instances else ()
+
     def holds(self, status_of: Callable[[str], StageStatus]) -> dict[str, Hold]:
         """Return the holds of all stages by digest; see `hold` for the argument."""
         found = ((digest, self.hold(digest, status_of)) for digest in (*self._gated, *self._stages))
@@ -361,7 +369,11 @@ class GateRule:
         for cell, gate in self._gated.get(digest, ()):
             hold = self._of_cell(cell, gate, status_of)
             of_cells[cell.id] = max(of_cells.get(cell.id), hold, key=_weight)
-        return min(of_cells.values(), key=_weight, default=None)
+        found = min(of_cells.values(), key=_weight, default=None)
+        for other in self._gates.instances if of_cells and found is None and self._gates.are_first else ():
+            if status_of(other).state is State.RUNNING:
+                return Hold("waits for a gate of other cells, which runs", is_final=False)
+        return found
 
     def _of_cell(self, cell: Cell, gate: Gate, status_of: Callable[[str], StageStatus]) -> Hold | None:
         """Return what a gate means for the stages of a cell; None if they may start."""

@@ -21,6 +21,7 @@ from orchestrator import provenance
 from orchestrator.core.evidence import Attempt, Evidence, Former, remaining_files
 from orchestrator.core.records import Parent, StartRecord, Void
 from orchestrator.core.settings import Policy
+from orchestrator.core.state import Gates
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.execution.assignment import ClaimedAttempt, git_of
 from orchestrator.execution.checkpoints import candidates, find_unread, is_discarded
@@ -288,7 +289,8 @@ class Products:
 
     Args:
         ledger: the store.
-        sweep: the sealed sweep.
+        sweep: the sealed sweep, with its gates among its stages.
+        gates: of the launch.
         by: name of the worker in the records of what it voids and retires.
         say: writes a line to the worker's log.
 
@@ -297,12 +299,14 @@ class Products:
         remedies: with which attempts start.
     """
 
-    def __init__(self, ledger: Ledger, sweep: ComposedSweep, *, by: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, sweep: ComposedSweep, gates: Gates, *, by: str, say: Callable[[str], None]
+    ) -> None:
         self.sweep = sweep
         self._ledger = ledger
         self._by = by
         self._say = say
-        self.remedies = Remedies(ledger, sweep)
+        self.remedies = Remedies(ledger, sweep, gates)
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
 

@@ -170,6 +170,7 @@ class Leaving:
         self._left: dict[str, _Left] = {}
         self._erred: set[str] = set()  # stages that failed since the patience started
         self._idle_since_s: float | None = None
+        self._paused_until_s = -UNREADABLE_S
 
     def leave(self, digest: str, error: Exception) -> None:
         """Leave a stage alone: for `LEAVE_S` if the error may pass, else for good."""
@@ -178,6 +179,12 @@ class Leaving:
         if digest not in self._erred:
             self._erred.add(digest)
             self._idle_since_s = None
+
+    def back_off(self, digest: str, seconds: float, why: str) -> None:
+        """Leave a stage alone for some time, after which this worker tries it again; others may at once."""
+        now_s = self._clock()
+        self._left[digest] = _Left(StageStatus(State.UNKNOWN, why), now_s + seconds - LEAVE_S, True)
+        self._paused_until_s = max(self._paused_until_s, now_s + seconds)
 
     def reset(self) -> None:
         """Start the patience again, after a stage ran without an error of the store."""
@@ -208,7 +215,7 @@ class Leaving:
         # Stages whose pause is over are forgotten: the next scan tries them, if a cell still needs them.
         self._left = {digest: left for digest, left in self._left.items() if not self._may_be_tried(left)}
         self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
-        return now_s - self._idle_since_s < UNREADABLE_S
+        return now_s - max(self._idle_since_s, self._paused_until_s) < UNREADABLE_S
 
 
 MIN_READS = 3

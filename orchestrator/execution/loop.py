@@ -15,8 +15,9 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
+from orchestrator.core.remedies import is_disk_full, pause_after
 from orchestrator.core.state import NO_GATES, StageStatus, stage_status
-from orchestrator.core.sweep import StageInstance
+from orchestrator.core.sweep import StageInstance, gates_among
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
 from orchestrator.execution.attempt import AttemptRun
@@ -83,8 +84,11 @@ class Worker:
             checkout=checkout,
         )
         self._say = say
-        request = request_of(ledger, sweep.name, order.request) if order.request else None
-        gates = gates_of(sweep, request.gates, request.cells) if request is not None else NO_GATES
+        gates = NO_GATES
+        if order.request and gates_among(sweep.specs):
+            request = request_of(ledger, sweep.name, order.request)
+            is_alone = order.job is not None and order.max_idle_s is None
+            gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=not is_alone)
         sweep = with_gates(sweep, gates)
         holds = HoldReader(sweep, order.settings.policy, order.code_digest)
         self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates, holds)
@@ -92,7 +96,7 @@ class Worker:
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
-        self._products = Products(ledger, sweep, by=f"worker on {owner.host}", say=say)
+        self._products = Products(ledger, sweep, gates, by=f"worker on {owner.host}", say=say)
         self._history = WorkerHistory(in_job=order.job is not None)
 
     @cached_property
@@ -130,11 +134,8 @@ class Worker:
 
     def run(self) -> int:
         """Work until nothing is left to claim or to wait for; return the exit code."""
-        self._hooks.held.looks()
-        try:
+        with self._hooks.held.recorded():
             return self._run()
-        finally:
-            self._hooks.held.write(has_ended=True)
 
     def _run(self) -> int:
         idle_s = IDLE_S
@@ -146,6 +147,9 @@ class Worker:
                 return code
             self._idleness.start_scan()
             summary = self._requests.read(at_most_s=0.0)
+            if (hold := self._hooks.held.budget.hold(summary.limit)) is not None:
+                self._say(f"{hold.reason}: this worker claims no more")
+                return 0
             # New evidence for each scan. A decision from an old scan is checked again in `_try`.
             reader = self._products.reader(self._watcher)
             holds = NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages)
@@ -301,6 +305,9 @@ class Worker:
         number = (attempts[-1].number if attempts else 0) + 1
         after = self._requests.summary.after
         begin = self._products.remedies.start(claimable.cell, instance, reader, after)
+        # A limit of the stage's own is another one than its job's, so only memory is a remedy of attempts.
+        if order.job is not None and Cause.OOM_HOST in order.job.rungs:
+            begin = begin._replace(rungs={Cause.OOM_HOST: order.job.rungs[Cause.OOM_HOST], **begin.rungs})
         claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):
@@ -334,6 +341,10 @@ class Worker:
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._scanner.leave_out(instance.digest)
+        if pause_s := pause_after(end, attempts):
+            if is_disk_full(end):  # files that no stage needs any more may make room
+                self._retain()
+            self._leaving.back_off(instance.digest, pause_s, f"a pause of {pause_s:.0f} s: {end.message}")
         if end.outcome == "succeeded":
             self._retain(claimable)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
@@ -380,9 +391,10 @@ class Worker:
             return why
         try:
             at_most_s = max(CANCEL_POLL_S, self._ledger.objects.poll_s)
-            cancelled = self._requests.read(at_most_s=at_most_s).cancelled
+            summary = self._requests.read(at_most_s=at_most_s)
+            if self._hooks.held.budget.is_over(summary.limit, at_most_s=at_most_s):
+                return "budget"
         except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""
-        if not cancelled:
-            return ""
-        return "" if self._scanner.is_wanted(instance.digest, cancelled) else "cancelled"
+        is_wanted = not summary.cancelled or self._scanner.is_wanted(instance.digest, summary.cancelled)
+        return "" if is_wanted else "cancelled"

@@ -8,7 +8,8 @@ from functools import cached_property
 
 from orchestrator.core.evidence import Evidence
 from orchestrator.core.identity import uses_of
-from orchestrator.core.remedies import Remedied, class_of, remedied, rungs_of, with_shipped
+from orchestrator.core.remedies import Remedied, class_of, has_rungs, remedied, rungs_of, with_shipped
+from orchestrator.core.state import Gates
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
@@ -19,12 +20,14 @@ class Remedies:
 
     Args:
         ledger: the store.
-        sweep: the sealed sweep.
+        sweep: the sealed sweep, with its gates among its stages.
+        gates: by which a stage and its rehearsal can be of one class.
     """
 
-    def __init__(self, ledger: Ledger, sweep: ComposedSweep) -> None:
+    def __init__(self, ledger: Ledger, sweep: ComposedSweep, gates: Gates) -> None:
         self._ledger = ledger
         self._sweep = sweep
+        self._gates = gates
         self._done: dict[tuple[str, int], Evidence] = {}
         self.specs = {name: with_shipped(spec) for name, spec in sweep.specs.items()}
 
@@ -33,9 +36,9 @@ class Remedies:
         """The digests of each class of stage instances, in the order of the grid."""
         found: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for cell in self._sweep.cells:
-            for digest in cell.stage_digests:
+            for digest in self._gates.chain(cell):
                 instance = self._sweep.stages[digest]
-                if (spec := self.specs[instance.stage]).remedies:
+                if has_rungs(spec := self.specs[instance.stage]):
                     found[class_of(spec, instance, cell.config)][digest] = None
         return found
 
@@ -55,7 +58,7 @@ class Remedies:
         """
         spec = self.specs[instance.stage]
         uses = uses_of(spec, cell.config)
-        if not spec.remedies:
+        if not has_rungs(spec):
             return Remedied(uses)
         digests = self._classes.get(class_of(spec, instance, cell.config), {instance.digest: None})
         members = [(self._evidence(digest, reader), after.get(digest, 0)) for digest in digests]

@@ -75,7 +75,7 @@ class Jobs:
         self._asker = asker
         self._judgements: dict[tuple[int, int], Judgement] = {}
         self._last: dict[str, tuple[SubmissionState, int]] = {}
-        self._ends: dict[str, list[tuple[int, JobEnd]]] = {}
+        self._ends: dict[str, list[tuple[Submission, JobEnd]]] = {}
         self._owners: dict[tuple[str, str, int], tuple[SubmissionState, int]] = {}
         for each in filed:
             submission = each.submission
@@ -88,7 +88,7 @@ class Jobs:
                     # Submissions are in order, so the last assignment is the cell's latest task.
                     self._last[cell] = (each, index)
                     if over is not None:
-                        self._ends.setdefault(cell, []).append((submission.request, over))
+                        self._ends.setdefault(cell, []).append((submission, over))
 
     def _answer(self, filed: SubmissionState) -> JobListing:
         """Return the reply of the scheduler that a submission belongs to."""
@@ -207,11 +207,18 @@ class Jobs:
             (cause, count, last end); None while every budget suffices.
         """
         # A new launch or rerun gives the cell a fresh budget.
-        recent = [over for request, over in self._ends.get(cell, ()) if request >= since_request]
+        since = [(sent, over) for sent, over in self._ends.get(cell, ()) if sent.request >= since_request]
+        recent = [over for _, over in since]
         fruitless = [over for over in recent if over.cause is None and over.word in _ENDED_WELL]
         if len(fruitless) > MAX_FRUITLESS:
             return Cause.UNKNOWN, len(fruitless), fruitless[-1]
-        ends = [over for over in recent if over.cause]
+        # A job with twice the memory or time answers the first end for lack of it, which costs no retry.
+        answered = {
+            (over.cause, sent.resources.rung_of(over.cause)): over
+            for sent, over in reversed(since)
+            if sent.resources.rung_of(over.cause)[0] < sent.resources.rung_of(over.cause)[1]
+        }
+        ends = [over for over in recent if over.cause and not any(over is each for each in answered.values())]
         for cause, count in Counter(over.cause for over in ends).items():
             if cause is not None and count > retries.get(cause, 0):
                 return cause, count, next(over for over in reversed(ends) if over.cause is cause)

@@ -15,6 +15,7 @@ from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.nodes import AgedReport, LeftOut, NodeReport, left_out
 from orchestrator.core.records import Owner
+from orchestrator.errors import InfrastructureError
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
@@ -100,7 +101,7 @@ class NodeReports:
                 key = layout.node_report(number)
                 report, _ = self._ledger.read(key, NodeReport, number=number)
                 self._known[number] = (report, now_s - (self._age_s(key, report) if report else 0.0))
-        except OSError:
+        except (OSError, InfrastructureError):
             return self._found
         aged = [
             AgedReport(report, now_s - made_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from orchestrator.core.evidence import Spending
 from orchestrator.core.failure import Cause
@@ -33,6 +33,8 @@ class Resources(Stored, frozen=True, kw_only=True):
             the cluster's profile.
         chosen_gpus: GPUs that were chosen for each cell, which it keeps; 0 if none were. See
             `hardware.moldable`.
+        rungs: Causes of earlier ends of which this request is a remedy, or would be doubled for: each with
+            the rung, 0 for none, and the number of rungs. Doublings beyond cost retries.
     """
 
     num_nodes: int = 1
@@ -45,6 +47,22 @@ class Resources(Stored, frozen=True, kw_only=True):
     custom: tuple[tuple[str, float], ...] = ()
     signal_s: Annotated[float, SINCE_2] = 0.0
     chosen_gpus: Annotated[int, SINCE_2] = 0
+    rungs: Annotated[tuple[tuple[Cause, int, int], ...], SINCE_2] = ()
+
+    def rung_of(self, cause: Cause | None) -> tuple[int, int]:
+        """Return the rung of the remedy for a cause, and the number of rungs; (0, 0) without one."""
+        return next(((rung, of) for name, rung, of in self.rungs if name is cause), (0, 0))
+
+
+NUM_DOUBLINGS = 1
+"""How often a job's memory or time is doubled before a failure counts against the retries of its cause."""
+
+
+class Shortfalls(NamedTuple):
+    """How many jobs of a cell ended because they had asked for too little memory, or too few hours."""
+
+    memory: int = 0
+    hours: int = 0
 
 
 class Submission(Record, frozen=True, kw_only=True):
@@ -241,6 +259,11 @@ class WorkerRecord(Record, frozen=True, kw_only=True):
     began_at: str = ""
     at: str = ""
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs a stage, as far as the record shows."""
+        return self.runs != "" and not self.has_ended
+
 
 def spending(
     workers: Iterable[WorkerRecord], running: Iterable[WorkerRecord], *, checkpoint_s: float
@@ -258,6 +281,7 @@ def spending(
         gpu_seconds=sum(worker.num_gpus * worker.seconds for worker in known),
         running_gpus=sum(worker.num_gpus for worker in running),
         checkpoint_s=statistics.median(measured) if measured else checkpoint_s,
+        worker_gpus=max((worker.num_gpus for worker in known), default=1.0),
     )
 
 
@@ -299,6 +323,7 @@ class JobContext(Stored, frozen=True, kw_only=True):
         before: why the job's previous start ended; None if unknown, or if this is the first start.
         gone: earlier jobs of its cells that are over.
         start_at: when the job got its nodes, as `end_at`; None if unknown.
+        rungs: cause to the rung of its remedy in the job's resources, and the number of rungs.
     """
 
     cluster: str
@@ -312,6 +337,7 @@ class JobContext(Stored, frozen=True, kw_only=True):
     before: Cause | None = None
     gone: tuple[LostWorker, ...] = ()
     start_at: Annotated[float | None, SINCE_2] = None
+    rungs: Annotated[dict[Cause, tuple[int, int]], SINCE_2] = {}
 
 
 REFUSED = 4

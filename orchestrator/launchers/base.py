@@ -24,7 +24,7 @@ from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import JobListing, SubmissionState
-from orchestrator.jobs.records import JobContext, JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobContext, JobEnd, Resources, Shortfalls, Submission
 from orchestrator.registry import SCHEDULERS, lookup
 from orchestrator.store.ledger import Ledger
 
@@ -223,7 +223,7 @@ class Submitter(Protocol):
 
     def resources(
         self,
-        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        cells: Sequence[tuple[Subject, Estimate | None, Shortfalls]],
         *,
         known: Sequence[Subject],
         chosen: Mapping[str, int],
@@ -231,7 +231,7 @@ class Submitter(Protocol):
         """Return what the job of each cell requests, as pairs of cell id and resources.
 
         Args:
-            cells: each with its estimate, and how many of its jobs ran out of host memory.
+            cells: each with its estimate, and how many of its jobs lacked memory or hours.
             known: all cells of the revision, which selectors may name.
             chosen: id of a cell to its GPUs, where they were chosen; its estimate is for so many.
 
@@ -240,15 +240,21 @@ class Submitter(Protocol):
         """
 
     def excluded(
-        self, filed: Sequence[SubmissionState], ledger: Ledger, cluster: str, quarantine_s: float
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
     ) -> tuple[str, ...]:
         """Return the nodes that new jobs must not use now.
 
         Args:
             filed: all submissions of the sweep.
-            ledger: the store, with reports about nodes.
-            cluster: the name of the scheduler's cluster.
+            ledger, cluster: the store with reports about nodes, and the name of the scheduler's cluster.
             quarantine_s: how long a node is left out that was reported, in seconds.
+            is_dry: whether nothing may be written, not even a probe of the store's clock.
         """
 
     def logs(self, sweep: str, number: int) -> str:
@@ -261,9 +267,7 @@ class Submitter(Protocol):
         """Submit the text to the scheduler."""
 
     def find(self, submission: Submission) -> str | None:
-        """Return the id of a submission's job, found by its name; None if there is no such job.
-
-        This recovers submissions whose id was never recorded, for example because the reply was lost.
+        """Return the id of a submission's job by its name, as after a lost reply; None if there is none.
 
         Raises:
             InfrastructureError: the scheduler does not answer.

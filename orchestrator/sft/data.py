@@ -19,13 +19,18 @@ from orchestrator.tasks import dataset
 from orchestrator.tasks.base import Item, Split, Task
 
 if TYPE_CHECKING:
-    from orchestrator.sft.config import ItemsConfig
+    from orchestrator.sft.config import ItemsConfig, Release
 
 
 VARIABLE = "POLYSWEEP_DATA"
 """Environment variable with the folder of fetched data sets."""
-IMPORTER = 1
-"""Version of the import. Raised when the data made from a release changes; part of its identity."""
+IMPORTER = 2
+"""Version of the import. Raised when the data made from a release changes; part of its identity.
+
+Version 2 keeps the splits of Parquet files apart, where version 1 could train on test rows.
+"""
+_AS_BEFORE = frozenset({"laihuiyuan/mCoT-MATH", "juletxara/mgsm"})
+"""Releases without Parquet files: version 2 makes of them what version 1 did, under the same identity."""
 
 _SIDES = {"train_fingerprint": (Split.TRAIN, Split.VALIDATION), "test_fingerprint": (Split.TEST,)}
 """Name of a fingerprint to the splits that it covers."""
@@ -57,18 +62,19 @@ def derived(items: ItemsConfig) -> dict[str, Any]:
     whole = recipe(items)
     text = json.dumps(whole, sort_keys=True)
     # Without the test release, so that another one trains no model again. Seed and numbers are hashed apart.
-    train = json.dumps([whole["importer"], whole["train"], whole["languages"]], sort_keys=True)
+    train = json.dumps([_importer(items.train), whole["train"], whole["languages"]], sort_keys=True)
+    tested = f"hub:{items.test.hub_id}@{items.test.revision}"
     return {
         "cached": f"{items.train.hub_id.rpartition('/')[2]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
         "train_fingerprint": f"hub:{items.train.hub_id}@{items.train.revision}:{_short(train)}",
-        "test_fingerprint": f"hub:{items.test.hub_id}@{items.test.revision}",
+        "test_fingerprint": tested if (version := _importer(items.test)) == 1 else f"{tested}:{version}",
     }
 
 
 def recipe(items: ItemsConfig) -> dict[str, Any]:
     """Return all settings that decide what a fetched data set contains, as JSON values."""
     return {
-        "importer": IMPORTER,
+        "importer": _importer(items.train, items.test),
         "train": [items.train.hub_id, items.train.revision] if items.train else None,
         "test": [items.test.hub_id, items.test.revision] if items.test else None,
         "languages": list(items.languages),
@@ -77,6 +83,11 @@ def recipe(items: ItemsConfig) -> dict[str, Any]:
         "num_validation": items.num_validation,
         "num_test": items.num_test,
     }
+
+
+def _importer(*releases: Release | None) -> int:
+    """Return the version of the import that some releases depend on."""
+    return 1 if all(one is None or one.hub_id in _AS_BEFORE for one in releases) else IMPORTER
 
 
 def folder_of(items: Any) -> Path | None:

@@ -103,7 +103,10 @@ TRAINING_REMEDIES = {
         "oom_gpu": (
             {"double": "trainer.micro_batch_divisor", "times": 3},
             {"set": {"trainer.always_recompute": True}},
+            {"suggest": "more GPUs a cell: hardware.max_gpus, or gpus in launcher.resources"},
+            {"suggest": "a smaller trainer.max_length_tokens, which leaves long rows out"},
         ),
+        "nan": ({"suggest": "a smaller trainer.learning_rate, or trainer.precision=fp32"},),
     },
     "alike": ("model", "task", "trainer", "device"),
 }
@@ -174,10 +177,19 @@ REHEARSE = StageSpec(
     neutral=_REGISTERED,
     after=("tokenizer", "base", "prepare"),
     preload=_PRELOAD,
+    limit_s=3600.0,
     estimate="orchestrator.sft.estimate:rehearse",
     needs="orchestrator.sft.needs:of_cell",
 )
 """The first steps of training and evaluation on the longest rows, once for a model, task and trainer."""
+
+EVALUATION_REMEDIES = {
+    "remedies": {
+        "oom_gpu": ({"suggest": "a smaller evaluation.batch_size, with which some texts may differ"},),
+    },
+    "alike": (),
+}
+"""What could be done about a failure of `EVALUATE`; nothing that it uses takes less memory."""
 
 EVALUATE_BEFORE = (
     StageSpec(

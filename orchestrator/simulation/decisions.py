@@ -18,7 +18,7 @@ from typing import NamedTuple
 from orchestrator.core.evidence import NO_HOLDS, Holds
 from orchestrator.core.goodput import Goodput, Holder, goodput
 from orchestrator.core.holding import merged
-from orchestrator.core.plan import Claimable, ReadyIndex
+from orchestrator.core.plan import Claimable, ReadyIndex, Scan
 from orchestrator.core.records import TimeSpent
 from orchestrator.core.state import CellStatus, GateRule, State, cell_status
 from orchestrator.core.sweep import Cell
@@ -29,6 +29,7 @@ from orchestrator.simulation.jobs import HowFar, RunningAttempt, SimulatedJob, T
 from orchestrator.simulation.nodes import SimulatedNodes
 from orchestrator.simulation.records import Saved, SimulatedRecords, owner_on
 from orchestrator.simulation.scenario import Scenario, cells_of_units, ranks_of
+from orchestrator.simulation.waiting import WaitingJobs
 
 RESTART_S = 60.0
 """Seconds until a new process computes again: imports and the model; a guess. The first start of a stage is a
@@ -91,13 +92,13 @@ class Decisions:
         self._cells, self._unit_of = cells_of_units(scenario)
         self._rank = ranks_of(scenario)
         # A queue for each number of GPUs: a job that does not fit does not hold back smaller ones.
-        self._queues: dict[int, ReadyIndex] = {}
-        for num_gpus in sorted({unit.num_gpus for unit in scenario.units.values()}):
-            if num_gpus > self._nodes.largest:
+        cells: dict[int, list[Cell]] = {}
+        for name in self._rank:
+            if (num_gpus := scenario.units[name].num_gpus) > self._nodes.largest:
                 raise ValueError(f"a stage needs {num_gpus} GPUs, and a node has {self._nodes.largest}")
-            names = [name for name in self._rank if scenario.units[name].num_gpus == num_gpus]
-            cells = [cell for name in names for cell in self._cells[name]]
-            self._queues[num_gpus] = self._index(cells)
+            cells.setdefault(num_gpus, []).extend(self._cells[name])
+        self._queues = {num_gpus: self._index(of_class) for num_gpus, of_class in sorted(cells.items())}
+        self._waiting = WaitingJobs(scenario, cells, self._records.status)
 
     def run(self) -> Outcome:
         """Run until nothing can start or end any more."""
@@ -107,7 +108,7 @@ class Decisions:
                 self._stop("budget")
             # A stage that takes no time is over before others start: of the cells that it makes ready at
             # this moment, the longest must come first.
-            if clock.run_due() or self._start_job():
+            if clock.run_due() or self._wake() or self._start_job():
                 continue
             next_s = clock.next_s()
             if next_s is None:
@@ -146,18 +147,19 @@ class Decisions:
 
     def _start_job(self) -> bool:
         """Start the first job for which GPUs are free; return False if there is none."""
-        best: tuple[int, int, Claimable] | None = None
+        best: tuple[int, bool, int, Claimable] | None = None
         for num_gpus, queue in self._queues.items():
             if not self._nodes.fits(num_gpus) or self._spending.hold(num_gpus, self._clock.now_s) is not None:
                 continue
-            found = self._search(queue)
-            if found is not None:
-                rank = self._rank[self._unit_of[found.instance.digest]]
-                if best is None or rank < best[0]:
-                    best = rank, num_gpus, found
+            early = self._waiting.first(num_gpus, self._records.holds)
+            for found, is_early in ((self._search(queue).claimable, False), (early, True)):
+                if found is not None:
+                    rank = self._rank[self._unit_of[found.instance.digest]]
+                    if best is None or (rank, is_early) < best[:2]:
+                        best = rank, is_early, num_gpus, found
         if best is None:
             return False
-        _, num_gpus, claimable = best
+        _, is_early, num_gpus, claimable = best
         self._tally.num_jobs += 1
         node = self._nodes.take(num_gpus)
         unit = self._unit_of[claimable.instance.digest]
@@ -167,12 +169,28 @@ class Decisions:
         job = SimulatedJob(owner, node, num_gpus, cells, self._clock.now_s)
         self._jobs.setdefault(node, []).append(job)
         self._spending.change(num_gpus, self._clock.now_s)
-        self._claim(job, claimable)
+        if is_early:
+            job.cells = self._waiting.cells(cells)
+            self._waiting.add(claimable.instance.digest, job)
+        else:
+            self._claim(job, claimable)
         return True
+
+    def _wake(self) -> bool:
+        """Have workers that wait for gates look again; return False if none had to."""
+        jobs = self._waiting.take_due()
+        for job in jobs:
+            found = self._search(self._index(job.cells))
+            if found.claimable is not None:
+                self._waiting.remove(job)
+                self._claim(job, found.claimable)
+            elif not found.waiting:
+                self._end_job(job)
+        return bool(jobs)
 
     def _go_on(self, job: SimulatedJob) -> None:
         """Have a worker claim its next stage; end it if there is none."""
-        found = self._search(self._index(job.cells))
+        found = self._search(self._index(job.cells)).claimable
         if found is None or self._spending.hold(job.num_gpus, self._clock.now_s) is not None:
             self._end_job(job)
         else:
@@ -185,12 +203,15 @@ class Decisions:
             if (attempt := job.attempt) is not None and job.num_gpus:
                 stop_s = self._scenario.stages[attempt.digest].stop_s
                 self._clock.after(stop_s, partial(self._release_soon, job, attempt, why, stop_s))
+            elif attempt is None:
+                self._end_job(job)
 
     def _release_soon(self, job: SimulatedJob, attempt: RunningAttempt, why: str, stop_s: float) -> None:
         if not attempt.is_over:
             self._release(job, attempt, why, stop_s)
 
     def _end_job(self, job: SimulatedJob) -> None:
+        self._waiting.remove(job)
         self._jobs[job.node].remove(job)
         self._nodes.give_back(job.node, job.num_gpus)
         self._spending.change(-job.num_gpus, self._clock.now_s)
@@ -201,15 +222,16 @@ class Decisions:
         scenario = self._scenario
         return ReadyIndex(cells, scenario.sweep.stages, scenario.gates, chain=lambda cell: cell.stage_digests)
 
-    def _search(self, index: ReadyIndex) -> Claimable | None:
+    def _search(self, index: ReadyIndex) -> Scan:
         """Return the first stage of a search that may start now."""
         status = self._records.status
-        return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds).claimable
+        return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds)
 
     def _touch(self, digest: str) -> None:
         """Have the records of a stage looked at again, which just changed."""
         for queue in self._queues.values():
             queue.touch([digest])
+        self._waiting.touch(digest)
 
     # Attempts
 
@@ -287,6 +309,8 @@ class Decisions:
         for job in list(self._jobs[node]):
             if job.attempt is not None:
                 self._lose(job, job.attempt)
+            else:
+                self._end_job(job)
         self._nodes.take_out(node, 3600 * hours)
 
     def _lose(self, job: SimulatedJob, attempt: RunningAttempt) -> None:

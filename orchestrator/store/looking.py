@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from typing import Self
@@ -41,6 +42,9 @@ _FINAL = re.compile(
     r"|sweeps/[^/]+/(\d+|requests/\d+|submissions/\d+|submissions/\d+/job|submissions/\d+/closings/\d+))\.json"
 )
 """Keys of records that are created and never replaced. `start.json` is final once its attempt has ended."""
+
+MANY = 20
+"""Number of products of a kind from which on one listing serves all of them."""
 
 _JOURNAL = re.compile(r"(sweeps/[^/]+)/(requests|submissions)(/.*)?")
 _NOTHING = Listing((), ())
@@ -307,7 +311,7 @@ class _Look:
             if generation and f"{instance.digest}.{generation}" not in checked:
                 done, _ = ledger.product(instance, generation)
                 made += [(instance, done)] if done is not None else []
-        trees = self._bucket.trees(layout.output(instance, done.attempt) for instance, done in made)
+        trees = self._sizes(made)
         whole = set()
         for instance, done in made:
             is_retired = f"{instance.stage}/{instance.digest}.{done.generation}.json" in self._retired
@@ -316,6 +320,24 @@ class _Look:
             if damage_by_size(sizes, remaining_files(done.files, retired)) is None:
                 whole.add(f"{instance.digest}.{done.generation}")
         return whole
+
+    def _sizes(self, made: list[tuple[StageInstance, Done]]) -> dict[str, dict[str, int]]:
+        """Return the sizes of the files in the output folder of each product.
+
+        Of a kind with many products all payload is listed: a listing has a thousand names, and few products
+        have many files.
+        """
+        found: dict[str, dict[str, int]] = {layout.output(each, done.attempt): {} for each, done in made}
+        num_made = Counter(instance.stage for instance, _ in made)
+        few = [layout.output(each, done.attempt) for each, done in made if num_made[each.stage] < MANY]
+        found |= self._bucket.trees(few)
+        many = [f"payload/{kind}" for kind, number in num_made.items() if number >= MANY]
+        for place, sizes in self._bucket.trees(many).items():
+            for path, size in sizes.items():
+                attempt, folder, name = path.partition(f"/{layout.OUTPUT}/")
+                if folder and (output := f"{place}/{attempt}/{layout.OUTPUT}") in found:
+                    found[output][name] = size
+        return found
 
 
 def _final(found: Mapping[str, bytes | None]) -> dict[str, bytes]:

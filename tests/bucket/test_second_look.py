@@ -13,8 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from orchestrator import Store
 from orchestrator.api.events import History
 from orchestrator.api.requests import build_request
 from orchestrator.api.state import SweepState, open_view
@@ -23,7 +26,7 @@ from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import StageInstance
 from orchestrator.count import COUNT
 from orchestrator.stage import StageSpec
-from orchestrator.store import layout
+from orchestrator.store import layout, looking
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.looking import indexed
@@ -107,8 +110,9 @@ def _act(ledger: Ledger, instance: StageInstance, rng: random.Random) -> None:
     ("seed", "looks"), [(0, 6), *(pytest.param(seed, 40, marks=pytest.mark.long) for seed in range(1, 4))]
 )
 def test_every_look_with_an_index_is_as_true_as_one_without(
-    sealed: Ledger, bucket: Bucket, seed: int, looks: int
+    sealed: Ledger, bucket: Bucket, seed: int, looks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(looking, "MANY", (2, 20)[seed % 2])
     rng, instances = random.Random(seed), list(SWEEP.stages.values())
     view = open_view("counts", bucket.url)
     for number in range(looks):
@@ -117,6 +121,21 @@ def test_every_look_with_an_index_is_as_true_as_one_without(
         # In turn a reader that stays, and one that is started anew.
         view = view.fresh() if number % 3 else open_view("counts", bucket.url)
         assert _facts(view) == _facts(SweepState(Ledger(sealed.objects), SWEEP, 1, sealed=True))
+
+
+@pytest.mark.parametrize("many", [1, 20])
+def test_a_first_look_notices_a_product_with_a_missing_file(
+    sealed: Ledger, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "MANY", many)
+    instance = next(iter(SWEEP.stages.values()))
+    sealed.claim(instance, 1, builders.claim())
+    builders.make_product(sealed, instance)
+    sealed.objects.upload(layout.output(instance, 1))
+    sealed.objects.delete(f"{layout.output(instance, 1)}/file.txt")
+    for _ in range(2):
+        found = _indexed(sealed).reader.evidence(instance.digest)
+        assert found.done is None and "file.txt is missing" in found.problem
 
 
 def _requests(bucket: Bucket, *, made: bool) -> list[tuple[str, str]]:
@@ -238,3 +257,27 @@ def test_ten_readers_share_an_index(looked: Path, bucket: Bucket, tmp_path: Path
     with ThreadPoolExecutor(10) as pool:
         found = set(pool.map(read, range(10)))
     assert len(found) == 1
+
+
+def test_a_query_over_a_bucket_fetches_predictions_and_reads_metrics(sealed: Ledger, bucket: Bucket) -> None:
+    pytest.importorskip("duckdb", reason="the extra `query` is not installed")
+    instance = next(iter(SWEEP.stages.values()))
+    sealed.claim(instance, 1, builders.claim())
+    line = b'{"step": 1, "time_s": 0.5, "loss": 2.5, "note": "text"}\n'
+    sealed.objects.put(layout.metrics(instance, 1), line)
+    folder = sealed.objects.workspace(layout.output(instance, 1))
+    table = pyarrow.table({"item": [1, 2], "correct": [True, False]})
+    pyarrow.parquet.write_table(table, folder / "predictions.parquet")
+    builders.make_product(sealed, instance)
+    sealed.objects.upload(layout.output(instance, 1))
+    sealed.end(instance, 1, builders.end("succeeded"))
+    store = Store(bucket.url)
+    for _ in range(2):
+        found = store.query("select cell, item, correct from predictions order by item").to_pylist()
+        assert found == [
+            {"cell": "seed0", "item": 1, "correct": True},
+            {"cell": "seed0", "item": 2, "correct": False},
+        ]
+        (metric,) = store.query("select * from metrics").to_pylist()
+        assert (metric["metric"], metric["value"], metric["time_s"]) == ("loss", 2.5, 0.5)
+    assert store.query("select value from results").to_pylist() == [{"value": 1}]

@@ -51,6 +51,12 @@ def test_three_that_fail_alike_hold_back_the_rest_until_the_code_is_mended(box):
     # The same code would fail again: not one more cell is tried.
     assert "held back: 3 cells" in box("launch", "box.yaml", code=1)
     (box.folder / "box.py").write_text(CODE.replace("raise ValueError", "print"))
+    actions = {
+        cell["axes"]["model"]: cell["stages"][0]["action"]
+        for cell in box.json("plan", "box.yaml")["cells"]
+        if cell["axes"]["task"] == "math"
+    }
+    assert actions == {"0": "leave", "1": "leave", "2": "leave", "3": "run", "4": "run", "5": "run"}
     box("launch", "box.yaml", code=1)
     assert states(box)["math done"] == ["3", "4", "5"], "failures of code are left to a rerun"
     box("rerun", "box")

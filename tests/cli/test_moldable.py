@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.launches import records
+from tests.cli.launches import Running, records
 from tests.conftest import Sweep
 
 SWEEP = """
@@ -123,6 +124,19 @@ def test_what_another_launch_recorded_first_wins_at_the_claim(cells: Sweep) -> N
     claim.write_text(claim.read_text().replace('"chosen_gpus":4', '"chosen_gpus":8'))
     cells("launch", "mold.yaml", MOLD, "--only", "hours=8")
     assert _chosen(cells.store)["hours8"] == {8, 4}
+
+
+def test_of_two_launches_at_once_the_first_record_decides(
+    cells: Sweep, background: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them would give the cell of 3 hours all four GPUs, the other one two."""
+    both = SWEEP.replace("after: [train]}", 'after: [train], estimate: "own:cost"}')
+    (cells.folder / "mold.yaml").write_text(both)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    launches = [background("launch", "mold.yaml", MOLD, *only) for only in ((), ("--only", "hours=3"))]
+    assert [launch.process.wait(60) for launch in launches] == [0, 0]
+    numbers = _chosen(cells.store)
+    assert all(len(found) == 1 for found in numbers.values()) and numbers["hours3"] < {2, 4}
 
 
 def test_the_plan_names_the_cells_with_more_gpus_and_why(cells: Sweep) -> None:

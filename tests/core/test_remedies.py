@@ -12,7 +12,19 @@ from orchestrator.core.commandspec import check_remedies
 from orchestrator.core.evidence import Attempt, Budget, Evidence, spent
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, StartRecord
-from orchestrator.core.remedies import Remedied, adapted, class_of, remedied, rungs_of, with_shipped
+from orchestrator.core.remedies import (
+    LONGEST_PAUSE_S,
+    Remedied,
+    adapted,
+    class_of,
+    described,
+    has_rungs,
+    pause_after,
+    remedied,
+    rungs_of,
+    suggestions,
+    with_shipped,
+)
 from orchestrator.core.state import State, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.registry import REMEDIES, STAGES, load
@@ -178,3 +190,45 @@ def test_what_ships_here_changes_only_what_a_stage_uses(name: str) -> None:
     own = StageSpec(run="m:f", name=name, remedies={"oom_gpu": ()})
     assert with_shipped(own).remedies["oom_gpu"] == ()
     assert with_shipped(StageSpec(run="m:f")).remedies == {}
+
+
+@pytest.mark.parametrize(
+    ("cause", "message", "earlier", "pause_s"),
+    [
+        (Cause.COMMUNICATION, "Connection reset by peer", [], 1.0),
+        (
+            Cause.COMMUNICATION,
+            "Connection reset by peer",
+            [Cause.COMMUNICATION, NAN, Cause.COMMUNICATION],
+            4.0,
+        ),
+        (Cause.COMMUNICATION, "Connection reset by peer", [Cause.COMMUNICATION] * 9, LONGEST_PAUSE_S),
+        (Cause.STORAGE, "OSError: [Errno 28] No space left on device", [], 1.0),
+        (Cause.STORAGE, "the store did not answer", [], 0.0),
+        (OOM, "CUDA out of memory", [], 0.0),
+    ],
+)
+def test_a_worker_pauses_longer_after_each_failure_of_the_network_or_a_full_disk(
+    cause: Cause, message: str, earlier: list[Cause], pause_s: float
+) -> None:
+    end = End(nonce="", outcome="failed", cause=cause, message=message)
+    assert pause_after(end, tried(*((0, each) for each in earlier)).attempts) == pause_s
+
+
+def test_a_start_is_described_by_its_rung_and_what_it_changed() -> None:
+    record = tried((1, OOM)).attempts[0].start
+    assert (
+        described(record)
+        == "oom_gpu rung 1 of 3: fit.accumulation 2, configured 1; fit.micro 4, configured 8"
+    )
+    assert described(tried((0, OOM)).attempts[0].start) == ""
+    assert described(None) == ""
+
+
+def test_what_a_person_could_do_is_named_and_never_applied() -> None:
+    rungs: tuple[dict[str, Any], ...] = ({"suggest": "a smaller model"},)
+    spec = StageSpec(run="m:f", uses=("fit",), remedies={"oom_gpu": rungs})
+    assert suggestions(spec, OOM) == ["a smaller model"]
+    assert suggestions(spec, NAN) == suggestions(spec, None) == []
+    assert not has_rungs(spec)
+    assert remedied(spec, USES, {OOM: 9}) == Remedied(USES)

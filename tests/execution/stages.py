@@ -210,3 +210,10 @@ def hungry(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     if width > context.uses.count.fits:
         raise StageFailure("oom_gpu", f"CUDA out of memory: a width of {width} does not fit")
     return [{"width": width, "parts": context.uses.count.parts}]
+
+
+def cut_off(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Loses its connection in the first two attempts."""
+    if context.attempt < 3:
+        raise ConnectionResetError("Connection reset by peer")
+    return []

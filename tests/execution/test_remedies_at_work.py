@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,4 +110,14 @@ def test_a_command_gets_the_values_of_the_rung(tmp_path: Path) -> None:
     worked(tmp_path, sweep)
     (attempts,) = starts(tmp_path, sweep)
     assert [start.uses["count"]["width"] for start in attempts] == [8, 4]
+    assert state(tmp_path, sweep, next(iter(sweep.stages))) is State.DONE
+
+
+def test_after_a_broken_connection_a_worker_pauses_and_then_goes_on(tmp_path: Path) -> None:
+    spec = StageSpec(run="tests.execution.stages:cut_off", reads=("seed",), uses=USES)
+    sweep = sweep_of(1, {"count": spec}, width=8, parts=1, fits=1, adapts=False)
+    order = order_for(tmp_path, sweep.name, policy={"retries": {"communication": 2}})
+    started_s = time.monotonic()
+    work(ledger_at(tmp_path), seal(tmp_path, sweep), order)
+    assert time.monotonic() - started_s > 1.0 + 2.0
     assert state(tmp_path, sweep, next(iter(sweep.stages))) is State.DONE

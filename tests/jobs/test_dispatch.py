@@ -27,7 +27,14 @@ PROCESS = Process(boot_id="b", namespace="n", pid=1, start="1")
 
 
 def filed(
-    number=1, tasks=(("a",), ("b",)), job="12", request=1, revision=1, over=(), reports=None
+    number=1,
+    tasks=(("a",), ("b",)),
+    job="12",
+    request=1,
+    revision=1,
+    over=(),
+    reports=None,
+    resources=None,
 ) -> SubmissionState:
     submission = Submission(
         nonce="n",
@@ -38,7 +45,7 @@ def filed(
         cluster="lab",
         name=f"s.{number}",
         tasks=tasks,
-        resources=SMALL,
+        resources=resources or SMALL,
         at="2026-01-01T00:00:00Z",
     )
     accepted = Accepted(nonce="n", job=job) if job else None
@@ -189,6 +196,21 @@ def test_a_new_request_gives_a_fresh_budget():
     jobs = Jobs([filed(over=[over(Cause.CANCELLED, "CANCELLED")])], JobListing())
     assert state_of(jobs).state is State.FAILED
     assert state_of(jobs, since=2).state is State.PENDING
+
+
+def test_the_first_end_for_lack_of_memory_costs_no_retry_where_the_next_job_has_more():
+    def ends(*rungs: tuple[int, int]) -> State:
+        asked = [Resources(rungs=((Cause.OOM_HOST, *rung),)) for rung in rungs]
+        ended = [
+            filed(number=n, job=str(n), resources=each, over=[over(Cause.OOM_HOST, "OUT_OF_MEMORY")])
+            for n, each in enumerate(asked, 1)
+        ]
+        return state_of(Jobs(ended, JobListing())).state
+
+    assert ends((0, 1)) is State.PENDING
+    assert ends((0, 1), (1, 1)) is State.FAILED  # without retries
+    assert ends((0, 1), (0, 1)) is State.FAILED  # free once a rung
+    assert ends((0, 0)) is State.FAILED
 
 
 def test_jobs_that_ended_well_or_never_were_spend_no_budget():

@@ -40,6 +40,26 @@ def own(config, inputs, context):
 """
 
 
+GATED = """
+description: four cells in two classes, each of which is rehearsed
+config: {kind: good, seed: 0}
+axes: {kind: [good, bad], seed: [0, 1]}
+stages:
+  check: {run: "gated:check", reads: [kind]}
+  own: {run: "gated:own", reads: [kind, seed], gated_by: [check]}
+"""
+GATED_MODULE = """
+from orchestrator.errors import StageFailure
+
+def check(config, inputs, context):
+    if config.kind == "bad":
+        raise StageFailure("data", f"rehearsed on {config.launch.device}")
+
+def own(config, inputs, context):
+    return [{"value": config.seed}]
+"""
+
+
 class LauncherContract:
     """Subclasses give the fixture `on`, the command, and the words that choose the launcher and stay."""
 
@@ -77,6 +97,16 @@ class LauncherContract:
         assert len(list((on.store / "done/common").iterdir())) == 1
         assert len(list(on.store.glob("records/common/*/*/claim.json"))) == 1
         assert {row["metric"] for row in on.json("collect", "shared") if "metric" in row} == set("abcd")
+
+    def test_a_gate_runs_once_for_its_cells_and_blocks_these_alone(self, on: Sweep) -> None:
+        (on.folder / "gated.yaml").write_text(GATED)
+        (on.folder / "gated.py").write_text(GATED_MODULE)
+        said = self.launch(on, "gated.yaml", code=1)
+        assert "2 done" in said and "2 blocked" in said and "check[bad]" in said and "rehearsed on " in said
+        stages = sorted(claim["folder"].parts[-3] for claim in records(on.store, "claim.json"))
+        assert stages == ["check", "check", "own", "own"]
+        cells = on.json("status", "gated")["cells"]
+        assert {cell["axes"]["kind"] for cell in cells if cell["state"] == "blocked"} == {"bad"}
 
     def test_what_chance_may_cure_is_tried_again_from_the_checkpoint(self, on: Sweep) -> None:
         fail = "count.fail={how: chance, step: 12, attempts: 1}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from orchestrator.core.failure import Cause
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.records import Resources
@@ -27,7 +29,7 @@ PARTITIONS = {
 
 
 def resources(
-    estimate=None, *, asked=None, launcher=None, cluster=None, partitions=None, num_oom=0
+    estimate=None, *, asked=None, launcher=None, cluster=None, partitions=None, num_oom=0, num_late=0
 ) -> Resources:
     return resources_of(
         estimate,
@@ -36,6 +38,7 @@ def resources(
         cluster_profile(cluster or {}),
         partitions or {},
         num_oom=num_oom,
+        num_late=num_late,
         cell="c",
     )
 
@@ -50,7 +53,7 @@ def test_the_plan_says_gpus_memory_and_hours_with_a_margin():
 
 def test_without_a_plan_the_profile_says_what_a_job_gets():
     found = resources(cluster={"hours": 3.0, "cpus": 2, "memory_gib": 7.0})
-    assert found == Resources(cpus=2, memory_gib=7.0, hours=3.0)
+    assert msgspec.structs.replace(found, rungs=()) == Resources(cpus=2, memory_gib=7.0, hours=3.0)
 
 
 def test_a_job_is_signalled_as_early_as_its_last_checkpoint_needs_and_no_later_than_the_profile_says():
@@ -83,9 +86,28 @@ def test_a_job_out_of_host_memory_asks_for_twice_as_much():
     assert resources(BIG, num_oom=2).memory_gib == 4 * 64
 
 
+def test_after_a_lack_of_memory_or_time_a_job_asks_for_twice_as_much_once_as_a_remedy():
+    first, late, later = (resources(BIG, num_late=number) for number in (0, 1, 2))
+    assert [each.hours / first.hours for each in (first, late, later)] == [1, 2, 4]
+    assert first.rung_of(Cause.TIMEOUT) == (0, 1)
+    assert late.rung_of(Cause.TIMEOUT) == later.rung_of(Cause.TIMEOUT) == (1, 1)
+    assert resources(BIG, num_oom=1).rung_of(Cause.OOM_HOST) == (1, 1)
+    assert resources(BIG).rung_of(Cause.NODE_LOST) == (0, 0)
+
+
+def test_a_job_with_all_hours_that_there_are_has_no_remedy_for_more():
+    most = resources(BIG).hours
+    assert resources(BIG, cluster={"max_hours": most}).rung_of(Cause.TIMEOUT) == (0, 0)
+    assert resources(BIG, num_late=1, cluster={"max_hours": most}).hours == most
+    assert resources(BIG, asked={"hours": 2.0}, num_late=1).hours == 2.0
+    assert resources(BIG, asked={"hours": 2.0}).rung_of(Cause.TIMEOUT) == (0, 0)
+
+
 def test_what_is_asked_for_cells_outranks_the_plan():
     found = resources(BIG, asked={"gpus": 8, "hours": 2.0, "memory_gib": 9.0, "cpus": 3})
-    assert found == Resources(gpus_per_node=8, cpus=3, memory_gib=9.0, hours=2.0)
+    assert msgspec.structs.replace(found, rungs=()) == Resources(
+        gpus_per_node=8, cpus=3, memory_gib=9.0, hours=2.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,10 @@ class TestRay(LauncherContract):
         super().test_a_failure_is_named_by_its_cause_and_rerun_runs_what_failed_alone(on)
 
     @pytest.mark.long
+    def test_a_gate_runs_once_for_its_cells_and_blocks_these_alone(self, on: Sweep) -> None:
+        super().test_a_gate_runs_once_for_its_cells_and_blocks_these_alone(on)
+
+    @pytest.mark.long
     def test_what_chance_may_cure_is_tried_again_from_the_checkpoint(self, on: Sweep) -> None:
         super().test_what_chance_may_cure_is_tried_again_from_the_checkpoint(on)
 

@@ -238,6 +238,19 @@ def test_a_release_that_is_no_commit_is_refused_unless_that_is_allowed() -> None
     checked("data.tasks.math.train.revision=main", "data.unpinned=true")
 
 
+def test_data_that_a_later_import_makes_otherwise_has_another_identity() -> None:
+    def derived(**hub_ids: str) -> tuple[str, str, str]:
+        overrides = [f"data.tasks.math.{side}.hub_id={hub_id}" for side, hub_id in hub_ids.items()]
+        items = chain.config_of(*SMALL, *overrides)["items"]
+        return items["cached"], items["train_fingerprint"], items["test_fingerprint"]
+
+    study, test, both = derived(), derived(test="some/parquet"), derived(train="a/b", test="some/parquet")
+    # The study's releases are no Parquet files: what was fetched and trained stays of use.
+    assert study[2] == "hub:juletxara/mgsm@f52417ca77bd71e9888ddc29f92587660725d2b4"
+    assert (test[1], test[2].rpartition(":")[2]) == (study[1], "2")
+    assert study[0] != test[0] != both[0] and both[1] != study[1]
+
+
 def test_the_beginning_of_a_commit_names_one_commit_or_is_refused(hub: str, tmp_path: Path) -> None:
     (need,) = needs(Config(chain.config_of(*SMALL, "data.tasks.math.train.revision=722a0ff")))
     done = fetching(need.arguments, hub, tmp_path / "hub")

@@ -221,12 +221,23 @@ GATED = {"rehearse": S(1, 1), "a": S(2, 1), "b": S(4, 1), "c": S(3, 1)}
 CELLS = {"one": ["a"], "two": ["b"], "three": ["c"]}
 
 
-def test_a_gate_runs_before_the_stages_that_wait_for_it_and_others_go_on() -> None:
+def test_jobs_hold_their_gpus_while_the_gate_of_their_cell_runs() -> None:
     gates = gates_of(GATED, {"one": ("rehearse", "a"), "two": ("rehearse", "b")})
     found = play(GATED, 2, CELLS, gates=gates)
     assert found.attempts == {"succeeded": 4}
-    assert found.hours == 5  # rehearse and then b; c and a beside them
+    assert found.hours == 6  # rehearse beside b, which waits; then b beside c and a
+    assert found.goodput is not None
+    assert found.goodput.parts["idle"] == pytest.approx(3600)
     assert play(GATED, 2, {**CELLS, "four": ["rehearse"]}).hours == 5
+
+
+def test_a_worker_that_waits_runs_the_gate_itself_if_nobody_else_can() -> None:
+    gates = gates_of(GATED, {"one": ("rehearse", "a"), "two": ("rehearse", "b")})
+    flaky = FaultKind(name="flaky", cause=Cause.BAD_NODE, after_s=600.0, stage="rehearse", node=0)
+    storm = FaultTable(source="", gpu_hours=1, faults=(flaky,))
+    found = play(GATED, 2, CELLS, gates=gates, gpus_per_node=1, faults=storm)
+    assert set(states(found).values()) == {"done"}
+    assert found.attempts == {"failed": 1, "succeeded": 4}
 
 
 def test_a_gate_that_fails_blocks_the_stages_that_wait_for_it_and_no_other() -> None:

@@ -19,7 +19,7 @@ import time
 
 def greedy(config, inputs, context):
     held = []
-    for megabytes in range(0, 1200, 50):
+    for megabytes in range(0, 2400, 50):
         held.append(b"x" * (50 << 20))
         time.sleep(0.1)
     time.sleep(3)
@@ -134,17 +134,19 @@ def test_a_killed_srun_ends_its_job_and_reconcile_goes_on_from_the_checkpoint(jo
 
 
 @pytest.mark.parametrize("retries", [0, pytest.param(1, marks=pytest.mark.long)])
-def test_a_job_that_used_too_much_memory_asks_for_twice_as_much_and_then_gives_up(jobs, retries):
+def test_a_job_that_used_too_much_memory_asks_for_twice_as_much_and_gives_up_when_retries_are_spent(
+    jobs, retries
+):
     jobs.write_stages(GREEDY)
     name = jobs.write(cells=1, stage="greedy")
     jobs.launch(name, "cluster.memory_gib=0.3", f"policy.retries.oom_host={retries}")
-    for number in range(1, retries + 2):
+    for number in range(1, retries + 3):
         task = jobs.task()
         jobs.until(lambda number=number: len(records(jobs.store, "claim.json")) == number)
         jobs.until_job("", task)
         jobs.until(lambda task=task: f"job {task} ended FAILED" in jobs.why())
         said = jobs("reconcile", "jobs", code=None)
-    assert [s["resources"]["memory_gib"] for s in jobs.submissions()] == [0.3, 0.6][: retries + 1]
+    assert [s["resources"]["memory_gib"] for s in jobs.submissions()] == [0.3, 0.6, 1.2][: retries + 2]
     assert "failed by oom_host" in said
     assert {cell["cause"] for cell in jobs.json("status", "jobs")["cells"]} == {"oom_host"}
     assert "used more host memory than it had asked for" in jobs.why()
@@ -153,7 +155,7 @@ def test_a_job_that_used_too_much_memory_asks_for_twice_as_much_and_then_gives_u
 
 def test_a_stage_without_enough_memory_waits_for_a_job_with_twice_as_much(jobs):
     jobs.write_stages(HUNGRY)
-    jobs.launch(jobs.write(cells=1, stage="hungry"))
+    jobs.launch(jobs.write(cells=1, stage="hungry"), "policy.retries.oom_host=0")
     jobs.until_job("")
     [end] = jobs.ends()
     assert end["cause"] == "oom_host"
@@ -161,6 +163,7 @@ def test_a_stage_without_enough_memory_waits_for_a_job_with_twice_as_much(jobs):
     jobs("reconcile", "jobs")
     jobs.until_done(1)
     assert [s["resources"]["memory_gib"] for s in jobs.submissions()] == [1.0, 2.0]
+    assert [start["remedies"] for start in jobs.starts()] == [{"oom_host": [rung, 1]} for rung in (0, 1)]
 
 
 def test_jobs_run_the_code_at_launch_whatever_becomes_of_the_checkout(jobs):

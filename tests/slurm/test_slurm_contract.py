@@ -17,6 +17,10 @@ class TestSlurm(LauncherContract):
         return jobs
 
     @pytest.mark.long
+    def test_a_gate_runs_once_for_its_cells_and_blocks_these_alone(self, on: Sweep) -> None:
+        super().test_a_gate_runs_once_for_its_cells_and_blocks_these_alone(on)
+
+    @pytest.mark.long
     def test_what_chance_may_cure_is_tried_again_from_the_checkpoint(self, on: Sweep) -> None:
         super().test_what_chance_may_cure_is_tried_again_from_the_checkpoint(on)
 

@@ -19,7 +19,7 @@ from orchestrator.core.selector import Subject
 from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.judgement import SubmissionState
-from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, Verdict, overrides_of
 from orchestrator.launchers.local import host_hardware
 from orchestrator.launchers.ray import boot
@@ -176,7 +176,7 @@ class RayLauncher:
 
     def resources(
         self,
-        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        cells: Sequence[tuple[Subject, Estimate | None, Shortfalls]],
         *,
         known: Sequence[Subject],
         chosen: Mapping[str, int],
@@ -205,7 +205,13 @@ class RayLauncher:
         ]
 
     def excluded(
-        self, filed: Sequence[SubmissionState], ledger: Ledger, cluster: str, quarantine_s: float
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
     ) -> tuple[str, ...]:
         """Return none: a driver avoids bad nodes itself."""
         return ()

@@ -21,7 +21,7 @@ from orchestrator.costs import Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.nodes import NodeReports
-from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, overrides_of
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.options import cluster_name, unexpanded, unheeded
@@ -257,7 +257,7 @@ class SlurmLauncher:
 
     def resources(
         self,
-        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        cells: Sequence[tuple[Subject, Estimate | None, Shortfalls]],
         *,
         known: Sequence[Subject],
         chosen: Mapping[str, int],
@@ -278,22 +278,29 @@ class SlurmLauncher:
                     self._settings,
                     self._cluster,
                     self._partitions,
-                    num_oom=num_oom,
+                    num_oom=lacked.memory,
+                    num_late=lacked.hours,
                     cell=subject.cell,
                     chosen_gpus=chosen.get(subject.cell, 0),
                 ),
             )
-            for subject, estimate, num_oom in cells
+            for subject, estimate, lacked in cells
         ]
 
     def excluded(
-        self, filed: Sequence[SubmissionState], ledger: Ledger, cluster: str, quarantine_s: float
+        self,
+        filed: Sequence[SubmissionState],
+        ledger: Ledger,
+        cluster: str,
+        *,
+        quarantine_s: float,
+        is_dry: bool,
     ) -> tuple[str, ...]:
         """Return nodes that are left out, and those on which jobs kept failing early.
 
         The latter are excluded until `launcher.bad_node_hours` have passed.
         """
-        reported = NodeReports(ledger, quarantine_s).left_out()
+        reported = NodeReports(ledger, quarantine_s, is_reader=is_dry).left_out()
         out = {node for place, node in reported if place.casefold() == cluster.casefold()}
         # an administrator may have repaired the node since, so the evidence expires
         limit_s = 3600 * self._settings.bad_node_hours

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from orchestrator.core.failure import Cause
 from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, STOP_FACTOR, Estimate, Hardware
 from orchestrator.errors import UserError
-from orchestrator.jobs.records import Resources
+from orchestrator.jobs.records import NUM_DOUBLINGS, Resources
 from orchestrator.launchers.base import Amount, NotNegative, Positive, check_device, check_variables, stepped
 
 
@@ -199,6 +200,7 @@ def resources_of(
     partitions: Mapping[str, Partition],
     *,
     num_oom: int = 0,
+    num_late: int = 0,
     cell: str = "",
     chosen_gpus: int = 0,
 ) -> Resources:
@@ -218,6 +220,7 @@ def resources_of(
         cluster: the profile.
         partitions: the cluster's partitions and what they have; {} for Slurm's default partition.
         num_oom: how many of the cell's jobs ran out of host memory; each doubles the request.
+        num_late: how many of them ended at their time limit before a checkpoint; each doubles the hours.
         cell: its id, for the message.
         chosen_gpus: the GPUs of the estimate, if they were chosen; 0 if they are the fewest that suffice.
 
@@ -251,12 +254,18 @@ def resources_of(
         gpus_per_node=gpus_per_node,
         cpus=cpus,
         memory_gib=memory_gib,
-        hours=_hours(estimate, asked, settings, cluster, rounds),
+        hours=_hours(estimate, asked, settings, cluster, rounds, 2.0**num_late),
         partition=asked.partition or "",
         signal_s=_signal_s(estimate, cluster),
         chosen_gpus=chosen_gpus if asked.gpus is None else 0,
     )
-    return _placed(wanted, partitions, named=asked.partition, cell=cell)
+    placed = _placed(wanted, partitions, named=asked.partition, cell=cell)
+    limits = (cluster.max_hours, has.max_hours if (has := partitions.get(placed.partition)) else None)
+    is_longest = asked.hours is not None or any(limit and placed.hours >= limit for limit in limits)
+    counts = {Cause.OOM_HOST: num_oom} if memory_gib is not None else {}
+    counts |= {} if is_longest and not num_late else {Cause.TIMEOUT: num_late}
+    rungs = ((cause, min(count, NUM_DOUBLINGS), NUM_DOUBLINGS) for cause, count in counts.items())
+    return msgspec.structs.replace(placed, rungs=tuple(rungs))
 
 
 def _signal_s(estimate: Estimate | None, cluster: ClusterProfile) -> float:
@@ -271,8 +280,9 @@ def _hours(
     settings: SlurmSettings,
     cluster: ClusterProfile,
     rounds: int,
+    factor: float,
 ) -> float:
-    """Return the wall time of a job that works on its cells in so many rounds."""
+    """Return the wall time of a job that works on its cells in so many rounds, times a factor."""
     if asked.hours is not None:
         # a number that the user sets is used as it is: without margin, step and bounds
         return asked.hours * rounds
@@ -280,7 +290,7 @@ def _hours(
     if estimate is not None and estimate.wall_hours > 0:
         # rounded up in steps from a quarter of an hour on, so that similar cells share an array
         hours = stepped(4 * (START_HOURS + settings.time_margin * estimate.wall_hours)) / 4
-    hours = max(hours * rounds, cluster.min_hours)
+    hours = max(hours * rounds, cluster.min_hours) * factor
     return hours if cluster.max_hours is None else min(hours, cluster.max_hours)
 
 
