@@ -374,7 +374,7 @@ def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: b
     if isinstance(objects, PosixStore) and not content:
         return damage_by_size(objects.sizes(prefix, files), files)
     if objects.in_place:
-        return damage(objects.folder(prefix), files)
+        return damage(objects.folder(prefix), files, content=content)
     # A listing of the bucket gives all sizes at once, without downloading.
     problem = damage_by_size(ledger.sizes(prefix), files)
     if problem is not None or not content:
