@@ -68,7 +68,10 @@ def within_budget(records: SweepRecords) -> Holds:
         return NO_HOLDS
     limit, name = records.policy.budget, records.sweep.name
     hold = budget_hold(limit, spent, num_gpus=spent.worker_gpus, now=spent.at, sweep=name)
-    return NO_HOLDS if hold is None else Holds(stages=dict.fromkeys(records.sweep.stages, hold))
+    if hold is None:
+        return NO_HOLDS
+    # Nobody waits while others run: a worker, or a job that is submitted for one, spends too.
+    return Holds(stages=dict.fromkeys(records.sweep.stages, hold._replace(is_final=True)))
 
 
 def forecast(cells: Iterable[Cell], work: Mapping[str, float], spent: Spending | None) -> Forecast:
