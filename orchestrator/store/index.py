@@ -59,9 +59,10 @@ def index_folder() -> Path:
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = Path(os.environ.get(ROOT) or f"{cache}/polysweep").expanduser().absolute()
-    if is_network(home):
-        home = Path(tempfile.gettempdir()) / f"polysweep-{os.getuid()}"
     folder = home / f"index-{os.getuid()}"
+    if is_network(home):
+        # Directly below: whoever owned a folder in between could exchange ours.
+        folder = Path(tempfile.gettempdir()) / f"polysweep-index-{os.getuid()}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
     found = folder.lstat()

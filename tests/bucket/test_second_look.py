@@ -13,8 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from orchestrator import Store
 from orchestrator.api.events import History
 from orchestrator.api.requests import build_request
 from orchestrator.api.state import SweepState, open_view
@@ -254,3 +257,27 @@ def test_ten_readers_share_an_index(looked: Path, bucket: Bucket, tmp_path: Path
     with ThreadPoolExecutor(10) as pool:
         found = set(pool.map(read, range(10)))
     assert len(found) == 1
+
+
+def test_a_query_over_a_bucket_fetches_predictions_and_reads_metrics(sealed: Ledger, bucket: Bucket) -> None:
+    pytest.importorskip("duckdb", reason="the extra `query` is not installed")
+    instance = next(iter(SWEEP.stages.values()))
+    sealed.claim(instance, 1, builders.claim())
+    line = b'{"step": 1, "time_s": 0.5, "loss": 2.5, "note": "text"}\n'
+    sealed.objects.put(layout.metrics(instance, 1), line)
+    folder = sealed.objects.workspace(layout.output(instance, 1))
+    table = pyarrow.table({"item": [1, 2], "correct": [True, False]})
+    pyarrow.parquet.write_table(table, folder / "predictions.parquet")
+    builders.make_product(sealed, instance)
+    sealed.objects.upload(layout.output(instance, 1))
+    sealed.end(instance, 1, builders.end("succeeded"))
+    store = Store(bucket.url)
+    for _ in range(2):
+        found = store.query("select cell, item, correct from predictions order by item").to_pylist()
+        assert found == [
+            {"cell": "seed0", "item": 1, "correct": True},
+            {"cell": "seed0", "item": 2, "correct": False},
+        ]
+        (metric,) = store.query("select * from metrics").to_pylist()
+        assert (metric["metric"], metric["value"], metric["time_s"]) == ("loss", 2.5, 0.5)
+    assert store.query("select value from results").to_pylist() == [{"value": 1}]

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator.api.events import History
 from orchestrator.core.state import State
 from orchestrator.core.waiting import Goal, Outlook, outlook
+from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import Running, wait_for
+from tests.store import builders
 
 FAILING = """
 config: {seed: 0, count: {num_steps: 2, checkpoint_every: 1, step_s: 0, fail: null}}
@@ -137,3 +140,17 @@ def test_whoever_follows_and_goes_on_elsewhere_misses_and_repeats_nothing(
     seen += [event["id"] for event in _events(slow, "slow", *(("--after", seen[-1]) if seen else ()))]
     assert len(seen) == len(set(seen))
     assert set(seen) == {event["id"] for event in _events(slow, "slow")}
+
+
+def test_a_machine_whose_clock_is_ahead_delays_no_one(tmp_path: Path) -> None:
+    sweep = builders.sweep_of(1)
+    builders.seal(tmp_path, sweep)
+    ledger = open_ledger(str(tmp_path))
+    ledger.claim(builders.instance_of(sweep), 1, builders.claim(at="2999-01-01T00:00:00Z"))
+    history = History(ledger, "counts")
+    history._settle_s = 0.3
+    start_s = time.monotonic()
+    assert [event.kind for event in history.snapshot()] == ["claim"]
+    while not history.settled():
+        time.sleep(0.1)
+    assert time.monotonic() - start_s < 5
