@@ -112,6 +112,9 @@ REPORTS: Mapping[str, str] = {
 FITTING: Mapping[str, str] = {"study": "orchestrator.study.tables.results:fits"}
 """Report to a function ``(rows, *, about) -> bool``: whether it suits rows of sweeps that name no report."""
 
+CLAIMS: Mapping[str, str] = {"study": "orchestrator.study.claims:weights"}
+"""Report to a function ``(configs) -> dict | None``: how many of its rows and comparisons need each cell."""
+
 GENERAL = "general"
 """The report used when no other report fits."""
 

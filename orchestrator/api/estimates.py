@@ -12,6 +12,7 @@ from orchestrator.api.state import SweepState
 from orchestrator.core import schedule
 from orchestrator.core.records import Request
 from orchestrator.core.schedule import PlannedStage
+from orchestrator.core.settings import RunSettings
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_estimate
@@ -173,6 +174,17 @@ def work_of(
         else:
             work[digest] = PlannedStage(measured_hours.get(instance.stage, 0.0), 0, inputs)
     return work
+
+
+def worker_gpus(launcher: Launcher | Submitter, settings: RunSettings) -> float:
+    """Return how many GPUs a worker of a launch holds, at most; 0 without GPUs."""
+    hardware = hardware_for(launcher, settings)
+    if hardware is None and (isinstance(launcher, Submitter) or launcher.gpus() is None):
+        return 0.0
+    if hardware is not None and hardware.device == "cpu":
+        return 0.0
+    most = (hardware or settings.hardware.assumed).max_gpus
+    return float(settings.launcher.get("gpus_per_worker") or most)
 
 
 def longest_first(view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> list[Cell]:

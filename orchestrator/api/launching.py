@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of, molded
+from orchestrator.api.estimates import estimates_of, molded, work_of, worker_gpus
 from orchestrator.api.requests import (
     build_request,
     gate_facts,
@@ -34,11 +35,14 @@ from orchestrator.api.submission import Dispatch
 from orchestrator.compose.files import locate
 from orchestrator.compose.main import Composition, compose
 from orchestrator.compose.overrides import run_settings, run_settings_with
+from orchestrator.core.holding import forecast, refuse_over_budget
 from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
+from orchestrator.jobs.submissions import spending_now
 from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
 from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
 from orchestrator.store import layout
@@ -204,7 +208,7 @@ class CheckedLaunch:
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
         hardware = hardware_for(self.launcher, self.settings)
         gpus = self.launcher.gpus() if self.settings.hardware.moldable else None
-        if hardware is not None or gpus is not None:
+        if hardware is not None or gpus is not None or self.settings.policy.budget.is_set:
             # The estimate of a cell that fits nowhere is an error.
             estimates = estimates_of(
                 view,
@@ -216,9 +220,20 @@ class CheckedLaunch:
             )
             if gpus is not None:
                 molded(view, cells, estimates, gpus)
+            self._refuse_over_budget(estimates)
         self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
         if self.limits is not None and not self.dry_run:
             self.dispatch().check()
+
+    def _refuse_over_budget(self, estimates: Mapping[str, Estimate]) -> None:
+        """Raise if the cells would cost more than the budget allows."""
+        policy, view = self.settings.policy, self.view
+        held = worker_gpus(self.launcher, self.settings) if policy.budget.is_set else 0.0
+        work = work_of(view, self.cells, estimates)
+        seconds = {digest: 3600 * each.hours * (each.num_gpus or held) for digest, each in work.items()}
+        todo = [cell for cell in self.cells if held and view.cells[cell.id].state is not State.DONE]
+        found = forecast(todo, seconds, spending_now(view.ledger, view.sweep.name, policy))
+        refuse_over_budget(policy.budget, found, view.sweep.name, now=time.time())
 
     def dispatch(self) -> Dispatch:
         """Return the submission of the cells, for a request that is not recorded."""

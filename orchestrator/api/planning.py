@@ -103,6 +103,7 @@ class Plan:
         steps: by cell and digest of a stage, what a launch would do with it, and why.
         missing: by cell, the needs that this machine lacks; the cell is blocked until they are fetched.
         estimates: by digest, what the stage costs; only of stages that have an estimate hook.
+        settings: the run settings of the launch.
         hardware: that the estimates are for.
         prefetch: the command that fetches what is missing.
     """
@@ -124,7 +125,7 @@ class Plan:
             view = with_code(view, checkout_digest(view, import_paths))
         self.view, self.cells, self.hardware = view, cells, hardware
         self.prefetch = prefetch
-        self._settings, self._policy = settings, settings.policy
+        self.settings, self._policy = settings, settings.policy
         self.steps = steps_of(view, cells)
         self.missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
         self.estimates: dict[str, Estimate] = estimates_of(
@@ -166,9 +167,9 @@ class Plan:
             UserError: the launcher's settings do not say how many GPUs there are, or they are too few.
             InfrastructureError: the launcher asks a cluster, which does not answer.
         """
-        if not self._settings.hardware.moldable:
+        if not self.settings.hardware.moldable:
             return {}
-        there = there or make_launcher(self._settings, len(self.cells)).gpus()
+        there = there or make_launcher(self.settings, len(self.cells)).gpus()
         if there is None:
             return {}
         cells = molded(self.view, self.cells, self.estimates, there)

@@ -31,7 +31,7 @@ from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, with_jobs
 from orchestrator.jobs.judgement import ending
-from orchestrator.jobs.submissions import Submissions, asker
+from orchestrator.jobs.submissions import Submissions, asker, spending_now
 from orchestrator.launchers.base import ask_schedulers
 from orchestrator.registry import INDEXED, load
 from orchestrator.store.access import Outage
@@ -258,6 +258,7 @@ class SweepState:
             requests=self.request_summary,
             policy=self.policy,
             codes=self.codes,
+            spending=spending_now(self.ledger, self.sweep.name, self.policy),
         )
         return holding.holds_of(records)
 

@@ -88,6 +88,11 @@ def configure_data(parser: argparse.ArgumentParser) -> None:
 
 def run_data(args: argparse.Namespace) -> int:
     """Run the action, and return 1 if a check found problems."""
+    with importable((str(Path.cwd()),)):  # TASK may be module:object of a module of the user's
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     match args.action:
         case "describe":
             _only(args, (), num_words=(1, 1), words="TASK")

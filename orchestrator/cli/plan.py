@@ -12,14 +12,10 @@ from orchestrator.api.estimates import of_cell, together
 from orchestrator.api.launching import composed_or_sealed, run_settings_of
 from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.rehearsals import gate_lines
-from orchestrator.api.requests import (
-    code_drift,
-    distinct,
-    need_line,
-    needing_retired_lines,
-)
+from orchestrator.api.requests import code_drift, distinct, need_line, needing_retired_lines
 from orchestrator.api.simulating import Simulated, SimulatedCluster
 from orchestrator.api.state import SweepState
+from orchestrator.cli.budget import print_budget
 from orchestrator.cli.output import (
     ComposeProgress,
     add_composing,
@@ -48,12 +44,15 @@ def configure_plan(parser: argparse.ArgumentParser) -> None:
     _add_hardware(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="of a cluster: how long the whole takes there")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="of the cluster; default 8")
+    parser.add_argument("--budget", action="store_true", help="show the budget, and cells to drop to fit it")
 
 
 def run_plan(args: argparse.Namespace) -> int:
     """Print the plan."""
     plan, composition = _plan(args)
     view = plan.view
+    if args.budget:
+        return print_budget(plan, as_json=args.json)
     there = None if args.gpus is None else LaunchGpus(args.gpus, args.gpus_per_node)
     makespan = None
     if there is not None:

@@ -223,7 +223,7 @@ class Schema:
 
     Args:
         target: ``module:Struct``, a `msgspec.Struct`.
-        import_paths: folders from which it may be imported, besides `sys.path`.
+        import_paths: folders from which it, and what its checks load, may be imported, besides `sys.path`.
         where: what to name in errors.
 
     Raises:
@@ -233,6 +233,7 @@ class Schema:
     def __init__(self, target: Any, *, import_paths: Sequence[str] = (), where: str = "") -> None:
         if not isinstance(target, str):
             raise UserError(f"schema is {target!r}", where=where, allowed="module:Struct")
+        self._import_paths = import_paths
         with importable(import_paths):
             self._struct = load(target, where=f"schema, {where}")
         if not (isinstance(self._struct, type) and issubclass(self._struct, msgspec.Struct)):
@@ -252,7 +253,8 @@ class Schema:
         check = getattr(config, "check", None)
         if callable(check):
             try:
-                check()
+                with importable(self._import_paths):
+                    check()
             except UserError as error:
                 raise UserError(
                     error.what, where=error.where or where, allowed=error.allowed, fix=error.fix

@@ -254,11 +254,33 @@ class Spending(NamedTuple):
         gpu_seconds: held by all of its workers so far.
         running_gpus: GPUs of the workers that run a stage now.
         checkpoint_s: median seconds from the claim of a stage to its first checkpoint, or to its product.
+        worker_gpus: most GPUs that one of its workers holds; 1 as long as there is none.
+        at: when that was, on the reader's clock, in seconds since 1970.
     """
 
     gpu_seconds: float
     running_gpus: float
     checkpoint_s: float
+    worker_gpus: float = 1.0
+    at: float = 0.0
+
+
+class Forecast(NamedTuple):
+    """The GPU time of a launch, beside what the sweep has spent, in seconds.
+
+    Attributes:
+        gpu_seconds: spent so far.
+        by_cell: id of each cell that is not done to what its unfinished stages add. A shared stage is the
+            first cell's. Empty where workers hold no GPUs.
+    """
+
+    gpu_seconds: float
+    by_cell: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """What will have been spent when all is done."""
+        return self.gpu_seconds + sum(self.by_cell.values())
 
 
 def over_budget(limit: SpendingLimit, spending: Spending, *, now: float) -> str:

@@ -11,14 +11,24 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Budget, Evidence, Hold, Holds, spent
+from orchestrator.core.evidence import (
+    NO_HOLDS,
+    Budget,
+    Evidence,
+    Forecast,
+    Hold,
+    Holds,
+    Spending,
+    budget_hold,
+    spent,
+)
 from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint, fingerprint
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End, Request
-from orchestrator.core.settings import Policy
+from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep
-from orchestrator.errors import one_line
+from orchestrator.errors import UserError, counted, one_line
 
 MAX_MESSAGE = 120
 """Characters of a failure's message in the reason of a hold."""
@@ -38,6 +48,7 @@ class SweepRecords(NamedTuple):
         requests: the combined effect of the users' requests.
         policy: of the launch that is decided about.
         codes: id of a cell to the digest of the code that would run it.
+        spending: what the sweep has spent; None if it has no budget, or if the reader checks it itself.
     """
 
     sweep: ComposedSweep
@@ -47,6 +58,59 @@ class SweepRecords(NamedTuple):
     requests: RequestSummary
     policy: Policy
     codes: Mapping[str, str]
+    spending: Spending | None = None
+
+
+def within_budget(records: SweepRecords) -> Holds:
+    """Hold every stage when the sweep's budget does not suffice for one more to reach a checkpoint."""
+    spent = records.spending
+    if spent is None:
+        return NO_HOLDS
+    limit, name = records.policy.budget, records.sweep.name
+    hold = budget_hold(limit, spent, num_gpus=spent.worker_gpus, now=spent.at, sweep=name)
+    if hold is None:
+        return NO_HOLDS
+    # Nobody waits while others run: a worker, or a job that is submitted for one, spends too.
+    return Holds(stages=dict.fromkeys(records.sweep.stages, hold._replace(is_final=True)))
+
+
+def forecast(cells: Iterable[Cell], work: Mapping[str, float], spent: Spending | None) -> Forecast:
+    """Return what some cells will cost; a checkpoint of an unfinished stage is not subtracted.
+
+    Args:
+        cells: those that are not done, of workers with GPUs.
+        work: digest of an unfinished stage to its GPU-seconds.
+        spent: so far; None for nothing.
+    """
+    rest = dict(work)
+    by_cell = {cell.id: sum(rest.pop(digest, 0.0) for digest in cell.stage_digests) for cell in cells}
+    return Forecast(spent.gpu_seconds if spent else 0.0, by_cell)
+
+
+def refuse_over_budget(limit: SpendingLimit, found: Forecast, sweep: str, *, now: float) -> None:
+    """Raise if a launch would cost more than its budget allows.
+
+    Args:
+        limit: the budget.
+        found: what it would cost.
+        sweep: the sweep's name.
+        now: the time on this machine's clock, in seconds since 1970.
+
+    Raises:
+        UserError: it costs more, or the budget has ended.
+    """
+    if limit.has_ended(now):
+        raise UserError(f"policy.budget.until={limit.until} is past", fix="policy.budget.until=null")
+    if limit.gpu_hours is None or not found.by_cell:
+        return
+    # The cost of stages without an estimate is not known before one has run: then the rest is zero.
+    if found.total > 3600 * limit.gpu_hours or found.gpu_seconds >= 3600 * limit.gpu_hours:
+        spent, rest = found.gpu_seconds / 3600, (found.total - found.gpu_seconds) / 3600
+        raise UserError(
+            f"the forecast is {found.total / 3600:.4g} GPU-hours, over the budget of {limit.gpu_hours:.4g}",
+            where=f"{spent:.4g} are spent, {rest:.4g} are needed for {counted(len(found.by_cell), 'cell')}",
+            fix=f"sweep plan {sweep} --budget names cells to drop (--only), or raise the budget",
+        )
 
 
 Rule = Callable[[SweepRecords], Holds]
@@ -270,7 +334,7 @@ def _hold(records: SweepRecords, alike: Alike) -> Hold:
     )
 
 
-RULES: tuple[Rule, ...] = (broken,)
+RULES: tuple[Rule, ...] = (broken, within_budget)
 
 
 def holds_of(records: SweepRecords) -> Holds:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from orchestrator.core.evidence import NO_HOLDS, Budget, Holds
 from orchestrator.core.failure import DETERMINISTIC
 from orchestrator.core.records import Request
+from orchestrator.core.settings import SpendingLimit
 from orchestrator.core.state import NO_GATES, STARTABLE, CellStatus, GateRule, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
 
@@ -300,6 +301,7 @@ class RequestSummary(NamedTuple):
         launched, rerun: cell id to the number of the last launch and of the last rerun that named it.
         seen: number of a launch or rerun to the attempts that there were: digest to number. None for a rerun
             that does not list those of other cells.
+        limit: what the sweep may spend, as its last launch or rerun set it.
     """
 
     cancelled: frozenset[str]
@@ -310,6 +312,7 @@ class RequestSummary(NamedTuple):
     launched: Mapping[str, int] = {}
     rerun: Mapping[str, int] = {}
     seen: Mapping[int, Mapping[str, int] | None] = {}
+    limit: SpendingLimit = SpendingLimit()
 
     def budget(self, digest: str, retries: Mapping[str, int]) -> Budget:
         """Return the budget against which a stage's failures count.
@@ -338,7 +341,7 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
     after_chance: dict[str, int] = {}
     asked: dict[str, dict[str, int]] = {"launch": {}, "rerun": {}}
     seen: dict[int, Mapping[str, int] | None] = {}
-    revision = 0
+    revision, limit = 0, SpendingLimit()
     for request in requests:
         named = cells if request.cells is None else request.cells
         if request.verb in ("launch", "rerun"):
@@ -346,6 +349,7 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
             asked[request.verb].update(dict.fromkeys(named, request.number))
             is_partial = request.verb == "rerun" and request.failures is None
             seen[request.number] = None if is_partial else {**(request.failures or {}), **request.after}
+            limit = request.settings.policy.budget if request.settings else limit
         match request.verb:
             case "cancel":
                 cancelled.update(named)
@@ -360,7 +364,9 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
                 _raise(after, request.after)
     launched, rerun = asked["launch"], asked["rerun"]
     last = {cell: max(launched.get(cell, 0), rerun.get(cell, 0)) for cell in {**launched, **rerun}}
-    return RequestSummary(frozenset(cancelled), after, after_chance, revision, last, launched, rerun, seen)
+    return RequestSummary(
+        frozenset(cancelled), after, after_chance, revision, last, launched, rerun, seen, limit
+    )
 
 
 # A boundary never moves back: two commands may run at once, and the later one may have read less.

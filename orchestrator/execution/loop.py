@@ -134,11 +134,8 @@ class Worker:
 
     def run(self) -> int:
         """Work until nothing is left to claim or to wait for; return the exit code."""
-        self._hooks.held.looks()
-        try:
+        with self._hooks.held.recorded():
             return self._run()
-        finally:
-            self._hooks.held.write(has_ended=True)
 
     def _run(self) -> int:
         idle_s = IDLE_S
@@ -150,6 +147,9 @@ class Worker:
                 return code
             self._idleness.start_scan()
             summary = self._requests.read(at_most_s=0.0)
+            if (hold := self._hooks.held.budget.hold(summary.limit)) is not None:
+                self._say(f"{hold.reason}: this worker claims no more")
+                return 0
             # New evidence for each scan. A decision from an old scan is checked again in `_try`.
             reader = self._products.reader(self._watcher)
             holds = NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages)
@@ -391,9 +391,10 @@ class Worker:
             return why
         try:
             at_most_s = max(CANCEL_POLL_S, self._ledger.objects.poll_s)
-            cancelled = self._requests.read(at_most_s=at_most_s).cancelled
+            summary = self._requests.read(at_most_s=at_most_s)
+            if self._hooks.held.budget.is_over(summary.limit, at_most_s=at_most_s):
+                return "budget"
         except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""
-        if not cancelled:
-            return ""
-        return "" if self._scanner.is_wanted(instance.digest, cancelled) else "cancelled"
+        is_wanted = not summary.cancelled or self._scanner.is_wanted(instance.digest, summary.cancelled)
+        return "" if is_wanted else "cancelled"

@@ -15,7 +15,9 @@ import functools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from orchestrator.core.evidence import NO_HOLDS, Holds
+from msgspec.structs import replace
+
+from orchestrator.core.evidence import NO_HOLDS, Holds, Spending
 from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
 from orchestrator.core.settings import Policy
@@ -42,13 +44,22 @@ class HoldReader:
         sweep: the sealed sweep.
         policy: of the launch.
         code: digest of the code that the process runs.
+        spending: returns what the sweep has spent, by the policy with the newest budget; None if this process
+            checks the budget itself.
 
     Attributes:
         policy: as given.
     """
 
-    def __init__(self, sweep: ComposedSweep, policy: Policy, code: str) -> None:
+    def __init__(
+        self,
+        sweep: ComposedSweep,
+        policy: Policy,
+        code: str,
+        spending: Callable[[Policy], Spending | None] = lambda policy: None,
+    ) -> None:
         self.policy = policy
+        self._spending = spending
         self._sweep = sweep
         self._codes = {cell.id: code for cell in sweep.cells}
         self._summary: RequestSummary | None = None
@@ -78,6 +89,7 @@ class HoldReader:
 
     def records(self, reader: EvidenceReader, summary: RequestSummary, status_of: StatusOf) -> SweepRecords:
         """Return what the rules may look at; see `read` for the arguments."""
+        policy = replace(self.policy, budget=summary.limit)
         begun = set[str]().union(*map(_unfinished, reader.listed.values()))
         return SweepRecords(
             sweep=self._sweep,
@@ -85,8 +97,9 @@ class HoldReader:
             status=functools.cache(functools.partial(status_of, reader, summary)),
             unfinished=[digest for digest in self._sweep.stages if digest in begun],
             requests=summary,
-            policy=self.policy,
+            policy=policy,
             codes=self._codes,
+            spending=self._spending(policy),
         )
 
 

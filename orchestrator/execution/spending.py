@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
@@ -15,7 +16,7 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, Message
 from orchestrator.jobs.records import WorkerRecord, spending
 from orchestrator.jobs.submissions import WorkerRecords
-from orchestrator.processes import age_s
+from orchestrator.processes import age_s, is_gone
 from orchestrator.saving import PhaseClock
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
@@ -39,10 +40,15 @@ class HeldTime:
         ledger: the store.
         order: the worker's assignment.
         owner: its identity.
+
+    Attributes:
+        budget: what the sweep may still spend.
+        record: as it was last written.
     """
 
     def __init__(self, ledger: Ledger, order: Assignment, owner: Owner) -> None:
         self._records = WorkerRecords(ledger, order.sweep)
+        self.budget = BudgetWatch(ledger, order, self)
         began = order.job.start_at if order.job is not None else None
         before_s = max(age_s(), time.time() - began if began is not None else 0.0)
         self._start_s = time.monotonic() - before_s
@@ -62,10 +68,14 @@ class HeldTime:
         """Seconds since the worker's start."""
         return round(time.monotonic() - self._start_s, 3)
 
-    def looks(self) -> None:
-        """Note that the worker looks for its first stage, if it has not done so before."""
-        if not self.record.start_s:
-            self.write(start_s=self.seconds)
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record the worker from its search for a first stage on to its end."""
+        self.write(start_s=self.seconds)
+        try:
+            yield
+        finally:
+            self.write(has_ended=True)
 
     def begins(self, key: str) -> None:
         """Note that the worker has claimed an attempt."""
@@ -165,7 +175,8 @@ def _merged(times: Mapping[str, float], child: Message) -> dict[str, float]:
 class BudgetWatch:
     """What the sweep has spent, as this worker sees it, and what follows for it.
 
-    Another worker counts as running until its record has stood still for a lease, on this worker's clock.
+    Another worker counts as running until its process is gone, or its record has stood still for a lease on
+    this worker's clock. A worker that may not claim leaves: one that waits spends without computing.
 
     Args:
         ledger: the store.
@@ -207,6 +218,8 @@ class BudgetWatch:
         Raises:
             OSError, InfrastructureError: the store did not answer.
         """
+        if not self._order.num_gpus:  # it spends time, but no GPU-hours
+            limit = SpendingLimit(until=limit.until)
         return limit.is_set and over_budget(limit, self._spending(at_most_s=at_most_s), now=time.time()) != ""
 
     def _spending(self, *, at_most_s: float) -> Spending:
@@ -222,7 +235,8 @@ class BudgetWatch:
             if seconds != record.seconds:
                 since_s = now_s
             self._seen[record.nonce] = record.seconds, since_s
-            if record.runs and not record.has_ended and now_s - since_s < lease_s:
+            is_still = now_s - since_s >= lease_s
+            if record.is_running and not is_still and is_gone(record.owner.process) is not True:
                 running.append(record)
         own = replace(self._held.record, seconds=self._held.seconds)
         checkpoint_s = self._order.settings.policy.checkpoint_interval_s

@@ -259,6 +259,11 @@ class WorkerRecord(Record, frozen=True, kw_only=True):
     began_at: str = ""
     at: str = ""
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs a stage, as far as the record shows."""
+        return self.runs != "" and not self.has_ended
+
 
 def spending(
     workers: Iterable[WorkerRecord], running: Iterable[WorkerRecord], *, checkpoint_s: float
@@ -276,6 +281,7 @@ def spending(
         gpu_seconds=sum(worker.num_gpus * worker.seconds for worker in known),
         running_gpus=sum(worker.num_gpus for worker in running),
         checkpoint_s=statistics.median(measured) if measured else checkpoint_s,
+        worker_gpus=max((worker.num_gpus for worker in known), default=1.0),
     )
 
 

@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from orchestrator.core.evidence import Spending
 from orchestrator.core.records import Request
-from orchestrator.core.settings import RunSettings
+from orchestrator.core.settings import Policy, RunSettings
 from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.judgement import Asker, SubmissionState, ending
 from orchestrator.jobs.records import (
@@ -26,7 +27,9 @@ from orchestrator.jobs.records import (
     Submission,
     WorkerRecord,
     cause_of_code,
+    spending,
 )
+from orchestrator.processes import is_gone
 from orchestrator.provenance import age_s, now
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
@@ -276,6 +279,22 @@ class WorkerRecords:
     def put(self, record: WorkerRecord) -> None:
         """Write the record of a worker. Only the worker itself does that."""
         self._ledger.objects.put(layout.worker(self._sweep, record.nonce), self._ledger.encode(record))
+
+
+def spending_now(ledger: Ledger, sweep: str, policy: Policy) -> Spending | None:
+    """Return what a sweep has spent, by one look at its workers; None if the policy sets no budget.
+
+    Args:
+        ledger: The store.
+        sweep: Name of the sweep.
+        policy: Of its newest launch.
+    """
+    if not policy.budget.is_set:
+        return None
+    workers = WorkerRecords(ledger, sweep).read()
+    running = [each for each in workers if each.is_running and is_gone(each.owner.process) is not True]
+    found = spending(workers, running, checkpoint_s=policy.checkpoint_interval_s)
+    return found._replace(at=time.time())
 
 
 def asker() -> Asker:

@@ -240,7 +240,7 @@ def prepare() -> None:
 
 
 def lacks_deterministic(error: Exception) -> bool:
-    """Return whether an error says that an operator has no kernel that repeats."""
+    """Return whether an error means that an operator has no kernel that repeats."""
     return "does not have a deterministic implementation" in str(error)
 
 

@@ -184,7 +184,7 @@ class Decisions:
             if found.claimable is not None:
                 self._waiting.remove(job)
                 self._claim(job, found.claimable)
-            elif not found.waiting:
+            elif not found.waiting and not self._waiting.may_wait(job):
                 self._end_job(job)
         return bool(jobs)
 

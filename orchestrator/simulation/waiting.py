@@ -103,6 +103,12 @@ class WaitingJobs:
             del self._jobs[digest]
             self.touch(digest)
 
+    def may_wait(self, job: SimulatedJob) -> bool:
+        """Return whether a gate holds back the stage of a job for a while, be it a gate of other cells."""
+        digest = next(digest for digest, each in self._jobs.items() if each is job)
+        hold = self._rule.hold(digest, self._status)
+        return hold is not None and not hold.is_final
+
     def take_due(self) -> list[SimulatedJob]:
         """Return all jobs that wait, if something changed for them since the last call."""
         due, self.are_due = self.are_due, False

@@ -56,6 +56,39 @@ def test_at_the_end_of_the_ladder_the_cause_stands_and_why_names_what_a_person_c
     assert group["remedy"].startswith("oom_gpu rung 2 of 2: ")
 
 
+REHEARSED = """
+description: what two seeds take is found out by their rehearsal
+config: {model: big, seed: 0, fit: {width: 8}}
+axes: {seed: [1, 2]}
+stages:
+  probe: &stage
+    run: "steps:fit"
+    reads: [model]
+    uses: [fit]
+    alike: [model]
+    remedies: {oom_gpu: [{halve: fit.width, times: 2}]}
+  fit: {<<: *stage, reads: [model, seed], gated_by: [probe]}
+"""
+STEPS = """
+from orchestrator.errors import StageFailure
+
+
+def fit(config, inputs, context):
+    if context.uses.fit.width > 2:
+        raise StageFailure("oom_gpu", "CUDA out of memory")
+    return [{"width": context.uses.fit.width}]
+"""
+
+
+def test_a_stage_starts_with_the_remedy_that_its_rehearsal_needed(sweep):
+    (sweep.folder / "rehearsed.yaml").write_text(REHEARSED)
+    (sweep.folder / "steps.py").write_text(STEPS)
+    sweep("launch", "rehearsed.yaml", "policy.retries.oom_gpu=0", "policy.rehearse=true")
+    starts = records(sweep.store, "start.json")
+    found = [(Path(start["folder"]).parts[-3], start["remedies"]["oom_gpu"][0]) for start in starts]
+    assert sorted(found) == [("fit", 2), ("fit", 2), ("probe", 0), ("probe", 1), ("probe", 2)]
+
+
 TRAINING = ("smoke", "model=tiny-qwen3", "task=math", "mixture=en", "policy.retries.oom_gpu=0")
 
 

@@ -35,11 +35,11 @@ def test_held_gpu_time_is_divided_whole_and_a_kill_loses_what_came_after_the_che
     assert sum(found["shares"].values()) == pytest.approx(1.0)
     assert found["parts"]["unknown"] < 0.1
     # Six cells of 30 steps of 0.05 s each; what was lost came again.
-    assert 9.0 <= found["parts"]["compute"] < 18.0
+    assert 9.0 <= found["parts"]["compute"] < 30.0
     assert found["lost_by"] == {"node_lost": pytest.approx(found["parts"]["lost"])}
     assert found["parts"]["lost"] > 0.1
     workers = [worker["seconds"] for worker in records_of_workers(with_gpus.store)]
-    assert found["total"] == pytest.approx(sum(workers), rel=0.05)
+    assert sum(workers) - 1e-3 <= found["total"] <= sum(workers) + 3.0  # a heartbeat of the killed one
     said = with_gpus("status", "slow", "--spent")
     assert "GPU-hours held by 3 workers" in said and "lost by node_lost" in said
     with_gpus("report", "slow")

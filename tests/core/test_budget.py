@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.evidence import Spending, budget_hold, over_budget
-from orchestrator.core.settings import SpendingLimit, engine_from
+from orchestrator.core.evidence import NO_HOLDS, Budget, Evidence, Spending, budget_hold, over_budget
+from orchestrator.core.holding import SweepRecords, within_budget
+from orchestrator.core.plan import RequestSummary
+from orchestrator.core.settings import Policy, SpendingLimit, engine_from
+from orchestrator.core.state import stage_status
 from orchestrator.errors import UserError
+from tests.store.builders import sweep_of
 
 NOON = "2026-12-24T12:00+01:00"
 NOON_S = datetime.fromisoformat(NOON).timestamp()
@@ -74,3 +78,25 @@ def test_a_budget_that_means_nothing_is_refused(budget: dict[str, object]) -> No
     tree = {"launcher": {"name": "local"}, "tracker": {}, "store": {}, "policy": {"budget": budget}}
     with pytest.raises(UserError, match=r"policy\.budget"):
         engine_from(tree)
+
+
+@pytest.mark.parametrize("spent_hours", [0, 8.9, 10])
+def test_the_rule_of_a_sweep_holds_every_stage_and_nobody_waits(spent_hours: float) -> None:
+    sweep = sweep_of(3)
+    records = SweepRecords(
+        sweep=sweep,
+        evidence=lambda digest: Evidence(),
+        status=lambda digest: stage_status(Evidence(), Budget({})),
+        unfinished=(),
+        requests=RequestSummary(frozenset(), {}, {}),
+        policy=Policy(budget=TEN_HOURS),
+        codes={},
+        spending=Spending(3600 * spent_hours, 4, checkpoint_s=3600, worker_gpus=1),
+    )
+    found = within_budget(records)
+    if spent_hours == 0:
+        assert found == NO_HOLDS
+    else:
+        assert set(found.stages) == set(sweep.stages)
+        assert all(hold.is_final for hold in found.stages.values())
+    assert within_budget(records._replace(spending=None)) == NO_HOLDS

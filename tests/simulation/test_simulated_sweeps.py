@@ -240,6 +240,15 @@ def test_a_worker_that_waits_runs_the_gate_itself_if_nobody_else_can() -> None:
     assert found.attempts == {"failed": 1, "succeeded": 4}
 
 
+def test_stages_wait_for_gates_of_other_cells_where_gates_come_first() -> None:
+    work = {**GATED, "second": S(2, 1)}
+    gates = gates_of(work, {"one": ("rehearse", "a"), "two": ("second", "b")})._replace(are_first=True)
+    found = play(work, 4, CELLS, gates=gates)
+    assert found.attempts == {"succeeded": 5}
+    assert found.hours == 6  # b after the longer gate, and a too, though its own gate was done before
+    assert found.goodput is not None and found.goodput.parts["idle"] > 0
+
+
 def test_a_gate_that_fails_blocks_the_stages_that_wait_for_it_and_no_other() -> None:
     gates = gates_of(GATED, {"one": ("rehearse", "a"), "two": ("rehearse", "b")})
     storm = FaultTable(source="", gpu_hours=1, faults=(FaultKind(name="bug", count=1, cause=Cause.CODE),))

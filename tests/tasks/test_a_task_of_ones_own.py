@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def project(sweep: Sweep) -> Sweep:
         "conf/task/spelling.yaml": "name: spelling\ntarget: spell:SPELLING\n",
         "conf/data/words.yaml": DATA,
     }
+    sweep.env = {**os.environ, "SWEEP_STORE": str(sweep.store), "PYTHONSAFEPATH": "1"}  # as `sweep` runs
     for name, text in files.items():
         (sweep.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (sweep.folder / name).write_text(text)

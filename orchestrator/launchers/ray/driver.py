@@ -30,7 +30,7 @@ from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
-from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of
+from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of, spending_now
 from orchestrator.launchers.ray.actors import Ended, Pool, Starter
 from orchestrator.launchers.ray.lost_workers import Failures, Losses
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
@@ -181,7 +181,9 @@ class RayDriver:
         cells = [cell for cell in sealed.cells if cell.id in wanted]
         gates = gates_of(sealed, request.gates, request.cells)._replace(are_first=True)
         sealed = with_gates(sealed, gates)
-        holds = HoldReader(sealed, engine.policy, code_of(request))
+        holds = HoldReader(
+            sealed, engine.policy, code_of(request), lambda policy: spending_now(ledger, sweep, policy)
+        )
         self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._pool: Pool

@@ -1,0 +1,40 @@
+"""`sweep plan --budget`: whether a plan fits its budget, and which cells to drop if not."""
+
+from __future__ import annotations
+
+from orchestrator.api.dropping import budget_json
+from orchestrator.api.planning import Plan
+from orchestrator.cli.output import print_json, print_table
+from orchestrator.errors import counted
+
+
+def print_budget(plan: Plan, *, as_json: bool) -> int:
+    """Print the forecast beside the budget, and the cells to drop; return the exit code.
+
+    Args:
+        plan: of the sweep.
+        as_json: print JSON alone.
+    """
+    found = budget_json(plan)
+    if as_json:
+        print_json(found)
+        return 0
+    limit = found["budget"]["gpu_hours"]
+    spent, needed = found["spent_gpu_hours"], found["needed_gpu_hours"]
+    print(f"{plan.view.title}: {spent:.4g} GPU-hours are spent, {needed:.4g} are needed by the estimates")
+    if limit is None:
+        print("no budget of GPU-hours: policy.budget.gpu_hours=N sets one")
+    elif found["fits"]:
+        print(f"policy.budget.gpu_hours={limit:.4g} suffices: {limit - spent - needed:.4g} are left")
+    else:
+        dropped = found["drop"]
+        lost = f"{found['claims_lost']:,} of {found['claims']:,} rows and comparisons of the report"
+        print(f"policy.budget.gpu_hours={limit:.4g}: {spent + needed - limit:.4g} GPU-hours too much")
+        fits = "it fits" if found["fits_without"] else "it still does not fit"
+        print(f"without {counted(len(dropped), 'cell')} {fits}; lost: {lost}")
+        rows = [(each["cell"], f"{each['gpu_hours']:.3f}", each["claims"]) for each in dropped]
+        print_table(("cell to drop", "GPU-hours saved", "claims lost"), rows)
+        print(f"rule: {found['rule']}")
+    if found["has_ended"]:
+        print(f"policy.budget.until={found['budget']['until']} is past: nothing starts")
+    return 0

@@ -1,0 +1,95 @@
+"""A budget is hard: real workers on pretended GPUs save and end at its limit, and a larger one goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from orchestrator.store.ledger import open_ledger
+from tests.cli.launches import records
+
+HOURS = "policy.budget.gpu_hours={:.8f}"
+
+
+@pytest.fixture
+def with_gpus(slow: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The slow sweep on a machine whose launcher sees two GPUs; its stages use none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    return slow
+
+
+def spent_s(sweep: Any) -> float:
+    """Return the GPU-seconds that the sweep has spent."""
+    found: float = sweep.json("status", "slow", "--spent")["budget"]["spent_gpu_hours"]
+    return 3600 * found
+
+
+def test_at_the_limit_stages_save_and_end_and_a_larger_budget_loses_nothing(with_gpus: Any) -> None:
+    words = ("policy.lease_s=3", "policy.checkpoint_interval_s=1", "count.num_steps=40", "--only", "seed=0,1")
+    said = with_gpus("launch", "slow.yaml", *words, HOURS.format(2.5 / 3600), code=1)
+    assert "blocked" in said
+    whys = {end["why"] for end in records(with_gpus.store, "end.json") if end["outcome"] == "released"}
+    assert whys == {"budget"}
+    # Each of two workers may overrun by one interval, and by the time to save and end.
+    assert 1.5 <= spent_s(with_gpus) <= 2.5 + 2 * 2.0
+    (why,) = {
+        cell["reason"] for cell in with_gpus.json("status", "slow")["cells"] if cell["state"] == "blocked"
+    }
+    assert "policy.budget.gpu_hours" in why and "sweep launch slow policy.budget.gpu_hours=" in why
+    with_gpus("launch", "slow.yaml", *words, "policy.budget.gpu_hours=1")
+    assert with_gpus.json("status", "slow")["counts"] == {"done": 2, "pending": 4}
+    (found,) = with_gpus.json("status", "slow", "--spent")["spent"]
+    assert found["parts"]["lost"] < 0.5  # a stage that was stopped saved first
+    steps = [record["step"] for record in parents(with_gpus.store)]
+    assert steps and min(steps) > 0
+
+
+def parents(store: Any) -> list[dict[str, Any]]:
+    """Return the checkpoints from which attempts went on."""
+    starts = [json.loads(path.read_text()) for path in store.glob("records/*/*/*/start.json")]
+    return [start["parent"] for start in starts if start["parent"]]
+
+
+def test_two_launches_at_once_overrun_by_at_most_one_checkpoint_interval_a_worker(
+    with_gpus: Any, background: Any
+) -> None:
+    limit_s, interval_s, num_workers = 5.0, 1.0, 4
+    words = ("policy.lease_s=3", f"policy.checkpoint_interval_s={interval_s}", "count.num_steps=100")
+    words = ("launch", "slow.yaml", *words, HOURS.format(limit_s / 3600))
+    open_ledger(str(with_gpus.store), create=True, at="")
+    both = [background(*words) for _ in range(2)]
+    for launch in both:
+        code, output = launch.end()
+        assert code == 1, output
+    assert spent_s(with_gpus) <= limit_s + num_workers * (interval_s + 1.0)
+    assert not any((end["cause"]) for end in records(with_gpus.store, "end.json"))
+
+
+def test_a_launch_that_costs_too_much_is_refused_and_records_nothing(with_gpus: Any) -> None:
+    with_gpus("launch", "slow.yaml", "count.num_steps=3", "--only", "seed=0")
+    before = sorted(path for path in with_gpus.store.rglob("*.json"))
+    said = with_gpus("launch", "slow.yaml", "count.num_steps=3", "policy.budget.gpu_hours=0.00001", code=2)
+    assert "error: the forecast is" in said and "are spent" in said and "--budget" in said
+    assert sorted(path for path in with_gpus.store.rglob("*.json")) == before
+    assert "is past" in with_gpus("launch", "slow.yaml", "policy.budget.until='2020-01-01T00:00Z'", code=2)
+    with_gpus("launch", "slow.yaml", "count.num_steps=3", "policy.budget.gpu_hours=1")
+
+
+def test_a_sweep_without_gpus_is_bound_by_time_alone(slow: Any) -> None:
+    slow("launch", "slow.yaml", "count.num_steps=2", "policy.budget.gpu_hours=0")
+    assert slow.json("status", "slow")["counts"] == {"done": 6}
+
+
+def test_plan_names_the_cells_to_drop_so_that_the_rest_fits(with_gpus: Any) -> None:
+    with_gpus("launch", "slow.yaml", "count.num_steps=3", "--only", "seed=0")
+    plan = with_gpus.json("plan", "slow.yaml", "--budget", "count.num_steps=3", "policy.budget.gpu_hours=1")
+    assert plan["fits"] and plan["drop"] == []
+    each_s = 3600 * plan["needed_gpu_hours"] / 5
+    limit = plan["spent_gpu_hours"] + 3.5 * each_s / 3600
+    words = ("slow.yaml", "--budget", "count.num_steps=3", f"policy.budget.gpu_hours={limit:.9f}")
+    plan = with_gpus.json("plan", *words)
+    assert not plan["fits"] and plan["fits_without"]
+    assert len(plan["drop"]) == plan["claims_lost"] == 2
+    assert "without 2 cells it fits; lost: 2 of 6 rows" in with_gpus("plan", *words)
