@@ -28,7 +28,7 @@ import numpy as np
 
 MAX_WIDTHS = 8
 """Largest number of widths of a training."""
-_DRAWN_STEPS = 12
+_DRAWN_STEPS = 8
 """Ours: whole steps that `expected_share` draws."""
 _FEW_STEPS = 16
 """Ours: steps up to which a heap is faster than a row of all steps at a time."""
