@@ -320,9 +320,6 @@ def play(name: str, mistake: Mistake, words: Sequence[str]) -> dict[str, Any]:
     classes = {
         (axes[each["cell"]]["model"], axes[each["cell"]]["task"]) for each in hurt if each["cell"] in axes
     }
-    shutil.copy(folder / "launch.log", Path(tempfile.gettempdir()) / f"mistake-{name}.log") if (
-        folder / "launch.log"
-    ).exists() else None
     shutil.rmtree(folder, ignore_errors=True)
     return {
         "exit_code": code,
