@@ -5,8 +5,7 @@ rehearsal, breaker or quarantine), and with everything on. Of the real run are t
 hurt, the classes (model and task) in which a training or an evaluation failed, and which stages failed. A
 fault table of the same mistake then strikes the study in `sweep simulate`, under the same settings.
 
-    python benchmarks/seeded_mistakes.py --out mistakes.json
-    python benchmarks/seeded_mistakes.py --only swapped,hang
+    python benchmarks/seeded_mistakes.py --out mistakes.json --only swapped,hang
 
 Two mistakes need a Slurm with two nodes (Debian's packages, root), one a file system of its own (root).
 """
@@ -320,9 +319,6 @@ def play(name: str, mistake: Mistake, words: Sequence[str]) -> dict[str, Any]:
     classes = {
         (axes[each["cell"]]["model"], axes[each["cell"]]["task"]) for each in hurt if each["cell"] in axes
     }
-    shutil.copy(folder / "launch.log", Path(tempfile.gettempdir()) / f"mistake-{name}.log") if (
-        folder / "launch.log"
-    ).exists() else None
     shutil.rmtree(folder, ignore_errors=True)
     return {
         "exit_code": code,
