@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from orchestrator.core.gates import gates_of
 from orchestrator.core.records import Claim, Done, End, Request, Retired, Void
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import StageInstance
@@ -76,6 +77,7 @@ class History:
         self._ledger, self._sweep, self._revision = ledger, sweep, revision
         # Sealed revisions and ended attempts never change, so each is read once.
         self._known: dict[int, dict[str, _Placed]] = {}
+        self._rehearsed: dict[int, dict[str, _Placed]] = {}
         self._records: dict[str, Any] = {}
         self._seen_s: dict[str, float] = {}
         self._is_settled = False
@@ -110,7 +112,8 @@ class History:
     def all(self) -> list[Event]:
         """Return all events that can be read now, in order."""
         self._ledger = self._ledger.renewed()
-        instances = self._instances()
+        sealed = self._instances()
+        instances = {**self._gates(), **sealed}
         self._ledger = self._ahead(instances)
         found = [*self._requests(), *self._submissions()]
         is_open = False
@@ -124,8 +127,8 @@ class History:
         products = [*self._products(instances)]
         found += products
         done = {event.facts["digest"] for event in products if event.kind == "product"}
-        # When all is made and nobody works, no worker can add an event any more.
-        self._is_settled = not is_open and len(done) == len(instances)
+        # When all is made and nobody works, no worker can add an event any more. No gate is needed then.
+        self._is_settled = not is_open and done >= sealed.keys()
         return sorted(found, key=lambda event: event.place)
 
     def _instances(self) -> dict[str, _Placed]:
@@ -136,6 +139,21 @@ class History:
             if number not in self._known:
                 self._known[number] = _placed(self._ledger.revision(self._sweep, number).sweep.stages)
             found |= self._known[number]
+        return found
+
+    def _gates(self) -> dict[str, _Placed]:
+        """Return the gates of all launches and reruns of the revisions by digest."""
+        found: dict[str, _Placed] = {}
+        for number in self._ledger.record_numbers(layout.requests(self._sweep)):
+            request: Request | None = self._read(layout.request(self._sweep, number), Request)
+            if request is None or request.gates is None or request.revision not in self._known:
+                continue
+            if number not in self._rehearsed:
+                sweep = self._ledger.revision(self._sweep, request.revision).sweep
+                gates = gates_of(sweep, request.gates, request.cells).instances
+                placed = _placed({**sweep.stages, **gates})
+                self._rehearsed[number] = {digest: placed[digest] for digest in gates}
+            found |= self._rehearsed[number]
         return found
 
     def _ahead(self, instances: Mapping[str, _Placed]) -> Ledger:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from orchestrator.api.estimates import ADDED, estimates_of, molded, of_cell, together
-from orchestrator.api.launching import make_launcher, with_code
+from orchestrator.api.launching import attempts_so_far, make_launcher, with_code
 from orchestrator.api.rehearsals import PlannedGate, planned_facts, planned_gates
 from orchestrator.api.requests import checkout_digest, missing_of, need_line, needs_of
 from orchestrator.api.simulating import Simulated, SimulatedCluster, simulate
 from orchestrator.api.state import SweepState, current_revision
 from orchestrator.core.gates import gates_of
 from orchestrator.core.plan import Action, Step, decide
+from orchestrator.core.records import Request
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
-from orchestrator.core.state import State
+from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
@@ -32,17 +33,64 @@ MAX_LOOKS = 200
 """Most stages in a bucket whose starting point is looked up. Each look-up costs requests."""
 
 
-def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
+def after_launch(
+    view: SweepState, cells: Sequence[Cell], named: tuple[str, ...] | None, settings: RunSettings
+) -> SweepState:
+    """Return the states as a launch would find them that gives fresh budgets; nothing is recorded.
+
+    Args:
+        view: the revision, with the gates and the code of the launch.
+        cells: of the launch.
+        named: their ids; None for all cells.
+        settings: of the launch.
+    """
+    if all(view.cells[cell.id].state not in _ENDED_IN_VAIN for cell in cells):
+        return view
+    request = Request(
+        nonce="",
+        number=max((request.number for request in view.requests), default=0) + 1,
+        verb="launch",
+        revision=view.number,
+        cells=named,
+        after=attempts_so_far(view, cells),
+        settings=settings,
+        failures=attempts_so_far(view, view.sweep.cells) if named is not None else None,
+    )
+    launched = SweepState(view.ledger, view.sweep, view.number, sealed=view.sealed, trusted=view.trusted)
+    launched.requests = [*view.requests, request]
+    # What was read once is true of both.
+    launched.gates = view.gates
+    launched.codes = view.codes
+    launched.reader = view.reader
+    launched.jobs = view.jobs
+    return launched
+
+
+_ENDED_IN_VAIN = (State.FAILED, State.BLOCKED, State.CANCELLED)
+
+
+def _decided(cell: Cell, now: CellStatus, launched: CellStatus) -> dict[str, Step]:
+    """Return the steps that a launch would take, with today's reasons where these lead to the same."""
+    today, steps = decide(cell, now), decide(cell, launched)
+    return {d: today[d] if today[d].action is step.action else step for d, step in steps.items()}
+
+
+def steps_of(view: SweepState, launched: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
     """Return what a launch would do with each stage of each cell.
 
     For a stage that was tried before, the store is searched for a checkpoint, a work folder or an output to
     go on from. Each search costs requests in a bucket. Beyond `MAX_LOOKS` stages, the step follows from the
     state alone.
 
+    Args:
+        view: the revision.
+        launched: its states after the launch.
+        cells: of the launch.
+
     Returns:
         By cell and digest, the step.
     """
-    steps = {cell.id: decide(cell, view.cells[cell.id]) for cell in cells}
+    steps = {cell.id: _decided(cell, view.cells[cell.id], launched.cells[cell.id]) for cell in cells}
     looked: dict[str, str] = {}
     for cell in cells:
         for digest, step in [*steps[cell.id].items()]:
@@ -126,7 +174,7 @@ class Plan:
         self.view, self.cells, self.hardware = view, cells, hardware
         self.prefetch = prefetch
         self.settings, self._policy = settings, settings.policy
-        self.steps = steps_of(view, cells)
+        self.steps = steps_of(view, after_launch(view, cells, named, settings), cells)
         self.missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
         self.estimates: dict[str, Estimate] = estimates_of(
             view,
@@ -139,7 +187,7 @@ class Plan:
     @property
     def gates(self) -> list[PlannedGate]:
         """The gates of stages that are not done, and those that would be left out."""
-        return planned_gates(self.view, self.cells, self._facts, self.estimates)
+        return planned_gates(self.view, self.cells, self._facts, self.estimates, self.steps)
 
     @property
     def totals(self) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from orchestrator import provenance
 from orchestrator.api.requests import gate_facts
 from orchestrator.api.state import SweepState
 from orchestrator.core.gates import gates_of
+from orchestrator.core.plan import Action, Step
 from orchestrator.core.records import Request
 from orchestrator.core.settings import HardwareSettings, RunSettings
 from orchestrator.core.state import State
@@ -35,6 +36,7 @@ class PlannedGate(NamedTuple):
         reason: why it is in that state, or is left out.
         device_hours: that it takes, by estimate; None if that is not known.
         left_out: whether stages start without it.
+        action: what a launch would do with it; left if none of its stages would start.
     """
 
     stage: str
@@ -44,6 +46,7 @@ class PlannedGate(NamedTuple):
     reason: str
     device_hours: float | None
     left_out: bool = False
+    action: Action = Action.RUN
 
 
 def planned_facts(
@@ -84,7 +87,11 @@ def planned_facts(
 
 
 def planned_gates(
-    view: SweepState, cells: Sequence[Cell], facts: GateFacts | None, estimates: Mapping[str, Estimate]
+    view: SweepState,
+    cells: Sequence[Cell],
+    facts: GateFacts | None,
+    estimates: Mapping[str, Estimate],
+    steps: Mapping[str, Mapping[str, Step]],
 ) -> list[PlannedGate]:
     """Return the gates of stages that are not done, and those that would be left out.
 
@@ -93,36 +100,50 @@ def planned_gates(
         cells: of the launch.
         facts: what it would record of its gates.
         estimates: digest of a stage to its estimate.
+        steps: what a launch would do, by cell and digest of a stage.
     """
     if facts is None:
         return []
     named = [cell.id for cell in cells]
     every = gates_of(view.sweep, msgspec.structs.replace(facts, left_out={}), named)
     waiting: Counter[str] = Counter()
-    for gate in (gate for of_cell in every.cells.values() for gate in of_cell):
+    needed = set[str]()
+    for cell, gate in ((cell, gate) for cell, of_cell in every.cells.items() for gate in of_cell):
         waiting[gate.digest] += any(view.stages[stage].state is not State.DONE for stage in gate.stages)
+        if any(steps[cell][stage].action in (Action.RUN, Action.RESUME) for stage in gate.stages):
+            needed.add(gate.digest)
     found = []
     for digest, instance in every.instances.items():
         estimate, status = estimates.get(digest), view.stages.get(digest)
         if waiting[digest]:
+            state = status.state if status else State.PENDING
             found.append(
                 PlannedGate(
                     stage=instance.name,
                     digest=digest,
                     num_cells=waiting[digest],
-                    state=status.state if status else State.PENDING,
+                    state=state,
                     reason=facts.left_out.get(digest) or (status.reason if status else ""),
                     device_hours=estimate.wall_hours * max(1, estimate.num_gpus) if estimate else None,
                     left_out=digest in facts.left_out,
+                    action=_action(state, digest in needed and digest not in facts.left_out),
                 )
             )
     return found
 
 
+def _action(state: State, is_needed: bool) -> Action:
+    if state is State.DONE:
+        return Action.REUSE
+    if state in (State.RUNNING, State.QUEUED):
+        return Action.WAIT
+    return Action.RUN if is_needed else Action.LEAVE
+
+
 def gate_lines(gates: Sequence[PlannedGate]) -> list[str]:
     """Return lines on which gates come first and what they cost, and on which are left out."""
     lines = []
-    first = [gate for gate in gates if not gate.left_out and gate.state is not State.DONE]
+    first = [gate for gate in gates if gate.action in (Action.RUN, Action.WAIT)]
     if first:
         hours = sum(gate.device_hours or 0.0 for gate in first)
         known = f", {hours:.2g} device hours" if hours else ""

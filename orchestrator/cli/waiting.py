@@ -125,5 +125,8 @@ def _print(event: Event, *, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(event.as_json()).decode(), flush=True)
         return
-    facts = " ".join(f"{name}={value}" for name, value in event.facts.items() if value not in (None, "", ()))
+    given = {name: value for name, value in event.facts.items() if value not in (None, "", ())}
+    facts = " ".join(
+        f"{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in given.items()
+    )
     print(printable(f"{event.at or '-':<20}  {event.kind:<10}  {facts}  {event.id}"), flush=True)

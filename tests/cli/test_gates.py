@@ -117,6 +117,32 @@ def test_a_class_that_failed_blocks_its_cells_alone_and_is_tried_again_by_a_reru
     assert sorted(digests(gated, "check").values()) == [1, 2]
 
 
+def test_a_plan_and_a_launch_agree_on_which_rehearsal_is_tried_again(gated):
+    def planned() -> tuple[str, set[str]]:
+        plan = gated.json("plan", "gated.yaml")
+        large = [cell for cell in plan["cells"] if cell["axes"]["model"] == "large"]
+        (gate,) = plan["gates"]
+        return gate["action"], {cell["stages"][-1]["action"] for cell in large}
+
+    by_chance = FAILING.replace("assert config", "if config.model.name == 'large': raise RuntimeError #")
+    (gated.folder / "steps.py").write_text(by_chance)
+    gated("launch", "gated.yaml", code=1)
+    assert planned() == ("run", {"run"})
+    assert "1 rehearsal first" in gated("plan", "gated.yaml")
+    # A failure of the code itself is left to a rerun. Then other code alone starts no rehearsal.
+    failing = STEPS.replace('    return [{"fitted"', '    assert config.seed\n    return [{"fitted"')
+    (gated.folder / "steps.py").write_text(failing)
+    gated("launch", "gated.yaml", code=1)
+    (gated.folder / "steps.py").write_text(failing + "# edited\n")
+    assert planned() == ("leave", {"leave"})
+    assert "rehearsal" not in gated("plan", "gated.yaml")
+    gated("launch", "gated.yaml", code=1)
+    assert sorted(digests(gated, "check").values()) == [1, 1, 2]
+    events = [json.loads(line) for line in gated("events", "gated", "--json").splitlines()]
+    ends = [event["outcome"] for event in events if event["event"] == "end" and "check" in event["stage"]]
+    assert sorted(ends) == ["failed", "failed", "succeeded", "succeeded"]
+
+
 def test_a_gate_is_left_out_where_it_is_switched_off(gated):
     (gated.folder / "steps.py").write_text(FAILING)
     gated("launch", "gated.yaml", "policy.rehearse=false")
