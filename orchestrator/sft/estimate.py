@@ -137,7 +137,7 @@ def rehearse(
     """
     whole = train(config, label=label, hardware=hardware, retention=retention, measured=measured)
     model = model_of(plain(config))
-    if model is None or not whole.wall_hours:
+    if model is None or not whole.wall_hours or not whole.num_steps:  # nothing that says how long a step is
         return Estimate()
     step_s = 3600 * whole.wall_hours / whole.num_steps
     weights_s = _weight_bytes(plain(config)) * model.num_parameters / GB / DISK_GB_S

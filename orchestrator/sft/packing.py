@@ -245,7 +245,8 @@ def expected_share(
         micro_batch_size: rows that are padded side by side; None for packs.
     """
     whole, rest = divmod(num_rows, global_batch_size)
-    sizes = [global_batch_size] * min(whole, _DRAWN_STEPS) + [rest] * bool(rest)
+    num_drawn = min(whole, _DRAWN_STEPS)
+    sizes = [global_batch_size] * num_drawn + [rest] * bool(rest)
     random, total = np.random.default_rng(0), sum(sizes)
     drawn = np.array(means)[random.integers(len(means), size=total)]
     drawn = drawn * np.exp(spread * random.standard_normal(total) - spread**2 / 2)
@@ -260,7 +261,7 @@ def expected_share(
         slowest = np.array(widths)[np.searchsorted(widths, chosen.widths)] * chosen.num_packs
     shares = np.array([lengths[rows].sum() for rows in steps]) / (num_processes * slowest)
     # The drawn steps stand for all whole ones.
-    weights = [whole / min(whole, _DRAWN_STEPS)] * min(whole, _DRAWN_STEPS) + [1] * bool(rest)
+    weights = [whole / max(num_drawn, 1)] * num_drawn + [1] * bool(rest)
     return float(np.average(shares, weights=weights))
 
 

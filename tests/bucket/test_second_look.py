@@ -179,6 +179,7 @@ def test_a_reader_that_writes_a_request_takes_a_number_that_is_free(sealed: Ledg
     assert [request.number for request in view.fresh().requests] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.long
 def test_the_events_of_a_bucket_are_listed_in_bulk_and_read_once(sealed: Ledger, bucket: Bucket) -> None:
     rng, instances = random.Random(5), list(SWEEP.stages.values())
     for _ in range(60):

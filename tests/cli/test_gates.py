@@ -117,6 +117,7 @@ def test_a_class_that_failed_blocks_its_cells_alone_and_is_tried_again_by_a_reru
     assert sorted(digests(gated, "check").values()) == [1, 2]
 
 
+@pytest.mark.long
 def test_a_plan_and_a_launch_agree_on_which_rehearsal_is_tried_again(gated):
     def planned() -> tuple[str, set[str]]:
         plan = gated.json("plan", "gated.yaml")

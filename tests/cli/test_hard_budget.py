@@ -52,6 +52,7 @@ def parents(store: Any) -> list[dict[str, Any]]:
     return [start["parent"] for start in starts if start["parent"]]
 
 
+@pytest.mark.long
 def test_two_launches_at_once_overrun_by_at_most_one_checkpoint_interval_a_worker(
     with_gpus: Any, background: Any
 ) -> None:

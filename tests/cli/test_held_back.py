@@ -63,6 +63,7 @@ def test_three_that_fail_alike_hold_back_the_rest_until_the_code_is_mended(box):
     assert box.json("status", "box")["counts"] == {"done": 12}
 
 
+@pytest.mark.long
 def test_a_rerun_lets_exactly_the_named_cells_go_on(box):
     box("rerun", "box", "--only", "task=math model=4", code=1)
     assert states(box)["math failed"] == ["0", "1", "2", "4"]

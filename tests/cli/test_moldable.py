@@ -100,6 +100,7 @@ def test_the_setting_changes_no_identity(cells: Sweep) -> None:
     assert "4 of them done" in cells("launch", "mold.yaml")
 
 
+@pytest.mark.long
 def test_a_cell_keeps_its_number_when_it_is_run_again(cells: Sweep) -> None:
     long = ("--only", "hours=8")
     once = ("fail=true", "policy.retries.unknown=0")
@@ -116,6 +117,7 @@ def test_a_cell_keeps_its_number_when_it_is_run_again(cells: Sweep) -> None:
     assert _chosen(cells.store)["hours8"] == {2} and len(_rows(cells)) == 12
 
 
+@pytest.mark.long
 def test_what_another_launch_recorded_first_wins_at_the_claim(cells: Sweep) -> None:
     once = ("fail=true", "policy.retries.unknown=0")
     cells("launch", "mold.yaml", MOLD, *once, "--only", "hours=8", code=1)
@@ -126,6 +128,7 @@ def test_what_another_launch_recorded_first_wins_at_the_claim(cells: Sweep) -> N
     assert _chosen(cells.store)["hours8"] == {8, 4}
 
 
+@pytest.mark.long
 def test_of_two_launches_at_once_the_first_record_decides(
     cells: Sweep, background: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:

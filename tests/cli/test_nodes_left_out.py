@@ -71,6 +71,7 @@ def test_it_comes_back_when_the_failures_are_old_by_the_stores_clock(broken: Swe
     broken("launch", "nodes.yaml")
 
 
+@pytest.mark.long
 def test_workers_that_run_claim_no_more_on_a_machine_that_is_left_out(sweep: Sweep) -> None:
     (sweep.folder / "nodes.yaml").write_text(SWEEP.replace("(0,3)", "(0,9)"))
     (sweep.folder / "own.py").write_text(STAGE)

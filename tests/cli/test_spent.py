@@ -18,6 +18,7 @@ def with_gpus(slow: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return slow
 
 
+@pytest.mark.long
 def test_held_gpu_time_is_divided_whole_and_a_kill_loses_what_came_after_the_checkpoint(
     with_gpus: Any, background: Any
 ) -> None:

@@ -96,6 +96,7 @@ def _events(sweep: Any, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in sweep("events", *words, "--json").splitlines()]
 
 
+@pytest.mark.long
 def test_the_events_of_a_sweep_are_its_records_in_an_order_that_stays(slow: Any) -> None:
     quick = ("count.step_s=0", "launcher.workers=1")
     slow("launch", "slow.yaml", *quick, "--only", "seed=0,1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
 from orchestrator.core.plan import summarize_requests
@@ -59,6 +60,7 @@ def test_a_worker_on_a_machine_that_starts_nothing_stops_soon(store: Path) -> No
     assert attempts(store, sweep) == [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
 
 
+@pytest.mark.long
 def test_without_the_breaker_two_failed_starts_in_a_row_stop_a_worker(store: Path) -> None:
     sweep = of_two_tasks(5, 2)
     revision = seal(store, sweep)

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.core.evidence import Budget
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import StartRecord
@@ -113,6 +115,7 @@ def test_a_command_gets_the_values_of_the_rung(tmp_path: Path) -> None:
     assert state(tmp_path, sweep, next(iter(sweep.stages))) is State.DONE
 
 
+@pytest.mark.long
 def test_after_a_broken_connection_a_worker_pauses_and_then_goes_on(tmp_path: Path) -> None:
     spec = StageSpec(run="tests.execution.stages:cut_off", reads=("seed",), uses=USES)
     sweep = sweep_of(1, {"count": spec}, width=8, parts=1, fits=1, adapts=False)

@@ -290,3 +290,10 @@ def test_the_expected_useful_share_is_nearly_that_of_a_whole_training(
     packed = expected_share(means, 0.5, **how)
     assert packed == pytest.approx(useful_share(lengths, steps, computed), abs=0.02)
     assert expected_share(means, 0.5, **how, micro_batch_size=64) < packed - 0.05
+
+
+def test_the_expected_share_of_fewer_rows_than_a_step_has_is_that_of_their_only_step() -> None:
+    how: dict[str, Any] = {"longest": 2048, "num_processes": 1, "max_tokens": 14_000}
+    share = expected_share((400.0,), 0.5, num_rows=8, global_batch_size=512, **how)
+    assert 0.5 < share <= 1
+    assert expected_share((400.0,), 0.5, num_rows=8, global_batch_size=8, **how) == share

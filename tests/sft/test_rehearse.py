@@ -79,6 +79,7 @@ def test_references_that_are_scored_as_wrong_fail_a_class_as_data(ground, tmp_pa
     assert not (tmp_path / "scratch/first").exists(), "no step was trained"
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_fails_a_rehearsal_at_its_first_step(ground, tmp_path) -> None:
     with pytest.raises(StageFailure) as failed:
         run(ground, tmp_path / "attempt", "trainer.learning_rate=1e30", "trainer.max_grad_norm=1e30")
