@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import msgspec
@@ -123,7 +124,7 @@ def _group(
         if hold.failure == print_.digest and view.cells[id_].state is State.BLOCKED
     }
     name = view.sweep.name
-    log = f"sweep logs {name} {cell.id} --stage '{instance.name}'{view.hint}"
+    log = f"sweep logs {name} {cell.id} --stage {shlex.quote(instance.name)}{view.hint}"
     return FailureGroup(
         failure=print_.digest,
         stage=print_.stage,

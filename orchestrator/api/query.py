@@ -198,7 +198,7 @@ def _rows_of(name: str, views: Sequence[SweepState]) -> Iterable[dict[str, Any]]
 def _attempts(views: Sequence[SweepState]) -> dict[str, tuple[StageInstance, Sequence[Attempt]]]:
     found: dict[str, tuple[StageInstance, Sequence[Attempt]]] = {}
     for view in views:
-        for digest, instance in view.sweep.stages.items():
+        for digest, instance in view.instances.items():
             if digest not in found:
                 found[digest] = (instance, view.attempts(instance))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -316,15 +317,24 @@ def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
         cell: to explain.
 
     Returns:
-        The content of ``sweep why --json``: state, reason, stages, jobs and requests, each with its evidence.
+        The content of ``sweep why --json``: state, reason, the command that tries again what failed, stages,
+        jobs and requests, each with its evidence.
     """
     status = view.cells[cell.id]
+    states = {status.state, *(stage.state for stage in view.stages_of(cell).values())}
+    # A rerun of one cell would rehearse for this cell alone, so what failed is named instead.
+    gates = [
+        found.digest for instance, found in view.failures(cell) if instance.digest in view.gates.instances
+    ]
+    named = f"failure={gates[0]}" if gates else shlex.quote(cell.id)
+    again = f"sweep rerun {view.sweep.name} --only {named}{view.hint}"
     return {
         "sweep": view.sweep.name,
         "revision": view.number,
         "cell": cell.id,
         "state": status.state,
         "reason": status.reason,
+        "next": again if State.FAILED in states else "",
         "stages": [_evidence(view, cell, view.instances[digest]) for digest in view.chain(cell)],
         "jobs": list(_jobs(view, cell)),
         "requests": [
@@ -338,6 +348,7 @@ def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
 def explanation_lines(found: Mapping[str, Any]) -> list[str]:
     """Return the result of `explain` as lines of text."""
     lines = [f"{found['state']}: {found['reason']}"]
+    lines += [f"when mended: {found['next']}"] if found["next"] else []
     for stage in found["stages"]:
         lines += ["", f"{stage['stage']}  {stage['digest'][:12]}  {stage['state']}: {stage['reason']}"]
         lines += [f"  {line}" for line in stage["evidence"]]

@@ -177,10 +177,10 @@ def cell_rows(view: SweepState) -> Iterator[dict[str, Any]]:
 def stage_rows(view: SweepState) -> Iterator[dict[str, Any]]:
     """Yield the rows of `stages`."""
     for cell in view.sweep.cells:
-        for digest, status in view.cells[cell.id].stages.items():
+        for digest, status in view.stages_of(cell).items():
             evidence = view.reader.evidence(digest)
             yield {
-                **_which(view, cell, view.sweep.stages[digest]),
+                **_which(view, cell, view.instances[digest]),
                 "state": str(status.state),
                 "cause": _text(status.cause),
                 "reason": status.reason,

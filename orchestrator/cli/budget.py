@@ -38,3 +38,23 @@ def print_budget(plan: Plan, *, as_json: bool) -> int:
     if found["has_ended"]:
         print(f"policy.budget.until={found['budget']['until']} is past: nothing starts")
     return 0
+
+
+def over_budget_lines(plan: Plan) -> list[str]:
+    """Return lines on a budget that has ended, or that the estimates exceed.
+
+    Args:
+        plan: of the sweep.
+    """
+    limit = plan.settings.policy.budget
+    if not limit.is_set:
+        return []
+    found = budget_json(plan)
+    lines = [f"policy.budget.until={limit.until} is past: nothing starts"] if found["has_ended"] else []
+    if not found["fits"]:
+        total = found["spent_gpu_hours"] + found["needed_gpu_hours"]
+        lines.append(
+            f"over policy.budget.gpu_hours={limit.gpu_hours:.4g}: {total:.4g} are spent, or needed by the"
+            " estimates; --budget names cells to drop"
+        )
+    return lines

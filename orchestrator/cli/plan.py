@@ -15,7 +15,7 @@ from orchestrator.api.rehearsals import gate_lines
 from orchestrator.api.requests import code_drift, distinct, need_line, needing_retired_lines
 from orchestrator.api.simulating import Simulated, SimulatedCluster
 from orchestrator.api.state import SweepState
-from orchestrator.cli.budget import print_budget
+from orchestrator.cli.budget import over_budget_lines, print_budget
 from orchestrator.cli.output import (
     ComposeProgress,
     add_composing,
@@ -204,6 +204,7 @@ def _print_plan(plan: Plan) -> None:
     view, cells = plan.view, plan.cells
     print_stages(view, cells, plan.steps)
     print_lines(gate_lines(plan.gates))
+    print_lines(over_budget_lines(plan))
     print_costs(cells, plan.estimates, plan.hardware)
     columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
     print()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import subprocess
 import sys
 import time
@@ -114,7 +115,9 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
             instance = view.instances[digest]
             shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
             print(f"  {cell.id} {instance.name}{shared}: {view.stages[digest].reason}")
-            print(f"    sweep logs {view.sweep.name} {cell.id} --stage {instance.name}{view.hint}")
+            print(
+                f"    sweep logs {view.sweep.name} {cell.id} --stage {shlex.quote(instance.name)}{view.hint}"
+            )
     for cause, lost in sorted(by_job.items()):
         print(f"\njobs failed by {cause}: {counted(len(lost), 'cell')}")
         for cell in lost[:MAX_JOBS_SHOWN]:
@@ -122,12 +125,19 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
         if len(lost) > MAX_JOBS_SHOWN:
             print(f"  and {len(lost) - MAX_JOBS_SHOWN} more")
         print(f"    sweep logs {view.sweep.name} {lost[0].id} --job{view.hint}")
-    blocked = [cell.id for cell in cells if view.cells[cell.id].state is State.BLOCKED]
-    held = Counter(hold.reason for id_ in blocked if (hold := view.holds.cells.get(id_)) is not None)
-    for reason, number in held.items():
+    for reason, number in Counter(filter(None, (_hold_of(view, cell) for cell in cells))).items():
         print(f"\nheld back: {counted(number, 'cell')}. {reason}")
     if groups or by_job:
         print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
+
+
+def _hold_of(view: SweepState, cell: Cell) -> str:
+    """Return why a cell is held back for good, "" if it is not."""
+    for digest, status in view.cells[cell.id].stages.items():
+        hold = view.holds.of(cell.id, digest)
+        if status.state is State.BLOCKED and hold is not None and hold.reason == status.reason:
+            return hold.reason
+    return ""
 
 
 def print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:

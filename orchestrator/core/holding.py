@@ -109,7 +109,8 @@ def refuse_over_budget(limit: SpendingLimit, found: Forecast, sweep: str, *, now
         raise UserError(
             f"the forecast is {found.total / 3600:.4g} GPU-hours, over the budget of {limit.gpu_hours:.4g}",
             where=f"{spent:.4g} are spent, {rest:.4g} are needed for {counted(len(found.by_cell), 'cell')}",
-            fix=f"sweep plan {sweep} --budget names cells to drop (--only), or raise the budget",
+            fix=f"sweep plan {sweep} --budget policy.budget.gpu_hours={limit.gpu_hours:.4g} names cells to"
+            " drop (--only), or raise the budget",
         )
 
 

@@ -211,3 +211,28 @@ def test_an_array_has_the_axes_as_dimensions_and_no_silent_holes(lines: Any) -> 
     with pytest.raises(UserError, match="no column"):
         sweep.rows().to_xarray("acuracy")
     assert sweep.rows().num_rows == len(sweep.rows().to_pandas()) == len(sweep.rows())
+
+
+def test_the_attempts_of_rehearsals_are_found_and_a_stage_that_waits_for_one_shows_it(sweep: Any) -> None:
+    (sweep.folder / "gated.yaml").write_text(
+        "config: {n: 0}\naxes: {n: [1, 2]}\nstages:\n"
+        "  check: {run: 'steps:check', reads: [n]}\n"
+        "  fit: {run: 'steps:fit', reads: [n], gated_by: [check]}\n"
+    )
+    (sweep.folder / "steps.py").write_text(
+        "def check(config, inputs, context):\n    assert config.n == 1\n    return []\n\n\n"
+        "def fit(config, inputs, context):\n    return []\n"
+    )
+    sweep("launch", "gated.yaml", code=1)
+    found = query(sweep, "select stage, outcome from attempts order by all")
+    assert [tuple(row.values()) for row in found] == [
+        ("check[1]", "succeeded"),
+        ("check[2]", "failed"),
+        ("fit", "succeeded"),
+    ]
+    found = query(sweep, "select stage, state from stages order by all")
+    assert [tuple(row.values()) for row in found] == [
+        ("check[2]", "failed"),
+        ("fit", "blocked"),
+        ("fit", "done"),
+    ]

@@ -29,7 +29,7 @@ def spent_s(sweep: Any) -> float:
 def test_at_the_limit_stages_save_and_end_and_a_larger_budget_loses_nothing(with_gpus: Any) -> None:
     words = ("policy.lease_s=3", "policy.checkpoint_interval_s=1", "count.num_steps=40", "--only", "seed=0,1")
     said = with_gpus("launch", "slow.yaml", *words, HOURS.format(2.5 / 3600), code=1)
-    assert "blocked" in said
+    assert "blocked" in said and "held back: 2 cells. " in said and "of policy.budget.gpu_hours=" in said
     whys = {end["why"] for end in records(with_gpus.store, "end.json") if end["outcome"] == "released"}
     assert whys == {"budget"}
     # Each of two workers may overrun by one interval, and by the time to save and end.
