@@ -19,7 +19,7 @@ from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError, counted
 from orchestrator.simulation.decisions import RESTART_S, Decisions, Outcome
-from orchestrator.simulation.faults import NONE, fault_table
+from orchestrator.simulation.faults import NONE, FaultTable, fault_table
 from orchestrator.simulation.scenario import Scenario, SimulatedStage
 
 MAX_ERROR = 3.0
@@ -59,11 +59,14 @@ class Simulated(NamedTuple):
         makespan: how long the sweep takes, and how long it must at least.
         outcome: what came of it.
         budget: what the sweep may spend.
+        num_without_estimate: stages of which neither an estimate nor a finished instance gives the time. They
+            count as none.
     """
 
     makespan: Makespan
     outcome: Outcome
     budget: SpendingLimit
+    num_without_estimate: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return the stable machine-readable form. Times are hours, and GPU-hours of what was held."""
@@ -75,6 +78,7 @@ class Simulated(NamedTuple):
             "attempts": outcome.attempts,
             "num_remedied": outcome.num_remedied,
             "num_nodes_left_out": outcome.num_left_out,
+            "num_without_estimate": self.num_without_estimate,
             "faults": outcome.faults,
             "goodput": _goodput_json(outcome.goodput, self.makespan),
             "budget": self._budget_json(),
@@ -128,6 +132,7 @@ def simulate(
     work = work_of(view, cells, estimates)
     _check(cluster, work)
     faults = fault_table(cluster.failures)
+    _refuse_strays(view, faults, cluster.failures)
     chains = {cell.id: view.chain(cell) for cell in cells}
     units = schedule.of_cells(chains, work)
     drawn = random.Random(cluster.seed)
@@ -167,7 +172,8 @@ def simulate(
     )
     outcome = Decisions(scenario).run()
     really = {key: unit._replace(hours=true_hours[key]) for key, unit in units.items()}
-    return Simulated(_makespan(outcome.hours, really, cluster), outcome, policy.budget)
+    unknown = sum(not stage.hours and digest not in estimates for digest, stage in work.items())
+    return Simulated(_makespan(outcome.hours, really, cluster), outcome, policy.budget, unknown)
 
 
 def _makespan(hours: float, work: Mapping[str, PlannedStage], cluster: SimulatedCluster) -> Makespan:
@@ -212,6 +218,27 @@ def _check(cluster: SimulatedCluster, work: Mapping[str, PlannedStage]) -> None:
         raise UserError(
             f"a cell needs {most} GPUs in one node", where=where, fix=f"--gpus-per-node {most} or more"
         )
+
+
+def _refuse_strays(view: SweepState, table: FaultTable, where: str) -> None:
+    """Refuse faults that can strike nothing in the sweep, such as for a misspelt stage.
+
+    Raises:
+        UserError: a fault names no stage of the sweep, or no cell.
+    """
+    for fault in table.faults:
+        if fault.stage and fault.stage not in view.sweep.specs:
+            raise UserError(
+                f"fault {fault.name!r} names the unknown stage {fault.stage!r}",
+                where=where,
+                allowed=", ".join(view.sweep.specs),
+            )
+        if not any(fault.axes.items() <= cell.axes.items() for cell in view.sweep.cells):
+            raise UserError(
+                f"fault {fault.name!r} strikes no cell: {fault.axes}",
+                where=where,
+                allowed=f"labels of {', '.join(view.sweep.cells[0].axes)}",
+            )
 
 
 def _refuse_endless(

@@ -27,7 +27,6 @@ from orchestrator.cli.output import (
 )
 from orchestrator.compose.main import Composition
 from orchestrator.core.plan import Action, Step
-from orchestrator.core.schedule import Makespan
 from orchestrator.core.settings import HardwareSettings, split_store
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell, gates_among
@@ -54,12 +53,10 @@ def run_plan(args: argparse.Namespace) -> int:
     if args.budget:
         return print_budget(plan, as_json=args.json)
     there = None if args.gpus is None else LaunchGpus(args.gpus, args.gpus_per_node)
-    makespan = None
-    if there is not None:
-        makespan = plan.simulate(SimulatedCluster(*there, plan.hardware.moldable)).makespan
+    timed = None if there is None else plan.simulate(SimulatedCluster(*there, plan.hardware.moldable))
     if args.json:
         found = plan.as_json(there)
-        print_json(found if makespan is None else {**found, "makespan": makespan._asdict()})
+        print_json(found if timed is None else {**found, "makespan": timed.makespan._asdict()})
         return 0
     gpus = plan.gpus(there)
     print(f"{view.title}: {view.sweep.description}")
@@ -71,8 +68,8 @@ def run_plan(args: argparse.Namespace) -> int:
     print_lines(code_drift(view, plan.cells, import_paths), indent=2)
     _print_plan(plan)
     _print_gpus(gpus)
-    if makespan is not None:
-        print(f"\n{_makespan_line(makespan, args.gpus_per_node)}")
+    if timed is not None:
+        print(f"\n{_makespan_line(timed, args.gpus_per_node)}")
     return 0
 
 
@@ -114,7 +111,7 @@ def run_simulate(args: argparse.Namespace) -> int:
         print_json({**sweep, "cluster": cluster._asdict(), **found.as_json()})
         return 0
     order = "in the order of the sweep" if args.grid_order else "with the longest cells first"
-    print(f"{plan.view.title}: {_makespan_line(found.makespan, args.gpus_per_node, order)}")
+    print(f"{plan.view.title}: {_makespan_line(found, args.gpus_per_node, order)}")
     _print_outcome(found)
     return 0
 
@@ -168,13 +165,13 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, Composition | None]:
     return Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args)), composition
 
 
-def _makespan_line(
-    makespan: Makespan, gpus_per_node: int, order: str = "with the longest cells first"
-) -> str:
+def _makespan_line(found: Simulated, gpus_per_node: int, order: str = "with the longest cells first") -> str:
     """Return how long a plan takes on a cluster, as a line of text."""
+    makespan, missing = found.makespan, found.num_without_estimate
+    unknown = f"; {counted(missing, 'stage')} without an estimate counted as no time" if missing else ""
     return (
-        f"{makespan.num_gpus} GPUs, {gpus_per_node} a node: {duration(makespan.hours)} {order},"
-        f" {makespan.ratio:.3f} times the least possible"
+        f"{counted(makespan.num_gpus, 'GPU')}, {gpus_per_node} a node: {duration(makespan.hours)} {order},"
+        f" {makespan.ratio:.3f} times the least possible{unknown}"
     )
 
 

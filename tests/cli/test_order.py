@@ -174,3 +174,20 @@ def test_the_order_of_the_sweep_takes_longer(lengths: Any) -> None:
     words = ["simulate", "lengths.yaml", "--gpus", "2"]
     assert lengths.json(*words, "--grid-order")["makespan"]["hours"] == 6
     assert "in the order of the sweep" in lengths(*words, "--grid-order")
+
+
+def test_a_fault_that_can_strike_nothing_is_refused_and_a_time_that_is_not_known_is_named(
+    lengths: Any,
+) -> None:
+    words = ["simulate", "lengths.yaml", "--gpus", "2", "--failures", "faults.json"]
+    for given, message in (
+        ({"stage": "secnd"}, "unknown stage 'secnd'"),
+        ({"axes": {"hour": "1"}}, "no cell"),
+    ):
+        fault = {"name": "bad row", "cause": "data", "after_s": 1, **given}
+        table = {"source": "ours", "gpu_hours": 1, "faults": [fault]}
+        (lengths.folder / "faults.json").write_text(json.dumps(table))
+        assert message in lengths(*words, code=2)
+    (lengths.folder / "lengths.yaml").write_text(SWEEP.replace(', estimate: "own:second"', ""))
+    assert "4 stages without an estimate counted as no time" in lengths(*words[:4])
+    assert lengths.json(*words[:4])["num_without_estimate"] == 4
