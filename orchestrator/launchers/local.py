@@ -205,7 +205,8 @@ class LocalLauncher:
             elif code in (OTHER_CODE, BROKEN_NODE):
                 self._refused = f"{self._last_line(slot)} (worker {slot} in {self._launch.log_folder})"
             elif code == REFUSED:
-                self._refused = f"worker {slot} refused to work, see {self._launch.log_folder}"
+                why = f"{self._last_line(slot)}; `sweep nodes` lists the machines that are left out"
+                self._refused = f"worker {slot} refused to work, see {self._launch.log_folder}: {why}"
             elif not self._stopping:
                 self._restarts[slot] = self._restarts.get(slot, 0) + 1
                 if self._restarts[slot] <= MAX_RESTARTS:
