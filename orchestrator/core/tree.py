@@ -218,23 +218,54 @@ def _explained(message: str, tree: Any, to: type[Any], where: str, key: str) -> 
     if match := _RANGE.fullmatch(problem):
         allowed = f"{_BOUNDS[match['sign']]} {float(match['bound']):g}"
         return UserError(f"{full or 'the value'} is {_value(tree, steps)!r}", where=where, allowed=allowed)
-    return UserError(f"{full or 'the value'}: {problem[:1].lower()}{problem[1:]}", where=where)
+    allowed = ", ".join(_choices(_type_at(to, steps))) if problem.startswith("Invalid enum value") else ""
+    return UserError(
+        f"{full or 'the value'}: {problem[:1].lower()}{problem[1:]}", where=where, allowed=allowed
+    )
+
+
+def _choices(info: Any) -> list[str]:
+    """Return the values that a type lists, as they are typed."""
+    match info:
+        case msgspec.inspect.UnionType():
+            return [choice for each in info.types for choice in _choices(each)]
+        case msgspec.inspect.LiteralType():
+            return [str(value) for value in info.values]
+        case msgspec.inspect.EnumType():
+            return [str(member.value) for member in info.cls]
+        case msgspec.inspect.BoolType():
+            return ["true", "false"]
+    return []
 
 
 def _fields(to: Any, steps: list[str]) -> list[str]:
     """Return the field names of the struct at a path."""
+    info = _type_at(to, steps)
+    # `Struct | None`: the fields are those of the struct.
+    if isinstance(info, msgspec.inspect.UnionType):
+        info = _not_none(info)
+    return [field.encode_name for field in getattr(info, "fields", ())]
+
+
+def _not_none(info: msgspec.inspect.UnionType) -> Any:
+    return next((t for t in info.types if not isinstance(t, msgspec.inspect.NoneType)), None)
+
+
+def _type_at(to: Any, steps: list[str]) -> Any:
+    """Return the type at a path."""
     info: Any = msgspec.inspect.type_info(to)
-    for step in ["", *steps]:
+    for step in steps:
+        if isinstance(info, msgspec.inspect.UnionType):
+            info = _not_none(info)
         if step == "[...]":
             info = getattr(info, "value_type", None)
         elif step.startswith("["):
             info = getattr(info, "item_type", None)
-        elif step:
+        else:
             info = next((f.type for f in getattr(info, "fields", ()) if f.encode_name == step[1:]), None)
-        # `Struct | None`: the fields are those of the struct.
-        if isinstance(info, msgspec.inspect.UnionType):
-            info = next((t for t in info.types if not isinstance(t, msgspec.inspect.NoneType)), None)
-    return [field.encode_name for field in getattr(info, "fields", ())]
+        while isinstance(info, msgspec.inspect.Metadata):
+            info = info.type
+    return info
 
 
 def _value(tree: Any, steps: list[str]) -> Any:
