@@ -137,7 +137,7 @@ class Verb(NamedTuple):
 VERBS: Final = {
     "list": Verb("status", "the sweeps that exist, with their number of cells"),
     "plan": Verb("plan", "what would run, why, and at what cost; changes nothing"),
-    "simulate": Verb("plan", "how long it would take on a cluster, if nothing fails; starts nothing"),
+    "simulate": Verb("plan", "how long it would take on a cluster, also with failures; starts nothing"),
     "prefetch": Verb("data", "fetch the models and data that its cells need"),
     "launch": Verb("launch", "run everything that is not done"),
     "status": Verb("status", "where each cell stands, also while it runs"),

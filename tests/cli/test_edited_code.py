@@ -57,7 +57,7 @@ def test_an_edit_stops_the_claims_and_the_next_launch_goes_on_and_says_what_diff
     wait_for(lambda: records(edited.store, "end.json"))
     edit(edited)
     code, output = launch.end()
-    assert code == 3 and "s.py changed since the launch" in output, output
+    assert code == 3 and ": s.py changed since the launch" in output, output
     made = {done["code"]: done["rows"][0]["version"] for done in dones(edited.store)}
     assert all(version == 1 for code, version in made.items() if "~" not in code), made
     again = edited("launch", "act.yaml")
