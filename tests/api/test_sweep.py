@@ -56,7 +56,10 @@ def counts(sweep: Command, monkeypatch: pytest.MonkeyPatch) -> Sweep:
 
 
 def test_a_sweep_is_composed_planned_launched_and_read_as_values(
-    counts: Sweep, sweep: Command, capsys: pytest.CaptureFixture[str]
+    counts: Sweep,
+    sweep: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plan = counts.plan()
     assert [str(row) for row in plan.to_frame()["count"]] == ["run"] * 4
@@ -71,6 +74,7 @@ def test_a_sweep_is_composed_planned_launched_and_read_as_values(
     assert rows.to_pandas()["num_steps"].tolist() == [3, 3, 3]
     bad = counts.cells["seed=0 kind=bad"]
     assert bad.state is State.FAILED and bad.cause == "code" and bad.axes == {"seed": "0", "kind": "bad"}
+    monkeypatch.setenv("SWEEP_STORE", str(sweep.store))  # commands in texts then need no store.url
     assert sweep("why", "counts", bad.id).endswith(bad.why() + "\n")
     assert "failed" in counts.status("kind=bad").to_frame()["state"].tolist()
     assert counts.report(out=sweep.folder / "out")[0].is_file()

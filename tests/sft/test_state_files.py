@@ -61,6 +61,7 @@ def assembled(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.long
 def test_a_state_goes_from_two_processes_to_one_and_back_bit_for_bit(
     ground: Ground, by_two: ByTwo, tmp_path: Path
 ) -> None:

@@ -179,7 +179,8 @@ def train_until_stopped(ground: Ground, folder: Path, how: tuple[str, ...]) -> N
         os._exit(3)
 
 
-@pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_sigterm_to_all_processes_of_a_training_saves_a_checkpoint_that_goes_on_exactly(
     ground: Ground, tmp_path: Path, sharding: str
 ) -> None:
