@@ -206,9 +206,7 @@ def strikes(
     )
 
 
-LOADING_S = 120.0
-"""Seconds in which a stage of the study has loaded its model; what breaks at the first step breaks then."""
-
+LOADING_S = 120.0  # in which a stage of the study has loaded its model; what breaks at step 1 breaks then
 LIMIT_S = 300.0  # after which `policy.limits_s` ends a hang in the study
 
 MISTAKES: Mapping[str, Mistake] = {
