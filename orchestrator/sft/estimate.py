@@ -356,7 +356,7 @@ def _useful_share(cell: Tree, costs: CostsConfig, placed: Fit) -> float:
 
     facts, trainer, languages = costs.tasks[cell["task"]["name"]], cell["trainer"], cell["languages"]
     return expected_share(
-        expected_lengths(cell, costs),
+        tuple(expected_lengths(cell, costs)),
         facts.length_spread,
         num_rows=(cell["items"]["num_train"] or facts.num_train) * len(languages),
         global_batch_size=trainer["global_batch_size"],

@@ -151,6 +151,7 @@ def test_values_that_json_lacks_are_null_or_text(lines: Any) -> None:
     ]
 
 
+@pytest.mark.long
 def test_after_a_discard_the_next_query_is_right_and_damaged_files_are_made_again(
     sweep: Any, tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_launch_that_is_stopped_goes_on_where_it_was(sweep: Command, counts: S
     assert ended.counts == {"done": 1} and "went on from step" in slow.cells["seed=0"].why()
 
 
+@pytest.mark.long
 def test_a_notebook_uses_two_sweeps_in_turn_and_stays_as_it_was(
     sweep: Command, counts: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def test_a_sweep_that_is_dropped_leaves_what_another_one_shares(own: Any) -> Non
     assert parts(own.store) == ["made for 1"]
 
 
+@pytest.mark.long
 def test_code_that_no_launch_of_a_revision_in_use_names_goes(own: Any) -> None:
     own("launch", "own.yaml", "launcher.workers=1", "launcher.snapshot=true", "--only", "seed=0")
     (own.folder / "parts.py").write_text(PARTS + "\n# edited\n")

@@ -58,6 +58,7 @@ def test_each_way_to_fail_has_its_cause_and_its_own_number_of_retries(sweep):
     assert "no end after its limit" in ends["timeout"]["message"]
 
 
+@pytest.mark.long
 def test_the_death_of_the_fork_server_costs_attempts_but_no_result(slow, background):
     launch = background("launch", "slow.yaml", "policy.retries.unknown=5")
     wait_for(lambda: records(slow.store, "heartbeat.json"))

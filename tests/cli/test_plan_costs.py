@@ -127,6 +127,7 @@ def test_the_plan_of_the_studys_models_needs_no_network_and_says_what_each_cell_
         assert {"state", "activations", "logits"} <= set(one["memory_terms_gib"])
 
 
+@pytest.mark.long
 def test_device_utilisation_and_number_of_gpus_change_the_costs_and_no_digest(grid: Any) -> None:
     only = ("--only", "model=qwen3-8b mixture=en task=math")
 

@@ -61,6 +61,7 @@ def made_up(sweep: Any) -> Any:
     return sweep
 
 
+@pytest.mark.long
 def test_a_table_gives_the_same_report_from_csv_and_parquet(sweep: Any) -> None:
     rows = study_rows(models=["qwen3-0.6b"])
     for kind in ("csv", "parquet"):

@@ -135,6 +135,7 @@ def main(config, inputs, context):
 """
 
 
+@pytest.mark.long
 def test_a_launch_on_a_disk_too_small_names_storage_and_a_rerun_finishes_when_there_is_space(
     disk: Path, sweep: Sweep
 ) -> None:

@@ -53,7 +53,9 @@ def assert_the_held_time_adds_up(ledger: Ledger, sweep: ComposedSweep) -> None:
     """Each second that a worker recorded is in one part of the sweep's ledger."""
     (found,) = spent_of(SweepState(ledger, sweep, 1, sealed=True))
     assert found.unit == "worker_seconds"
-    assert min(found.parts.values()) >= -1e-6 and found.parts["unknown"] < 0.01
+    assert (
+        min(found.parts.values()) >= -1e-6 and found.parts["unknown"] < 0.001 * found.num_workers
+    )  # records are rounded
     assert sum(found.parts.values()) == pytest.approx(found.total)
     assert found.total >= sum(record.seconds for record in WorkerRecords(ledger, sweep.name).read()) - 1e-6
 

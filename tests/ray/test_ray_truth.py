@@ -284,6 +284,7 @@ def test_a_ray_of_its_own_is_started_where_there_is_none_and_listens_to_this_mac
     jobs.assert_each_done_once(3)
 
 
+@pytest.mark.long
 def test_a_lost_answer_to_the_submission_never_makes_two_drivers(jobs):
     name = jobs.write(cells=2, steps=20, step_s=0.2)
     port = int(jobs.cluster.address.rpartition(":")[2])

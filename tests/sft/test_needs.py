@@ -73,6 +73,7 @@ def test_hooks_import_no_torch_and_no_transformers() -> None:
     assert (done.returncode, done.stderr) == (1, "\n"), done.stderr
 
 
+@pytest.mark.long
 def test_a_stage_never_asks_the_hub_and_says_what_to_run(tmp_path: Path) -> None:
     code = f"""
 from orchestrator.errors import StageFailure

@@ -97,6 +97,7 @@ def test_a_worker_whose_node_was_given_up_stops_when_its_job_goes_on_elsewhere(j
     assert "before it was started anew (node_lost)" in jobs.why()
 
 
+@pytest.mark.long
 def test_a_killed_stage_is_tried_again_in_the_same_job_and_a_killed_worker_by_reconcile(jobs):
     jobs.launch(jobs.write(cells=1, steps=60, step_s=0.1))
     jobs.until_checkpoints(2)

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import orchestrator
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
@@ -53,6 +55,7 @@ def small_package(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_launch_killed_at_any_step_leaves_nothing_that_the_next_cannot_finish(
     tmp_path: Path,
 ) -> None:
