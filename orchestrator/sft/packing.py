@@ -220,7 +220,6 @@ def positions(
 
 
 @functools.lru_cache(maxsize=4096)
-@functools.lru_cache(maxsize=1024)
 def expected_share(
     means: tuple[float, ...],
     spread: float,
