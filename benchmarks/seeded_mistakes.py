@@ -104,9 +104,9 @@ class Run:
 
 
 def preempted(run: Run) -> int:
-    """Stop the launch every 12 seconds, and start it again, until all is done."""
+    """Stop the launch every 4 seconds, and start it again, until all is done."""
     for _ in range(60):
-        if (code := run.launch(timeout_s=12)) == 0:
+        if (code := run.launch(timeout_s=4)) == 0:
             return code
     return 1
 
