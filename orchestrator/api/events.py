@@ -1,4 +1,4 @@
-"""The history of a sweep as events, one for each record that says that something happened.
+"""The history of a sweep as events, one for each record of something that happened.
 
 An event's id is the key of its record, so it is the same on every machine. Events are sorted by the time in
 the record, to the second, and then by what can only follow what::

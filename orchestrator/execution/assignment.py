@@ -51,7 +51,7 @@ class GpuShare(Stored, frozen=True, kw_only=True):
 
     Attributes:
         ids: as CUDA_VISIBLE_DEVICES takes them.
-        token: tells this launch's GPUs from those of others.
+        token: distinguishes this launch's GPUs from those of others.
         stages: digest of a stage to its number of GPUs.
         chosen: digests of the stages whose number was chosen to end the sweep early; claims record it.
         default: of a stage without an estimate.

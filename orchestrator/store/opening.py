@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import stat
+import tempfile
 import threading
 import time
 import uuid
@@ -49,9 +50,17 @@ def make_root(root: Path, *, shared: bool) -> None:
     """
     if root.is_dir():
         return
-    root.mkdir(parents=True)
-    # Set explicitly, because mkdir applies the umask.
-    root.chmod(SHARED if shared else PRIVATE)
+    # Of launches that start at once, one makes the folder. It appears with its mode, so that no file of
+    # another one gets the mode of a moment before.
+    root.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    made.chmod(SHARED if shared else PRIVATE)
+    try:
+        made.rename(root)
+    except OSError:
+        made.rmdir()
+        if not root.is_dir():
+            raise
 
 
 def follow_root(root: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,7 +222,7 @@ def _natural(id_: str) -> tuple[int, int, str]:
     return (0, int(id_), "") if id_.isascii() and id_.isdecimal() and len(id_) < 19 else (1, 0, id_)
 
 
-class FileTask:
+class FileTask(ABC):
     """What tasks with files have in common, see `orchestrator.tasks.base.Task`.
 
     A further task needs `name`, `line_of`, `item_of` and `is_correct`, and `generate` if it has generated
@@ -277,13 +278,13 @@ class FileTask:
         """Return the whole text; see `Task.stop`."""
         return text
 
+    @abstractmethod
     def line_of(self, row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
         """Return a row as a line of a data set; see `Task.line_of`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def item_of(self, line: Line, language: str) -> Item:
         """Return a line of a data set as an item; see `Task.item_of`."""
-        raise NotImplementedError
 
     def problem_of(self, line: Line) -> str:
         """Return why a line cannot be used, or ""; see `Task.problem_of`."""

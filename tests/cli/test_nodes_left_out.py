@@ -93,6 +93,7 @@ def test_a_wrong_config_is_no_fault_of_the_machine(sweep: Sweep) -> None:
 def test_with_a_quarantine_of_0_seconds_no_machine_is_left_out(broken: Sweep) -> None:
     (broken.folder / "broken").unlink()
     broken("launch", "nodes.yaml", "policy.quarantine_s=0")
+    assert {*broken.json("status", "nodes")["counts"]} == {"done"}
 
 
 def test_what_is_not_there_is_not_freed(broken: Sweep) -> None:

@@ -12,6 +12,7 @@ from orchestrator.core.plan import Claimable, Scan, next_stage
 from orchestrator.core.records import Request
 from orchestrator.core.state import Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, Input, StageInstance
+from orchestrator.errors import InfrastructureError
 from orchestrator.stage import StageSpec
 
 SPECS = {
@@ -87,6 +88,12 @@ def test_other_code_packages_or_gpus_are_another_rehearsal(change: dict[str, obj
 def test_a_gate_has_the_digest_of_what_it_would_run() -> None:
     gates = gates_of(SWEEP, FACTS)
     check_digests(replace(SWEEP, stages=gates.instances), "gates")
+    forged = {
+        digest: replace(gate, reads={**gate.reads, "more": 1}) for digest, gate in gates.instances.items()
+    }
+    assert forged
+    with pytest.raises(InfrastructureError):
+        check_digests(replace(SWEEP, stages=forged), "gates")
 
 
 def test_cells_whose_inputs_of_one_name_differ_are_two_classes() -> None:
