@@ -143,7 +143,7 @@ def test_a_stage_waits_for_its_gate_and_the_gate_for_its_inputs() -> None:
     data = {"data-en": DONE, "data-es": DONE}
     assert claimed(gates, {}) == ("data[en]", True)
     assert claimed(gates, {"data-en": DONE}) == ("data[es]", True)
-    assert claimed(gates, data) == ("check", True)
+    assert claimed(gates, data) == ("check[small]", True)
     assert claimed(gates, {**data, "check[small]": RUNNING}) == ("check[large]", True)
     assert claimed(gates, {**data, "check[small]": RUNNING, "check[large]": RUNNING}) == ("", True)
     assert claimed(gates, {**data, "check[small]": DONE, "check[large]": RUNNING}) == ("fit", True)
