@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from orchestrator.core.evidence import NO_HOLDS, Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import GateJobs, gate_jobs, gates_of, gates_of_requests, stands_for, too_dear
 from orchestrator.core.identity import check_digests
@@ -57,13 +58,25 @@ def sweep_of(*cells: tuple[str, str]) -> ComposedSweep:
 SWEEP = sweep_of(("small", "en"), ("small", "en es"), ("large", "es"), ("large", "en"))
 
 
-def claimed(gates: Gates, states: dict[str, StageStatus], sweep: ComposedSweep = SWEEP) -> tuple[str, bool]:
+def claimed(
+    gates: Gates,
+    states: dict[str, StageStatus],
+    sweep: ComposedSweep = SWEEP,
+    *,
+    cancelled: frozenset[str] = NOBODY,
+    holds: Holds = NO_HOLDS,
+) -> tuple[str, bool]:
     """Returns the name of the stage that a worker would claim, "" for none, and whether it would wait."""
     instances = {**sweep.stages, **gates.instances}
     named = {f"{each.name}": digest for digest, each in gates.instances.items()}
     known = {named.get(name, name): status for name, status in states.items()}
     scan: Scan = next_stage(
-        sweep.cells, instances, lambda d: known.get(d, PENDING), cancelled=NOBODY, gates=gates
+        sweep.cells,
+        instances,
+        lambda d: known.get(d, PENDING),
+        cancelled=cancelled,
+        holds=holds,
+        gates=gates,
     )
     found: Claimable | None = scan.claimable
     return (found.instance.name if found else ""), scan.waiting
@@ -163,6 +176,17 @@ def test_a_gate_is_not_run_when_nothing_waits_for_it() -> None:
     assert claimed(gates, fitted) == ("", False)
     assert claimed(gates, {**fitted, "fit-large-es": RUNNING}) == ("", True)
     assert claimed(gates, {**fitted, "fit-large-es": PENDING}) == ("check[large]", True)
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+def test_a_gate_is_not_run_for_cells_that_are_cancelled_or_held_for_good(is_final: bool) -> None:
+    sweep = sweep_of(("small", "en"), ("small", "es"))
+    gates = gates_of(sweep, FACTS)
+    states = {"data-en": DONE, "data-es": DONE, "fit-small-es": DONE}
+    assert claimed(gates, states, sweep) == ("check", True)
+    assert claimed(gates, states, sweep, cancelled=frozenset({"small en"})) == ("", False)
+    holds = Holds({"small en": Hold("why", is_final)})
+    assert claimed(gates, states, sweep, holds=holds)[0] == ("" if is_final else "check")
 
 
 def test_a_gate_that_costs_more_than_it_may_save_is_left_out_by_estimate_alone() -> None:
