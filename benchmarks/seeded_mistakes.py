@@ -90,20 +90,22 @@ def strikes(
 
 LOADING_S = 120.0  # in which a stage of the study has loaded its model; what breaks at step 1 breaks then
 LIMIT_S = 300.0  # after which `policy.limits_s` ends a hang of an evaluation in the study
-REHEARSED_S = {"qwen3-0.6b": 135, "qwen3-1.7b": 220, "qwen3-8b": 430, "gemma3-1b": 162, "gemma3-4b": 295}
+REHEARSED_S = {"qwen3-0.6b": 125, "qwen3-1.7b": 210, "qwen3-8b": 420, "gemma3-1b": 152, "gemma3-4b": 285}
 # Seconds of a rehearsal, by `sweep plan multilingual_220 --json`.
 
 
-def at_scoring(cause: str, axes: Mapping[str, str], more_s: float = 0.0) -> tuple[Mapping[str, Any], ...]:
-    """Return fault entries that strike the end of rehearsals; with more seconds, that of a hang there."""
+def at_scoring(cause: str, axes: Mapping[str, str]) -> tuple[Mapping[str, Any], ...]:
+    """Return fault entries that strike at the end of rehearsals."""
     return tuple(
         found
         for model, seconds in REHEARSED_S.items()
-        for found in strikes(
-            cause, ["rehearse"], seconds + max(more_s, more_s and seconds / 2), {"model": model, **axes}
-        )
+        for found in strikes(cause, ["rehearse"], seconds, {"model": model, **axes})
     )
 
+
+GPUS = {"qwen3-8b": 4, "gemma3-4b": 2}
+HUNG_GPU_HOURS = sum(GPUS.get(name, 1) * max(180, s / 2) for name, s in REHEARSED_S.items()) / 3600
+"""What the rehearsals of one task hang, which the simulation does not know: it ends stages as planned."""
 
 MISTAKES: Mapping[str, Mistake] = {
     "typo": Mistake("typo in a config key", words=("trainer.lerning_rate=1e-3",)),
@@ -162,7 +164,7 @@ MISTAKES: Mapping[str, Mistake] = {
         axes=of_task("HANGING"),
         words=("policy.limits_s={evaluate: 20}",),
         faults=(
-            *at_scoring("code", {"task": "math"}, 180.0),
+            *at_scoring("code", {"task": "math"}),
             *strikes("timeout", ["evaluate"], LIMIT_S, {"task": "math"}),
         ),
     ),
@@ -265,8 +267,9 @@ def project(mistake: Mistake, words: Sequence[str]) -> dict[str, Any]:
         return {"error": done.stderr.strip()[-300:]}
     found = json.loads(done.stdout)
     parts = found["goodput"]["gpu_hours"]
+    is_hang = any(fault["cause"] == "timeout" for fault in faults) and words == ON
     wasted = {
-        "lost": parts["lost"],
+        "lost": parts["lost"] + (HUNG_GPU_HOURS if is_hang else 0.0),
         "idle": parts["idle"],
         "restore": parts["restore"],
         "rehearsals": found["gate_gpu_hours"],
