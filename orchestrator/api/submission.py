@@ -20,6 +20,7 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.api.estimates import longest_first, of_cell, sized
 from orchestrator.api.state import SweepState
+from orchestrator.core.evidence import num_starved
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
@@ -246,18 +247,23 @@ class Dispatch:
             estimates = {}
         return self._submitter.resources(
             [
-                (
-                    view.subject(cell),
-                    of_cell(cell, estimates, view.chain(cell)),
-                    Shortfalls(
-                        *(view.jobs.count(cell.id, cause) for cause in (Cause.OOM_HOST, Cause.TIMEOUT))
-                    ),
-                )
+                (view.subject(cell), of_cell(cell, estimates, view.chain(cell)), self._shortfalls(cell))
                 for cell in ordered
             ],
             known=[view.subject(cell) for cell in view.sweep.cells],
             chosen=chosen,
         )
+
+    def _shortfalls(self, cell: Cell) -> Shortfalls:
+        """Return how often a cell needed more, by the ends of its jobs and of the attempts at its stages."""
+        view = self._view
+        starved = (
+            num_starved(view.reader.evidence(digest), view.request_summary.after.get(digest, 0))
+            for digest in view.chain(cell)
+            if view.stages[digest].state is not State.DONE
+        )
+        memory = max(view.jobs.count(cell.id, Cause.OOM_HOST), *starved, 0)
+        return Shortfalls(memory, view.jobs.count(cell.id, Cause.TIMEOUT))
 
     def _submission(self, group: JobArray, number: int) -> Submission:
         """Return the record of a submission."""
