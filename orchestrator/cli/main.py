@@ -144,6 +144,7 @@ VERBS: Final = {
     "prefetch": Verb("data", "fetch the models and data that its cells need"),
     "launch": Verb("launch", "run everything that is not done"),
     "status": Verb("status", "where each cell stands, also while it runs"),
+    "watch": Verb("watch", "the same, live: grid, failures, curves and logs in the terminal"),
     "failures": Verb("logs", "what failed, failures that look alike as one"),
     "why": Verb("status", "the evidence behind a cell's state"),
     "show": Verb("status", "a cell's resolved config, digests and files"),
