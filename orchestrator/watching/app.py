@@ -22,7 +22,7 @@ from orchestrator.errors import counted
 from orchestrator.watching.actions import Question, ask
 from orchestrator.watching.board import Board
 from orchestrator.watching.drawing import COLOURS, duration, labels_of, pace, standing, totals
-from orchestrator.watching.reading import Answered, Detail, Looked, News, Reader, Refused, Silent, Wanted
+from orchestrator.watching.reading import Detail, JobResult, Looked, News, Reader, Refused, Selection, Silent
 from orchestrator.watching.screens import Confirm, LogPage, Page, help_text
 from orchestrator.watching.side import Side, cell_text
 
@@ -92,7 +92,7 @@ class WatchApp(App[None]):
         self.detail: Detail | None = None
         self._clock = clock
         self._interval_s = interval_s
-        self._wanted = Wanted()
+        self._wanted = Selection()
         self._problem = ""
         self._message = ("", 0.0)
         self._page: tuple[str, Page] | None = None
@@ -141,7 +141,7 @@ class WatchApp(App[None]):
             self._problem = news.reason
         elif isinstance(news, Refused):
             self.notice(news.reason.replace("\n ", ";"))
-        elif isinstance(news, Answered):
+        elif isinstance(news, JobResult):
             news.take(news.result)
         self._draw_lines()
 
@@ -256,7 +256,7 @@ class WatchApp(App[None]):
         self._choose(self.cell)
 
     def _choose(self, cell: GridCell | None, metric: tuple[str, str] | None = None) -> None:
-        wanted = Wanted(cell.id if cell else "", metric or self._wanted.metric)
+        wanted = Selection(cell.id if cell else "", metric or self._wanted.metric)
         if wanted != self._wanted:
             self._wanted = wanted
             self.reader.choose(wanted)

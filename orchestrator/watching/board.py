@@ -28,7 +28,7 @@ DIM, BOLD, CHOSEN = Style(dim=True), Style(bold=True), Style(reverse=True, bold=
 NEEDS_SOMEONE = frozenset({State.FAILED, State.LOST, State.BLOCKED, State.UNKNOWN})
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """A position of the grid."""
 
     row: int
@@ -70,9 +70,9 @@ class Board(ScrollView, can_focus=True):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.place = Place(0, 0)
+        self.place = Position(0, 0)
         self._found: Overview | None = None
-        self._spots: dict[Place, Spot] = {}
+        self._spots: dict[Position, Spot] = {}
         self._label_width, self._width = 0, 2
 
     # What is shown
@@ -96,12 +96,12 @@ class Board(ScrollView, can_focus=True):
         """Show another look. The cursor stays at the labels where it was."""
         before, grid = self._found, found.grid
         if before is not None and before.grid.rows and grid.rows:
-            self.place = Place(
+            self.place = Position(
                 _index(before.grid.rows, self.place.row, grid.rows),
                 _index(before.grid.columns, self.place.column, grid.columns),
             )
         self._found = found
-        self._spots = {Place(spot.row, spot.column): spot for spot in grid.spots}
+        self._spots = {Position(spot.row, spot.column): spot for spot in grid.spots}
         if self._spots and (before is None or self.place not in self._spots):
             self.place = min(
                 self._spots, key=lambda p: abs(p.row - self.place.row) + abs(p.column - self.place.column)
@@ -187,7 +187,7 @@ class Board(ScrollView, can_focus=True):
         label = fit(" ".join(grid.rows[row]), self._label_width - 1)
         segments = [Segment(label, BOLD if chosen else None), Segment(" ")]
         for column in columns:
-            spot = self._spots.get(Place(row, column))
+            spot = self._spots.get(Position(row, column))
             text = mark(spot, self._found.cells, self._width) if spot else " "
             style = STYLES[spot.state] if spot else Style()
             if chosen and column == self.place.column:
@@ -200,12 +200,12 @@ class Board(ScrollView, can_focus=True):
 
     # Moving
 
-    def move_to(self, place: Place) -> None:
+    def move_to(self, place: Position) -> None:
         """Move the cursor, and scroll so that it can be seen."""
         grid = self.grid
         if grid is None or not grid.rows:
             return
-        self.place = Place(
+        self.place = Position(
             min(max(place.row, 0), len(grid.rows) - 1), min(max(place.column, 0), len(grid.columns) - 1)
         )
         self._reveal()
@@ -222,7 +222,7 @@ class Board(ScrollView, can_focus=True):
 
     def action_move(self, rows: int, columns: int) -> None:
         """Move by rows and columns."""
-        self.move_to(Place(self.place.row + rows, self.place.column + columns))
+        self.move_to(Position(self.place.row + rows, self.place.column + columns))
 
     def action_page(self, direction: int) -> None:
         """Move by as many rows as can be seen."""
@@ -230,7 +230,7 @@ class Board(ScrollView, can_focus=True):
 
     def action_go(self, end: int) -> None:
         """Move to the first or the last row."""
-        self.move_to(Place(len(self.grid.rows) - 1 if end and self.grid else 0, self.place.column))
+        self.move_to(Position(len(self.grid.rows) - 1 if end and self.grid else 0, self.place.column))
 
     def action_seek(self, direction: int) -> None:
         """Move to the next or previous cell that failed, was lost, or is blocked or unknown."""
@@ -245,7 +245,7 @@ class Board(ScrollView, can_focus=True):
         row = event.y - self.header_height + self.scroll_offset.y
         column = (event.x - self._label_width) // self._width + self.scroll_offset.x // self._width
         if event.y >= self.header_height and event.x >= self._label_width:
-            self.move_to(Place(row, column))
+            self.move_to(Position(row, column))
 
 
 def _index(before: Sequence[tuple[str, ...]], number: int, now: Sequence[tuple[str, ...]]) -> int:

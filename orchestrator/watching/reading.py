@@ -51,18 +51,18 @@ class Refused(NamedTuple):
     reason: str
 
 
-class Answered(NamedTuple):
+class JobResult(NamedTuple):
     """The result of a job, to be given to what asked for it."""
 
     take: Callable[[Any], None]
     result: Any
 
 
-News = Looked | Silent | Refused | Detail | Answered
+News = Looked | Silent | Refused | Detail | JobResult
 Job = Callable[[Watched], Any]
 
 
-class Wanted(NamedTuple):
+class Selection(NamedTuple):
     """What the person looks at: a cell ("" for none), and a metric (None for the default one)."""
 
     cell: str = ""
@@ -88,11 +88,11 @@ class Reader(threading.Thread):
         self.watched = watched
         self._only, self._interval_s, self._post = tuple(only), interval_s, post
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._wanted = Wanted()
+        self._wanted = Selection()
 
     # Called by the application's thread
 
-    def choose(self, wanted: Wanted) -> None:
+    def choose(self, wanted: Selection) -> None:
         """Show another cell or metric."""
         self._wanted = wanted
         self._tasks.put(lambda: self._detail(wanted))
@@ -147,7 +147,7 @@ class Reader(threading.Thread):
             self._post(Looked(found))
             self._detail(self._wanted)
 
-    def _detail(self, wanted: Wanted) -> None:
+    def _detail(self, wanted: Selection) -> None:
         # The person may have moved on meanwhile.
         if not wanted.cell or wanted != self._wanted:
             return
@@ -162,10 +162,10 @@ class Reader(threading.Thread):
             result = job(self.watched)
         except (SweepError, OSError) as error:
             result = error
-        self._post(Answered(take, result))
+        self._post(JobResult(take, result))
 
 
-def detail(watched: Watched, wanted: Wanted) -> Detail:
+def detail(watched: Watched, wanted: Selection) -> Detail:
     """Return what is shown of a cell."""
     with watched.lock:
         view, reader = watched.view, watched.metrics

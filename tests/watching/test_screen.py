@@ -1,4 +1,4 @@
-"""What `sweep watch` shows: on terminals of each size, without colours, and when the store does not answer."""
+"""What `sweep watch` shows: on small and large terminals, without colours, and of a store that is silent."""
 
 from __future__ import annotations
 
