@@ -47,11 +47,11 @@ def remedies_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, str]:
         view: the sweep state.
         cells: to look at.
     """
-    specs = {name: with_shipped(spec) for name, spec in view.sweep.specs.items()}
+    ladders = {name for name, spec in view.sweep.specs.items() if has_rungs(with_shipped(spec))}
     keys = {}
-    for digest in dict.fromkeys(digest for cell in cells for digest in view.stages_of(cell)):
+    for digest in dict.fromkeys(digest for cell in cells if ladders for digest in view.stages_of(cell)):
         instance, status = view.instances[digest], view.stages[digest]
-        if status.attempts and has_rungs(specs[instance.stage]):
+        if status.attempts and instance.stage in ladders:
             keys[digest] = layout.attempt(instance, status.attempts, layout.START)
     ledger = view.ledger.having_read(keys.values()) if keys else view.ledger
     found = {digest: described(ledger.read(key, StartRecord)[0]) for digest, key in keys.items()}
@@ -102,6 +102,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
         "sweep": view.sweep.name,
         "revision": view.number,
         "counts": {str(state): n for state, n in counts.items()},
+        "as_of": view.as_of,
         "code": dict(code_versions(view, cells)),
         "problems": view.problems,
         "cells": rows,
@@ -167,11 +168,13 @@ class Status(NamedTuple):
         counts: state to number of cells; states without cells are left out.
         cells: the cells themselves.
         problems: records in the store that could not be read.
+        as_of: when the store was looked at, in Unix seconds.
     """
 
     counts: dict[str, int]
     cells: Cells
     problems: list[str]
+    as_of: float
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with one row for each cell."""
@@ -188,7 +191,7 @@ def status_of(view: SweepState, wanted: Sequence[str] | None) -> Status:
     chosen = None if wanted is None else set(wanted)
     cells = [cell for cell in view.sweep.cells if chosen is None or cell.id in chosen]
     counts = Counter(str(view.cells[cell.id].state) for cell in cells)
-    return Status(dict(counts), Cells(view, cells), view.warnings())
+    return Status(dict(counts), Cells(view, cells), view.warnings(), view.as_of)
 
 
 def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:

@@ -115,7 +115,8 @@ def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
         evidence: of the stage.
         budget: the retries, and the attempts that count.
     """
-    return _own_status(evidence, budget)._replace(former=_former(evidence, budget))
+    status = _own_status(evidence, budget)
+    return status if evidence.former is None else status._replace(former=_former(evidence, budget))
 
 
 def _former(evidence: Evidence, budget: Budget) -> Former | None:
@@ -243,6 +244,10 @@ _PRECEDENCE = (
 )
 
 
+def _are_done(stages: Mapping[str, StageStatus]) -> bool:
+    return all(status.state is State.DONE for status in stages.values())
+
+
 def cell_status(
     cell: Cell,
     instances: Mapping[str, StageInstance],
@@ -262,15 +267,16 @@ def cell_status(
         holds: what is held back in the sweep.
         sweep: the sweep's name, for suggested commands.
     """
-    stages: dict[str, StageStatus] = {}
-    for digest in cell.stage_digests:
+    stages = {digest: statuses[digest] for digest in cell.stage_digests}
+    # Nothing changes what is done, and most cells of a large sweep are.
+    for digest in () if _are_done(stages) else cell.stage_digests:
         # Inputs come before their consumers in a chain, so their statuses are complete here.
         inputs = [(instances[taken.digest], stages[taken.digest]) for taken in instances[digest].inputs]
         again = f"sweep discard {sweep} {cell.id} --reason ... --stage"
         hold = holds.of(cell.id, digest)
         stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, hold=hold, again=again)
     attempts = sum(status.attempts for status in stages.values())
-    if all(status.state is State.DONE for status in stages.values()):
+    if _are_done(stages):
         return CellStatus(State.DONE, "all stages are done", None, attempts, stages)
     for state in _PRECEDENCE:
         for digest, status in stages.items():
