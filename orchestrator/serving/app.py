@@ -174,14 +174,14 @@ def grid_page(site: Site, served: Served, request: Request) -> Response:
 
 def grid_live(site: Site, served: Served, request: Request) -> Response:
     """Return the grid if it has changed."""
-    look, seen = served.seen(max_age_s=1.5)
+    look, seen = served.polled()
     return site.live(request, look, "grid-live.html", **_grid_facts(served, seen, request))
 
 
-def _index_facts(site: Site, max_age_s: float) -> tuple[Look[Seen], dict[str, Any]]:
+def _index_facts(site: Site, *, polled: bool) -> tuple[Look[Seen], dict[str, Any]]:
     found, oldest = [], None
     for served in site.sweeps.values():
-        look, seen = served.seen(max_age_s=max_age_s)
+        look, seen = served.polled() if polled else served.seen()
         oldest = look if oldest is None or look.at_s < oldest.at_s else oldest
         facts = {"served": served, "look": look, "of": seen.found, "facts": drawing.facts(seen.found)}
         found.append({**facts, "grid": _small(served, seen.found)})
@@ -202,13 +202,13 @@ def _small(served: Served, found: Overview) -> drawing.Drawn:
 
 def index_page(site: Site, request: Request) -> Response:
     """Return the page of several sweeps."""
-    look, facts = _index_facts(site, 0.0)
+    look, facts = _index_facts(site, polled=False)
     return site.page("index.html", look, live=site.part(look, "index-live.html", **facts))
 
 
 def index_live(site: Site, request: Request) -> Response:
     """Return the states of several sweeps if they have changed."""
-    look, facts = _index_facts(site, 1.5)
+    look, facts = _index_facts(site, polled=True)
     return site.live(request, look, "index-live.html", **facts)
 
 
@@ -289,14 +289,14 @@ def _report_files(seen: Seen) -> dict[str, int]:
 
 def report_page(site: Site, served: Served, request: Request) -> Response:
     """Return the list of the report's files."""
-    look, seen = served.seen(max_age_s=60)
+    look, seen = served.last()
     files = sorted(_report_files(seen).items(), key=lambda item: (not item[0].endswith(".html"), item[0]))
     return site.page("report.html", look, served=served, of=seen.found, files=files)
 
 
 def report_file(site: Site, served: Served, request: Request) -> Response:
     """Return a file of the report. Its scripts do not run, and its own style sheets do apply."""
-    _, seen = served.seen(max_age_s=60)
+    _, seen = served.last()
     name = request.path_params["file"]
     # Only a path that the store lists is read, so none can lead out of the folder.
     if name not in _report_files(seen):

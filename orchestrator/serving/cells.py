@@ -111,7 +111,7 @@ def cell_page(site: Site, served: Served, request: Request) -> Response:
 
 def cell_live(site: Site, served: Served, request: Request) -> Response:
     """Return the part of a cell's page that changes, if it has changed."""
-    look, seen = served.seen(max_age_s=1.5)
+    look, seen = served.polled()
     cell = seen.cell(request.path_params["cell"])
     part = "head" if request.query_params.get("part") == "head" else "rest"
     return site.live(request, look, f"cell-{part}.html", **_cell_facts(served, seen, cell, part))
@@ -154,7 +154,7 @@ def _is_over(seen: Seen, instance: StageInstance, number: int) -> bool:
 
 def log_part(site: Site, served: Served, request: Request) -> Response:
     """Return what was added to a log after a byte, as JSON."""
-    _, seen = served.seen(max_age_s=60)
+    _, seen = served.last()
     cell = seen.cell(request.query_params.get("cell", ""))
     instance, number = _log_of(seen, cell, request)
     if not number:
@@ -167,7 +167,7 @@ def log_part(site: Site, served: Served, request: Request) -> Response:
 
 def log_text(site: Site, served: Served, request: Request) -> Response:
     """Return a whole log as it is, as plain text."""
-    _, seen = served.seen(max_age_s=60)
+    _, seen = served.last()
     cell = seen.cell(request.query_params.get("cell", ""))
     instance, number = _log_of(seen, cell, request)
     key, objects = layout.log(instance, number), seen.view.ledger.objects
@@ -220,7 +220,7 @@ def curves_page(site: Site, served: Served, request: Request) -> Response:
 
 def curves_json(site: Site, served: Served, request: Request) -> Response:
     """Return the curves of the chosen cells as JSON."""
-    _, seen = served.seen(max_age_s=2.0)
+    _, seen = served.polled()
     metric, stage = request.query_params.get("metric", ""), request.query_params.get("stage", "")
     wanted = _wanted(seen, request)
     found = _curves(served, seen, wanted, metric, stage)

@@ -111,7 +111,7 @@ class Box(NamedTuple):
     address: str = ""
 
 
-class Row(NamedTuple):
+class GridRow(NamedTuple):
     """One row of the grid: its labels and its boxes."""
 
     labels: tuple[str, ...]
@@ -140,7 +140,7 @@ class Drawn(NamedTuple):
 
     headers: Sequence[Header]
     row_axes: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[GridRow]
     num_columns: int
     first: int
     last: int
@@ -176,7 +176,7 @@ def drawn(found: Overview, address: Address, *, first: int = 0, most: int | None
     return Drawn(
         headers=[*_headers(grid)],
         row_axes=grid.row_axes,
-        rows=[Row(grid.rows[first + i], each) for i, each in enumerate(boxes)],
+        rows=[GridRow(grid.rows[first + i], each) for i, each in enumerate(boxes)],
         num_columns=len(grid.columns),
         first=first + 1,
         last=last,

@@ -22,6 +22,7 @@ class Look(NamedTuple, Generic[T]):
         value: what was read; None if nothing was read yet.
         at_s: when reading began, in seconds since the epoch.
         number: 1 for the first look, one more for each later one.
+        took_s: how long reading took, in seconds.
         problem: why the last attempt to look failed; "" if it did not.
         is_silent: whether the store has not answered since this look.
     """
@@ -29,6 +30,7 @@ class Look(NamedTuple, Generic[T]):
     value: T | None
     at_s: float
     number: int
+    took_s: float = 0.0
     problem: str = ""
     is_silent: bool = False
 
@@ -64,11 +66,13 @@ class Live(Generic[T]):
         """Return a look that is young enough, or after a wait the last one.
 
         Args:
-            max_age_s: greatest age of an earlier look that suffices; 0 for one that begins after this call.
+            max_age_s: greatest age of an earlier look that suffices; 0 for one that begins after this call,
+                infinite for the last one as it is.
             wait_s: longest time to wait for a new one, in seconds.
         """
         with self._condition:
-            if max_age_s <= 0 or self._last.age_s > max_age_s or self._last.problem:
+            last = self._last
+            if last.value is None or last.problem or max_age_s <= 0 or last.age_s > max_age_s:
                 # A look that is under way may have read before a change that the viewer knows of.
                 self._wanted = max(self._wanted, self._answered + (2 if self._begun_s else 1))
                 ticket = self._wanted
@@ -86,7 +90,8 @@ class Live(Generic[T]):
                 self._begun_s = time.monotonic()
             at_s = time.time()
             try:
-                found = Look(self._look(), at_s, self._last.number + 1)
+                value = self._look()
+                found = Look(value, at_s, self._last.number + 1, time.time() - at_s)
             except Exception as error:  # noqa: BLE001 - the page shows it, and the next look may succeed
                 what = error.what if isinstance(error, SweepError) else words_of(error)
                 found = self._last._replace(problem=one_line(what) or type(error).__name__)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -17,10 +19,12 @@ from orchestrator.api.logs import MetricsReader
 from orchestrator.api.overview import Overview, Watched
 from orchestrator.api.state import SweepState
 from orchestrator.api.status import rows_of
+from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.serving import drawing
 from orchestrator.serving.live import Live, Look
+from orchestrator.store import layout
 from orchestrator.store.table import Rows
 
 POLL_S = 2
@@ -30,15 +34,59 @@ FIRST_S = 20.0
 """How long a page waits for the first look at a sweep, in seconds."""
 
 
+QUICK_S = 0.15
+"""A look that takes no longer is repeated for each page, in seconds."""
+
+STALE_S = 60.0
+"""Greatest age of a slower look that a new page shows at first, in seconds."""
+
+Stamp = tuple[int, ...] | None
+"""Times of change of folders; None where a store has none."""
+
+
+def stamp_of(view: SweepState) -> Stamp:
+    """Return the times at which the records last changed that take back what was done.
+
+    Those are requests, such as a cancel, and products that were voided or retired. A page is right about them
+    although it does not read everything again: without a new record, these folders are the same.
+
+    Args:
+        view: the sweep state.
+    """
+    objects = view.ledger.objects
+    if not objects.in_place:
+        return None
+    name = view.sweep.name
+    stages = {instance.stage for instance in view.sweep.stages.values()}
+    keys = [layout.requests(name), layout.revisions(name), layout.submissions(name)]
+    keys += [layout.void_index(stage) for stage in sorted(stages)]
+    keys += [layout.retired_index(stage, policy) for stage in sorted(stages) for policy in RETIRING]
+    return tuple(_changed_ns(objects.folder(key)) for key in keys)
+
+
+def _changed_ns(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
 class Unknown(UserError):
     """Signal that an address names a sweep, cell or file that does not exist."""
 
 
 class Seen(NamedTuple):
-    """What one look has read."""
+    """What one look has read.
+
+    Attributes:
+        view: the sweep state.
+        found: the same at one look.
+        stamp: see `stamp_of`, from before the look.
+    """
 
     view: SweepState
     found: Overview
+    stamp: Stamp
 
     def cell(self, id_: str) -> Cell:
         """Return a cell by its whole id.
@@ -69,31 +117,60 @@ class Served:
         self.name = watched.view.sweep.name
 
         def look() -> Seen:
+            stamp = stamp_of(watched.view)
             found = watched.look()
-            return Seen(watched.view, found)
+            return Seen(watched.view, found, stamp)
 
         self.live: Live[Seen] = Live(look)
+        # Even to ask for the time of a folder can hang, so that is done by a thread of its own.
+        self._stamps: Live[Stamp] = Live(lambda: stamp_of(watched.view))
         self.metrics = MetricsReader()
         self.lock = threading.Lock()
         self._rows: tuple[int, Rows] = (0, [])
+        self._pause_s = watched.pause_s
 
     @property
     def path(self) -> str:
         """Path of its pages."""
         return f"/s/{quote(self.name, safe='')}"
 
-    def seen(self, *, max_age_s: float = 0.0) -> tuple[Look[Seen], Seen]:
-        """Return the newest look, and what it has read.
-
-        Args:
-            max_age_s: greatest age that suffices; 0 for a new look.
+    def polled(self) -> tuple[Look[Seen], Seen]:
+        """Return the newest look for a page that is open. Large sweeps are looked at less often.
 
         Raises:
             InfrastructureError: the store has not answered yet.
         """
-        look = self.live.get(max_age_s=max_age_s)
+        return self._of(self.live.get(max_age_s=self._pause_s(1.5)))
+
+    def last(self) -> tuple[Look[Seen], Seen]:
+        """Return the last look, for what depends little on states.
+
+        Raises:
+            InfrastructureError: the store has not answered yet.
+        """
+        return self._of(self.live.get(max_age_s=math.inf))
+
+    def seen(self) -> tuple[Look[Seen], Seen]:
+        """Return a look for a new page: right about what was taken back, even just now.
+
+        A look at ten thousand cells takes a second. An earlier one is shown first if nothing was taken back
+        since; what was done since then follows with the first poll.
+
+        Raises:
+            InfrastructureError: the store has not answered yet.
+        """
+        last = self.live.get(max_age_s=math.inf)
+        if last.value is None or last.took_s <= QUICK_S:
+            return self._of(self.live.get())
+        if last.value.stamp is not None and last.age_s < STALE_S:
+            stamp = self._stamps.get(wait_s=0.3)
+            if stamp.value == last.value.stamp and not stamp.is_silent:
+                return self._of(last)
+        return self._of(self.live.get(wait_s=3 * last.took_s))
+
+    def _of(self, look: Look[Seen]) -> tuple[Look[Seen], Seen]:
         if look.value is None:
-            look = self.live.get(max_age_s=FIRST_S, wait_s=FIRST_S)
+            look = self.live.get(wait_s=FIRST_S)
         if look.value is None:
             raise InfrastructureError(look.problem or "the store has not answered yet")
         return look, look.value
