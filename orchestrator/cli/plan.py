@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.api.estimates import of_cell, together
+from orchestrator.api.estimates import of_cell
 from orchestrator.api.launching import composed_or_sealed, run_settings_of
 from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.rehearsals import gate_lines
@@ -30,7 +30,7 @@ from orchestrator.core.plan import Action, Step
 from orchestrator.core.settings import HardwareSettings, split_store
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell, gates_among
-from orchestrator.costs import DEVICES, Estimate
+from orchestrator.costs import DEVICES, Estimate, together
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.launchers.base import LaunchGpus
 
