@@ -158,6 +158,7 @@ VERBS: Final = {
     "cancel": Verb("discard", "stop cells and keep them from being claimed"),
     "collect": Verb("rows", "the result rows as one table"),
     "report": Verb("rows", "tables, figures and a page from the rows that there are"),
+    "serve": Verb("serve", "pages about it: grid, curves, logs and results, on this machine; or as one file"),
     "query": Verb("query", "SQL over cells, attempts, metrics, results, predictions, failures and jobs"),
     "best": Verb("rows", "the cells with the lowest or highest value of a metric"),
     "data": Verb("data", "describe, import, check and translate parallel task data"),
