@@ -22,6 +22,7 @@ from orchestrator.api.estimates import longest_first, of_cell, sized
 from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import num_starved
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import GateJobs, gate_jobs
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -80,6 +81,7 @@ class Dispatch:
         self._view, self._request, self._submitter, self._limits = view, request, submitter, limits
         self._submissions = Submissions(view.ledger, view.sweep.name)
         self.given, self._has_filed, self._is_dry = SubmitResult(), False, True
+        self._gates = GateJobs()
 
     def run(self, *, hold: str = "") -> SubmitResult:
         """Submit the cells that no job holds.
@@ -191,6 +193,7 @@ class Dispatch:
             max_running=most,
             held=sum(len(each.open_tasks) for each in filed),
             max_jobs=self._submitter.max_jobs,
+            later=self._gates.later,
         )
         self._hold_back(behind)
         return groups
@@ -243,6 +246,8 @@ class Dispatch:
         some = self._open() if is_moldable else cells
         estimates, chosen, _ = sized(view, some, request, self._submitter, request.import_paths)
         ordered = longest_first(view, cells, estimates)
+        hours = {digest: one.wall_hours for digest, one in estimates.items()}
+        self._gates = gate_jobs(ordered, view.gates, view.stages, hours)
         if self._submitter.hardware() is None:  # workers without GPUs: the estimates give the order alone
             estimates = {}
         return self._submitter.resources(
@@ -268,6 +273,7 @@ class Dispatch:
     def _submission(self, group: JobArray, number: int) -> Submission:
         """Return the record of a submission."""
         view, request = self._view, self._request
+        before = self.given.submitted if group.is_later else []
         nonce, policy = new_nonce(), request.settings.policy if request.settings else view.policy
         return Submission(
             nonce=nonce,
@@ -294,6 +300,8 @@ class Dispatch:
             at=provenance.now(),
             uid=asker().uid,
             controller=self._limits.controller,
+            after=self._gates.tasks((job, sent.tasks) for sent, job in before),
+            after_s=self._gates.seconds if before else 0.0,
         )
 
     def _text(self, submission: Submission) -> str:

@@ -93,6 +93,9 @@ class Submission(Record, frozen=True, kw_only=True):
         uid: Number of that user; None in older records.
         controller: Addresses of the scheduler's controllers, separated by spaces; "" when unknown. One common
             address identifies the scheduler.
+        after: Tasks of other jobs, such as ``12_0``, that run gates. No task of this one starts before all of
+            these have run for `after_s` or ended: it would wait with its GPUs.
+        after_s: That time in seconds.
     """
 
     nonce: str
@@ -114,6 +117,8 @@ class Submission(Record, frozen=True, kw_only=True):
     # Left out in a store of format 1, whose readers reject unknown fields.
     uid: Annotated[int | None, SINCE_2] = None
     controller: Annotated[str, SINCE_2] = ""
+    after: Annotated[tuple[str, ...], SINCE_2] = ()
+    after_s: Annotated[float, SINCE_2] = 0.0
 
 
 class Accepted(Record, frozen=True, kw_only=True):
