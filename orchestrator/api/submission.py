@@ -250,23 +250,18 @@ class Dispatch:
         self._gates = gate_jobs(ordered, view.gates, view.stages, hours)
         if self._submitter.hardware() is None:  # workers without GPUs: the estimates give the order alone
             estimates = {}
-        return self._submitter.resources(
-            [
-                (view.subject(cell), of_cell(cell, estimates, view.chain(cell)), self._shortfalls(cell))
-                for cell in ordered
-            ],
-            known=[view.subject(cell) for cell in view.sweep.cells],
-            chosen=chosen,
-        )
+        asked = [
+            (view.subject(cell), of_cell(cell, estimates, view.chain(cell)), self._shortfalls(cell))
+            for cell in ordered
+        ]
+        known = [view.subject(cell) for cell in view.sweep.cells]
+        return self._submitter.resources(asked, known=known, chosen=chosen)
 
     def _shortfalls(self, cell: Cell) -> Shortfalls:
         """Return how often a cell needed more, by the ends of its jobs and of the attempts at its stages."""
-        view = self._view
-        starved = (
-            num_starved(view.reader.evidence(digest), view.request_summary.after.get(digest, 0))
-            for digest in view.chain(cell)
-            if view.stages[digest].state is not State.DONE
-        )
+        view, after = self._view, self._view.request_summary.after
+        todo = [digest for digest in view.chain(cell) if view.stages[digest].state is not State.DONE]
+        starved = (num_starved(view.reader.evidence(digest), after.get(digest, 0)) for digest in todo)
         memory = max(view.jobs.count(cell.id, Cause.OOM_HOST), *starved, 0)
         return Shortfalls(memory, view.jobs.count(cell.id, Cause.TIMEOUT))
 
