@@ -26,7 +26,7 @@ from orchestrator.core.gates import GateJobs, gate_jobs
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import InfrastructureError, UserError, counted
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
