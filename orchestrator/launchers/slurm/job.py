@@ -191,7 +191,7 @@ class SlurmJob:
             min_left_s=min_left_s,
             before=_before(place) if place.restart else None,
             gone=tuple(gone_of(self._submissions.read())),
-            rungs={cause: (rung, of) for cause, rung, of in self._submission.resources.rungs},
+            rungs=self._submission.resources.by_cause,
             start_at=start_at,
         )
 
