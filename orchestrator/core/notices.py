@@ -215,9 +215,10 @@ def _failures(facts: NoticeFacts) -> Iterable[Notice]:
 
 def _breakers(facts: NoticeFacts) -> Iterable[Notice]:
     held: dict[tuple[str, str], list[str]] = {}
-    for cell in facts.cells:
+    for cell, status in facts.cells.items():
         hold = facts.holds.cells.get(cell)
-        if hold is not None and hold.failure:
+        # The cells that failed are held as well.
+        if hold is not None and hold.failure and status.state is State.BLOCKED:
             held.setdefault((hold.failure, facts.codes.get(cell, "")), []).append(cell)
     for (failure, code), cells in held.items():
         hold = facts.holds.cells[cells[0]]

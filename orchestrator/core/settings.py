@@ -252,18 +252,16 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
 
 
 def _refuse_addresses(notify: object, where: str) -> None:
-    """Refuse an address in place of the name of its variable. The messages do not show the value."""
-    for key, value in notify.items() if isinstance(notify, dict) else ():
-        name = key.removesuffix("_env")
-        if name not in ("webhook", "apprise", "url") or value is None:
-            continue
-        name = "webhook" if name == "url" else name
-        if key != f"{name}_env" or not _VARIABLE.fullmatch(str(value)):
+    """Refuse an address in place of the name of its variable. The message does not show the value."""
+    tree = notify if isinstance(notify, dict) else {}
+    for key, variable in (("webhook_env", "SWEEP_WEBHOOK"), ("apprise_env", "SWEEP_APPRISE")):
+        value = tree.get(key)
+        if value is not None and not _VARIABLE.fullmatch(str(value)):
             raise UserError(
                 f"notify.{key} is no name of an environment variable, and an address is a credential",
                 where=where,
                 allowed="what a sweep is launched with is recorded in the store for all who read it",
-                fix=f"export SWEEP_{name.upper()}=ADDRESS, and notify.{name}_env=SWEEP_{name.upper()}",
+                fix=f"export {variable}=ADDRESS, and notify.{key}={variable}",
             )
 
 
