@@ -1,4 +1,4 @@
-"""Notices of real sweeps: sent once by whoever comes first, never twice, and shown when they were not told."""
+"""Notices of real sweeps: sent once by whoever comes first, never twice, and shown when not told."""
 
 from __future__ import annotations
 

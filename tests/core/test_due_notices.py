@@ -30,9 +30,7 @@ Answer = Literal["delivered", "refused", "unclear", "unknown"]
 
 def facts(states: str, **changes: Any) -> NoticeFacts:
     """Return facts on cells a, b, ... in these states, such as ``done failed``."""
-    cells = {
-        "abcdef"[i]: CellStatus(State(state), "", None, 1, {}) for i, state in enumerate(states.split())
-    }
+    cells = {"abcdef"[i]: CellStatus(State(state), "", None, 1, {}) for i, state in enumerate(states.split())}
     usual = NoticeFacts(
         sweep="s",
         revision=2,
@@ -107,7 +105,9 @@ def test_a_breaker_is_one_event_for_each_fingerprint_and_code():
     held = facts("failed blocked blocked running", holds=Holds({"a": hold, "b": hold, "c": hold}))
     held = held._replace(codes=dict.fromkeys("bc", "c0de" * 9))
     assert due(held) == [("breaker", "breaker-f0-c0dec0de")]
-    assert "2 cells held back: 3 cells failed alike" in due_events(held, kinds=NOTICE_KINDS, stalled_s=0)[0].text
+    assert (
+        "2 cells held back: 3 cells failed alike" in due_events(held, kinds=NOTICE_KINDS, stalled_s=0)[0].text
+    )
     assert due(held._replace(codes=dict.fromkeys("bc", "beef" * 9))) == [("breaker", "breaker-f0-beefbeef")]
     assert due(facts("blocked running", holds=Holds({"a": Hold("waits for a gate")}))) == []
 

@@ -18,8 +18,8 @@ class Receiver:
     """A webhook.
 
     Attributes:
-        answers: what it does with the next requests: a status code, or ``hang``, ``drip``, ``cut`` (before the
-            status) and ``cut_body`` (after it). At the end of the list, 200.
+        answers: what it does with the next requests: a status code, ``hang``, ``drip``, ``cut`` (before the
+            status) or ``cut_body`` (after it). At the end of the list, 200.
         headers: of its answers.
         got: the bodies of the requests.
     """
