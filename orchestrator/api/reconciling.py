@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from orchestrator import provenance
 from orchestrator.api.launching import make_launcher
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs, submission_lines
+from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
@@ -258,6 +258,18 @@ def has_only_notices(view: SweepState) -> bool:
     if not started or not settings_of(started[-1]).notify.channels or view.jobs.filed:
         return False
     return not isinstance(make_launcher(settings_of(started[-1]), len(view.sweep.cells)), Submitter)
+
+
+def submission_lines(view: SweepState, given: SubmitResult) -> list[str]:
+    """Return lines on what was submitted and what was held back."""
+    lines = []
+    for submission, job in given.submitted:
+        cells = counted(sum(map(len, submission.tasks)), "cell")
+        lines.append(f"  job {job}: {cells} in {counted(len(submission.tasks), 'task')}")
+    if given.behind:
+        lines.append(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
+        lines.append(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
+    return lines
 
 
 class SubmitPass(NamedTuple):
