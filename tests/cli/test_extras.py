@@ -29,7 +29,7 @@ def test_extras_are_those_of_the_distribution_and_each_module_is_of_the_package_
     for extra, modules in EXTRAS.items():
         wanted = {re.split(r"[\[>=<,]", each)[0] for each in extras[extra]} - {"polysweep"}
         if extra != "vllm":  # not installed here
-            found = {name.lower() for module in modules for name in provided[module]}
+            found = {name.lower().replace("_", "-") for module in modules for name in provided[module]}
             assert wanted <= found, extra
         assert len(modules) == len(wanted), extra
     (everything,) = extras["all"]
