@@ -130,6 +130,7 @@ def test_what_needs_an_extra_is_refused_before_anything_is_recorded(
         ("collect curve --out rows.parquet", "report"),
         ("report curve", "report"),
         ("query show", "query"),
+        ("serve curve", "serve"),
     ],
 )
 def test_a_verb_names_the_extra_that_it_needs(light: Light, words: str, extra: str) -> None:
