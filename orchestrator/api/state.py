@@ -230,6 +230,7 @@ class SweepState:
             observer=self._observe,
             trusted=self.trusted,
             specs=self.sweep.specs,
+            title=f"{self.sweep.name}@{self.number}" if self.sealed else "",
         )
 
     @property
@@ -297,9 +298,8 @@ class SweepState:
         if any(r.settings is not None and r.settings.hardware.moldable for r in self.requests):
             for cell in self.sweep.cells:
                 if cell.id not in found and self.cells[cell.id].state is not State.DONE:
-                    stages = [self.sweep.stages[digest] for digest in cell.stage_digests]
-                    attempts = [attempt for each in stages for attempt in self.attempts(each)]
-                    found[cell.id] = chosen_before(cell.id, attempts)
+                    attempts = (self.attempts(self.sweep.stages[digest]) for digest in cell.stage_digests)
+                    found[cell.id] = chosen_before(cell.id, [one for each in attempts for one in each])
         return {cell_id: number for cell_id, number in found.items() if number}
 
     def subject(self, cell: Cell) -> Subject:
