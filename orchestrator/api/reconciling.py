@@ -9,7 +9,7 @@ from typing import NamedTuple
 from orchestrator import provenance
 from orchestrator.api.launching import make_launcher
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs, submission_lines
+from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
@@ -225,6 +225,18 @@ def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
             fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray",
         )
     return asked
+
+
+def submission_lines(view: SweepState, given: SubmitResult) -> list[str]:
+    """Return lines on what was submitted and what was held back."""
+    lines = []
+    for submission, job in given.submitted:
+        cells = counted(sum(map(len, submission.tasks)), "cell")
+        lines.append(f"  job {job}: {cells} in {counted(len(submission.tasks), 'task')}")
+    if given.behind:
+        lines.append(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
+        lines.append(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
+    return lines
 
 
 class SubmitPass(NamedTuple):

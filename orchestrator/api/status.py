@@ -231,7 +231,7 @@ def _is_refusal(filed: SubmissionState, index: int, last: Judgement | None) -> b
     return not is_last and index in filed.over and filed.over[index].word == LIMIT
 
 
-def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str, Any]:
+def _evidence(view: SweepState, cell: Cell, instance: StageInstance, *, content: bool) -> dict[str, Any]:
     """Return the evidence for the state of one stage of a cell."""
     status = view.stages_of(cell)[instance.digest]
     lines = []
@@ -240,15 +240,10 @@ def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str
     for attempt in attempts:
         lines.extend(_of_attempt(attempt))
     if evidence.done is not None:
-        # Here the content of each file is read. Other verbs compare sizes only.
-        found, retired = examine(view.ledger, instance, evidence.done, evidence.retired)
-        verified = (
-            f"DAMAGED: {found}"
-            if found
-            else "the rest verified by content"
-            if retired
-            else "verified by content"
-        )
+        # `sweep why` reads the content of each file. Other verbs compare sizes only.
+        found, retired = examine(view.ledger, instance, evidence.done, evidence.retired, content=content)
+        compared = "verified by content" if content else "of the recorded sizes"
+        verified = f"DAMAGED: {found}" if found else f"the rest {compared}" if retired else compared
         lines.append(
             f"product: generation {evidence.generation}, attempt {evidence.done.attempt}, "
             f"{len(evidence.done.files)} files, {verified}"
@@ -312,12 +307,13 @@ def _of_attempt(attempt: Attempt) -> list[str]:
     return lines
 
 
-def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
+def explain(view: SweepState, cell: Cell, *, content: bool = True) -> dict[str, Any]:
     """Return the evidence for a cell's state. Files of its products are read and verified.
 
     Args:
         view: the sweep state.
         cell: to explain.
+        content: whether to read the files; otherwise only their sizes are compared.
 
     Returns:
         The content of ``sweep why --json``: state, reason, the command that tries again what failed, stages,
@@ -338,7 +334,7 @@ def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
         "state": status.state,
         "reason": status.reason,
         "next": again if State.FAILED in states else "",
-        "stages": [_evidence(view, cell, view.instances[digest]) for digest in view.chain(cell)],
+        "stages": [_evidence(view, cell, view.instances[d], content=content) for d in view.chain(cell)],
         "jobs": list(_jobs(view, cell)),
         "requests": [
             {"number": r.number, "verb": r.verb, "by": r.by, "at": r.at, "reason": r.reason}
