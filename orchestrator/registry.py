@@ -122,6 +122,15 @@ CLAIMS: Mapping[str, str] = {"study": "orchestrator.study.claims:weights"}
 GENERAL = "general"
 """The report used when no other report fits."""
 
+NOTIFIER = "orchestrator.trackers.notifier:Notifier"
+"""The class that sends notices for a launch, in processes of its own."""
+
+CHECK_NOTIFY = "orchestrator.trackers.notifier:check_notify"
+"""A function ``(settings) -> None`` that refuses channels of notices that cannot work here."""
+
+UNTOLD = "orchestrator.api.notices:untold"
+"""A function ``(view) -> list`` of the notices that were not delivered."""
+
 REPORT_WRITER = "orchestrator.api.reports:write_sweep_reports"
 """The function that writes the reports of a sweep. A launch imports it, and what it needs, at its end."""
 

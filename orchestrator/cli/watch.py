@@ -8,6 +8,7 @@ import sys
 
 from orchestrator.cli.output import add_store, add_sweep, no_overrides
 from orchestrator.errors import UserError
+from orchestrator.registry import require
 
 COLOURLESS = ("dumb", "unknown", "vt100", "vt102", "vt220")
 """Terminals that have no colours, by TERM; those whose name ends in ``-m`` or ``-mono`` have none either."""
@@ -36,11 +37,7 @@ def run_watch(args: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fix = f"sweep status {args.sweep}, or sweep events {args.sweep} --follow"
         raise UserError("watch needs a terminal", fix=fix)
-    try:
-        import textual  # noqa: F401
-    except ModuleNotFoundError as error:
-        what = "watch needs Textual, which is not installed"
-        raise UserError(what, fix="pip install 'polysweep[watch]'") from error
+    require("watch", what="sweep watch")
     # Textual reads this at the start, and then leaves all colours out.
     term = os.environ.get("TERM", "")
     if term in COLOURLESS or term.endswith(("-m", "-mono")):

@@ -29,7 +29,7 @@ def test_extras_are_those_of_the_distribution_and_each_module_is_of_the_package_
     for extra, modules in EXTRAS.items():
         wanted = {re.split(r"[\[>=<,]", each)[0] for each in extras[extra]} - {"polysweep"}
         if extra != "vllm":  # not installed here
-            found = {name.lower() for module in modules for name in provided[module]}
+            found = {name.lower().replace("_", "-") for module in modules for name in provided[module]}
             assert wanted <= found, extra
         assert len(modules) == len(wanted), extra
     (everything,) = extras["all"]
@@ -130,6 +130,7 @@ def test_what_needs_an_extra_is_refused_before_anything_is_recorded(
         ("collect curve --out rows.parquet", "report"),
         ("report curve", "report"),
         ("query show", "query"),
+        ("serve curve", "serve"),
     ],
 )
 def test_a_verb_names_the_extra_that_it_needs(light: Light, words: str, extra: str) -> None:
