@@ -19,7 +19,7 @@ from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_e
 from orchestrator.errors import SweepError, UserError
 from orchestrator.jobs.records import Shortfalls
 from orchestrator.launchers.base import Launcher, LaunchGpus, Submitter, hardware_for
-from orchestrator.registry import importable, load
+from orchestrator.registry import importable, load, missing_extra
 from orchestrator.stage import Config
 
 
@@ -41,6 +41,10 @@ def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
     except SweepError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (
+            absent := missing_extra(error, what=f"the hook {name}")
+        ):
+            raise absent from error
         raise UserError(f"the hook {name} failed: {type(error).__name__}: {error}") from error
 
 

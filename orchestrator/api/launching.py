@@ -44,7 +44,7 @@ from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.submissions import spending_now
 from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
-from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
+from orchestrator.registry import CHECK_NOTIFY, LAUNCHERS, TRACKERS, load, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
@@ -203,6 +203,7 @@ class CheckedLaunch:
     def __post_init__(self) -> None:
         view, cells, import_paths = self.view, self.cells, self.import_paths
         view.check()
+        load(CHECK_NOTIFY)(self.settings.notify)
         view.ledger.refuse_unheld(self.settings, view.sweep)
         self.launcher = make_launcher(self.settings, len(cells))
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
@@ -374,9 +375,8 @@ def run_settings_of(
         return composition.engine, composition.import_paths
     for request in reversed(view.requests):
         if request.settings:
-            return run_settings_with(
-                request.settings, overrides
-            ) if overrides else request.settings, request.import_paths
+            changed = run_settings_with(request.settings, overrides) if overrides else request.settings
+            return changed, request.import_paths
     return run_settings(overrides), ()
 
 

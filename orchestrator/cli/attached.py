@@ -17,7 +17,7 @@ from types import FrameType
 
 from orchestrator.api.estimates import ordered_ids, sized
 from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
-from orchestrator.api.reconciling import PendingLaunch
+from orchestrator.api.reconciling import Notifies, PendingLaunch, notifier_of
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
 from orchestrator.cli.output import indented, print_lines, styled
@@ -80,12 +80,13 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     # A second Ctrl-C also ends a wait for a store that does not answer.
     stopper = _Stopper(launcher)
     view = view.patient(indented, lambda: "stopped" if stopper.count > 1 else "")
+    notifier = notifier_of(view, request, indented)
     # A launch whose cells are all done still runs the mirror, which uploads what it missed earlier.
     with mirroring(view.ledger, view.sweep.name, request):
         if any(view.cells[cell.id].state is not State.DONE for cell in cells):
             with stopper:
                 launcher.start(_as_launch(view, request, launcher))
-                _watch(view, cells, launcher)
+                _watch(view, cells, launcher, notifier)
                 _keep_logs(view)
     # A user who stops a launch wants it to end now. Retention is left to the next launch.
     if not stopper.count:
@@ -97,6 +98,8 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     print_lines(needing_retired_lines(view, cells))
     if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
+    if stopper.count < 2:
+        notifier.finish()
     if counts[State.DONE] == len(cells):
         return 0
     # A refusal is an error of the machine or the store (exit code 3), not of a cell.
@@ -206,7 +209,7 @@ class _Stopper:
         self._launcher.stop(kill=self.count > 1)
 
 
-def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
+def _watch(view: SweepState, cells: list[Cell], launcher: Launcher, notifier: Notifies) -> None:
     """Show progress until no worker is alive: a bar in a terminal, else a line whenever the text changes.
 
     The launcher is polled more often than the store is read. Polling is cheap and replaces dead workers, but
@@ -229,6 +232,7 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
         alive = True
         while alive:
             alive = launcher.poll() > 0
+            notifier.pulse()
             now_s = time.monotonic()
             if now_s >= next_s or not alive:
                 try:

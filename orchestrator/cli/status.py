@@ -12,7 +12,15 @@ import msgspec
 from orchestrator.api.requests import code_drift, retired_line
 from orchestrator.api.spent import HOUR_S, spent_json, spent_of, summary_line, unit_of
 from orchestrator.api.state import SweepState, current_revision, open_view
-from orchestrator.api.status import explain, explanation_lines, notes_of, remedies_of, retries_of, status_json
+from orchestrator.api.status import (
+    explain,
+    explanation_lines,
+    notes_of,
+    remedies_of,
+    retries_of,
+    status_json,
+    untold_of,
+)
 from orchestrator.cli.output import (
     add_cell,
     add_store,
@@ -121,6 +129,8 @@ def run_status(args: argparse.Namespace) -> int:
         print(f"remedy: {stage}: {remedy} ({counted(number, 'cell')})")
     for note, number in notes_of(view, cells).items():
         print(f"note: {note} ({counted(number, 'cell')})")
+    for each in untold_of(view):
+        print(f"not told by {each.channel}: {each.event}: {each.why}")
     return 0
 
 

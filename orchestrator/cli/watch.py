@@ -8,6 +8,7 @@ import sys
 
 from orchestrator.cli.output import add_store, add_sweep, no_overrides
 from orchestrator.errors import UserError
+from orchestrator.registry import require
 
 COLOURLESS = ("dumb", "unknown", "vt100", "vt102", "vt220")
 """Terminals that have no colours, by TERM; those whose name ends in ``-m`` or ``-mono`` have none either."""
@@ -33,11 +34,7 @@ def run_watch(args: argparse.Namespace) -> int:
     """Show the sweep until the user quits. Nothing is written but the requests that the user confirms."""
     if not 0.2 <= args.interval <= 3600:
         raise UserError(f"--interval {args.interval:g}", allowed="0.2 to 3600 seconds")
-    try:
-        import textual  # noqa: F401
-    except ModuleNotFoundError as error:
-        what = "watch needs Textual, which is not installed"
-        raise UserError(what, fix="pip install 'polysweep[watch]'") from error
+    require("watch", what="sweep watch")
     from orchestrator.api.overview import Watched
 
     watched = Watched(args.sweep, no_overrides(args.words), args.rows)
