@@ -135,7 +135,7 @@ def test_in_tmux_a_running_sweep_is_watched_steered_and_left(sweep: Any, tmux: T
     tmux.do("resize-window", "-x", "44", "-y", "14")
     tmux.until("? help  q quit")
     tmux.type("q")
-    tmux.until("watch counting --interval 0.3")
+    wait_for(lambda: "? help" not in tmux.screen())
     assert sweep.json("status", "counting", "--only", "count.num_steps=600")["counts"] == {"cancelled": 2}
     sweep("cancel", "counting")
     wait_for(lambda: "running" not in sweep.json("status", "counting")["counts"])
