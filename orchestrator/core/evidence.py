@@ -342,7 +342,8 @@ def budget_hold(
         return Hold(f"{used}, too much for a stage to reach a checkpoint: {more}")
     if left_s < (spending.running_gpus + num_gpus) * spending.checkpoint_s:
         return Hold(
-            f"{used}, and {spending.running_gpus:g} GPUs run: it waits for them, or {more}", is_final=False
+            f"{used}, and {spending.running_gpus:g} GPUs run, too much for one more stage: {more}",
+            is_final=False,
         )
     return None
 
