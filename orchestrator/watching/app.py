@@ -130,6 +130,8 @@ class WatchApp(App[None]):
     def on_reader_news(self, message: ReaderNews) -> None:
         """Show news of the reader."""
         news = message.news
+        if not self.query(Board):  # the program is ending
+            return
         if isinstance(news, Looked):
             self.found, self._problem = news.found, ""
             self.query_one(Board).show(news.found)
@@ -336,7 +338,9 @@ class WatchApp(App[None]):
         if found is None:
             return []
         # As `sweep rerun` and `sweep cancel` choose without selectors.
-        states = {State.FAILED, State.LOST, State.BLOCKED} if verb == "rerun" else {*State} - {State.DONE}
+        states = {*State} - {State.DONE, State.CANCELLED}
+        if verb == "rerun":
+            states = {State.FAILED, State.LOST, State.BLOCKED}
         chosen = [cell.id for cell in (found.cells if all_shown else here) if cell.state in states]
         # A cell that was stopped or cancelled is rerun where it is the one that is meant.
         return chosen or ([] if all_shown else [cell.id for cell in here])

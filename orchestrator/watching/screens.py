@@ -103,6 +103,8 @@ class LogPage(ModalScreen[None]):
     def on_mount(self) -> None:
         """Show what is known."""
         self._fill([] if self._tail is None else self._tail.lines)
+        # Where the end is follows from a layout that is yet to come.
+        self.call_after_refresh(self.action_jump, 1)
 
     def show(self, log: LogTail) -> None:
         """Show the log as it is now; what was added is appended."""
