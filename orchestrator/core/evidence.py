@@ -356,7 +356,7 @@ def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[
         retired: the records of its retirements.
     """
     gone = {file.path for record in retired for file in record.files}
-    return tuple(file for file in files if file.path not in gone)
+    return tuple(file for file in files if file.path not in gone) if gone else tuple(files)
 
 
 def describe_retired(retired: Iterable[Retired]) -> str:
