@@ -1,145 +1,156 @@
-"""Make the screenshots of the docs: ``python docs/screenshots.py [serve ...]``.
+"""Make the pictures of the docs: ``python docs/screenshots.py [NAME]...``; without a name, all of them.
 
-A small sweep really runs meanwhile. Needs Chromium, as of the package `chromium` of Debian.
+A name also stands for all that begin with it, so ``serve`` makes ``serve-grid`` and the like.
+
+Each maker shows the real thing on a store that is made for it, and draws with the Chromium of the system.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
+import asyncio
+import io
+import re
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
 
-MOST_BYTES = 150_000
-"""Greatest size of a picture, in bytes."""
+CHROMIUM = "/usr/bin/chromium"
+MAX_BYTES = 150_000
+"""Most bytes of a picture."""
 
-SWEEP = """
-description: a study in small
-config: {num_steps: 80, step_s: 0.08, m: 0, t: 0, x: 0}
-axes:
-  model: {qwen-0.6b: {m: 0}, qwen-1.7b: {m: 1}, gemma-1b: {m: 2}, gemma-4b: {m: 3}}
-  task: {math: {t: 0}, calls: {t: 1}}
-  mixture: {none: {x: 0}, en: {x: 1}, en+es: {x: 2}, en+sw: {x: 3}, no-bn: {x: 4}, all: {x: 5}}
-stages: {train: {run: "study:train", reads: [m, t, x, num_steps], uses: [step_s]}}
-"""
-
-STAGE = """
-import math
-import random
-import time
+STUDY = {
+    "model": ("qwen3-0.6b", "qwen3-1.7b", "qwen3-8b", "gemma3-1b", "gemma3-4b"),
+    "task": ("math", "api_calling"),
+    "mixture": ("none", "en", "en+es", "en+ja", "en+bn", "en+sw", "no-en", "no-es", "no-ja", "core", "all"),
+}
+STATES = (*["done"] * 9, "running", "done", "failed", *["done"] * 6, "running", "out_of_memory", "pending")
+"""What the cells of a study are like in the pictures, one after the other."""
 
 
-def train(config, inputs, context):
-    noise = random.Random(f"{config.m} {config.t} {config.x}")
-    scale, last = 1.5 + 0.4 * config.m, 0.9 + 0.1 * config.x - 0.08 * config.m
-    for step in range(1, config.num_steps + 1):
-        time.sleep(context.uses.step_s)
-        loss = last + scale * math.exp(-step / 15) + noise.gauss(0, 0.03)
-        print(f"step {step} of {config.num_steps}: loss {loss:.4f}", flush=True)
-        context.log(step, num_steps=config.num_steps, loss=loss, tokens_per_second=8000 / (1 + config.m))
-        if config.x == 3 and config.t == 1 and step == 12:
-            raise ValueError(f"row {1000 * config.m + step} of calls.sw has no answer")
-    return [{"loss": loss, "accuracy": 0.9 - loss / 3}]
-"""
+def study(root: Path) -> None:
+    """Make a store with a study that is in the middle of its work."""
+    from tests.store import states
 
-SEEN_S = 20.0
-"""When the pictures are taken, in seconds after the first cell started: some cells are done, some run."""
+    states.make(root, STUDY, STATES)
 
 
-def sweep(*words: str, store: Path) -> subprocess.Popen[str]:
-    """Start the command in the folder of the store."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *words],
-        cwd=store.parent,
-        env={**os.environ, "SWEEP_STORE": str(store)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        process_group=0,
-    )
+def watch(root: Path) -> bytes:
+    """Return a picture of `sweep watch`."""
+    from orchestrator.api.overview import Watched
+    from orchestrator.watching.app import WatchApp
+
+    study(root)
+    app = WatchApp(Watched("study", str(root)))
+
+    async def shown() -> str:
+        async with app.run_test(size=(110, 26)) as pilot:
+            while app.detail is None:
+                await asyncio.sleep(0.05)
+            await pilot.press(*["right"] * 4, *["down"] * 2)
+            while app.cell is None or app.detail is None or app.detail.cell != app.cell.id:
+                await asyncio.sleep(0.05)
+            await pilot.pause(0.5)
+            return app.export_screenshot(title="sweep watch study")
+
+    svg = asyncio.run(shown())
+    # The picture names a font on another machine; the fonts of this one do.
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "DejaVu Sans Mono")
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
+    page = f"<body style='margin:0'>{svg}</body>"
+    return drawn(page, round(float(width)), round(float(height)))
 
 
-@contextmanager
-def running_study() -> Iterator[Path]:
-    """Run the sweep `study` in the background until some of its cells are done; yield its store."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "study.yaml").write_text(SWEEP, encoding="utf-8")
-        (folder / "study.py").write_text(STAGE, encoding="utf-8")
-        store = folder / "store"
-        launch = sweep("launch", "study.yaml", "launcher.workers=7", store=store)
-        try:
-            while not [*store.glob("payload/*/*/*/log.txt")]:
-                if launch.poll() is not None:
-                    raise RuntimeError("the launch ended before anything started")
-                time.sleep(0.1)
-            time.sleep(SEEN_S)
-            yield store
-        finally:
-            os.killpg(launch.pid, signal.SIGINT)
-            launch.communicate()
+def serve(root: Path, path: str, scheme: Literal["light", "dark"] = "light") -> bytes:
+    """Return a picture of a page of `sweep serve`.
 
-
-def serve() -> Iterator[Path]:
-    """Make the pictures of the page: the grid, one cell, and curves; yield their files."""
+    Args:
+        root: an empty place for a store.
+        path: of the page; ``FAILED`` stands for a cell that failed.
+        scheme: the colours.
+    """
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with running_study() as store, sync_playwright() as playwright:
-        server = sweep("serve", "study", store=store)
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        try:
-            assert server.stdout is not None
-            url = server.stdout.readline().strip()
-            base = url.partition("/?")[0]
-            looks = {
-                "serve-grid": ("light", ""),
-                "serve-curves": ("light", "/curves?only=model%3Dqwen-0.6b task%3Dmath"),
-                "serve-cell": ("dark", "/cell/FAILED"),
-            }
-            for name, (scheme, path) in looks.items():
-                page = browser.new_page(viewport={"width": 1180, "height": 700}, color_scheme=scheme)
-                page.goto(url)
-                if "FAILED" in path:
-                    failed = page.locator("td.box.failed a").first.get_attribute("href")
-                    page.goto(base + str(failed))
-                else:
-                    page.goto(f"{base}/s/study{path}")
-                if path:
-                    page.locator(".chart canvas").wait_for()
-                page.screenshot(path=DOCS / f"{name}.png")
-                page.close()
-                yield DOCS / f"{name}.png"
-        finally:
+    study(root)
+    words = [sys.executable, "-m", "orchestrator", "serve", "study", "--store", str(root)]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            tab = browser.new_page(viewport={"width": 1180, "height": 740}, color_scheme=scheme)
+            tab.goto(url)
+            if "FAILED" in path:
+                path = path.replace(
+                    "FAILED", tab.locator("td.box.failed a").first.get_attribute("href") or ""
+                )
+            tab.goto(url.partition("/?")[0] + path)
+            if path:
+                tab.locator(".chart canvas").wait_for()
+            picture = tab.screenshot()
             browser.close()
-            server.terminate()
-            server.communicate()
+    finally:
+        server.terminate()
+        server.communicate()
+    return picture
 
 
-MAKERS: Mapping[str, Callable[[], Iterator[Path]]] = {"serve": serve}
-"""Name of a page of the docs to the function that makes its pictures."""
+def drawn(page: str, width: int, height: int) -> bytes:
+    """Return a picture of a page as PNG.
+
+    Args:
+        page: its HTML.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+    """
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": height})
+        tab.set_content(page)
+        picture = tab.screenshot()
+        browser.close()
+    return picture
 
 
-def main(names: list[str]) -> int:
-    """Make the pictures of some pages; of all by default."""
-    for name in names or MAKERS:
-        for path in MAKERS[name]():
-            size = path.stat().st_size
-            print(f"{path}: {size:,} bytes")
-            if size > MOST_BYTES:
-                print(f"error: more than {MOST_BYTES:,} bytes", file=sys.stderr)
-                return 1
+def small(picture: bytes) -> bytes:
+    """Return a picture with few colours, which takes a third of the space."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(64).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+MAKERS: dict[str, Callable[[Path], bytes]] = {
+    "watch": watch,
+    "serve-grid": lambda root: serve(root, ""),
+    "serve-curves": lambda root: serve(root, "/s/study/curves?only=model%3Dqwen3-0.6b"),
+    "serve-cell": lambda root: serve(root, "FAILED", "dark"),
+}
+"""Name of a picture in this folder to the function that draws it, given an empty place for a store."""
+
+
+def main() -> int:
+    """Make the pictures that are named."""
+    for name in [name for name in MAKERS if not sys.argv[1:] or name.startswith(tuple(sys.argv[1:]))]:
+        with tempfile.TemporaryDirectory() as folder:
+            picture = small(MAKERS[name](Path(folder, "store")))
+        path = DOCS / f"{name}.png"
+        path.write_bytes(picture)
+        print(f"{path}: {len(picture)} bytes")
+        if len(picture) > MAX_BYTES:
+            print(f"  more than {MAX_BYTES}", file=sys.stderr)
+            return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
