@@ -84,6 +84,9 @@ BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.buc
 INDEXED = "orchestrator.store.looking:indexed"
 """A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
+KEPT = "orchestrator.store.kept:read_products"
+"""A function that reads the records of many products from a folder, each only once on this machine."""
+
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
     "slurm": "orchestrator.launchers.slurm.launcher:SlurmLauncher",

@@ -93,10 +93,13 @@ def estimates_of(
                     continue  # it reuses an earlier version's product at little cost
                 name, hook = hooks[instance.stage]
                 given = {"label": instance.label, "hardware": hardware, "retention": retention}
+                key, facts = (digest, cell.id), (given, measured)
                 try:
-                    estimates[digest] = checked_estimate(
-                        name, call(name, hook, config, measured=measured, **given)
-                    )
+                    # A plan needs most of them twice: which gates there are depends on their hours.
+                    if key not in view.estimated or view.estimated[key][0] != facts:
+                        found = call(name, hook, config, measured=measured, **given)
+                        view.estimated[key] = (facts, checked_estimate(name, found))
+                    estimates[digest] = view.estimated[key][1]
                 except UserError as error:
                     # A stage that is done may have run on other, larger hardware.
                     if not is_done:

@@ -134,7 +134,7 @@ def with_store(words: Sequence[str]) -> list[str]:
         if word == "--store":
             word = f"--store={next(rest, '')}"
         url = word.removeprefix("--store=")
-        if not url:
+        if word == "--store=":
             raise UserError("--store names no store", fix="--store URL")
         found.append(word if url == word else f"store.url={url}")
     return found
