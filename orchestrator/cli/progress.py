@@ -17,7 +17,7 @@ from orchestrator.api.reconciling import JobPasses, PendingLaunch, notifier_of, 
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import SubmitResult
-from orchestrator.cli.output import NUMBERS, indented, print_lines, print_written, to_stderr
+from orchestrator.cli.output import NUMBERS, LongStep, indented, print_lines, print_written, to_stderr
 from orchestrator.core.records import Request
 from orchestrator.core.settings import MIRROR_FINISH_S
 from orchestrator.core.state import FINAL, State
@@ -35,7 +35,8 @@ def write_reports(view: SweepState) -> None:
     """
     if not view.sweep.report:
         return
-    reports, errors = load(REPORT_WRITER)(view, view.sweep.report, None, notify=to_stderr)
+    with LongStep("writing the reports"):
+        reports, errors = load(REPORT_WRITER)(view, view.sweep.report, None, notify=to_stderr)
     for written in reports:
         for path in written:
             if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
@@ -43,7 +44,7 @@ def write_reports(view: SweepState) -> None:
                 print(f"\n{path.read_text(encoding='utf-8').rstrip()}")
         if written:
             print()
-            print_written(written, as_json=False)
+            print_written(written)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
 

@@ -162,9 +162,10 @@ class WatchApp(App[None]):
     def _arrange(self) -> None:
         """Give the grid the width that it needs, and the rest to the cell, or hide that if there is none."""
         board, width = self.query_one(Board), self.size.width
-        least, wanted = board.widths()
         share = int(MAX_BOARD_SHARE * width)
-        chosen = min(max(min(wanted + 1, share), least + 1), width)
+        chosen = board.fitting(share)
+        if chosen > width:  # it is scrolled in any case
+            chosen = share
         has_side = width - chosen >= MIN_SIDE and self.size.height >= 10
         board.styles.width = chosen if has_side else width
         self.query_one(Side).display = has_side
