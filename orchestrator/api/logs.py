@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 from orchestrator.api.state import SweepState
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, escaped, nearest
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import ObjectStore
@@ -116,7 +117,7 @@ def log_tail(view: SweepState, cell: Cell, stage: str | None = None, lines: int 
         if not skipped or text.count("\n") > lines or limit >= MAX_TAIL:
             break
         limit *= 4
-    found = text.splitlines()
+    found = shown_lines(text)
     # The first line of what was read may be the rest of one.
     found = found[1:] if skipped else found
     attempt = view.ledger.attempt(instance, numbers[-1])
@@ -127,6 +128,21 @@ def log_tail(view: SweepState, cell: Cell, stage: str | None = None, lines: int 
         is_whole=not skipped and len(found) <= lines,
         is_over=attempt is None or attempt.end is not None,
     )
+
+
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+"""An escape sequence of a terminal (ECMA-48): a control sequence, a system command, or a short one."""
+
+
+def shown_lines(text: str) -> list[str]:
+    """Return the lines of a log as a terminal would leave them, without colours.
+
+    Of a progress bar, which goes back to the start of its line, the last state is kept.
+    """
+    lines = _SEQUENCE.sub("", text).split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [escaped(line.rstrip("\r").rpartition("\r")[2].expandtabs()) for line in lines]
 
 
 class MetricCurve(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,13 +195,16 @@ def metrics_of(view: SweepState, cell: Cell, reader: MetricsReader) -> dict[str,
     """Return the metrics of a cell: name of a stage to names, the stage of the default curve first."""
     first = interesting_stage(view, cell)
     stages = [first, *(view.instances[d] for d in reversed(cell.stage_digests) if d != first.digest)]
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
+    order: dict[str, tuple[int, bool, int]] = {}
     for instance in stages:
         _, rows = reader.history(view.ledger, instance)
         if names := _names(rows):
             found[instance.name] = names
-    # The first stage that learns something, else the first one with any metric.
-    return dict(sorted(found.items(), key=lambda item: _rank(item[1][0])))
+            runs = view.stages[instance.digest].state is State.RUNNING
+            order[instance.name] = (_rank(names[0]), not runs, -len(rows))
+    # A stage with a loss, the one that runs; else the one with the longest curve.
+    return {name: found[name] for name in sorted(found, key=order.__getitem__)}
 
 
 def curve(

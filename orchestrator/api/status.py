@@ -20,6 +20,7 @@ from orchestrator.errors import counted, one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of
 from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
 from orchestrator.launchers.base import scheduler
+from orchestrator.registry import UNTOLD, load
 from orchestrator.store import layout
 from orchestrator.store.evidence import examine, progress
 from orchestrator.store.table import Rows, collect_rows
@@ -61,6 +62,12 @@ def remedies_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, str]:
 def retries_of(status: CellStatus) -> int:
     """Return how often stages of a cell were started again. The first start of a stage is no retry."""
     return sum(max(0, stage.attempts - 1) for stage in status.stages.values())
+
+
+def untold_of(view: SweepState) -> list[Any]:
+    """Return the notices that were not delivered, see `orchestrator.api.notices.Untold`."""
+    names_receivers = any(r.settings is not None and r.settings.notify.channels for r in view.requests)
+    return list(load(UNTOLD)(view)) if names_receivers else []
 
 
 def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
@@ -105,6 +112,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
         "as_of": view.as_of,
         "code": dict(code_versions(view, cells)),
         "problems": view.problems,
+        "not_told": [each._asdict() for each in untold_of(view)],
         "cells": rows,
     }
 
@@ -231,7 +239,7 @@ def _is_refusal(filed: SubmissionState, index: int, last: Judgement | None) -> b
     return not is_last and index in filed.over and filed.over[index].word == LIMIT
 
 
-def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str, Any]:
+def _evidence(view: SweepState, cell: Cell, instance: StageInstance, *, content: bool) -> dict[str, Any]:
     """Return the evidence for the state of one stage of a cell."""
     status = view.stages_of(cell)[instance.digest]
     lines = []
@@ -240,15 +248,10 @@ def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str
     for attempt in attempts:
         lines.extend(_of_attempt(attempt))
     if evidence.done is not None:
-        # Here the content of each file is read. Other verbs compare sizes only.
-        found, retired = examine(view.ledger, instance, evidence.done, evidence.retired)
-        verified = (
-            f"DAMAGED: {found}"
-            if found
-            else "the rest verified by content"
-            if retired
-            else "verified by content"
-        )
+        # `sweep why` reads the content of each file. Other verbs compare sizes only.
+        found, retired = examine(view.ledger, instance, evidence.done, evidence.retired, content=content)
+        compared = "verified by content" if content else "of the recorded sizes"
+        verified = f"DAMAGED: {found}" if found else f"the rest {compared}" if retired else compared
         lines.append(
             f"product: generation {evidence.generation}, attempt {evidence.done.attempt}, "
             f"{len(evidence.done.files)} files, {verified}"
@@ -312,12 +315,13 @@ def _of_attempt(attempt: Attempt) -> list[str]:
     return lines
 
 
-def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
+def explain(view: SweepState, cell: Cell, *, content: bool = True) -> dict[str, Any]:
     """Return the evidence for a cell's state. Files of its products are read and verified.
 
     Args:
         view: the sweep state.
         cell: to explain.
+        content: whether to read the files; otherwise only their sizes are compared.
 
     Returns:
         The content of ``sweep why --json``: state, reason, the command that tries again what failed, stages,
@@ -338,7 +342,7 @@ def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
         "state": status.state,
         "reason": status.reason,
         "next": again if State.FAILED in states else "",
-        "stages": [_evidence(view, cell, view.instances[digest]) for digest in view.chain(cell)],
+        "stages": [_evidence(view, cell, view.instances[d], content=content) for d in view.chain(cell)],
         "jobs": list(_jobs(view, cell)),
         "requests": [
             {"number": r.number, "verb": r.verb, "by": r.by, "at": r.at, "reason": r.reason}

@@ -244,10 +244,6 @@ _PRECEDENCE = (
 )
 
 
-def _are_done(stages: Mapping[str, StageStatus]) -> bool:
-    return all(status.state is State.DONE for status in stages.values())
-
-
 def cell_status(
     cell: Cell,
     instances: Mapping[str, StageInstance],
@@ -268,15 +264,16 @@ def cell_status(
         sweep: the sweep's name, for suggested commands.
     """
     stages = {digest: statuses[digest] for digest in cell.stage_digests}
+    is_done = all(status.state is State.DONE for status in stages.values())
     # Nothing changes what is done, and most cells of a large sweep are.
-    for digest in () if _are_done(stages) else cell.stage_digests:
+    for digest in () if is_done else cell.stage_digests:
         # Inputs come before their consumers in a chain, so their statuses are complete here.
         inputs = [(instances[taken.digest], stages[taken.digest]) for taken in instances[digest].inputs]
         again = f"sweep discard {sweep} {cell.id} --reason ... --stage"
         hold = holds.of(cell.id, digest)
         stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, hold=hold, again=again)
     attempts = sum(status.attempts for status in stages.values())
-    if _are_done(stages):
+    if is_done:
         return CellStatus(State.DONE, "all stages are done", None, attempts, stages)
     for state in _PRECEDENCE:
         for digest, status in stages.items():
@@ -360,17 +357,14 @@ class GateRule:
         return {each: hold for each in digests if (hold := self.hold(each, status_of)) is not None}
 
     def hold(
-        self,
-        digest: str,
-        status_of: Callable[[str], StageStatus],
-        is_wanted: Callable[[str], bool] = lambda digest: True,
+        self, digest: str, status_of: Callable[[str], StageStatus], is_wanted: Callable[[str], bool] = bool
     ) -> Hold | None:
         """Return the hold of a stage by its gates in all cells, or of a gate for which no stage waits.
 
         Args:
             digest: of the stage.
             status_of: returns a stage's own state by digest.
-            is_wanted: returns whether a stage could start for a cell once its gate is done.
+            is_wanted: returns whether a stage could start for a cell once its gate is done; by default yes.
         """
         if stages := self._stages.get(digest):
             is_needed = any(is_wanted(stage) and status_of(stage).state in STARTABLE for stage in stages)

@@ -19,7 +19,9 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator import formats, provenance
+from orchestrator.core.evidence import budget_hold
 from orchestrator.core.identity import check_digests
+from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import ComposedSweep, preload
 from orchestrator.errors import InfrastructureError, SweepError, UserError
@@ -27,7 +29,7 @@ from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
 from orchestrator.jobs.nodes import NodeReports
 from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED
-from orchestrator.jobs.submissions import request_of
+from orchestrator.jobs.submissions import request_of, spending_now
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, wait_out
@@ -96,7 +98,8 @@ def run(
         if problem := problem or _package_problem(ledger, order):
             say(f"{problem.what}: this worker claims nothing")
             return problem.code
-        for module in preload(revision.sweep):
+        # A job that is to claim nothing should give its GPUs back before it imports anything large.
+        for module in () if _is_spent(ledger, order) else preload(revision.sweep):
             with contextlib.suppress(ImportError):  # the stage that needs it fails with the full error
                 importlib.import_module(module)
         worker = Worker(
@@ -246,10 +249,12 @@ def _package_problem(ledger: Ledger, order: Assignment) -> _Problem | None:
     request = request_of(ledger, order.sweep, order.request)
     then = request.provenance
     # Another interpreter, such as in a container, is meant to have its own packages.
-    if then.get("executable") != sys.executable or provenance.packages_digest() == then["packages_digest"]:
+    if then.get("executable") != sys.executable or provenance.packages_digest() == then.get(
+        "packages_digest"
+    ):
         return None
     # A project's own folder may hold metadata too.
-    differing = _differences(provenance.packages(order.import_paths), then["packages"])
+    differing = _differences(provenance.packages(order.import_paths), then.get("packages", {}))
     if not differing:
         return None
     what = f"other packages than at the launch: {differing}"
@@ -265,6 +270,16 @@ def _differences(here: Mapping[str, str], there: Mapping[str, str]) -> str:
     names = (name for name, version in there.items() if here.get(name) != version)
     named = [f"{name} {here.get(name, 'is missing')} (and not {there[name]})" for name in sorted(names)]
     return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+
+
+def _is_spent(ledger: Ledger, order: Assignment) -> bool:
+    """Return whether the sweep's budget lets this worker claim nothing."""
+    limit = summarize_requests(ledger.requests(order.sweep), ()).limit
+    policy = msgspec.structs.replace(order.settings.policy, budget=limit)
+    found = spending_now(ledger, order.sweep, policy)
+    return found is not None and (
+        budget_hold(limit, found, num_gpus=order.num_gpus, now=found.at, sweep=order.sweep) is not None
+    )
 
 
 def _store_problem(ledger: Ledger) -> _Problem | None:

@@ -49,6 +49,11 @@ class Resources(Stored, frozen=True, kw_only=True):
     chosen_gpus: Annotated[int, SINCE_2] = 0
     rungs: Annotated[tuple[tuple[Cause, int, int], ...], SINCE_2] = ()
 
+    @property
+    def by_cause(self) -> dict[Cause, tuple[int, int]]:
+        """Cause to the rung of its remedy, and the number of rungs."""
+        return {cause: (rung, of) for cause, rung, of in self.rungs}
+
     def rung_of(self, cause: Cause | None) -> tuple[int, int]:
         """Return the rung of the remedy for a cause, and the number of rungs; (0, 0) without one."""
         return next(((rung, of) for name, rung, of in self.rungs if name is cause), (0, 0))
@@ -59,7 +64,7 @@ NUM_DOUBLINGS = 1
 
 
 class Shortfalls(NamedTuple):
-    """How many jobs of a cell ended because they had asked for too little memory, or too few hours."""
+    """How often a cell needed more than its jobs had asked for: host memory, hours."""
 
     memory: int = 0
     hours: int = 0
