@@ -102,7 +102,8 @@ def on_slurm(hurt: Callable[[Mapping[str, str]], object]) -> Callable[[Run], int
             run.env |= testbed.env
             run.words = (
                 *(word for word in run.words if not word.startswith("launcher.workers")),
-                *("launcher=slurm", "cluster=testbed", "cluster.memory_gib=2", "launcher.bad_node_hours=0"),
+                *("launcher=slurm", "cluster=testbed", "cluster.memory_gib=2"),
+                *(("launcher.bad_node_hours=0",) if "policy.quarantine_s=0" in run.words else ()),
             )
             done = subprocess.run(
                 [*SWEEP, "launch", "mistakes.yaml", *run.words], cwd=run.folder, env=run.env, check=False
