@@ -221,7 +221,8 @@ class CheckedLaunch:
             )
             if gpus is not None:
                 molded(view, cells, estimates, gpus)
-            self._refuse_over_budget(estimates)
+            if self.settings.policy.budget.is_set:
+                self._refuse_over_budget(estimates)
         self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
         if self.limits is not None and not self.dry_run:
             self.dispatch().check()
@@ -231,10 +232,8 @@ class CheckedLaunch:
         policy, view = self.settings.policy, self.view
         todo = [cell for cell in self.cells if view.cells[cell.id].state is not State.DONE]
         held = gpus_held(view, todo, estimates, self.launcher, self.settings)
-        seconds = held_seconds(view, todo, estimates, held)
-        found = forecast(
-            todo if any(held.values()) else (), seconds, spending_now(view.ledger, view.sweep.name, policy)
-        )
+        seconds = held_seconds(view, todo, estimates, held) if any(held.values()) else {}
+        found = forecast(todo if seconds else (), seconds, spending_now(view.ledger, view.sweep.name, policy))
         refuse_over_budget(policy.budget, found, view.sweep.name, now=time.time())
 
     def dispatch(self) -> Dispatch:
