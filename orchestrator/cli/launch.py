@@ -38,8 +38,9 @@ def configure_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="only print what would be submitted (Slurm, Ray)"
     )
-    add_wait(parser)
-    parser.add_argument(
+    stays = parser.add_mutually_exclusive_group()
+    add_wait(stays)
+    stays.add_argument(
         "--detach", action="store_true", help="return at once; the launch goes on without a terminal"
     )
 
@@ -93,8 +94,9 @@ def configure_rerun(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     parser.add_argument("--yes", action="store_true", help="do not ask on a terminal")
-    parser.add_argument("--detach", action="store_true", help="return at once")
-    add_wait(parser)
+    stays = parser.add_mutually_exclusive_group()
+    stays.add_argument("--detach", action="store_true", help="return at once")
+    add_wait(stays)
 
 
 def run_rerun(args: argparse.Namespace) -> int:

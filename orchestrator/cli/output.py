@@ -91,7 +91,7 @@ def again(verb: str, args: argparse.Namespace) -> str:
     return shlex.join(["sweep", verb, args.sweep, *args.overrides, *name, *only])
 
 
-def add_wait(parser: argparse.ArgumentParser) -> None:
+def add_wait(parser: argparse._ActionsContainer) -> None:
     """Add ``--wait``, which keeps a verb running until all cells have ended."""
     parser.add_argument(
         "--wait",
