@@ -1,7 +1,8 @@
 """Time of `sweep status` and `sweep query` on a local folder: as processes, and the grouping of rows alone.
 
-Makes stores of finished cells from records, without running them. `sweep status` is timed as a first look, as a
-later one, and without a place for what it keeps; also when the kernel holds no record in memory. Usage:
+Makes stores of finished cells from records, without running them. `sweep status` is timed as a first look,
+as a later one, and without a place for what it keeps; also when the kernel holds no record in memory.
+Usage:
 
     python benchmarks/query.py [230 | 10000]...
 """
