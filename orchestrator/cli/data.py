@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.api.estimates import call
-from orchestrator.api.launching import composed_or_sealed, run_settings_of
+from orchestrator.api.launching import run_settings_of
 from orchestrator.api.requests import distinct, missing_of, need_line, needs_of
-from orchestrator.cli.output import ComposeProgress, add_composing, again, print_json, print_table
+from orchestrator.cli.output import add_composing, again, composed, print_json, print_table
 from orchestrator.core.settings import split_store
 from orchestrator.errors import InfrastructureError, SweepError, UserError, counted
 from orchestrator.registry import DATA, TASKS, importable, load, lookup
@@ -279,7 +279,7 @@ def run_prefetch(args: argparse.Namespace) -> int:
     Raises:
         InfrastructureError: a need is still missing in the end.
     """
-    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    view, composition = composed(args)
     cells = view.select(args.only)
     import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])[1]
     needs = needs_of(view, cells, import_paths)

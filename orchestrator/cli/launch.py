@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.api.launching import CheckedLaunch, composed_or_sealed, failed_cells, run_settings_of
+from orchestrator.api.launching import CheckedLaunch, failed_cells, run_settings_of
 from orchestrator.api.reconciling import requests_of
 from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.attached import follow
 from orchestrator.cli.output import (
-    ComposeProgress,
     add_composing,
     add_store,
     add_sweep,
     add_wait,
     again,
+    composed,
     indented,
     no_overrides,
     print_lines,
@@ -47,7 +47,7 @@ def configure_launch(parser: argparse.ArgumentParser) -> None:
 def run_launch(args: argparse.Namespace) -> int:
     """Check, seal and launch a sweep; follow it to its end unless it runs as jobs or detached."""
     outlive_the_reader()
-    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    view, composition = composed(args)
     view.check()
     cells = view.select(args.only)
     settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])

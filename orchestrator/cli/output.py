@@ -14,10 +14,12 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.api.launching import composed_or_sealed
 from orchestrator.api.state import SweepState
+from orchestrator.compose.main import Composition
 from orchestrator.core.settings import split_store
 from orchestrator.errors import UserError, counted, escaped
-from orchestrator.registry import GENERAL
+from orchestrator.registry import GENERAL, load
 
 
 def add_sweep(parser: argparse.ArgumentParser, *, only: bool = False, json: bool = True) -> None:
@@ -76,20 +78,55 @@ def no_overrides(words: Sequence[str]) -> str | None:
 
 def add_composing(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of verbs that compose a sweep: the sweep, overrides, ``--name`` and ``--only``."""
-    parser.add_argument("sweep", metavar="SWEEP", help="a name or path, or SWEEP@k for sealed revision k")
+    parser.add_argument(
+        "sweep", nargs="?", metavar="SWEEP", help="a name or path, or SWEEP@k for sealed revision k"
+    )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
     )
     parser.add_argument("--name", help="keep this variant apart under another name")
+    parser.add_argument("--app", metavar="SCRIPT", help="in place of SWEEP: a Hydra app, such as train.py")
+    for name, (metavar, does) in _GIVEN.items():
+        parser.add_argument(f"--{name}", metavar=metavar, action="append", default=[], help=does)
     add_only(parser)
+
+
+_GIVEN = {
+    "python": ("PATH", "the interpreter of the app"),
+    "volatile": ("KEY", "of the app: says nothing about the result; repeats"),
+    "checkpoints": ("GLOB", "files in the output folder that are checkpoints"),
+}
+"""Options that stand for keys of a sweep file, where there is none."""
+
+
+def composed(args: argparse.Namespace) -> tuple[SweepState, Composition | None]:
+    """Return what the arguments of `add_composing` name; see `composed_or_sealed`.
+
+    With ``--app`` the words are overrides, and `args` has the name of the script as its sweep afterwards.
+
+    Raises:
+        UserError: the sweep or an override is wrong.
+    """
+    options = {name: getattr(args, name) for name in _GIVEN}
+    given = None
+    if args.app is not None:
+        args.overrides = [*filter(None, [args.sweep]), *args.overrides]
+        args.sweep, given = load("orchestrator.compose.given:of_app")(args.app, options)
+    elif used := [name for name, value in options.items() if value]:
+        raise UserError(f"--{used[0]} goes with --app", allowed="a sweep file has a key of this name")
+    elif args.sweep is None:
+        raise UserError("no sweep is named", allowed="SWEEP, or --app SCRIPT", fix="sweep list")
+    return composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress(), given=given)
 
 
 def again(verb: str, args: argparse.Namespace) -> str:
     """Return a command line that runs another verb with the same sweep, overrides, name and selectors."""
-    only = [word for selector in args.only for word in ("--only", selector)]
-    name = ["--name", args.name] if args.name else []
+    named = [("name", args.name), ("app", args.app)]
+    several = [(name, value) for name in ("only", *_GIVEN) for value in getattr(args, name)]
+    options = [word for name, value in (*named, *several) if value for word in (f"--{name}", value)]
+    sweep = [] if args.app else [args.sweep]
     # The user copies this line into a shell, so selectors with spaces and brackets must be quoted.
-    return shlex.join(["sweep", verb, args.sweep, *args.overrides, *name, *only])
+    return shlex.join(["sweep", verb, *sweep, *args.overrides, *options])
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:

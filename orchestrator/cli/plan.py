@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.estimates import of_cell, together
-from orchestrator.api.launching import composed_or_sealed, run_settings_of
+from orchestrator.api.launching import run_settings_of
 from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.rehearsals import gate_lines
 from orchestrator.api.requests import code_drift, distinct, need_line, needing_retired_lines
@@ -17,9 +17,9 @@ from orchestrator.api.simulating import Simulated, SimulatedCluster
 from orchestrator.api.state import SweepState
 from orchestrator.cli.budget import over_budget_lines, print_budget
 from orchestrator.cli.output import (
-    ComposeProgress,
     add_composing,
     again,
+    composed,
     print_json,
     print_lines,
     print_table,
@@ -158,7 +158,7 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
 
 def _plan(args: argparse.Namespace) -> tuple[Plan, Composition | None]:
     """Return the plan, and what was composed; None for a revision from the store."""
-    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    view, composition = composed(args)
     settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
     hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
     cells = view.select(args.only)

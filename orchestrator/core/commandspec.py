@@ -20,7 +20,18 @@ IN_A_SHELL = re.compile(rf"(?<!\$){PLACEHOLDER.pattern}")
 """The form of a placeholder in a shell command, where ``${NAME}`` is a variable of the shell instead."""
 
 # Placeholders without a key; the others are inputs.STAGE, config.KEY and uses.KEY.
-_PLAIN = ("args", "attempt", "checkpoints", "metrics", "output", "python", "resume", "scratch", "work")
+_PLAIN = (
+    "args",
+    "attempt",
+    "checkpoints",
+    "hydra_app",
+    "metrics",
+    "output",
+    "python",
+    "resume",
+    "scratch",
+    "work",
+)
 _OPERATORS = frozenset({"|", "||", "|&", "&", "&&", ";", "<", ">", ">>", "<<", "2>", "2>>", "&>", "2>&1"})
 
 
@@ -78,7 +89,7 @@ def _check_placeholders(name: str, spec: StageSpec, asked: list[str], where: str
     for kind, key in _ASKED_KEY.findall(spec.command or ""):
         parts = key.split(".")
         # The stage may declare the key itself or any section above it.
-        prefixes = {".".join(parts[: length + 1]) for length in range(len(parts))}
+        prefixes = {"*", *(".".join(parts[: length + 1]) for length in range(len(parts)))}
         if prefixes.isdisjoint(declared[kind]):
             raise UserError(
                 f"the command of stage {name!r} asks for {{{kind}.{key}}}, which its `{fields[kind]}` lacks",

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator import provenance
 from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote
 from orchestrator.core.tree import checked_rows
 from orchestrator.errors import StageFailure, nearest
@@ -72,6 +73,8 @@ def command_facts(spec: StageSpec, import_paths: Sequence[str]) -> dict[str, str
     return {"command_python": python or shutil.which("python", path=search_path())}
 
 
+_HYDRA_APP = Path(provenance.__file__).parent / "compose" / "hydra_app.py"
+
 SYSTEM_FOLDERS = ("/bin", "/usr/bin", "/usr/local/bin")
 
 
@@ -97,6 +100,7 @@ def values_of(
         "metrics": str(context.folder / layout.METRICS),
         "attempt": str(context.attempt),
         "python": python or sys.executable,
+        "hydra_app": str(_HYDRA_APP),
     }
     for root, tree in (("config", config.to_dict()), ("uses", context.uses.to_dict())):
         plain.update((f"{root}.{key}", _text(value)) for key, value in _flat(tree))
