@@ -19,7 +19,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from orchestrator.entry import ReaderLeft, prepare
 from orchestrator.errors import SweepError, UserError, escaped, nearest, one_line, words_of
@@ -178,6 +178,18 @@ class Parser(argparse.ArgumentParser):
             UserError: always.
         """
         raise UserError(message, fix=f"{self.prog} --help")
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the arguments; see argparse.
+
+        Raises:
+            UserError: the arguments are wrong, or neither a sweep nor ``--app`` or ``--run`` is given.
+        """
+        found = super().parse_intermixed_args(args, namespace)
+        # A sweep is optional where other options may stand for it, which argparse cannot express.
+        if [getattr(found, name, "") for name in ("sweep", "app", "run")] == [None, None, None]:
+            self.error("the following arguments are required: SWEEP, or --app SCRIPT, or --run COMMAND")
+        return found
 
 
 def verb_of(name: str) -> tuple[Callable[[argparse.Namespace], int], argparse.ArgumentParser]:

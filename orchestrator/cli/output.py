@@ -10,16 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator.api.launching import composed_or_sealed
 from orchestrator.api.state import SweepState
-from orchestrator.compose.main import Composition
 from orchestrator.core.settings import split_store
 from orchestrator.errors import UserError, counted, escaped
 from orchestrator.registry import GENERAL, load
+
+if TYPE_CHECKING:
+    from orchestrator.compose.main import Composition
 
 
 def add_sweep(parser: argparse.ArgumentParser, *, only: bool = False, json: bool = True) -> None:
@@ -86,15 +87,19 @@ def add_composing(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="keep this variant apart under another name")
     parser.add_argument("--app", metavar="SCRIPT", help="in place of SWEEP: a Hydra app, such as train.py")
+    parser.add_argument("--run", metavar="COMMAND", help="in place of SWEEP: 'python train.py --lr {lr}'")
     for name, (metavar, does) in _GIVEN.items():
         parser.add_argument(f"--{name}", metavar=metavar, action="append", default=[], help=does)
     add_only(parser)
 
 
 _GIVEN = {
-    "python": ("PATH", "the interpreter of the app"),
-    "volatile": ("KEY", "of the app: says nothing about the result; repeats"),
-    "checkpoints": ("GLOB", "files in the output folder that are checkpoints"),
+    "python": ("PATH", "with --app or --run: the interpreter"),
+    "checkpoints": ("GLOB", "with --app or --run: files in the output folder that are checkpoints"),
+    "volatile": ("KEY", "with --app: it says nothing about the result; repeats"),
+    "results": ("FILE", "with --run: JSON or CSV in {output}, with the result rows"),
+    "metric": ("NAME=REGEX", "with --run: a result, in what the command prints; repeats"),
+    "keep": ("GLOB", "with --run: files in {work} that become part of the product; repeats"),
 }
 """Options that stand for keys of a sweep file, where there is none."""
 
@@ -102,29 +107,30 @@ _GIVEN = {
 def composed(args: argparse.Namespace) -> tuple[SweepState, Composition | None]:
     """Return what the arguments of `add_composing` name; see `composed_or_sealed`.
 
-    With ``--app`` the words are overrides, and `args` has the name of the script as its sweep afterwards.
-
-    Raises:
-        UserError: the sweep or an override is wrong.
+    With ``--app`` and ``--run`` all words are overrides; `args` gets the name of the sweep.
     """
     options = {name: getattr(args, name) for name in _GIVEN}
     given = None
-    if args.app is not None:
+    if args.app is not None or args.run is not None:
         args.overrides = [*filter(None, [args.sweep]), *args.overrides]
-        args.sweep, given = load("orchestrator.compose.given:of_app")(args.app, options)
+        # Loaded by name: neither the other verbs nor other sweeps need them.
+        args.sweep, given = load("orchestrator.compose.given:given")(
+            args.app, args.run, args.overrides, options
+        )
     elif used := [name for name, value in options.items() if value]:
-        raise UserError(f"--{used[0]} goes with --app", allowed="a sweep file has a key of this name")
-    elif args.sweep is None:
-        raise UserError("no sweep is named", allowed="SWEEP, or --app SCRIPT", fix="sweep list")
-    return composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress(), given=given)
+        raise UserError(f"--{used[0]} goes with --app or --run", allowed="a sweep file has it as a key")
+    found: tuple[SweepState, Composition | None] = load("orchestrator.api.launching:composed_or_sealed")(
+        args.sweep, args.overrides, args.name, progress=ComposeProgress(), given=given
+    )
+    return found
 
 
 def again(verb: str, args: argparse.Namespace) -> str:
     """Return a command line that runs another verb with the same sweep, overrides, name and selectors."""
-    named = [("name", args.name), ("app", args.app)]
+    named = [("name", args.name), ("app", args.app), ("run", args.run)]
     several = [(name, value) for name in ("only", *_GIVEN) for value in getattr(args, name)]
     options = [word for name, value in (*named, *several) if value for word in (f"--{name}", value)]
-    sweep = [] if args.app else [args.sweep]
+    sweep = [] if args.app or args.run else [args.sweep]
     # The user copies this line into a shell, so selectors with spaces and brackets must be quoted.
     return shlex.join(["sweep", verb, *sweep, *args.overrides, *options])
 

@@ -30,6 +30,7 @@ from orchestrator import provenance
 from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote
 from orchestrator.core.tree import checked_rows
 from orchestrator.errors import StageFailure, nearest
+from orchestrator.execution.command_output import checkpoint_file
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
 
@@ -97,6 +98,7 @@ def values_of(
         "scratch": str(context.scratch),
         "checkpoints": str(context.folder / layout.CHECKPOINTS),
         "resume": str(context.resume.folder) if context.resume else "",
+        "checkpoint": checkpoint_file(context),
         "metrics": str(context.folder / layout.METRICS),
         "attempt": str(context.attempt),
         "python": python or sys.executable,

@@ -113,8 +113,6 @@ class Checkout:
         self._walker = _Walker({str(path.resolve()) for path in (_PACKAGE, *left_out)})
         self._paths = [Path(path).resolve() for path in import_paths if os.path.isdir(path)]  # noqa: PTH112
         self._sweeps = {str(path) for path in self._paths[:1]}
-        # What a Hydra app composes is sealed too, so that its config files may be edited meanwhile.
-        self._seals_yaml = bool(self._commands) and all("{hydra_app}" in text for text in self._commands)
         # Stages of this package import nothing from the user's project, so its files cannot affect them.
         is_theirs = self._commands or any(not target.startswith("orchestrator.") for target in self._targets)
         theirs = self._paths if is_theirs else []
@@ -170,8 +168,11 @@ class Checkout:
     def _is_sealed(self, path: str) -> bool:
         """Return whether a file is a sweep file beside the stages; a launch seals its content."""
         folder, _, name = path.rpartition("/")
-        if not name.endswith((".yaml", ".yml")) or self._seals_yaml:
-            return self._seals_yaml and name.endswith((".yaml", ".yml"))
+        if not name.endswith((".yaml", ".yml")):
+            return False
+        # What a Hydra app composes is sealed too, so that its config files may be edited meanwhile.
+        if self._commands and all("{hydra_app}" in text for text in self._commands):
+            return True
         if folder not in self._sweeps:
             return False
         try:

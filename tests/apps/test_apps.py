@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.compose.given import of_app
+from orchestrator.compose.given import given
 from orchestrator.compose.main import Composition, compose
 from orchestrator.errors import UserError
 from tests.apps import app
@@ -29,9 +29,9 @@ class Composed:
 
     def __call__(self, *words: str, script: str = "train.py", **options: list[str]) -> Composition:
         """Compose sweeps as ``sweep plan --app train.py WORD ...`` does."""
-        empty: dict[str, list[str]] = {"python": [], "volatile": [], "checkpoints": []}
-        name, given = of_app(script, {**empty, **options})
-        return compose(name, words, cwd=self.folder, given=given)
+        every = ("python", "volatile", "checkpoints", "results", "metric", "keep")
+        name, tree = given(script, None, words, {**{name: [] for name in every}, **options})
+        return compose(name, words, cwd=self.folder, given=tree)
 
     def config(self, *words: str, **options: list[str]) -> dict[str, Any]:
         """Return the config of the only cell."""
