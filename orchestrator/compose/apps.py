@@ -138,7 +138,7 @@ def _stage(file: SweepFile, spec: AppSpec, program: list[str]) -> dict[str, dict
     fields: dict[str, Any] = {
         "command": f"python {{hydra_app}} run {shlex.join(program)}",
         "reads": ["*"],
-        "uses": ["hydra.sealed"],
+        "uses": ["hydra.sealed", "hydra.resume"],
         "results": hydra_app.ROWS,
     }
     if spec.python is not None:
@@ -300,9 +300,7 @@ class AppConfigs:
         sealed = share_unchanged(_plain(json.loads(answer["sealed"])), self._sealed)
         refuse_secrets(sealed, where=where, checked=self._sealed, known=self._known)
         self._sealed = sealed
-        hydra = {**tree["hydra"], "sealed": answer["sealed"]}
-        if self._overrides.resume:
-            hydra["resume"] = list(self._overrides.resume)
+        hydra = {**tree["hydra"], "sealed": answer["sealed"], "resume": list(self._overrides.resume)}
         return {**tree, "hydra": hydra}
 
     def varying(self, sections: Sequence[str]) -> Iterator[str]:

@@ -214,7 +214,7 @@ def _lines(error: BaseException) -> list[str]:
     return found
 
 
-def _compose_groups_once(loader: Any, repo: Any) -> None:
+def _compose_groups_once(loader: Any, shared: Any) -> None:
     """Let cells with the same choices of groups share what Hydra composes from files.
 
     Hydra takes 30 ms and more for each cell. Overrides of keys are applied to a copy of what the groups give.
@@ -228,6 +228,7 @@ def _compose_groups_once(loader: Any, repo: Any) -> None:
     parser, parsed = OverridesParser.create(), {}
     lists: dict[Any, Any] = {}
     configs: dict[int, Any] = {}
+    repos: dict[int, Any] = {}
 
     def parse(config_name: Any, overrides: list[str]) -> Any:
         for text in overrides:
@@ -235,7 +236,7 @@ def _compose_groups_once(loader: Any, repo: Any) -> None:
                 (parsed[text],) = parser.parse_overrides([text])
         if any(text.lstrip("+").startswith("hydra.searchpath") for text in overrides):
             return inner_repo(config_name, overrides)
-        return [parsed[text] for text in overrides], repo
+        return [parsed[text] for text in overrides], shared
 
     def defaults_list(repo: Any, config_name: Any, overrides_list: Any, **rest: Any) -> Any:
         def is_key(each: Any) -> bool:
@@ -244,16 +245,20 @@ def _compose_groups_once(loader: Any, repo: Any) -> None:
         keys = [each for each in overrides_list if is_key(each)]
         groups = (id(repo), config_name, *(each.input_line for each in overrides_list if not is_key(each)))
         if groups not in lists:
+            # What Hydra caches of files is changed by composing, so each composition has its own.
+            if repo is shared:
+                repo = inner_repo(config_name, [])[1]
             lists[groups] = inner_list(
                 repo=repo, config_name=config_name, overrides_list=overrides_list, **rest
             )
+            repos[id(lists[groups].defaults)] = repo
         found = copy.copy(lists[groups])
         found.config_overrides = keys
         return found
 
     def compose(defaults: Any, repo: Any) -> Any:
         if id(defaults) not in configs:
-            configs[id(defaults)] = inner_compose(defaults=defaults, repo=repo)
+            configs[id(defaults)] = inner_compose(defaults=defaults, repo=repos[id(defaults)])
         return copy.deepcopy(configs[id(defaults)])
 
     loader._parse_overrides_and_create_caching_repo = parse
@@ -287,7 +292,7 @@ def run(hydra: Any, *args: Any, **kwargs: Any) -> Any:
         for name in config.hydra.job.env_copy:
             config.hydra.job.env_set[name] = os.environ[name]
         checkpoint = os.environ.get("SWEEP_CHECKPOINT")
-        for key in given.get("resume", ()) if checkpoint else ():
+        for key in given["resume"] if checkpoint else ():
             OmegaConf.update(config, key, checkpoint, merge=True, force_add=True)
     JobRuntime.instance().set("name", config.hydra.job.name)
     sys.argv[1:] = list(config.hydra.overrides.task)

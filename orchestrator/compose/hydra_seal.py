@@ -29,8 +29,8 @@ from omegaconf import nodes as kinds
 from omegaconf.basecontainer import BaseContainer
 
 _OUTPUT = re.compile(
-    r"(out|output|log|logs|logging|work|run|save|ckpt|checkpoint|checkpoints|result|results|tmp|temp|cache|default_root)"
-    r"_?(dir|folder|path|root)"
+    r"(out|output|log|logs|logging|work|run|save|ckpt|checkpoints?|results?|tmp|temp|cache|default_root)"
+    r"_?(dir|folder|root)|(out|output|log|save)_path"
 )
 """Names of keys that hold output folders, which say where a result is and not what it is."""
 

@@ -94,7 +94,9 @@ def test_the_sealed_config_runs_whatever_happens_to_the_files(project: Sweep) ->
 
 def test_identity_is_what_the_config_says_without_places_and_times(composed: Composed) -> None:
     config = composed.config("required=x")
-    sealed = config.pop("hydra").pop("sealed")
+    hydra = config.pop("hydra")
+    sealed = hydra.pop("sealed")
+    assert hydra == {"set": {}, "resume": []}
     assert config == {
         "seed": 0,
         "data": {"rows": 10},
