@@ -136,6 +136,7 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "list": Verb("status", "the sweeps that exist, with their number of cells"),
+    "new": Verb("new", "a starting sweep file for a script or Hydra app of one's own"),
     "plan": Verb("plan", "what would run, why, and at what cost; changes nothing"),
     "simulate": Verb("plan", "how long it would take on a cluster, also with failures; starts nothing"),
     "prefetch": Verb("data", "fetch the models and data that its cells need"),
@@ -204,7 +205,7 @@ def verb_of(name: str) -> tuple[Callable[[argparse.Namespace], int], argparse.Ar
     # Without abbreviations, an option added later cannot make a user's shortened option ambiguous.
     parser = Parser(prog=f"sweep {name}", description=VERBS[name].does, allow_abbrev=False)
     getattr(module, f"configure_{name}")(parser)
-    if name not in ("data", "completion"):
+    if name not in ("data", "completion", "new"):
         parser.add_argument(
             "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
         )

@@ -119,6 +119,26 @@ class Composer:
         is_group = self._repo.group_exists(group)
         return {"options": self._repo.get_group_options(group) if is_group else None}
 
+    def outline(self) -> dict[str, Any]:
+        """Return the groups with their options, and the keys of the config as it is without overrides."""
+        from hydra.core.object_type import ObjectType
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        groups: dict[str, list[str]] = {}
+        todo = [""]
+        while todo:
+            parent = todo.pop(0)
+            for name in self._repo.get_group_options(parent, results_filter=ObjectType.GROUP):
+                full = parent + "/" + name if parent else name
+                if full != "hydra" and not full.startswith("__"):
+                    todo.append(full)
+                    groups[full] = self._repo.get_group_options(full)
+        config = self._loader.load_configuration(self._config_name, [], run_mode=RunMode.MULTIRUN)
+        tree: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+        leaves = _leaves({key: value for key, value in tree.items() if key != "hydra"})
+        return {"groups": {name: found for name, found in groups.items() if found}, "keys": dict(leaves)}
+
     def cell(self, number: int, overrides: list[str], volatile: list[str]) -> dict[str, Any]:
         """Return the sealed config of a cell, and the part of it that is its identity.
 
@@ -168,6 +188,16 @@ class Composer:
             "unused": sorted(set(_unused(hydra, overrides))),
             "sealed": json.dumps(_seal().seal(config), separators=(",", ":")),
         }
+
+
+def _leaves(tree: Any, root: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a tree and their values."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, root + str(key) + ".")
+        else:
+            is_plain = value is None or isinstance(value, (int, float, list, dict))
+            yield root + str(key), value if is_plain else str(value)
 
 
 def _seal() -> Any:
