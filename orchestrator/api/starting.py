@@ -86,7 +86,7 @@ def _of_app(script: str, folder: Path, python: str | None) -> Iterator[str]:
         yield f"#   and {len(keys) - _MAX_KEYS} more"
     yield "# overrides: {KEY: VALUE}       # for all cells"
     yield "# A mapping after `app:` says more; see docs/hydra-apps.md:"
-    yield "#   {script: ..., resume: 'ckpt_path={checkpoint}', checkpoints: 'checkpoints/*.ckpt', volatile: [KEY]}"
+    yield "#   {script: ..., resume: 'ckpt_path={checkpoint}', checkpoints: 'ckpts/*.ckpt', volatile: [KEY]}"
     yield "# stages: {app: {limit_s: 3600}}"
 
 
