@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of, molded, work_of, worker_gpus
+from orchestrator.api.estimates import estimates_of, gpus_held, held_seconds, molded
 from orchestrator.api.requests import (
     build_request,
     gate_facts,
@@ -44,7 +44,7 @@ from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.submissions import spending_now
 from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
-from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
+from orchestrator.registry import CHECK_NOTIFY, LAUNCHERS, TRACKERS, load, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
@@ -203,6 +203,7 @@ class CheckedLaunch:
     def __post_init__(self) -> None:
         view, cells, import_paths = self.view, self.cells, self.import_paths
         view.check()
+        load(CHECK_NOTIFY)(self.settings.notify)
         view.ledger.refuse_unheld(self.settings, view.sweep)
         self.launcher = make_launcher(self.settings, len(cells))
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
@@ -220,7 +221,8 @@ class CheckedLaunch:
             )
             if gpus is not None:
                 molded(view, cells, estimates, gpus)
-            self._refuse_over_budget(estimates)
+            if self.settings.policy.budget.is_set:
+                self._refuse_over_budget(estimates)
         self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
         if self.limits is not None and not self.dry_run:
             self.dispatch().check()
@@ -228,11 +230,10 @@ class CheckedLaunch:
     def _refuse_over_budget(self, estimates: Mapping[str, Estimate]) -> None:
         """Raise if the cells would cost more than the budget allows."""
         policy, view = self.settings.policy, self.view
-        held = worker_gpus(self.launcher, self.settings) if policy.budget.is_set else 0.0
-        work = work_of(view, self.cells, estimates)
-        seconds = {digest: 3600 * each.hours * (each.num_gpus or held) for digest, each in work.items()}
-        todo = [cell for cell in self.cells if held and view.cells[cell.id].state is not State.DONE]
-        found = forecast(todo, seconds, spending_now(view.ledger, view.sweep.name, policy))
+        todo = [cell for cell in self.cells if view.cells[cell.id].state is not State.DONE]
+        held = gpus_held(view, todo, estimates, self.launcher, self.settings)
+        seconds = held_seconds(view, todo, estimates, held) if any(held.values()) else {}
+        found = forecast(todo if seconds else (), seconds, spending_now(view.ledger, view.sweep.name, policy))
         refuse_over_budget(policy.budget, found, view.sweep.name, now=time.time())
 
     def dispatch(self) -> Dispatch:
@@ -374,9 +375,8 @@ def run_settings_of(
         return composition.engine, composition.import_paths
     for request in reversed(view.requests):
         if request.settings:
-            return run_settings_with(
-                request.settings, overrides
-            ) if overrides else request.settings, request.import_paths
+            changed = run_settings_with(request.settings, overrides) if overrides else request.settings
+            return changed, request.import_paths
     return run_settings(overrides), ()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from orchestrator.core.state import (
     stage_status,
 )
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
+from orchestrator.costs import Estimate
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, with_jobs
 from orchestrator.jobs.judgement import ending
@@ -99,11 +100,17 @@ class SweepState:
         self.ledger, self.sweep, self.number, self.sealed = ledger, sweep, number, sealed
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
         self.problems: list[str] = []
+        # Of a stage in a cell: what its estimate was made from, and the estimate.
+        self.estimated: dict[tuple[str, str], tuple[object, Estimate]] = {}
 
     def fresh(self) -> SweepState:
         """Return the state of the same revision, to be read again from the store."""
-        ledger = self.ledger.renewed()
-        return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+        return self._reading(self.ledger.renewed())
+
+    def _reading(self, ledger: Ledger) -> SweepState:
+        view = SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+        view.estimated = self.estimated
+        return view
 
     def with_gates(self, gates: Gates) -> SweepState:
         """Return the state of the same revision with other gates, such as those that a launch would have."""
@@ -134,8 +141,7 @@ class SweepState:
             A state whose reads wait for at most `store.outage_s` of the last launch.
         """
         outage_s = next((r.settings.store.outage_s for r in reversed(self.requests) if r.settings), 0.0)
-        ledger = self.ledger.patient(Outage(outage_s, notify, stop_asked))
-        return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+        return self._reading(self.ledger.patient(Outage(outage_s, notify, stop_asked)))
 
     def attempts(self, instance: StageInstance) -> tuple[Attempt, ...]:
         """Return a stage's attempts; none if they cannot be read, for which its state gives the reason."""
@@ -165,10 +171,8 @@ class SweepState:
     @cached_property
     def policy(self) -> Policy:
         """The policy of the last launch or rerun."""
-        for request in reversed(self.requests):
-            if request.settings:
-                return request.settings.policy
-        return Policy()
+        settings = [request.settings for request in self.requests if request.settings]
+        return settings[-1].policy if settings else Policy()
 
     @cached_property
     def request_summary(self) -> RequestSummary:
@@ -187,16 +191,14 @@ class SweepState:
 
     def chain(self, cell: Cell) -> tuple[str, ...]:
         """Return the digests of a cell's stages, after those of the gates of what is not done."""
-        gates = (gate for gate in self.gates.cells.get(cell.id, ()) if not self._are_done(gate.stages))
-        return (*(gate.digest for gate in gates), *cell.stage_digests)
+        gates = self.gates.cells.get(cell.id, ())
+        waits = (g.digest for g in gates if any(self.stages[d].state is not State.DONE for d in g.stages))
+        return (*waits, *cell.stage_digests)
 
     def stages_of(self, cell: Cell) -> dict[str, StageStatus]:
         """Return the status of each stage of a cell, after those of the gates that it waits for."""
         own = self.cells[cell.id].stages
         return {digest: own.get(digest) or self.stages[digest] for digest in self.chain(cell)}
-
-    def _are_done(self, digests: Iterable[str]) -> bool:
-        return all(self.stages[digest].state is State.DONE for digest in digests)
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -213,11 +215,10 @@ class SweepState:
         report = inspect_owner(instance, attempt)
         if report.liveness is Liveness.GONE or attempt.claim is None:
             return report
-        # On another machine, the process proves nothing. The scheduler may report that its job has ended.
-        over = self.jobs.fate(attempt.claim.owner)
-        if over is None:
-            return report
         owner = attempt.claim.owner
+        # On another machine, the process proves nothing. The scheduler may report that its job has ended.
+        if (over := self.jobs.fate(owner)) is None:
+            return report
         reason = ending(f"{owner.job}_{owner.array_index}", over)
         return OwnerReport(Liveness.GONE, reason, over.cause or Cause.NODE_LOST)
 
@@ -230,17 +231,19 @@ class SweepState:
             observer=self._observe,
             trusted=self.trusted,
             specs=self.sweep.specs,
+            title=f"{self.sweep.name}@{self.number}" if self.sealed else "",
         )
+
+    @property
+    def as_of(self) -> float:
+        """When the stages were looked at, in Unix seconds: what was recorded before is in the states."""
+        return self.reader.as_of
 
     @cached_property
     def stages(self) -> dict[str, StageStatus]:
         """The state of each stage instance, by digest."""
-        return {
-            digest: stage_status(
-                self.reader.evidence(digest), self.request_summary.budget(digest, self.policy.retries)
-            )
-            for digest in self.instances
-        }
+        evidence, budget, retries = self.reader.evidence, self.request_summary.budget, self.policy.retries
+        return {digest: stage_status(evidence(digest), budget(digest, retries)) for digest in self.instances}
 
     @cached_property
     def codes(self) -> dict[str, str]:
@@ -266,7 +269,6 @@ class SweepState:
     def cells(self) -> dict[str, CellStatus]:
         """The state of each cell, by id."""
         found = {}
-        cancelled = self.request_summary.cancelled
         rule = GateRule(self.sweep.cells, self.gates)
         holds = holding.merged(self.holds, Holds(stages=rule.holds(self.stages.__getitem__)))
         for cell in self.sweep.cells:
@@ -274,7 +276,7 @@ class SweepState:
                 cell,
                 self.sweep.stages,
                 self.stages,
-                cancelled=cell.id in cancelled,
+                cancelled=cell.id in self.request_summary.cancelled,
                 holds=holds,
                 sweep=f"{self.sweep.name}@{self.number}",
             )
@@ -297,9 +299,8 @@ class SweepState:
         if any(r.settings is not None and r.settings.hardware.moldable for r in self.requests):
             for cell in self.sweep.cells:
                 if cell.id not in found and self.cells[cell.id].state is not State.DONE:
-                    stages = [self.sweep.stages[digest] for digest in cell.stage_digests]
-                    attempts = [attempt for each in stages for attempt in self.attempts(each)]
-                    found[cell.id] = chosen_before(cell.id, attempts)
+                    attempts = (self.attempts(self.sweep.stages[digest]) for digest in cell.stage_digests)
+                    found[cell.id] = chosen_before(cell.id, [one for each in attempts for one in each])
         return {cell_id: number for cell_id, number in found.items() if number}
 
     def subject(self, cell: Cell) -> Subject:
@@ -358,9 +359,7 @@ def open_view(word: str, url: str | None = None) -> SweepState:
     ledger = open_ledger(store_url(url))
     if not ledger.objects.in_place:
         ledger = load(INDEXED)(ledger)
-    if reference.revision is not None:
-        return sealed_view(ledger, reference.name, reference.revision)
-    number = current_revision(ledger, reference.name)
+    number = reference.revision or current_revision(ledger, reference.name)
     if number is not None:
         return sealed_view(ledger, reference.name, number)
     from orchestrator.compose.main import compose  # slow import; only for sweeps that were never launched

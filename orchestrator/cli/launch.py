@@ -6,26 +6,24 @@ import argparse
 import sys
 
 from orchestrator.api.launching import CheckedLaunch, failed_cells, run_settings_of
-from orchestrator.api.reconciling import requests_of
+from orchestrator.api.reconciling import has_only_notices, notifier_of, requests_of
 from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.attached import follow
 from orchestrator.cli.output import (
-    add_composing,
+    LongStep,
     add_store,
     add_sweep,
     add_wait,
-    again,
-    composed,
     indented,
     no_overrides,
     print_lines,
     print_table,
     print_warnings,
 )
-from orchestrator.cli.progress import print_scripts, submit_all
-from orchestrator.core.settings import split_store
+from orchestrator.cli.progress import add_composing, again, composed, print_scripts, submit_all
+from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
@@ -47,23 +45,25 @@ def configure_launch(parser: argparse.ArgumentParser) -> None:
 def run_launch(args: argparse.Namespace) -> int:
     """Check, seal and launch a sweep; follow it to its end unless it runs as jobs or detached."""
     outlive_the_reader()
-    view, composition = composed(args)
+    with LongStep("composing") as step:
+        view, composition = composed(args, step)
     view.check()
     cells = view.select(args.only)
     settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
     # All checks come before the first write, so a refused launch leaves no trace in the store.
-    checked = CheckedLaunch(
-        verb="launch",
-        view=view,
-        cells=cells,
-        settings=settings,
-        import_paths=import_paths,
-        composition=composition,
-        overrides=args.overrides,
-        names_cells=bool(args.only),
-        dry_run=args.dry_run,
-        prefetch=again("prefetch", args),
-    )
+    with LongStep("checking the launch"):
+        checked = CheckedLaunch(
+            verb="launch",
+            view=view,
+            cells=cells,
+            settings=settings,
+            import_paths=import_paths,
+            composition=composition,
+            overrides=args.overrides,
+            names_cells=bool(args.only),
+            dry_run=args.dry_run,
+            prefetch=again("prefetch", args),
+        )
     notes = checked.limits.notes if checked.limits else ()
     if args.dry_run:
         return print_scripts(checked.dispatch().dry_run(), notes)
@@ -112,14 +112,14 @@ def run_rerun(args: argparse.Namespace) -> int:
         print(f"{view.title}: {done}, nothing to rerun")
         return 0
     if args.dry_run:
-        _print_rerun(view, cells)
+        _print_rerun(view, cells, settings.policy)
         return 0
     fix = f"sweep prefetch {view.sweep.name}@{view.number}{view.hint}"
     # The checks come before the question, so that a user does not confirm what is then refused.
     checked = CheckedLaunch(
         verb="rerun", view=view, cells=cells, settings=settings, import_paths=import_paths, prefetch=fix
     )
-    _print_rerun(view, cells)
+    _print_rerun(view, cells, settings.policy)
     if (
         not args.yes
         and sys.stdin.isatty()
@@ -130,8 +130,8 @@ def run_rerun(args: argparse.Namespace) -> int:
     return follow(checked, checked.seal(print), wait=args.wait, is_detached=args.detach)
 
 
-def _print_rerun(view: SweepState, cells: list[Cell]) -> None:
-    """Print the cells to run again, each with the stages that are not done."""
+def _print_rerun(view: SweepState, cells: list[Cell], policy: Policy) -> None:
+    """Print the cells to run again, each with the stages that are not done, and what holds for them."""
     print(f"{view.title}: rerun {counted(len(cells), 'cell')}; what is done stays, checkpoints are used")
     rows = []
     for cell in cells:
@@ -143,6 +143,14 @@ def _print_rerun(view: SweepState, cells: list[Cell]) -> None:
         ]
         rows.append((cell.id, status.state, status.attempts, " ".join(stages), one_line(status.reason, 80)))
     print_table(("cell", "state", "attempts", "stages to run", "reason"), rows)
+    usual, budget = Policy(), policy.budget
+    values = {"rehearse": policy.rehearse, "breaker": policy.breaker}
+    kept = [f"policy.{k}={str(v).lower()}" for k, v in values.items() if v != getattr(usual, k)]
+    kept += [
+        f"policy.budget.{k}={v}" for k in ("gpu_hours", "until") if (v := getattr(budget, k)) is not None
+    ]
+    if kept:
+        print(f"  with {' '.join(kept)}; KEY=VALUE changes what the last launch set")
 
 
 def configure_reconcile(parser: argparse.ArgumentParser) -> None:
@@ -158,6 +166,10 @@ def run_reconcile(args: argparse.Namespace) -> int:
     outlive_the_reader()
     view = open_view(args.sweep, no_overrides(args.words))
     view.check()
+    if not args.dry_run and has_only_notices(view):
+        print(f"{view.title} was launched without jobs; notices that are due are sent")
+        notifier_of(view, next(r for r in reversed(view.requests) if r.settings), indented).finish()
+        return 0
     asked = requests_of(view, indented)
     if args.dry_run:
         given = SubmitResult()

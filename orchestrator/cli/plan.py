@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.api.estimates import of_cell, together
+from orchestrator.api.estimates import of_cell
 from orchestrator.api.launching import run_settings_of
 from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.rehearsals import gate_lines
@@ -17,20 +17,19 @@ from orchestrator.api.simulating import Simulated, SimulatedCluster
 from orchestrator.api.state import SweepState
 from orchestrator.cli.budget import over_budget_lines, print_budget
 from orchestrator.cli.output import (
-    add_composing,
-    again,
-    composed,
+    LongStep,
     print_json,
     print_lines,
     print_table,
     print_warnings,
 )
+from orchestrator.cli.progress import add_composing, again, composed
 from orchestrator.compose.main import Composition
 from orchestrator.core.plan import Action, Step
 from orchestrator.core.settings import HardwareSettings, split_store
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell, gates_among
-from orchestrator.costs import DEVICES, Estimate
+from orchestrator.costs import DEVICES, Estimate, together
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.launchers.base import LaunchGpus
 
@@ -42,17 +41,22 @@ def configure_plan(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     _add_hardware(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="of a cluster: how long the whole takes there")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="of the cluster; default 8")
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="of the cluster; default 8")
     parser.add_argument("--budget", action="store_true", help="show the budget, and cells to drop to fit it")
 
 
 def run_plan(args: argparse.Namespace) -> int:
     """Print the plan."""
+    if args.gpus is None and args.gpus_per_node is not None:
+        raise UserError("--gpus-per-node is of a cluster of --gpus, which is not given", fix="--gpus N")
+    if args.budget and args.gpus is not None:
+        raise UserError("--budget and --gpus are two questions", allowed="one of them")
     plan, composition = _plan(args)
     view = plan.view
     if args.budget:
         return print_budget(plan, as_json=args.json)
-    there = None if args.gpus is None else LaunchGpus(args.gpus, args.gpus_per_node)
+    per_node = 8 if args.gpus_per_node is None else args.gpus_per_node
+    there = None if args.gpus is None else LaunchGpus(args.gpus, per_node)
     timed = None if there is None else plan.simulate(SimulatedCluster(*there, plan.hardware.moldable))
     if args.json:
         found = plan.as_json(there)
@@ -64,12 +68,11 @@ def run_plan(args: argparse.Namespace) -> int:
         print(f"  note: {note}")
     print_warnings(view)
     print_lines(cell_drift(view), indent=2)
-    import_paths = composition.import_paths if composition else ()
-    print_lines(code_drift(view, plan.cells, import_paths), indent=2)
+    print_lines(code_drift(view, plan.cells, composition.import_paths if composition else ()), indent=2)
     _print_plan(plan)
     _print_gpus(gpus)
     if timed is not None:
-        print(f"\n{_makespan_line(timed, args.gpus_per_node)}")
+        print(f"\n{_makespan_line(timed, per_node)}")
     return 0
 
 
@@ -158,11 +161,12 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
 
 def _plan(args: argparse.Namespace) -> tuple[Plan, Composition | None]:
     """Return the plan, and what was composed; None for a revision from the store."""
-    view, composition = composed(args)
-    settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
-    hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
-    cells = view.select(args.only)
-    return Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args)), composition
+    with LongStep("planning") as step:
+        view, composition = composed(args, step)
+        settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
+        hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
+        cells, prefetch = view.select(args.only), again("prefetch", args)
+        return Plan(view, cells, settings, hardware, import_paths, prefetch=prefetch), composition
 
 
 def _makespan_line(found: Simulated, gpus_per_node: int, order: str = "with the longest cells first") -> str:

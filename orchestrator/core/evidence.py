@@ -157,6 +157,18 @@ def is_answered(attempt: Attempt, cause: Cause) -> bool:
     return rung < num_rungs
 
 
+def num_starved(evidence: Evidence, after: int) -> int:
+    """Return how many attempts of a stage ran out of host memory in jobs that requested some.
+
+    Args:
+        evidence: of the stage.
+        after: the attempt up to which none counts, as after a rerun.
+    """
+    starts = {attempt.number: attempt.start for attempt in evidence.attempts if attempt.number > after}
+    failed = (starts.get(number) for number, cause in causes(evidence) if cause is Cause.OOM_HOST)
+    return sum(start is not None and Cause.OOM_HOST in start.remedies for start in failed)
+
+
 def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
     """Return the cause whose budget is spent and the number of its attempts, or None.
 
@@ -330,7 +342,8 @@ def budget_hold(
         return Hold(f"{used}, too much for a stage to reach a checkpoint: {more}")
     if left_s < (spending.running_gpus + num_gpus) * spending.checkpoint_s:
         return Hold(
-            f"{used}, and {spending.running_gpus:g} GPUs run: it waits for them, or {more}", is_final=False
+            f"{used}, and {spending.running_gpus:g} GPUs run, too much for one more stage: {more}",
+            is_final=False,
         )
     return None
 
@@ -343,7 +356,7 @@ def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[
         retired: the records of its retirements.
     """
     gone = {file.path for record in retired for file in record.files}
-    return tuple(file for file in files if file.path not in gone)
+    return tuple(file for file in files if file.path not in gone) if gone else tuple(files)
 
 
 def describe_retired(retired: Iterable[Retired]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet
@@ -60,8 +62,11 @@ def run(launched: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 
 def test_status_json_keeps_its_contract(run):
+    before_s = time.time()
     status = json.loads(run("status", "mixed", "--json"))
     assert {"sweep", "revision", "counts", "cells"} <= set(status)
+    assert before_s <= status["as_of"] <= time.time()
+    assert re.search(r"2 done, 2 failed \(at \d\d:\d\d:\d\d\)$", run("status", "mixed"), re.MULTILINE)
     assert status["counts"] == {"done": 2, "failed": 2}
     cell = next(cell for cell in status["cells"] if cell["state"] == "failed")
     assert {"cell", "axes", "state", "cause", "attempts", "stages"} <= set(cell)

@@ -12,17 +12,19 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.holding import code_of
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Owner
-from orchestrator.core.state import Gates, StageStatus, stage_status
+from orchestrator.core.remedies import status_in_job
+from orchestrator.core.state import Gates, StageStatus
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
@@ -38,6 +40,7 @@ from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.trackers.notifier import Notifier
 
 POLL_S, SCAN_S, SCAN_SHARE = 0.5, 2.0, 20
 """Intervals of polls of Ray and scans of the store (at most 1/SCAN_SHARE of the time)."""
@@ -99,6 +102,7 @@ class _Scanner:
         holds: what is held back in the sweep.
         observer: judges the attempts of workers.
         gates: of the launch.
+        rungs: of the remedies in the submission's resources, by cause.
     """
 
     def __init__(
@@ -110,8 +114,10 @@ class _Scanner:
         holds: HoldReader,
         observer: Watcher,
         gates: Gates,
+        rungs: Mapping[Cause, tuple[int, int]],
     ) -> None:
         self._ledger = ledger
+        self._rungs = rungs
         self._sweep = sweep
         self._start = start
         self._retries = holds.policy.retries
@@ -146,7 +152,7 @@ class _Scanner:
             owner = last.claim.owner
             if (owner.job, owner.restart_count) == self._start:
                 self._busy.add(owner.slot)
-        return stage_status(evidence, summary.budget(digest, self._retries))
+        return status_in_job(evidence, summary.budget(digest, self._retries), self._rungs)
 
 
 class RayDriver:
@@ -184,12 +190,13 @@ class RayDriver:
         holds = HoldReader(
             sealed, engine.policy, code_of(request), lambda policy: spending_now(ledger, sweep, policy)
         )
-        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates)
+        rungs = submission.resources.by_cause
+        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates, rungs)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
-        self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = _Stop(grace_s)
         self._nodes = NodeReports(ledger, engine.policy.quarantine_s)
+        self._notifier = Notifier(ledger.objects.url, sweep, engine.notify, self._say)
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
@@ -210,6 +217,7 @@ class RayDriver:
         if self._stop.is_requested:  # no report: the cluster records who stopped it
             return RELEASED
         self._records.write_report(code, self._failures.given_up, claimed=bool(self._failures.claimed))
+        self._notifier.finish()
         return code
 
     def _drive(self) -> int:
@@ -224,6 +232,7 @@ class RayDriver:
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
             self._tell()
+            self._notifier.pulse()
             if self._stop.is_requested or self._failures.given_up:
                 if self._is_empty():
                     return REFUSED
