@@ -98,9 +98,15 @@ SCHEDULERS: Mapping[str, str] = {
 
 TRACKERS: Mapping[str, str] = {
     "store": "orchestrator.trackers.base:StoreTracker",
-    "wandb": "orchestrator.trackers.wandb_mirror:WandbMirror",
 }
-"""`tracker.name` to a class that is a `Tracker`, or a mirror, which follows the store instead of a stage."""
+"""`tracker.name` to a class that is a `Tracker`, which runs in the process of a stage."""
+
+MIRRORS: Mapping[str, str] = {
+    "wandb": "orchestrator.trackers.wandb_mirror:WandbMirror",
+    "mlflow": "orchestrator.trackers.mlflow_mirror:MlflowMirror",
+    "tensorboard": "orchestrator.trackers.tensorboard_mirror:TensorboardMirror",
+}
+"""Names in `TrackerSettings.mirrors` to a class that is a `Mirror`, which follows the store, not a stage."""
 
 REPORTS: Mapping[str, str] = {
     "accuracy": "orchestrator.study.summary:write",

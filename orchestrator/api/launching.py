@@ -44,7 +44,7 @@ from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.submissions import spending_now
 from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
-from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
+from orchestrator.registry import LAUNCHERS, MIRRORS, TRACKERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
@@ -122,15 +122,15 @@ def make_launcher(settings: RunSettings, num_cells: int) -> Any:
 
 
 def has_mirror(settings: RunSettings) -> bool:
-    """Check the options of a launch's tracker, and return whether it follows the store in its own process.
+    """Check the options of a launch's trackers, and return whether one of them is a mirror.
 
     Raises:
         UserError: there is no such tracker, or its options are wrong.
     """
-    if ":" in settings.tracker.name:  # a user's own tracker, which only stages may import
-        return False
-    kind: Any = lookup(TRACKERS, settings.tracker.name, kind="tracker")
-    return getattr(kind, "follows_store", False) and bool(kind(settings.tracker.options, Path()))
+    name, mirrors = settings.tracker.name, settings.tracker.mirrors
+    if name not in mirrors and ":" not in name:  # a user's own tracker may be imported by stages only
+        lookup(TRACKERS, name, kind="tracker")
+    return bool([lookup(MIRRORS, mirror, kind="mirror")(options) for mirror, options in mirrors.items()])
 
 
 class Detached(NamedTuple):
