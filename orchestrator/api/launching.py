@@ -44,11 +44,12 @@ from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.submissions import spending_now
 from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
-from orchestrator.registry import LAUNCHERS, MIRRORS, TRACKERS, lookup
+from orchestrator.registry import LAUNCHERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
 from orchestrator.store.opening import store_url
+from orchestrator.trackers.base import has_mirror
 
 
 def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> SweepState:
@@ -116,21 +117,9 @@ def make_launcher(settings: RunSettings, num_cells: int) -> Any:
     Raises:
         UserError: there is no such launcher or tracker, or it cannot meet the settings.
     """
-    has_mirror(settings)  # wrong options are an error before anything is recorded
+    has_mirror(settings.tracker)  # wrong options are an error before anything is recorded
     made = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")
     return made(settings.launcher, num_cells, settings.cluster)
-
-
-def has_mirror(settings: RunSettings) -> bool:
-    """Check the options of a launch's trackers, and return whether one of them is a mirror.
-
-    Raises:
-        UserError: there is no such tracker, or its options are wrong.
-    """
-    name, mirrors = settings.tracker.name, settings.tracker.mirrors
-    if name not in mirrors and ":" not in name:  # a user's own tracker may be imported by stages only
-        lookup(TRACKERS, name, kind="tracker")
-    return bool([lookup(MIRRORS, mirror, kind="mirror")(options) for mirror, options in mirrors.items()])
 
 
 class Detached(NamedTuple):
@@ -204,6 +193,7 @@ class CheckedLaunch:
         view, cells, import_paths = self.view, self.cells, self.import_paths
         view.check()
         view.ledger.refuse_unheld(self.settings, view.sweep)
+        has_mirror(self.settings.tracker, check=True)
         self.launcher = make_launcher(self.settings, len(cells))
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
         hardware = hardware_for(self.launcher, self.settings)

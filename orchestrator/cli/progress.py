@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.api.launching import has_mirror
 from orchestrator.api.reconciling import JobPasses, PendingLaunch, submit_pass
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
@@ -27,6 +26,7 @@ from orchestrator.errors import counted
 from orchestrator.registry import REPORT_WRITER, load
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
+from orchestrator.trackers.base import has_mirror
 
 
 def write_reports(view: SweepState) -> None:
@@ -224,7 +224,7 @@ def _stay(passes: JobPasses) -> int:
 @contextlib.contextmanager
 def mirroring(ledger: Ledger, sweep: str, request: Request) -> Iterator[None]:
     """Run the mirror of a launch beside it; at the end wait for it for at most `MIRROR_FINISH_S`."""
-    if request.settings is None or not has_mirror(request.settings):
+    if request.settings is None or not has_mirror(request.settings.tracker):
         yield
         return
     log = Path(f"request-{request.number}-mirror.log")

@@ -34,7 +34,7 @@ from orchestrator.trackers.protocol import (
     Mirror,
     MirroredRun,
     MirrorProgress,
-    Point,
+    MetricPoint,
     Unavailable,
     log,
 )
@@ -138,10 +138,10 @@ class Follower:
         """Send one cell's run what is new. Its failure affects no other cell."""
         try:
             self._give(cell, reader)
-            state = self._states[cell.id][0]
+            state, at = self._states[cell.id]
             if cell.id in self._runs or self._progress(cell).state not in ("", state):
                 run = self._run(cell)
-                run.mark(state)
+                run.mark(state, at)
                 self._given[self._id(cell)] = run.progress
             if state == DONE:
                 self._close(cell)
@@ -246,7 +246,7 @@ class Follower:
     def _close(self, cell: Cell) -> None:
         run = self._runs.pop(cell.id, None)
         if run is not None:
-            run.close(*self._states.get(cell.id, (STOPPED, 0.0)))
+            run.close(self._states[cell.id][0])
 
     def _id(self, cell: Cell) -> str:
         return run_id(self._store, self._sweep.name, cell)
@@ -257,12 +257,12 @@ def _shared(cells: Sequence[Cell]) -> set[str]:
     return {digest for digest, n in Counter(d for c in cells for d in c.stage_digests).items() if n > 1}
 
 
-def _point(stage: str, number: int, at: float, row: dict[str, Any]) -> Point:
+def _point(stage: str, number: int, at: float, row: dict[str, Any]) -> MetricPoint:
     metrics = {name: value for name, value in row.items() if name != "step"}
     since = metrics.get("time_s")
     # The stage counts the seconds from its own start; a command may write any other thing there.
     after = float(since) if isinstance(since, int | float) and at else 0.0
-    return Point(stage, number, row.get("step", 0), at + after, metrics)
+    return MetricPoint(stage, number, row.get("step", 0), at + after, metrics)
 
 
 def state_of(found: Sequence[Evidence]) -> tuple[str, float]:

@@ -29,7 +29,7 @@ from orchestrator.registry import MIRRORS, lookup
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.trackers.following import Follower, Sent
-from orchestrator.trackers.protocol import Mirror, Unavailable, log
+from orchestrator.trackers.protocol import Mirror, Unavailable, log, log_to
 
 POLL_S, MAX_POLL_S = 3.0, 60.0
 """Least and greatest seconds between two passes."""
@@ -43,7 +43,7 @@ PROBLEM = "! "
 """Beginning of a line about something that could not be sent."""
 
 
-class Outcome(NamedTuple):
+class MirrorOutcome(NamedTuple):
     """What a mirror did.
 
     Attributes:
@@ -101,7 +101,7 @@ class MirrorPasses:
         self._noticed = False
         self._not_before_s = 0.0
 
-    def run(self, over: threading.Event) -> Outcome:
+    def run(self, over: threading.Event) -> MirrorOutcome:
         """Make passes until the launch is over, and one after that."""
         sweep = self._revision.sweep.name
         own = self._ledger.objects.workspace(layout.mirror(sweep, self.name))
@@ -123,7 +123,7 @@ class MirrorPasses:
             text += f"; {lost} not mirrored whole, see the log"
         if self._problem or lost:
             text += f"; what is missing follows by: {self._later}"
-        return Outcome(self.name, sent, lost, self._problem, self._fix, without_secrets(text))
+        return MirrorOutcome(self.name, sent, lost, self._problem, self._fix, without_secrets(text))
 
     @property
     def _later(self) -> str:
@@ -139,7 +139,7 @@ class MirrorPasses:
                 start_s = time.thread_time()
                 try:
                     follower.follow()
-                    failed, self._problem, self._fix = 0, "", ""
+                    failed, self._problem, self._fix = 0, self.mirror.problem, ""
                     cost_s = time.thread_time() - start_s
                     pause_s = min(MAX_POLL_S, max(POLL_S, 20 * cost_s))  # use about 5 % of one core at most
                     if self.mirror.problem:
@@ -155,7 +155,7 @@ class MirrorPasses:
                     if last or failed == MAX_FAILED_PASSES:
                         raise
                     self._problem = f"{type(error).__name__}: {error}"
-            if last and self._problem and failed <= self._patience:
+            if last and 0 < failed <= self._patience:
                 time.sleep(min(pause_s, MAX_POLL_S))
                 self._not_before_s = 0.0
                 continue
@@ -299,9 +299,10 @@ def main(argv: list[str] | None = None) -> int:
     threading.Thread(target=wait_for_the_end, name="launch", daemon=True).start()
     os.nice(10)  # the cells' processes have priority
     try:
-        follow_launch(url, sweep, int(number), over, show)
+        with log_to(None):
+            follow_launch(url, sweep, int(number), over, show)
     except SweepError as error:
-        log(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 

@@ -30,7 +30,7 @@ from orchestrator.trackers.protocol import (
     Described,
     Followed,
     MirrorProgress,
-    Point,
+    MetricPoint,
     is_number,
     summary_of,
 )
@@ -202,7 +202,7 @@ class MlflowRun:
         """What the run has."""
         return self._run.progress
 
-    def log(self, points: Sequence[Point], sent: MirrorProgress) -> int:
+    def log(self, points: Sequence[MetricPoint], sent: MirrorProgress) -> int:
         """Send ``train/loss`` at its step and time; what is no number is left out."""
         metrics = [
             entry(f"{point.stage}/{name}", value, point.step, point.at)
@@ -218,20 +218,16 @@ class MlflowRun:
         found = summary_of(stage, rows).items()
         self._send([entry(name, value, 0, at) for name, value in found if is_number(value)], sent)
 
-    def mark(self, state: str) -> None:
-        """Set the status of the run, if it has another one."""
-        self._set(state, 0.0)
-
-    def close(self, state: str, at: float) -> None:
-        """Set the status of the run, and when it ended."""
-        self._set(state, at)
-
-    def _set(self, state: str, at: float) -> None:
+    def mark(self, state: str, at: float) -> None:
+        """Set the status of the run, if it has another one, and when it ended."""
         if self._run.progress.state != state:
             body = {"run_id": self._run.id, "tags": pairs({_STATE: state})}
             self._server.call("runs/log-batch", body)
             self._server.set_state(self._run.id, state, at)
             self._run.progress = msgspec.structs.replace(self._run.progress, state=state)
+
+    def close(self, state: str) -> None:
+        """Do nothing: all was sent, and marked."""
 
     def _send(self, metrics: list[dict[str, Any]], sent: MirrorProgress) -> None:
         """Send metrics, and with the last of them the cursor."""

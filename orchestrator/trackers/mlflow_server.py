@@ -136,7 +136,7 @@ class Server:
 
     def set_state(self, run: str, state: str, at: float) -> None:
         """Set the status of a run, and if it has ended, when."""
-        body = {"run_id": run, "status": STATUS[state]}
+        body: dict[str, Any] = {"run_id": run, "status": STATUS[state]}
         if state != RUNNING:
             body["end_time"] = milliseconds(at) or int(time.time() * 1000)
         self.call("runs/update", body)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
@@ -16,7 +19,7 @@ DONE, RUNNING, STOPPED, BROKEN = "done", "running", "stopped", "failed"
 """The states of a cell as a mirror shows them."""
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """The metrics of one step of an attempt.
 
     Attributes:
@@ -87,16 +90,16 @@ class MirroredRun(Protocol):
     id: str
     progress: MirrorProgress
 
-    def log(self, points: Sequence[Point], sent: MirrorProgress) -> int:
+    def log(self, points: Sequence[MetricPoint], sent: MirrorProgress) -> int:
         """Record some points, and return how many it had not; `sent` is the progress with them."""
 
     def results(self, stage: str, rows: Sequence[dict[str, Any]], at: float, sent: MirrorProgress) -> None:
         """Record the rows of a stage that was done at a time; `sent` is the progress with them."""
 
-    def mark(self, state: str) -> None:
-        """Record the state of the cell, and make what was sent durable."""
+    def mark(self, state: str, at: float) -> None:
+        """Record the state of the cell, and when it was reached; 0.0 if that is not known."""
 
-    def close(self, state: str, at: float) -> None:
+    def close(self, state: str) -> None:
         """End the run, or pause it until the cell continues."""
 
 
@@ -194,6 +197,24 @@ def summary_of(stage: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
+_logger = logging.getLogger("orchestrator.trackers.mirrors")
+
+
 def log(text: str) -> None:
-    """Print to the mirror's log, without credentials."""
-    print(without_secrets(text), file=sys.stderr, flush=True)
+    """Write to the mirrors' log, without credentials."""
+    _logger.info("%s", without_secrets(text))
+
+
+@contextlib.contextmanager
+def log_to(path: Path | None) -> Iterator[None]:
+    """Write the log to a file; to standard error without one."""
+    handler = logging.StreamHandler() if path is None else logging.FileHandler(path, encoding="utf-8")
+    # Only our own lines: the libraries below log every request.
+    _logger.propagate = False
+    _logger.setLevel(logging.INFO)
+    _logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        _logger.removeHandler(handler)
+        handler.close()

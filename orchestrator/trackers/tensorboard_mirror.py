@@ -22,7 +22,7 @@ from orchestrator.trackers.protocol import (
     Described,
     Followed,
     MirrorProgress,
-    Point,
+    MetricPoint,
     is_number,
     summary_of,
 )
@@ -128,7 +128,7 @@ class TensorboardRun:
         os.truncate(path, note.size)
         self._records: list[bytes] = []
 
-    def log(self, points: Sequence[Point], sent: MirrorProgress) -> int:
+    def log(self, points: Sequence[MetricPoint], sent: MirrorProgress) -> int:
         """Write ``train/loss`` at its step and time; what is no number is left out."""
         for point in points:
             values = {f"{point.stage}/{name}": value for name, value in point.metrics.items()}
@@ -144,10 +144,10 @@ class TensorboardRun:
         self.progress = sent
         self._write()
 
-    def mark(self, state: str) -> None:
+    def mark(self, state: str, at: float) -> None:
         """Do nothing: each batch was noted when it was written."""
 
-    def close(self, state: str, at: float) -> None:
+    def close(self, state: str) -> None:
         """Do nothing: no file is open."""
 
     def _add(self, values: Mapping[str, Any], step: int, at: float) -> None:

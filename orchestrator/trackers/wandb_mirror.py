@@ -28,7 +28,7 @@ from orchestrator.trackers.protocol import (
     Described,
     Followed,
     MirrorProgress,
-    Point,
+    MetricPoint,
     log,
     summary_of,
 )
@@ -142,12 +142,9 @@ class WandbMirror:
                 return self._offline(wandb, cell)
             self._online += 1
             self._replaced += number > 1
-            # More lines there than noted: the first ones to come are there already. Fewer: the note is of
-            # another run.
-            if noted.lines > run.starting_step:
-                noted = MirrorProgress()
+            # More lines there than noted: the first ones to come are there already.
+            skip = max(0, run.starting_step - noted.lines)
             known = msgspec.structs.replace(noted, id="" if id == cell.id else id)
-            skip = run.starting_step - noted.lines
             return WandbRun(run, id, known, skip, lambda sent: self._uploaded(cell.id, sent))
         raise AssertionError("the last id was tried")
 
@@ -256,7 +253,7 @@ class WandbRun:
         self.id = id
         self.progress = progress
 
-    def log(self, points: Sequence[Point], sent: MirrorProgress) -> int:
+    def log(self, points: Sequence[MetricPoint], sent: MirrorProgress) -> int:
         """Log ``train/loss`` against ``train/step``; leave out what is not a number."""
         new = points[self._skip :]
         self._skip -= len(points) - len(new)
@@ -272,10 +269,10 @@ class WandbRun:
         self._run.summary.update(summary_of(stage, rows))
         self.progress = sent
 
-    def mark(self, state: str) -> None:
+    def mark(self, state: str, at: float) -> None:
         """Do nothing: the library uploads by itself."""
 
-    def close(self, state: str, at: float) -> None:
+    def close(self, state: str) -> None:
         """End the run, with exit code 0 if the cell is done."""
         self._run.finish(exit_code=0 if state == DONE else 1)
         self._closed(self.progress)
