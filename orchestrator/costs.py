@@ -17,7 +17,7 @@ tenth of a millisecond.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -225,3 +225,58 @@ def checked_estimate(name: str, estimate: Any) -> Estimate:
                 f"the hook {name} returned {field.name}={value!r}", allowed="a finite number, 0 or more"
             )
     return estimate
+
+
+ADDED = (
+    "num_steps",
+    "num_tokens",
+    "model_flops",
+    "hardware_flops",
+    "gpu_hours",
+    "generation_gpu_hours",
+    "wall_hours",
+    "disk_gib",
+    "num_generations",
+    "num_requests",
+    "prompt_tokens",
+    "completion_tokens",
+)
+"""Fields of an estimate that add up over stages."""
+
+
+def together(estimates: Iterable[Estimate]) -> Estimate:
+    """Return the estimate of several stages that run one after another.
+
+    Costs are added. Memory and GPUs are those of the stage that needs most. The peak of the disk is what all
+    stages leave, plus the most that a single stage holds temporarily.
+    """
+    found = list(estimates)
+    largest = max(found, key=lambda estimate: estimate.memory_gib, default=Estimate())
+    sums: dict[str, Any] = {name: sum(getattr(estimate, name) for estimate in found) for name in ADDED}
+    live_gib = max((e.peak_disk_gib - e.disk_gib for e in found), default=0.0)
+    return Estimate(
+        **sums,
+        num_gpus=max((estimate.num_gpus for estimate in found), default=0),
+        micro_batch=next((e.micro_batch for e in found if e.micro_batch is not None), None),
+        micro_batch_tokens=next(
+            (e.micro_batch_tokens for e in found if e.micro_batch_tokens is not None), None
+        ),
+        recomputes=next((e.recomputes for e in found if e.recomputes is not None), None),
+        memory_gib=largest.memory_gib,
+        memory_terms_gib=largest.memory_terms_gib,
+        host_memory_gib=max((estimate.host_memory_gib for estimate in found), default=0.0),
+        peak_disk_gib=sums["disk_gib"] + max(0.0, live_gib),
+        useful_share=_mean_share(found, "useful_share"),
+        checkpoint_share=_mean_share(found, "checkpoint_share"),
+        lost_s=max((e.lost_s for e in found), default=0.0),
+        stop_s=max((e.stop_s for e in found), default=0.0),
+        assumptions=tuple(dict.fromkeys(note for e in found for note in e.assumptions)),
+        measured=any(estimate.measured for estimate in found),
+    )
+
+
+def _mean_share(estimates: Sequence[Estimate], name: str) -> float:
+    """Return a share of the time of several stages, weighted by their GPU hours, of those that have one."""
+    shares = [(getattr(one, name), one.wall_hours * one.num_gpus) for one in estimates if getattr(one, name)]
+    hours = sum(weight for _, weight in shares)
+    return sum(share * weight for share, weight in shares) / hours if hours else 0.0

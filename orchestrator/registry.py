@@ -127,6 +127,9 @@ GENERAL = "general"
 REPORT_WRITER = "orchestrator.api.reports:write_sweep_reports"
 """The function that writes the reports of a sweep. A launch imports it, and what it needs, at its end."""
 
+GRID = "orchestrator.serving.drawing:fragment_of"
+"""A function ``(view) -> Fragment``: the grid of a sweep state, for pages of reports."""
+
 TABLE_READER = "orchestrator.study.tables.results:read_table"
 """A function ``(path) -> rows`` that reads a table made elsewhere."""
 

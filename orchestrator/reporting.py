@@ -7,8 +7,8 @@ A report is a plain function that writes files and returns their paths::
 
 The second kind receives the facts that no row holds, such as the cells without rows. They are None for a
 table from elsewhere. A parameter `curves` receives the logged metrics as a tuple of `Curve`, and `over` the
-axes over which the user wants mean and spread. This module does not depend on the store or on the meaning of
-the rows.
+axes over which the user wants mean and spread. A parameter `grid` receives the grid of cells as a `Fragment`.
+This module does not depend on the store or on the meaning of the rows.
 """
 
 from __future__ import annotations
@@ -166,8 +166,20 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     points: dict[str, tuple[tuple[int, float], ...]] = {}
 
 
+class Fragment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of a page that was rendered elsewhere. All texts in it are escaped.
+
+    Attributes:
+        style: a style sheet.
+        body: markup without scripts and without inline styles.
+    """
+
+    style: str
+    body: str
+
+
 Offers = Mapping[str, Callable[[], Any]]
-"""Parameter name (`about`, `curves`, `over`) to a function that reads its value, called only if needed."""
+"""Parameter name (`about`, `curves`, `over`, `grid`) to a function that reads it, called only if needed."""
 
 
 def call(

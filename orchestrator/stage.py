@@ -89,8 +89,9 @@ class Config(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._tree:
-            full = f"{self._path}{key}"
-            raise StageFailure("config", f"the stage does not declare {full!r} in its `{self._declared}`")
+            what = f"the stage does not declare {self._path + key!r} in its `{self._declared}`"
+            hint = "; what it `uses` is in context.uses" if self._declared == "reads" else ""
+            raise StageFailure("config", f"{what}{hint}")
         value = self._tree[key]
         if isinstance(value, Mapping):
             return Config(value, path=f"{self._path}{key}.", declared=self._declared)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.api.estimates import work_of
+from orchestrator.api.estimates import estimates_of, gpus_held, held_seconds, of_cell
+from orchestrator.api.launching import make_launcher
 from orchestrator.api.planning import Plan
 from orchestrator.core.state import State
+from orchestrator.costs import Estimate
+from orchestrator.errors import SweepError
 from orchestrator.jobs.records import spending
 from orchestrator.jobs.submissions import WorkerRecords
+from orchestrator.launchers.base import hardware_for
 from orchestrator.registry import CLAIMS, load
 
 RULE = (
@@ -72,9 +77,7 @@ def budget_json(plan: Plan) -> dict[str, Any]:
         plan: of the sweep; its settings hold the budget.
     """
     view, limit = plan.view, plan.settings.policy.budget
-    work = work_of(view, plan.cells, plan.estimates)
-    least = float(plan.settings.launcher.get("gpus_per_worker") or 1)
-    seconds = {digest: 3600 * each.hours * (each.num_gpus or least) for digest, each in work.items()}
+    seconds, holds_gpus = _needed(plan)
     spent_s = spending(WorkerRecords(view.ledger, view.sweep.name).read(), (), checkpoint_s=0.0).gpu_seconds
     total_s = spent_s + sum(seconds.values())
     limit_s = None if limit.gpu_hours is None else 3600 * limit.gpu_hours
@@ -95,6 +98,7 @@ def budget_json(plan: Plan) -> dict[str, Any]:
         "sweep": view.sweep.name,
         "budget": {"gpu_hours": limit.gpu_hours, "until": limit.until},
         "has_ended": limit.has_ended(time.time()),
+        "holds_gpus": holds_gpus,
         "spent_gpu_hours": spent_s / 3600,
         "needed_gpu_hours": (total_s - spent_s) / 3600,
         "fits": limit_s is None or total_s <= limit_s,
@@ -106,6 +110,34 @@ def budget_json(plan: Plan) -> dict[str, Any]:
             {"cell": each.cell, "gpu_hours": each.saved_s / 3600, "claims": each.claims} for each in dropped
         ],
     }
+
+
+def _needed(plan: Plan) -> tuple[dict[str, float], bool]:
+    """Return the GPU-seconds of each stage that is not done, and whether workers of the launch hold GPUs.
+
+    Where they hold none, or a cluster cannot be asked, they are those of the hardware that is planned for.
+    """
+    view, settings = plan.view, plan.settings
+    cells = [cell for cell in plan.cells if view.cells[cell.id].state is not State.DONE]
+    estimates: Mapping[str, Estimate] = plan.estimates
+    held, holds_gpus = dict[str, float](), True
+    with contextlib.suppress(SweepError):
+        launcher = make_launcher(settings, len(plan.cells))
+        if (hardware := hardware_for(launcher, settings)) is not None and hardware.device != "cpu":
+            estimates = estimates_of(
+                view,
+                cells,
+                hardware=hardware,
+                retention=settings.policy.retention,
+                import_paths=plan.import_paths,
+                unfinished_only=True,
+            )
+        held = gpus_held(view, cells, estimates, launcher, settings)
+        holds_gpus = any(held.values()) or not cells
+    if not any(held.values()):
+        needs = {cell.id: of_cell(cell, estimates, view.chain(cell)) for cell in cells}
+        held = {cell: float(need.num_gpus if need else 0) for cell, need in needs.items()}
+    return held_seconds(view, cells, estimates, held), holds_gpus
 
 
 def _claims(plan: Plan) -> Mapping[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,8 +15,9 @@ from orchestrator.core.schedule import PlannedStage
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
-from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_estimate
+from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_estimate, together
 from orchestrator.errors import SweepError, UserError
+from orchestrator.jobs.records import Shortfalls
 from orchestrator.launchers.base import Launcher, LaunchGpus, Submitter, hardware_for
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
@@ -41,23 +42,6 @@ def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
         raise
     except Exception as error:
         raise UserError(f"the hook {name} failed: {type(error).__name__}: {error}") from error
-
-
-ADDED = (
-    "num_steps",
-    "num_tokens",
-    "model_flops",
-    "hardware_flops",
-    "gpu_hours",
-    "generation_gpu_hours",
-    "wall_hours",
-    "disk_gib",
-    "num_generations",
-    "num_requests",
-    "prompt_tokens",
-    "completion_tokens",
-)
-"""Fields of an estimate that add up over stages."""
 
 
 def estimates_of(
@@ -92,7 +76,9 @@ def estimates_of(
             if spec.estimate
         }
         measured = measured_in(view) if hooks else Measured()
-        for cell in cells if hooks else ():
+        # A gate is estimated by a cell for most of whose stages it stands: a class may have untrained models.
+        gated = {cell.id: sum(len(g.stages) for g in view.gates.cells.get(cell.id, ())) for cell in cells}
+        for cell in sorted(cells, key=lambda cell: -gated[cell.id]) if hooks else ():
             config = Config(cell.config)
             for digest in view.chain(cell):
                 instance, is_done = instances[digest], view.stages[digest].state is State.DONE
@@ -176,15 +162,64 @@ def work_of(
     return work
 
 
-def worker_gpus(launcher: Launcher | Submitter, settings: RunSettings) -> float:
-    """Return how many GPUs a worker of a launch holds, at most; 0 without GPUs."""
-    hardware = hardware_for(launcher, settings)
-    if hardware is None and (isinstance(launcher, Submitter) or launcher.gpus() is None):
-        return 0.0
-    if hardware is not None and hardware.device == "cpu":
-        return 0.0
-    most = (hardware or settings.hardware.assumed).max_gpus
-    return float(settings.launcher.get("gpus_per_worker") or most)
+def gpus_held(
+    view: SweepState,
+    cells: Sequence[Cell],
+    estimates: Mapping[str, Estimate],
+    launcher: Launcher | Submitter,
+    settings: RunSettings,
+) -> dict[str, float]:
+    """Return the GPUs that a worker of each cell would hold, by the cell's id; 0 for those without GPUs.
+
+    A worker holds its GPUs whatever the stage needs: a job those that it requests for its cells, a local
+    worker `launcher.gpus_per_worker`, unless the workers of the machine share all GPUs.
+
+    Args:
+        view: the sweep state.
+        cells: that are planned.
+        estimates: digest of a stage to its estimate.
+        launcher: of the launch.
+        settings: of the launch.
+
+    Raises:
+        UserError: a cell fits on nothing that a scheduler has.
+        InfrastructureError: a scheduler was asked and does not answer.
+    """
+    needs = {cell.id: of_cell(cell, estimates, view.chain(cell)) for cell in cells}
+    if isinstance(launcher, Submitter):
+        if (hardware := launcher.hardware()) is not None and hardware.device == "cpu":
+            needs = dict.fromkeys(needs)
+        known = [view.subject(cell) for cell in view.sweep.cells]
+        asked = [(view.subject(cell), needs[cell.id], Shortfalls(0, 0)) for cell in cells]
+        side = settings.launcher.get("workers_per_job") or 1
+        found = launcher.resources(asked, known=known, chosen={})
+        return {cell: each.num_nodes * each.gpus_per_node / side for cell, each in found}
+    if launcher.gpus() is None:
+        return dict.fromkeys(needs, 0.0)
+    least = float(settings.launcher.get("gpus_per_worker", 1))
+    if not settings.hardware.moldable:
+        return dict.fromkeys(needs, least)
+    return {cell: float(need.num_gpus if need is not None else least) for cell, need in needs.items()}
+
+
+def held_seconds(
+    view: SweepState,
+    cells: Sequence[Cell],
+    estimates: Mapping[str, Estimate],
+    held: Mapping[str, float],
+) -> dict[str, float]:
+    """Return the GPU-seconds of each stage that is not done; a shared stage is the first cell's.
+
+    Args:
+        view, cells, estimates: as for `work_of`.
+        held: id of a cell to the GPUs that its worker holds.
+    """
+    work, found = work_of(view, cells, estimates), dict[str, float]()
+    for cell in cells:
+        for digest in view.chain(cell):
+            if digest in work:
+                found.setdefault(digest, 3600 * work[digest].hours * held[cell.id])
+    return found
 
 
 def longest_first(view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> list[Cell]:
@@ -355,41 +390,3 @@ def of_cell(
     """
     found = [estimates[digest] for digest in chain or cell.stage_digests if digest in estimates]
     return together(found) if found else None
-
-
-def together(estimates: Iterable[Estimate]) -> Estimate:
-    """Return the estimate of several stages that run one after another.
-
-    Costs are added. Memory and GPUs are those of the stage that needs most. The peak of the disk is what all
-    stages leave, plus the most that a single stage holds temporarily.
-    """
-    found = list(estimates)
-    largest = max(found, key=lambda estimate: estimate.memory_gib, default=Estimate())
-    sums: dict[str, Any] = {name: sum(getattr(estimate, name) for estimate in found) for name in ADDED}
-    live_gib = max((e.peak_disk_gib - e.disk_gib for e in found), default=0.0)
-    return Estimate(
-        **sums,
-        num_gpus=max((estimate.num_gpus for estimate in found), default=0),
-        micro_batch=next((e.micro_batch for e in found if e.micro_batch is not None), None),
-        micro_batch_tokens=next(
-            (e.micro_batch_tokens for e in found if e.micro_batch_tokens is not None), None
-        ),
-        recomputes=next((e.recomputes for e in found if e.recomputes is not None), None),
-        memory_gib=largest.memory_gib,
-        memory_terms_gib=largest.memory_terms_gib,
-        host_memory_gib=max((estimate.host_memory_gib for estimate in found), default=0.0),
-        peak_disk_gib=sums["disk_gib"] + max(0.0, live_gib),
-        useful_share=_mean_share(found, "useful_share"),
-        checkpoint_share=_mean_share(found, "checkpoint_share"),
-        lost_s=max((e.lost_s for e in found), default=0.0),
-        stop_s=max((e.stop_s for e in found), default=0.0),
-        assumptions=tuple(dict.fromkeys(note for e in found for note in e.assumptions)),
-        measured=any(estimate.measured for estimate in found),
-    )
-
-
-def _mean_share(estimates: Sequence[Estimate], name: str) -> float:
-    """Return a share of the time of several stages, weighted by their GPU hours, of those that have one."""
-    shares = [(getattr(one, name), one.wall_hours * one.num_gpus) for one in estimates if getattr(one, name)]
-    hours = sum(weight for _, weight in shares)
-    return sum(share * weight for share, weight in shares) / hours if hours else 0.0

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of, molded, work_of, worker_gpus
+from orchestrator.api.estimates import estimates_of, gpus_held, held_seconds, molded
 from orchestrator.api.requests import (
     build_request,
     gate_facts,
@@ -218,11 +218,12 @@ class CheckedLaunch:
     def _refuse_over_budget(self, estimates: Mapping[str, Estimate]) -> None:
         """Raise if the cells would cost more than the budget allows."""
         policy, view = self.settings.policy, self.view
-        held = worker_gpus(self.launcher, self.settings) if policy.budget.is_set else 0.0
-        work = work_of(view, self.cells, estimates)
-        seconds = {digest: 3600 * each.hours * (each.num_gpus or held) for digest, each in work.items()}
-        todo = [cell for cell in self.cells if held and view.cells[cell.id].state is not State.DONE]
-        found = forecast(todo, seconds, spending_now(view.ledger, view.sweep.name, policy))
+        todo = [cell for cell in self.cells if view.cells[cell.id].state is not State.DONE]
+        held = gpus_held(view, todo, estimates, self.launcher, self.settings)
+        seconds = held_seconds(view, todo, estimates, held)
+        found = forecast(
+            todo if any(held.values()) else (), seconds, spending_now(view.ledger, view.sweep.name, policy)
+        )
         refuse_over_budget(policy.budget, found, view.sweep.name, now=time.time())
 
     def dispatch(self) -> Dispatch:

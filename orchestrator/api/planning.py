@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from orchestrator.api.estimates import ADDED, estimates_of, molded, of_cell, together
+from orchestrator.api.estimates import estimates_of, molded, of_cell
 from orchestrator.api.launching import attempts_so_far, make_launcher, with_code
 from orchestrator.api.rehearsals import PlannedGate, planned_facts, planned_gates
 from orchestrator.api.requests import checkout_digest, missing_of, need_line, needs_of
@@ -21,7 +21,7 @@ from orchestrator.core.settings import HardwareSettings, RunSettings, check_hard
 from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
-from orchestrator.costs import Estimate, Need
+from orchestrator.costs import ADDED, Estimate, Need, together
 from orchestrator.errors import counted
 from orchestrator.execution.checkpoints import foresee
 from orchestrator.launchers.base import LaunchGpus
@@ -154,6 +154,7 @@ class Plan:
         settings: the run settings of the launch.
         hardware: that the estimates are for.
         prefetch: the command that fetches what is missing.
+        import_paths: folders from which the user's stages are imported.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Plan:
             view = with_code(view, checkout_digest(view, import_paths))
         self.view, self.cells, self.hardware = view, cells, hardware
         self.prefetch = prefetch
+        self.import_paths = import_paths
         self.settings, self._policy = settings, settings.policy
         self.steps = steps_of(view, after_launch(view, cells, named, settings), cells)
         self.missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))

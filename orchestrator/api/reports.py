@@ -18,7 +18,7 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import changed_keys
 from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.registry import FITTING, GENERAL, REPORTS, importable, load, lookup
+from orchestrator.registry import FITTING, GENERAL, GRID, REPORTS, importable, load, lookup
 from orchestrator.reporting import (
     About,
     AttemptFacts,
@@ -87,6 +87,7 @@ def write_sweep_reports(
     facts = about(view)
     names = names or (fitting_report(rows, facts),)
     offers = {"about": lambda: facts, "curves": lambda: curves(view), "over": lambda: tuple(over)}
+    offers["grid"] = lambda: load(GRID)(view)
     folder = place or view.ledger.objects.workspace(layout.report(view.sweep.name))
     written: list[list[Path]] = []
     errors: list[SweepError] = []

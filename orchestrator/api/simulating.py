@@ -168,6 +168,7 @@ def simulate(
         job_start_s=3600 * cluster.job_start_hours,
         start_at=time.time(),
         gates=view.gates._replace(are_first=True),
+        are_held=not work.keys() & view.gates.instances.keys() <= estimates.keys(),
         chains=chains,
     )
     outcome = Decisions(scenario).run()

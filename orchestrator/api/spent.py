@@ -12,6 +12,7 @@ from orchestrator.core.goodput import CATEGORIES, Goodput, HeldJob, Holder, good
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.judgement import SubmissionState
+from orchestrator.jobs.records import spending
 from orchestrator.jobs.submissions import WorkerRecords
 from orchestrator.reporting import HeldFacts
 from orchestrator.store import layout
@@ -92,12 +93,16 @@ def _held_jobs(filed: SubmissionState) -> Iterator[HeldJob]:
 def spent_json(view: SweepState, found: Sequence[Goodput]) -> dict[str, Any]:
     """Return the machine-readable form of what a sweep has cost; amounts are in seconds.
 
+    What was spent of the budget is what its workers held. Jobs hold their GPUs for a moment longer, and what
+    they held without a worker is in no budget.
+
     Args:
         view: the sweep state.
         found: result of `spent_of`.
     """
     limit = view.policy.budget
-    gpu_seconds = sum(each.total for each in found if each.unit == "gpu_seconds")
+    workers = WorkerRecords(view.ledger, view.sweep.name).read()
+    gpu_seconds = spending(workers, (), checkpoint_s=0.0).gpu_seconds
     return {
         "sweep": view.sweep.name,
         "revision": view.number,

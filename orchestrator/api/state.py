@@ -102,7 +102,9 @@ class SweepState:
 
     def fresh(self) -> SweepState:
         """Return the state of the same revision, to be read again from the store."""
-        ledger = self.ledger.renewed()
+        return self._reading(self.ledger.renewed())
+
+    def _reading(self, ledger: Ledger) -> SweepState:
         return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
     def with_gates(self, gates: Gates) -> SweepState:
@@ -134,8 +136,7 @@ class SweepState:
             A state whose reads wait for at most `store.outage_s` of the last launch.
         """
         outage_s = next((r.settings.store.outage_s for r in reversed(self.requests) if r.settings), 0.0)
-        ledger = self.ledger.patient(Outage(outage_s, notify, stop_asked))
-        return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+        return self._reading(self.ledger.patient(Outage(outage_s, notify, stop_asked)))
 
     def attempts(self, instance: StageInstance) -> tuple[Attempt, ...]:
         """Return a stage's attempts; none if they cannot be read, for which its state gives the reason."""
@@ -213,11 +214,10 @@ class SweepState:
         report = inspect_owner(instance, attempt)
         if report.liveness is Liveness.GONE or attempt.claim is None:
             return report
-        # On another machine, the process proves nothing. The scheduler may report that its job has ended.
-        over = self.jobs.fate(attempt.claim.owner)
-        if over is None:
-            return report
         owner = attempt.claim.owner
+        # On another machine, the process proves nothing. The scheduler may report that its job has ended.
+        if (over := self.jobs.fate(owner)) is None:
+            return report
         reason = ending(f"{owner.job}_{owner.array_index}", over)
         return OwnerReport(Liveness.GONE, reason, over.cause or Cause.NODE_LOST)
 
@@ -232,15 +232,16 @@ class SweepState:
             specs=self.sweep.specs,
         )
 
+    @property
+    def as_of(self) -> float:
+        """When the stages were looked at, in Unix seconds: what was recorded before is in the states."""
+        return self.reader.as_of
+
     @cached_property
     def stages(self) -> dict[str, StageStatus]:
         """The state of each stage instance, by digest."""
-        return {
-            digest: stage_status(
-                self.reader.evidence(digest), self.request_summary.budget(digest, self.policy.retries)
-            )
-            for digest in self.instances
-        }
+        evidence, budget, retries = self.reader.evidence, self.request_summary.budget, self.policy.retries
+        return {digest: stage_status(evidence(digest), budget(digest, retries)) for digest in self.instances}
 
     @cached_property
     def codes(self) -> dict[str, str]:
@@ -266,7 +267,6 @@ class SweepState:
     def cells(self) -> dict[str, CellStatus]:
         """The state of each cell, by id."""
         found = {}
-        cancelled = self.request_summary.cancelled
         rule = GateRule(self.sweep.cells, self.gates)
         holds = holding.merged(self.holds, Holds(stages=rule.holds(self.stages.__getitem__)))
         for cell in self.sweep.cells:
@@ -274,7 +274,7 @@ class SweepState:
                 cell,
                 self.sweep.stages,
                 self.stages,
-                cancelled=cell.id in cancelled,
+                cancelled=cell.id in self.request_summary.cancelled,
                 holds=holds,
                 sweep=f"{self.sweep.name}@{self.number}",
             )

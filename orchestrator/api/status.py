@@ -47,11 +47,11 @@ def remedies_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, str]:
         view: the sweep state.
         cells: to look at.
     """
-    specs = {name: with_shipped(spec) for name, spec in view.sweep.specs.items()}
+    ladders = {name for name, spec in view.sweep.specs.items() if has_rungs(with_shipped(spec))}
     keys = {}
-    for digest in dict.fromkeys(digest for cell in cells for digest in view.stages_of(cell)):
+    for digest in dict.fromkeys(digest for cell in cells if ladders for digest in view.stages_of(cell)):
         instance, status = view.instances[digest], view.stages[digest]
-        if status.attempts and has_rungs(specs[instance.stage]):
+        if status.attempts and instance.stage in ladders:
             keys[digest] = layout.attempt(instance, status.attempts, layout.START)
     ledger = view.ledger.having_read(keys.values()) if keys else view.ledger
     found = {digest: described(ledger.read(key, StartRecord)[0]) for digest, key in keys.items()}
@@ -102,6 +102,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
         "sweep": view.sweep.name,
         "revision": view.number,
         "counts": {str(state): n for state, n in counts.items()},
+        "as_of": view.as_of,
         "code": dict(code_versions(view, cells)),
         "problems": view.problems,
         "cells": rows,
@@ -167,11 +168,13 @@ class Status(NamedTuple):
         counts: state to number of cells; states without cells are left out.
         cells: the cells themselves.
         problems: records in the store that could not be read.
+        as_of: when the store was looked at, in Unix seconds.
     """
 
     counts: dict[str, int]
     cells: Cells
     problems: list[str]
+    as_of: float
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with one row for each cell."""
@@ -188,7 +191,7 @@ def status_of(view: SweepState, wanted: Sequence[str] | None) -> Status:
     chosen = None if wanted is None else set(wanted)
     cells = [cell for cell in view.sweep.cells if chosen is None or cell.id in chosen]
     counts = Counter(str(view.cells[cell.id].state) for cell in cells)
-    return Status(dict(counts), Cells(view, cells), view.warnings())
+    return Status(dict(counts), Cells(view, cells), view.warnings(), view.as_of)
 
 
 def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
@@ -228,7 +231,7 @@ def _is_refusal(filed: SubmissionState, index: int, last: Judgement | None) -> b
     return not is_last and index in filed.over and filed.over[index].word == LIMIT
 
 
-def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str, Any]:
+def _evidence(view: SweepState, cell: Cell, instance: StageInstance, *, content: bool) -> dict[str, Any]:
     """Return the evidence for the state of one stage of a cell."""
     status = view.stages_of(cell)[instance.digest]
     lines = []
@@ -237,15 +240,10 @@ def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str
     for attempt in attempts:
         lines.extend(_of_attempt(attempt))
     if evidence.done is not None:
-        # Here the content of each file is read. Other verbs compare sizes only.
-        found, retired = examine(view.ledger, instance, evidence.done, evidence.retired)
-        verified = (
-            f"DAMAGED: {found}"
-            if found
-            else "the rest verified by content"
-            if retired
-            else "verified by content"
-        )
+        # `sweep why` reads the content of each file. Other verbs compare sizes only.
+        found, retired = examine(view.ledger, instance, evidence.done, evidence.retired, content=content)
+        compared = "verified by content" if content else "of the recorded sizes"
+        verified = f"DAMAGED: {found}" if found else f"the rest {compared}" if retired else compared
         lines.append(
             f"product: generation {evidence.generation}, attempt {evidence.done.attempt}, "
             f"{len(evidence.done.files)} files, {verified}"
@@ -309,12 +307,13 @@ def _of_attempt(attempt: Attempt) -> list[str]:
     return lines
 
 
-def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
+def explain(view: SweepState, cell: Cell, *, content: bool = True) -> dict[str, Any]:
     """Return the evidence for a cell's state. Files of its products are read and verified.
 
     Args:
         view: the sweep state.
         cell: to explain.
+        content: whether to read the files; otherwise only their sizes are compared.
 
     Returns:
         The content of ``sweep why --json``: state, reason, the command that tries again what failed, stages,
@@ -335,7 +334,7 @@ def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
         "state": status.state,
         "reason": status.reason,
         "next": again if State.FAILED in states else "",
-        "stages": [_evidence(view, cell, view.instances[digest]) for digest in view.chain(cell)],
+        "stages": [_evidence(view, cell, view.instances[d], content=content) for d in view.chain(cell)],
         "jobs": list(_jobs(view, cell)),
         "requests": [
             {"number": r.number, "verb": r.verb, "by": r.by, "at": r.at, "reason": r.reason}

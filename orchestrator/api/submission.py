@@ -20,7 +20,9 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.api.estimates import longest_first, of_cell, sized
 from orchestrator.api.state import SweepState
+from orchestrator.core.evidence import num_starved
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import GateJobs, gate_jobs
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -79,6 +81,7 @@ class Dispatch:
         self._view, self._request, self._submitter, self._limits = view, request, submitter, limits
         self._submissions = Submissions(view.ledger, view.sweep.name)
         self.given, self._has_filed, self._is_dry = SubmitResult(), False, True
+        self._gates = GateJobs()
 
     def run(self, *, hold: str = "") -> SubmitResult:
         """Submit the cells that no job holds.
@@ -190,6 +193,7 @@ class Dispatch:
             max_running=most,
             held=sum(len(each.open_tasks) for each in filed),
             max_jobs=self._submitter.max_jobs,
+            later=self._gates.later,
         )
         self._hold_back(behind)
         return groups
@@ -242,26 +246,34 @@ class Dispatch:
         some = self._open() if is_moldable else cells
         estimates, chosen, _ = sized(view, some, request, self._submitter, request.import_paths)
         ordered = longest_first(view, cells, estimates)
+        hours = {digest: one.wall_hours for digest, one in estimates.items()}
+        self._gates = gate_jobs(ordered, view.gates, view.stages, hours)
         if self._submitter.hardware() is None:  # workers without GPUs: the estimates give the order alone
             estimates = {}
         return self._submitter.resources(
             [
-                (
-                    view.subject(cell),
-                    of_cell(cell, estimates, view.chain(cell)),
-                    Shortfalls(
-                        *(view.jobs.count(cell.id, cause) for cause in (Cause.OOM_HOST, Cause.TIMEOUT))
-                    ),
-                )
+                (view.subject(cell), of_cell(cell, estimates, view.chain(cell)), self._shortfalls(cell))
                 for cell in ordered
             ],
             known=[view.subject(cell) for cell in view.sweep.cells],
             chosen=chosen,
         )
 
+    def _shortfalls(self, cell: Cell) -> Shortfalls:
+        """Return how often a cell needed more, by the ends of its jobs and of the attempts at its stages."""
+        view = self._view
+        starved = (
+            num_starved(view.reader.evidence(digest), view.request_summary.after.get(digest, 0))
+            for digest in view.chain(cell)
+            if view.stages[digest].state is not State.DONE
+        )
+        memory = max(view.jobs.count(cell.id, Cause.OOM_HOST), *starved, 0)
+        return Shortfalls(memory, view.jobs.count(cell.id, Cause.TIMEOUT))
+
     def _submission(self, group: JobArray, number: int) -> Submission:
         """Return the record of a submission."""
         view, request = self._view, self._request
+        before = self.given.submitted if group.is_later else []
         nonce, policy = new_nonce(), request.settings.policy if request.settings else view.policy
         return Submission(
             nonce=nonce,
@@ -288,6 +300,8 @@ class Dispatch:
             at=provenance.now(),
             uid=asker().uid,
             controller=self._limits.controller,
+            after=self._gates.tasks((job, sent.tasks) for sent, job in before),
+            after_s=self._gates.seconds if before else 0.0,
         )
 
     def _text(self, submission: Submission) -> str:

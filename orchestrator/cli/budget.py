@@ -22,6 +22,11 @@ def print_budget(plan: Plan, *, as_json: bool) -> int:
     limit = found["budget"]["gpu_hours"]
     spent, needed = found["spent_gpu_hours"], found["needed_gpu_hours"]
     print(f"{plan.view.title}: {spent:.4g} GPU-hours are spent, {needed:.4g} are needed by the estimates")
+    if not found["holds_gpus"]:
+        print(
+            f"for {plan.hardware.max_gpus} x {plan.hardware.device}: workers of this launch hold no GPUs,"
+            " so that it spends none of its budget"
+        )
     if limit is None:
         print("no budget of GPU-hours: policy.budget.gpu_hours=N sets one")
     elif found["fits"]:
@@ -51,7 +56,7 @@ def over_budget_lines(plan: Plan) -> list[str]:
         return []
     found = budget_json(plan)
     lines = [f"policy.budget.until={limit.until} is past: nothing starts"] if found["has_ended"] else []
-    if not found["fits"]:
+    if found["holds_gpus"] and not found["fits"]:
         total = found["spent_gpu_hours"] + found["needed_gpu_hours"]
         lines.append(
             f"over policy.budget.gpu_hours={limit.gpu_hours:.4g}: {total:.4g} are spent, or needed by the"

@@ -25,7 +25,7 @@ from orchestrator.cli.output import (
     print_warnings,
 )
 from orchestrator.cli.progress import print_scripts, submit_all
-from orchestrator.core.settings import split_store
+from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
@@ -112,14 +112,14 @@ def run_rerun(args: argparse.Namespace) -> int:
         print(f"{view.title}: {done}, nothing to rerun")
         return 0
     if args.dry_run:
-        _print_rerun(view, cells)
+        _print_rerun(view, cells, settings.policy)
         return 0
     fix = f"sweep prefetch {view.sweep.name}@{view.number}{view.hint}"
     # The checks come before the question, so that a user does not confirm what is then refused.
     checked = CheckedLaunch(
         verb="rerun", view=view, cells=cells, settings=settings, import_paths=import_paths, prefetch=fix
     )
-    _print_rerun(view, cells)
+    _print_rerun(view, cells, settings.policy)
     if (
         not args.yes
         and sys.stdin.isatty()
@@ -130,8 +130,8 @@ def run_rerun(args: argparse.Namespace) -> int:
     return follow(checked, checked.seal(print), wait=args.wait, is_detached=args.detach)
 
 
-def _print_rerun(view: SweepState, cells: list[Cell]) -> None:
-    """Print the cells to run again, each with the stages that are not done."""
+def _print_rerun(view: SweepState, cells: list[Cell], policy: Policy) -> None:
+    """Print the cells to run again, each with the stages that are not done, and what holds for them."""
     print(f"{view.title}: rerun {counted(len(cells), 'cell')}; what is done stays, checkpoints are used")
     rows = []
     for cell in cells:
@@ -143,6 +143,14 @@ def _print_rerun(view: SweepState, cells: list[Cell]) -> None:
         ]
         rows.append((cell.id, status.state, status.attempts, " ".join(stages), one_line(status.reason, 80)))
     print_table(("cell", "state", "attempts", "stages to run", "reason"), rows)
+    usual, budget = Policy(), policy.budget
+    values = {"rehearse": policy.rehearse, "breaker": policy.breaker}
+    kept = [f"policy.{k}={str(v).lower()}" for k, v in values.items() if v != getattr(usual, k)]
+    kept += [
+        f"policy.budget.{k}={v}" for k in ("gpu_hours", "until") if (v := getattr(budget, k)) is not None
+    ]
+    if kept:
+        print(f"  with {' '.join(kept)}; KEY=VALUE changes what the last launch set")
 
 
 def configure_reconcile(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 
 from orchestrator.api.failures import failure_lines, failures_of
+from orchestrator.api.logs import end_of, interesting_stage, named_stage
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.cli.output import (
     add_cell,
@@ -18,9 +19,8 @@ from orchestrator.cli.output import (
     print_lines,
     print_warnings,
 )
-from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import UserError, nearest, one_line
+from orchestrator.errors import UserError, one_line
 from orchestrator.jobs.records import Submission
 from orchestrator.store import layout
 from orchestrator.store.objects import ObjectStore
@@ -28,8 +28,8 @@ from orchestrator.store.opening import open_objects
 
 POLL_S = 0.5
 """Pause between two reads of ``--follow``, in seconds."""
-CHUNK, MAX_JSON = 2**20, 2**22
-"""Bytes read at a time, and bytes of a log's end in one JSON value."""
+CHUNK = 2**20
+"""Bytes read at a time."""
 
 
 def configure_logs(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def run_logs(args: argparse.Namespace) -> int:
     cell = view.cell(args.cell)
     if args.job:
         return _print_job(view, cell, as_json=args.json)
-    instance = _named(view, cell, args.stage) if args.stage else _interesting(view, cell)
+    instance = named_stage(view, cell, args.stage) if args.stage else interesting_stage(view, cell)
     numbers = [attempt.number for attempt in view.attempts(instance)]
     if not numbers:
         has_job = view.jobs.of_cell(cell.id) is not None
@@ -90,7 +90,7 @@ def _print_job(view: SweepState, cell: Cell, *, as_json: bool) -> int:
         )
     where, logs = _of_job(view, job.filed.submission, job.task)
     if as_json:
-        text = "".join(_end_of(objects, key)[0] for objects, key in logs)
+        text = "".join(end_of(objects, key)[0] for objects, key in logs)
         print_json({"cell": cell.id, "job": job.name, "path": where, "text": text})
         return 0
     print(f"{view.title} {cell.id} job {job.name}: {where}", file=sys.stderr)
@@ -132,44 +132,9 @@ def _copy(objects: ObjectStore, key: str, start: int = 0) -> int:
     return position - start
 
 
-def _end_of(objects: ObjectStore, key: str) -> tuple[str, int]:
-    """Return the end of a log that fits into one JSON value, and the number of bytes before it."""
-    folder, _, name = key.rpartition("/")
-    skipped = max(0, objects.trees([folder])[folder].get(name, 0) - MAX_JSON)
-    return objects.read_from(key, skipped, MAX_JSON).decode(errors="replace"), skipped
-
-
-def _named(view: SweepState, cell: Cell, name: str) -> StageInstance:
-    """Return the stage instance of a cell that a name such as ``prepare[en]`` means.
-
-    Raises:
-        UserError: the cell has no such stage.
-    """
-    gates = (gate.digest for gate in view.gates.cells.get(cell.id, ()))
-    found = (view.instances[digest] for digest in (*gates, *cell.stage_digests))
-    instances = {instance.name: instance for instance in found}
-    if name not in instances:
-        raise UserError(f"{cell.id} has no stage {name!r}", allowed=nearest(name, instances))
-    return instances[name]
-
-
-def _interesting(view: SweepState, cell: Cell) -> StageInstance:
-    """Return the stage whose log the user most likely wants.
-
-    That is a failed stage, else a running, lost or released one, else the last that was started.
-    """
-    stages = view.stages_of(cell)
-    for state in (State.FAILED, State.RUNNING, State.LOST, State.RELEASED):
-        for digest, status in stages.items():
-            if status.state is state:
-                return view.instances[digest]
-    tried = [digest for digest, status in stages.items() if status.attempts]
-    return view.instances[tried[-1] if tried else cell.stage_digests[-1]]
-
-
 def _print_json(key: str, view: SweepState, cell: Cell, instance: StageInstance, number: int) -> None:
     """Print the end of a log as JSON."""
-    text, skipped = _end_of(view.ledger.objects, key)
+    text, skipped = end_of(view.ledger.objects, key)
     print_json(
         {
             "sweep": view.sweep.name,

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.api.estimates import of_cell, together
+from orchestrator.api.estimates import of_cell
 from orchestrator.api.launching import composed_or_sealed, run_settings_of
 from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.rehearsals import gate_lines
@@ -30,7 +30,7 @@ from orchestrator.core.plan import Action, Step
 from orchestrator.core.settings import HardwareSettings, split_store
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell, gates_among
-from orchestrator.costs import DEVICES, Estimate
+from orchestrator.costs import DEVICES, Estimate, together
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.launchers.base import LaunchGpus
 
@@ -42,17 +42,22 @@ def configure_plan(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     _add_hardware(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="of a cluster: how long the whole takes there")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="of the cluster; default 8")
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="of the cluster; default 8")
     parser.add_argument("--budget", action="store_true", help="show the budget, and cells to drop to fit it")
 
 
 def run_plan(args: argparse.Namespace) -> int:
     """Print the plan."""
+    if args.gpus is None and args.gpus_per_node is not None:
+        raise UserError("--gpus-per-node is of a cluster of --gpus, which is not given", fix="--gpus N")
+    if args.budget and args.gpus is not None:
+        raise UserError("--budget and --gpus are two questions", allowed="one of them")
     plan, composition = _plan(args)
     view = plan.view
     if args.budget:
         return print_budget(plan, as_json=args.json)
-    there = None if args.gpus is None else LaunchGpus(args.gpus, args.gpus_per_node)
+    per_node = 8 if args.gpus_per_node is None else args.gpus_per_node
+    there = None if args.gpus is None else LaunchGpus(args.gpus, per_node)
     timed = None if there is None else plan.simulate(SimulatedCluster(*there, plan.hardware.moldable))
     if args.json:
         found = plan.as_json(there)
@@ -69,7 +74,7 @@ def run_plan(args: argparse.Namespace) -> int:
     _print_plan(plan)
     _print_gpus(gpus)
     if timed is not None:
-        print(f"\n{_makespan_line(timed, args.gpus_per_node)}")
+        print(f"\n{_makespan_line(timed, per_node)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,9 @@ def run_status(args: argparse.Namespace) -> int:
         return 0
     counts = Counter(view.cells[cell.id].state for cell in cells)
     summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-    print(f"{view.title}: {counted(len(cells), 'cell')}: {summary}")
+    # What follows may have taken seconds to read, and a page of it may be looked at for longer.
+    at = time.strftime("%H:%M:%S", time.localtime(view.as_of))
+    print(f"{view.title}: {counted(len(cells), 'cell')}: {summary} (at {at})")
     print_warnings(view)
     print_lines(code_drift(view, cells), indent=2)
     rows: list[tuple[object, ...]] = []

@@ -307,11 +307,14 @@ def _check_rung(place: str, rung: Mapping[str, Any], spec: StageSpec, where: str
     for key in keys:
         # The longest key that contains it decides: a stage may read a section and use one key of it.
         above = [part for part in (*spec.reads, *spec.uses) if f"{key}.".startswith(f"{part}.")]
-        if above and max(above, key=len) not in spec.uses:
+        decides = max(above, key=len, default="")
+        if decides in spec.reads:
+            both = ", and also uses" if decides in spec.uses else ""
             raise UserError(
-                f"{place} changes {key!r}, which the stage reads",
+                f"{place} changes {key!r}, which the stage reads{both}",
                 where=where,
-                allowed="keys of `uses`: a remedy must leave the result as it is",
+                allowed="keys of `uses` alone: a remedy must leave the result as it is",
+                fix=f"take {decides!r} out of `reads`, and name it in `uses`, if no result depends on it",
             )
         if not above:
             raise UserError(

@@ -157,6 +157,18 @@ def is_answered(attempt: Attempt, cause: Cause) -> bool:
     return rung < num_rungs
 
 
+def num_starved(evidence: Evidence, after: int) -> int:
+    """Return how many attempts of a stage ran out of host memory in jobs that requested some.
+
+    Args:
+        evidence: of the stage.
+        after: the attempt up to which none counts, as after a rerun.
+    """
+    starts = {attempt.number: attempt.start for attempt in evidence.attempts if attempt.number > after}
+    failed = (starts.get(number) for number, cause in causes(evidence) if cause is Cause.OOM_HOST)
+    return sum(start is not None and Cause.OOM_HOST in start.remedies for start in failed)
+
+
 def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
     """Return the cause whose budget is spent and the number of its attempts, or None.
 

@@ -7,14 +7,14 @@ packages and the hardware are part of its own digest. So other code has it run a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from orchestrator.core.identity import canonical, hashed_of, reads_of, stage_digest, target_of
 from orchestrator.core.records import Request
-from orchestrator.core.state import NO_GATES, Gate, Gates
+from orchestrator.core.state import NO_GATES, STARTABLE, Gate, Gates, StageStatus
 from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, Input, StageInstance, gates_among
 
 
@@ -105,6 +105,61 @@ def too_dear(gates: Gates, hours: Mapping[str, float], is_done: Callable[[str], 
                 spent, saved = 3600 * hours[digest], 3600 * worth
                 found[digest] = f"it would take {spent:.0f} s for stages of {saved:.0f} s"
     return found
+
+
+LATE, LATE_S = 1.25, 60.0
+"""How much longer than estimated a scheduler's jobs wait for gates: the factor, and seconds more; ours."""
+
+
+class GateJobs(NamedTuple):
+    """Jobs of a scheduler that run gates, and jobs that would only wait for these.
+
+    Attributes:
+        first: ids of the cells whose jobs run gates.
+        later: ids of the cells whose jobs start later, so that they hold no GPUs meanwhile.
+        seconds: how much later than the former.
+    """
+
+    first: frozenset[str] = frozenset()
+    later: frozenset[str] = frozenset()
+    seconds: float = 0.0
+
+    def tasks(self, jobs: Iterable[tuple[str, Sequence[Collection[str]]]]) -> tuple[str, ...]:
+        """Return the tasks that run gates, such as ``12_0``, given each job's id and its tasks' cells."""
+        return tuple(
+            f"{job}_{index}"
+            for job, tasks in jobs
+            for index, cells in enumerate(tasks)
+            if self.first.intersection(cells)
+        )
+
+
+def gate_jobs(
+    cells: Iterable[Cell], gates: Gates, stages: Mapping[str, StageStatus], hours: Mapping[str, float]
+) -> GateJobs:
+    """Return which cells' jobs run the gates of a launch, and which jobs start later.
+
+    The first cell of each class runs its gate, and goes on with its own stages. Jobs of other cells would
+    hold their GPUs and wait. If it is not known how long a gate takes, they do.
+
+    Args:
+        cells: that get a job, in the order in which they start.
+        gates: of the launch.
+        stages: digest of a stage to its own state.
+        hours: digest of a stage to its estimated hours.
+    """
+    first, later, begun = set[str](), set[str](), set[str]()
+    for cell in cells:
+        waits = {g.digest for g in gates.cells.get(cell.id, ()) if stages[g.digest].state in STARTABLE}
+        if waits - begun:
+            first.add(cell.id)
+            begun |= waits
+        elif waits:
+            later.add(cell.id)
+    if not later or not begun <= hours.keys():
+        return GateJobs()
+    longest_s = 3600 * max(hours[digest] for digest in begun)
+    return GateJobs(frozenset(first), frozenset(later), LATE * longest_s + LATE_S)
 
 
 def stands_for(gate: StageInstance, other: StageInstance) -> bool:

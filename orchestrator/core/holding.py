@@ -325,10 +325,11 @@ def _hold(records: SweepRecords, alike: Alike) -> Hold:
     digest, end = next(iter(alike.ends.items()))
     what = end.message if end.message.startswith(end.exception) else f"{end.exception}: {end.message}"
     instance = records.sweep.stages[digest]
+    code = " with other code" if end.cause in DETERMINISTIC else ""
     return Hold(
         f"{number} cells{have} failed alike: {one_line(what, MAX_MESSAGE)}"
         f" (sweep logs {name} {alike.cell} --stage {shlex.quote(instance.name)});"
-        f" these go on by a launch with other code, or: sweep rerun {name}"
+        f" these go on by a launch{code}, or: sweep rerun {name}"
         f" --only {shlex.quote(axes or 'state=blocked')}",
         cause=end.cause,
         failure=failure.digest,

@@ -277,9 +277,14 @@ class ReadyIndex:
                 self._states[digest] = status_of(digest)
             return self._states[digest]
 
+        def is_wanted(digest: str) -> bool:
+            # Cancelled cells have no slots. A hold that may end by itself leaves time for the gate.
+            slot = self._slots.get(digest)
+            return slot is not None and (slot.cell is not None or slot.is_passing)
+
         status, slot = known(digest), self._slots[digest]
         inputs = (known(taken.digest) for taken in self._instances[digest].inputs)
-        may_start = is_claimable(status, inputs) and self._rule.hold(digest, known) is None
+        may_start = is_claimable(status, inputs) and self._rule.hold(digest, known, is_wanted) is None
         if status.state is State.RUNNING or (may_start and slot.cell is None and slot.is_passing):
             self._waiting.add(digest)
         else:

@@ -30,9 +30,10 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from orchestrator.core.commandspec import rung_keys
-from orchestrator.core.evidence import Attempt, Evidence, causes
+from orchestrator.core.evidence import Attempt, Budget, Evidence, causes, num_starved
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, StartRecord
+from orchestrator.core.state import STARTABLE, StageStatus, State, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import MISSING, pick, with_value
 from orchestrator.registry import REMEDIES, load
@@ -87,14 +88,39 @@ def described(start: StartRecord | None) -> str:
 
     Example: ``oom_gpu rung 2 of 4: trainer.micro_batch_divisor 4, configured 1``
     """
-    if start is None or not start.before:
+    rungs = (
+        [f"{cause} rung {rung} of {of}" for cause, (rung, of) in start.remedies.items() if rung]
+        if start
+        else []
+    )
+    if start is None or not (start.before or rungs):
         return ""
-    rungs = [f"{cause} rung {rung} of {of}" for cause, (rung, of) in start.remedies.items() if rung]
     changes = [
         f"{key} {json.dumps(pick(start.uses, key), default=str)}, configured {json.dumps(value, default=str)}"
         for key, value in start.before.items()
     ]
-    return f"{', '.join(rungs) or 'chosen by the stage'}: {'; '.join(changes)}"
+    # A rung that changes nothing of the stage's is one of its job's.
+    return f"{', '.join(rungs) or 'chosen by the stage'}: {'; '.join(changes) or 'a job with more memory'}"
+
+
+def status_in_job(evidence: Evidence, budget: Budget, rungs: Mapping[Cause, tuple[int, int]]) -> StageStatus:
+    """Return a stage's own state for a worker in a scheduler's job.
+
+    A stage that ran out of host memory waits for a job with more. No worker of this one starts it again::
+
+        job 1, rung 0 of 1   a stage runs out of memory    it is queued: not to be started in job 1
+        job 2, rung 1 of 1   twice the memory              it may be claimed
+
+    Args:
+        evidence: of the stage.
+        budget: the retries, and the attempts that count.
+        rungs: cause to the rung of its remedy in the job's resources, and the number of rungs.
+    """
+    status = stage_status(evidence, budget)
+    rung, num_rungs = rungs.get(Cause.OOM_HOST, (0, 0))
+    if status.state not in STARTABLE or min(num_starved(evidence, budget.after), num_rungs) <= rung:
+        return status
+    return status._replace(state=State.QUEUED, reason=f"waits for a job with more memory; {status.reason}")
 
 
 LONGEST_PAUSE_S = 60.0

@@ -115,7 +115,8 @@ def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
         evidence: of the stage.
         budget: the retries, and the attempts that count.
     """
-    return _own_status(evidence, budget)._replace(former=_former(evidence, budget))
+    status = _own_status(evidence, budget)
+    return status if evidence.former is None else status._replace(former=_former(evidence, budget))
 
 
 def _former(evidence: Evidence, budget: Budget) -> Former | None:
@@ -262,15 +263,17 @@ def cell_status(
         holds: what is held back in the sweep.
         sweep: the sweep's name, for suggested commands.
     """
-    stages: dict[str, StageStatus] = {}
-    for digest in cell.stage_digests:
+    stages = {digest: statuses[digest] for digest in cell.stage_digests}
+    is_done = all(status.state is State.DONE for status in stages.values())
+    # Nothing changes what is done, and most cells of a large sweep are.
+    for digest in () if is_done else cell.stage_digests:
         # Inputs come before their consumers in a chain, so their statuses are complete here.
         inputs = [(instances[taken.digest], stages[taken.digest]) for taken in instances[digest].inputs]
         again = f"sweep discard {sweep} {cell.id} --reason ... --stage"
         hold = holds.of(cell.id, digest)
         stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, hold=hold, again=again)
     attempts = sum(status.attempts for status in stages.values())
-    if all(status.state is State.DONE for status in stages.values()):
+    if is_done:
         return CellStatus(State.DONE, "all stages are done", None, attempts, stages)
     for state in _PRECEDENCE:
         for digest, status in stages.items():
@@ -345,30 +348,30 @@ class GateRule:
                         self.waiting.setdefault(needed, {})[digest] = None
 
     def after(self, digest: str) -> Iterable[str]:
-        """Return the stages that wait for a gate as long as it runs, whatever their own gates are."""
+        """Return the stages that wait while a gate runs, whatever their own gates are."""
         return self._gated if self._gates.are_first and digest in self._gates.instances else ()
 
     def holds(self, status_of: Callable[[str], StageStatus]) -> dict[str, Hold]:
         """Return the holds of all stages by digest; see `hold` for the argument."""
-        found = ((digest, self.hold(digest, status_of)) for digest in (*self._gated, *self._stages))
-        return {digest: hold for digest, hold in found if hold is not None}
+        digests = (*self._gated, *self._stages)
+        return {each: hold for each in digests if (hold := self.hold(each, status_of)) is not None}
 
-    def hold(self, digest: str, status_of: Callable[[str], StageStatus]) -> Hold | None:
-        """Return the hold of a stage by its gates, or of a gate for which no stage waits.
-
-        Cells of several classes may share a stage. It is held only if it is held in all of them.
+    def hold(
+        self, digest: str, status_of: Callable[[str], StageStatus], is_wanted: Callable[[str], bool] = bool
+    ) -> Hold | None:
+        """Return the hold of a stage by its gates in all cells, or of a gate for which no stage waits.
 
         Args:
             digest: of the stage.
             status_of: returns a stage's own state by digest.
+            is_wanted: returns whether a stage could start for a cell once its gate is done; by default yes.
         """
-        if digest in self._stages:
-            is_needed = any(status_of(stage).state in STARTABLE for stage in self._stages[digest])
+        if stages := self._stages.get(digest):
+            is_needed = any(is_wanted(stage) and status_of(stage).state in STARTABLE for stage in stages)
             return None if is_needed else Hold("no stage waits for it")
         of_cells: dict[str, Hold | None] = {}
         for cell, gate in self._gated.get(digest, ()):
-            hold = self._of_cell(cell, gate, status_of)
-            of_cells[cell.id] = max(of_cells.get(cell.id), hold, key=_weight)
+            of_cells[cell.id] = max(of_cells.get(cell.id), self._of_cell(cell, gate, status_of), key=_weight)
         found = min(of_cells.values(), key=_weight, default=None)
         for other in self._gates.instances if of_cells and found is None and self._gates.are_first else ():
             if status_of(other).state is State.RUNNING:

@@ -112,6 +112,11 @@ class Assignment(Stored, frozen=True, kw_only=True):
     num_gpus: Annotated[float, SINCE_2] = 0.0
     device: Annotated[str, SINCE_2] = ""
 
+    @property
+    def rungs(self) -> dict[Cause, tuple[int, int]]:
+        """Cause to the rung of its remedy in the resources of the worker's job, and the number of rungs."""
+        return {} if self.job is None else self.job.rungs
+
 
 class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt that a worker has claimed, and what it starts from.

@@ -15,8 +15,8 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
-from orchestrator.core.remedies import is_disk_full, pause_after
-from orchestrator.core.state import NO_GATES, StageStatus, stage_status
+from orchestrator.core.remedies import is_disk_full, pause_after, status_in_job
+from orchestrator.core.state import NO_GATES, StageStatus
 from orchestrator.core.sweep import StageInstance, gates_among
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
@@ -242,7 +242,7 @@ class Worker:
         if (left := self._leaving.status(digest)) is not None:
             return left
         budget = summary.budget(digest, self._order.settings.policy.retries)
-        return stage_status(reader.evidence(digest), budget)
+        return status_in_job(reader.evidence(digest), budget, self._order.rungs)
 
     def _retain(self, claimable: Claimable | None = None) -> None:
         """Retire files that no stage needs after the one just done; without a stage, check all products."""
@@ -306,8 +306,8 @@ class Worker:
         after = self._requests.summary.after
         begin = self._products.remedies.start(claimable.cell, instance, reader, after)
         # A limit of the stage's own is another one than its job's, so only memory is a remedy of attempts.
-        if order.job is not None and Cause.OOM_HOST in order.job.rungs:
-            begin = begin._replace(rungs={Cause.OOM_HOST: order.job.rungs[Cause.OOM_HOST], **begin.rungs})
+        if Cause.OOM_HOST in order.rungs:
+            begin = begin._replace(rungs={Cause.OOM_HOST: order.rungs[Cause.OOM_HOST], **begin.rungs})
         claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):

@@ -146,8 +146,17 @@ class StoreScanner:
         self._index.leave_out(digest)
 
     def is_wanted(self, digest: str, cancelled: Collection[str]) -> bool:
-        """Return whether a cell that is not cancelled needs a stage."""
-        return any(digest in self._gates.chain(cell) for cell in self.cells if cell.id not in cancelled)
+        """Return whether a cell that is not cancelled needs a stage, or waits for a gate that does."""
+        for cell in self.cells:
+            if cell.id in cancelled:
+                continue
+            if digest in cell.stage_digests:
+                return True
+            for gate in self._gates.cells.get(cell.id, ()):
+                waits = any(self._status(stage).state is not State.DONE for stage in gate.stages)
+                if waits and digest in self._gates.chains[gate.digest]:
+                    return True
+        return False
 
     def digests(self) -> set[str]:
         """Return the digests of all stages that are searched."""

@@ -275,11 +275,13 @@ class JobArray(NamedTuple):
         resources: Resources of each task.
         tasks: Cell ids of each task.
         max_running: How many tasks may run at once; None for no limit.
+        is_later: Whether the tasks start when those of other arrays have rehearsed for them.
     """
 
     resources: Resources
     tasks: tuple[tuple[str, ...], ...]
     max_running: int | None = None
+    is_later: bool = False
 
 
 def grouped(
@@ -290,6 +292,7 @@ def grouped(
     max_running: int | None,
     held: int = 0,
     max_jobs: int | None = None,
+    later: Collection[str] = (),
 ) -> tuple[list[JobArray], int]:
     """Group cells by resources into arrays.
 
@@ -300,16 +303,17 @@ def grouped(
         max_running: Maximum number of tasks that run at once, shared among the arrays; None for no limit.
         held: Number of the sweep's tasks that already wait or run.
         max_jobs: Maximum number of tasks that wait or run at once; None for no limit.
+        later: Cells that others rehearse for. Their arrays come last.
 
     Returns:
         The arrays, and the number of cells that are not submitted now because of a limit.
     """
-    by_resources: dict[Resources, list[str]] = {}
-    for cell, resources in wanted:
-        by_resources.setdefault(resources, []).append(cell)
+    by_resources: dict[tuple[bool, Resources], list[str]] = {}
+    for cell, resources in sorted(wanted, key=lambda each: each[0] in later):
+        by_resources.setdefault((cell in later, resources), []).append(cell)
     arrays: list[JobArray] = []
     left, behind = max_jobs - held if max_jobs is not None else None, 0
-    for resources, cells in by_resources.items():
+    for (is_later, resources), cells in by_resources.items():
         tasks = [tuple(cells[start : start + cells_per_job]) for start in range(0, len(cells), cells_per_job)]
         if left is not None:
             # `left` is negative when a user lowered the limit while jobs were waiting.
@@ -317,7 +321,7 @@ def grouped(
             tasks = tasks[: max(0, left)]
             left -= len(tasks)
         arrays += [
-            JobArray(resources, tuple(tasks[start : start + max_array_size]))
+            JobArray(resources, tuple(tasks[start : start + max_array_size]), is_later=is_later)
             for start in range(0, len(tasks), max_array_size)
         ]
     throttled, idle = _throttled(arrays, max_running)

@@ -49,6 +49,11 @@ class Resources(Stored, frozen=True, kw_only=True):
     chosen_gpus: Annotated[int, SINCE_2] = 0
     rungs: Annotated[tuple[tuple[Cause, int, int], ...], SINCE_2] = ()
 
+    @property
+    def by_cause(self) -> dict[Cause, tuple[int, int]]:
+        """Cause to the rung of its remedy, and the number of rungs."""
+        return {cause: (rung, of) for cause, rung, of in self.rungs}
+
     def rung_of(self, cause: Cause | None) -> tuple[int, int]:
         """Return the rung of the remedy for a cause, and the number of rungs; (0, 0) without one."""
         return next(((rung, of) for name, rung, of in self.rungs if name is cause), (0, 0))
@@ -59,7 +64,7 @@ NUM_DOUBLINGS = 1
 
 
 class Shortfalls(NamedTuple):
-    """How many jobs of a cell ended because they had asked for too little memory, or too few hours."""
+    """How often a cell needed more than its jobs had asked for: host memory, hours."""
 
     memory: int = 0
     hours: int = 0
@@ -88,6 +93,9 @@ class Submission(Record, frozen=True, kw_only=True):
         uid: Number of that user; None in older records.
         controller: Addresses of the scheduler's controllers, separated by spaces; "" when unknown. One common
             address identifies the scheduler.
+        after: Tasks of other jobs, such as ``12_0``, that run gates. No task of this one starts before all of
+            these have run for `after_s` or ended: it would wait with its GPUs.
+        after_s: That time in seconds.
     """
 
     nonce: str
@@ -109,6 +117,8 @@ class Submission(Record, frozen=True, kw_only=True):
     # Left out in a store of format 1, whose readers reject unknown fields.
     uid: Annotated[int | None, SINCE_2] = None
     controller: Annotated[str, SINCE_2] = ""
+    after: Annotated[tuple[str, ...], SINCE_2] = ()
+    after_s: Annotated[float, SINCE_2] = 0.0
 
 
 class Accepted(Record, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ measurements replace the assumptions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,7 @@ from orchestrator.sft.memory import (
     Decoder,
     Fit,
     Load,
+    generation_gib,
     reserve_gib,
     terms_gib,
 )
@@ -123,8 +124,8 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     )
 
 
-START_S, COMPILE_S = 60.0, 120.0
-"""Seconds of starting processes, scoring and two answers, and of compiling layers, in a rehearsal; ours."""
+START_S, COMPILE_S = 60.0, 30.0
+"""Seconds of a rehearsal: starts of processes, scoring and two answers; and to compile layers, once; ours."""
 
 
 def rehearse(
@@ -132,25 +133,34 @@ def rehearse(
 ) -> Estimate:
     """Estimate a rehearsal: three loads, three long steps, a checkpoint written and read, two answers.
 
+    That of models that are not trained is one load and an answer.
+
     Raises:
         UserError: no allowed number of GPUs can hold the training.
     """
-    whole = train(config, label=label, hardware=hardware, retention=retention, measured=measured)
-    model = model_of(plain(config))
-    if model is None or not whole.wall_hours or not whole.num_steps:  # nothing that says how long a step is
+    given: dict[str, Any] = {"label": label, "hardware": hardware, "retention": retention}
+    cell, is_trained = plain(config), bool(plain(config)["languages"])
+    whole = (train if is_trained else evaluate)(config, measured=measured, **given)
+    model = model_of(cell)
+    if model is None or not whole.wall_hours:  # nothing that says how long a step is
         return Estimate()
-    step_s = 3600 * whole.wall_hours / whole.num_steps
-    weights_s = _weight_bytes(plain(config)) * model.num_parameters / GB / DISK_GB_S
-    seconds = START_S + 6 * weights_s + 2 * state_seconds(model.num_parameters)
-    # Its rows are the longest, so its steps are longer than others: by a factor of 2 (ours).
-    seconds += 3 * 2 * step_s + (0.0 if hardware.device == "cpu" else 2 * COMPILE_S)
+    weights_s = _weight_bytes(cell) * model.num_parameters / GB / DISK_GB_S
+    seconds = START_S + weights_s
+    if is_trained and whole.num_steps:
+        step_s = 3600 * whole.wall_hours / whole.num_steps
+        seconds += 3 * weights_s + 2 * state_seconds(model.num_parameters)
+        # Its rows are the longest, so its steps are longer than others: by a factor of 2 (ours). The second
+        # process finds the layers compiled.
+        seconds += 3 * 2 * step_s + (0.0 if hardware.device == "cpu" else COMPILE_S)
     return msgspec.structs.replace(
         whole,
-        num_steps=3,
+        num_steps=3 if is_trained else 0,
         num_tokens=0,
+        num_generations=0,
         model_flops=0.0,
         hardware_flops=0.0,
         gpu_hours=seconds / 3600 * whole.num_gpus,
+        generation_gpu_hours=0.0,
         wall_hours=seconds / 3600,
         disk_gib=0.0,
         checkpoint_share=0.0,
@@ -174,7 +184,8 @@ def evaluate(
     work, model = answers(cell, costs), model_of(cell)
     if model is None:
         return Estimate(num_generations=work.number)
-    terms = _generation_terms(cell, model, hardware, item_tokens=work.num_tokens / work.number)
+    reserve = reserve_gib(hardware.memory_gib, on_cpu=hardware.device == "cpu")
+    terms = generation_gib(model, cell["evaluation"], work.num_tokens / work.number) | {"reserve": reserve}
     if sum(terms.values()) > hardware.memory_gib:
         raise UserError(
             f"{cell['model']['name']} does not fit one device to generate: {sum(terms.values()):.1f} GiB are"
@@ -370,26 +381,6 @@ def _useful_share(cell: Tree, costs: CostsConfig, placed: Fit) -> float:
 def _flops_an_hour(hardware: Hardware, mfu: float) -> float:
     """Return the FLOPs of one device in an hour, at a model FLOPs utilisation."""
     return hardware.peak_tflops * 1e12 * mfu * 3600
-
-
-def _generation_terms(
-    cell: Tree, model: Decoder, hardware: Hardware, *, item_tokens: float
-) -> dict[str, float]:
-    """Return the memory of generation in GiB, by term: weights, and the cache of keys and values of a batch.
-
-    Each row of the batch is a mean item with an answer as long as it may become. vLLM takes as many rows as
-    fit, so that one is enough.
-    """
-    evaluation = cell["evaluation"]
-    value_bytes = 2 if evaluation["precision"] == "bf16" else 4
-    num_rows = 1 if evaluation.get("engine") == "vllm" else evaluation["batch_size"]
-    tokens = num_rows * (item_tokens + evaluation["max_new_tokens"])
-    cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * value_bytes * tokens
-    return {
-        "weights": value_bytes * model.num_parameters / GIB,
-        "cache": cache / GIB,
-        "reserve": reserve_gib(hardware.memory_gib, on_cpu=hardware.device == "cpu"),
-    }
 
 
 def _weight_bytes(cell: Tree) -> int:

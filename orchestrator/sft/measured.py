@@ -87,7 +87,9 @@ class _Speeds:
         self._speeds: dict[Hashable, Speed] = {}
         self._rehearsed: dict[Hashable, list[Mapping[str, Any]]] = {}
         for finished in measured.get("rehearse", ()):
-            self._rehearsed.setdefault(_key(finished.config), []).extend(finished.rows)
+            # That of cells without a training measured none.
+            rows = [row for row in finished.rows if row.get("save_seconds") is not None]
+            self._rehearsed.setdefault(_key(finished.config), []).extend(rows)
         for finished in measured.get("evaluate", ()):
             if finished.rows:
                 self._finished.setdefault(_key(finished.config), []).append(finished)
@@ -95,7 +97,7 @@ class _Speeds:
     def of(self, cell: Tree, costs: CostsConfig) -> Speed:
         """Return the measurements that apply to a cell."""
         key = _key(cell)
-        if key not in self._finished and key not in self._rehearsed:
+        if key not in self._finished and not self._rehearsed.get(key):
             return _NOTHING
         # Computed once per key: a plan of thousands of cells has few of them.
         if key not in self._speeds:

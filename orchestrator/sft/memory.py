@@ -261,3 +261,21 @@ def sizes_of(model: Any) -> Any:
         what = f"config.json of a {text.model_type} has no {', '.join(unknown)} to reckon memory with"
         raise StageFailure("config", f"{what}: set trainer.micro_batch_tokens")
     return decoder(sizes, text.model_type)
+
+
+def generation_gib(model: Decoder, evaluation: Mapping[str, Any], item_tokens: float) -> dict[str, float]:
+    """Return the memory of generation in GiB, by term: weights, and the cache of keys and values of a batch.
+
+    Each row of the batch is a mean item with an answer as long as it may become. vLLM takes as many rows as
+    fit, so that one is enough.
+
+    Args:
+        model: its sizes.
+        evaluation: the section of the config.
+        item_tokens: of a mean item.
+    """
+    value_bytes = 2 if evaluation["precision"] == "bf16" else 4
+    num_rows = 1 if evaluation.get("engine") == "vllm" else evaluation["batch_size"]
+    tokens = num_rows * (item_tokens + evaluation["max_new_tokens"])
+    cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * value_bytes * tokens
+    return {"weights": value_bytes * model.num_parameters / GIB, "cache": cache / GIB}

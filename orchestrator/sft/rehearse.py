@@ -7,17 +7,23 @@ longest rows of the class, so what fails in them fails here first::
     train     in a new process: from the checkpoint on, steps 2 and 3
     evaluate  the last weights, on one validation item and one test item
 
+A class of cells that are not trained has the last part alone, on one test item.
+
 Before all that, the scorer gets the references of the class's own items. One that it calls wrong would make
 each model look worse than it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +31,6 @@ import torch
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.saving import MANIFEST
 from orchestrator.sft import evaluate, runtime, train
-from orchestrator.sft.checkpoints import EPOCHS, epoch_name
 from orchestrator.sft.data import load_items
 from orchestrator.sft.distributed import launcher, parallel
 from orchestrator.sft.prepare import COUNTS, SPLITS, count
@@ -35,6 +40,8 @@ from orchestrator.tasks.base import Split, load_task
 
 NUM_STEPS = 3
 """Steps of the training: one before the checkpoint, one to warm up after it, and one that is measured."""
+LEAST_SCORING_S = 180.0
+"""Least seconds that two answers may take with the load of the model; else half of all before. Ours."""
 _PHASES = 4
 MAX_NAMED = 3
 """Most items that a message names."""
@@ -65,11 +72,40 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         StageFailure: what `train` or `evaluate` raised; or the scorer calls a reference wrong (cause
             ``data``).
     """
+    start_s = time.monotonic()
     runtime.start(context, seed=0)
-    languages = list(inputs.each("prepare"))
+    languages = list(inputs.each("prepare")) if "prepare" in inputs else []
     num_references = check_references(config, context.uses, languages)
     _end_phase(context, 1)
     tree = settings_of(config, context.uses, languages[:1])
+    trained = _rehearse_training(config, inputs, context, tree, languages) if languages else _Trained(inputs)
+    third = _within(context, "third", tree)
+    seconds = max(LEAST_SCORING_S, (time.monotonic() - start_s) / 2)
+    with _at_most(seconds, "two answers were not generated and scored"):
+        scored = evaluate.main(Config(tree), trained.inputs, third)
+    _end_phase(context, 4)
+    return [
+        {
+            **{name: scored[0][name] for name in ("model", "family", "num_parameters", "task")},
+            "num_languages": len(languages),
+            "num_references": num_references,
+            **trained.measured,
+            "num_scored": sum(row["num_items"] for row in scored),
+        }
+    ]
+
+
+class _Trained(NamedTuple):
+    """The inputs of the evaluation, and what was measured while they were made."""
+
+    inputs: Inputs
+    measured: Mapping[str, Any] = {}
+
+
+def _rehearse_training(
+    config: Config, inputs: Inputs, context: Context, tree: dict[str, Any], languages: Sequence[str]
+) -> _Trained:
+    """Train a few steps on the longest rows of the class, with a checkpoint and a new process between."""
     shard = context.scratch / "shard"
     rows = longest_rows(config, inputs, context, languages)
     _write(rows, shard, language=languages[0], limit=config.trainer.max_length_tokens)
@@ -91,26 +127,44 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     found = json.loads((second.output / train.SUMMARY).read_text(encoding="utf-8"))
     if len(found["loss"]) != NUM_STEPS:
         raise StageFailure("code", f"{len(found['loss'])} of {NUM_STEPS} steps after the checkpoint")
-    # The weights of one epoch are enough to generate with.
-    for step in range(1, NUM_STEPS):
-        shutil.rmtree(second.output / EPOCHS / epoch_name(step))
-    third = _within(context, "third", tree)
-    scored = evaluate.main(Config(tree), _with_input(given, "train", {"": second.output}), third)
-    _end_phase(context, 4)
-    return [
-        {
-            **{name: scored[0][name] for name in ("model", "family", "num_parameters", "task")},
-            "num_languages": len(languages),
-            "num_references": num_references,
-            "longest_tokens": max(len(row.input_ids) for row in rows),
-            "train_tokens": found["train_tokens"],
-            "tokens_per_second": round(speeds.tokens_per_second, 1),
-            "peak_memory_gib": found["peak_memory_gib"],
-            "num_processes": found["num_processes"],
-            "save_seconds": round(first.saves.save_s, 3),
-            "num_scored": sum(row["num_items"] for row in scored),
-        }
-    ]
+    measured = {
+        "longest_tokens": max(len(row.input_ids) for row in rows),
+        "train_tokens": found["train_tokens"],
+        "tokens_per_second": round(speeds.tokens_per_second, 1),
+        "peak_memory_gib": found["peak_memory_gib"],
+        "num_processes": found["num_processes"],
+        "save_seconds": round(first.saves.save_s, 3),
+    }
+    return _Trained(_with_input(given, "train", {"": second.output}), measured)
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float, what: str) -> Iterator[None]:
+    """Raise an error in the block after some seconds. A hang then costs minutes, not the stage's limit.
+
+    The signal interrupts Python code, such as a scorer's loop, and no call into a library that never returns.
+
+    Args:
+        seconds: that the block may take.
+        what: what did not happen by then.
+
+    Raises:
+        StageFailure: the block took longer (cause ``code``: it would take as long again).
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that thread gets signals
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise StageFailure("code", f"{what} in {seconds:.0f} s: the task or the generation hangs")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def check_references(config: Config, uses: Config, languages: Sequence[str]) -> int:
@@ -157,8 +211,8 @@ def settings_of(config: Config, uses: Config, languages: Sequence[str]) -> dict[
     """
     tree = _merged(config.to_dict(), uses.to_dict())
     tree |= {"seed": 0, "languages": list(languages)}
-    # Each epoch is one step of the longest rows.
-    tree["trainer"]["num_epochs"] = NUM_STEPS
+    # One epoch, whose weights are written once.
+    tree["trainer"]["num_epochs"] = 1
     # A training of hours compiles its layers, which changes its memory. So must these few steps.
     if tree["trainer"].get("compile") == "auto" and runtime.device_of(tree["device"]).type == "cuda":
         tree["trainer"]["compile"] = True
@@ -185,8 +239,13 @@ def _longest(rows: Rows, split: str, number: int) -> Iterator[Example]:
 
 
 def _write(rows: Sequence[Example], folder: Path, *, language: str, limit: int) -> None:
-    """Write a shard as `prepare` does."""
+    """Write a shard as `prepare` does, with the rows of a step for each of the steps."""
     folder.mkdir(parents=True)
+    rows = [
+        row._replace(item_id=f"{row.item_id}.{step}")
+        for row in rows
+        for step in range(NUM_STEPS if row.split == SPLITS[0] else 1)
+    ]
     write_shard(rows, folder)
     counts = {split: count(of, of) for split in SPLITS if (of := [row for row in rows if row.split == split])}
     report = {"language": language, "max_length_tokens": limit, **counts}

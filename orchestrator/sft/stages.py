@@ -151,6 +151,7 @@ EVALUATE = StageSpec(
     preload=_PRELOAD,
     estimate="orchestrator.sft.estimate:evaluate",
     needs="orchestrator.sft.needs:of_cell",
+    gated_by=("rehearse",),
 )
 """Generation and scoring: select an epoch by validation accuracy, then test it."""
 

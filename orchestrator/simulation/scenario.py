@@ -52,6 +52,7 @@ class Scenario:
         job_start_s: seconds from the start of a job until its first stage computes, beyond its estimate.
         start_at: time at which the sweep begins, in seconds since 1970; its budget may have an end.
         gates: of the launch.
+        are_held: whether a job that waits for a gate holds its GPUs; else it starts when the gate is done.
         chains: id of a cell to its stages, after the gates that they wait for; empty if there are no gates.
     """
 
@@ -69,6 +70,7 @@ class Scenario:
     job_start_s: float = 0.0
     start_at: float = 0.0
     gates: Gates = NO_GATES
+    are_held: bool = True
     chains: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def chain(self, cell: Cell) -> Sequence[str]:

@@ -56,7 +56,7 @@ class WaitingJobs:
                 chain=lambda cell: cell.stage_digests,
             )
             for num_gpus, of_class in cells.items()
-            if num_gpus and gated
+            if num_gpus and gated and scenario.are_held
         }
 
     def touch(self, digest: str) -> None:

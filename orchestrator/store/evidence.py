@@ -166,6 +166,8 @@ class EvidenceReader:
             specs, `instances` must hold the inputs of each stage instance.
 
     Attributes:
+        as_of: When the reader began to look, in Unix seconds by this machine's clock. What was recorded
+            before is in the evidence.
         listed: Stage name to what the store listed about it when the reader was made.
         unlisted: Stage name to the evidence of all its instances, if its folder could not be listed.
         formers: Digest to the instances of earlier versions of the stage.
@@ -182,6 +184,7 @@ class EvidenceReader:
         trusted: set[tuple[str, int]] | None = None,
         specs: Mapping[str, StageSpec] | None = None,
     ) -> None:
+        self.as_of = time.time()
         self._specs = specs or {}
         self._observer = observer
         self._check_files, self._count_attempts = check_files, count_attempts

@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +145,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def history(ledger: Ledger, instance: StageInstance, number: int) -> list[dict[str, Any]]:
+RowsOf = Callable[[StageInstance, int], list[dict[str, Any]]]
+"""A function that returns the metrics that one attempt logged itself."""
+
+
+def history(
+    ledger: Ledger, instance: StageInstance, number: int, *, rows_of: RowsOf | None = None
+) -> list[dict[str, Any]]:
     """Return the metrics that lead to an attempt: its own, and those of its predecessors up to the resume.
 
     Steps that a predecessor took after its last checkpoint are left out, because the successor repeats them::
@@ -157,12 +163,17 @@ def history(ledger: Ledger, instance: StageInstance, number: int) -> list[dict[s
         ledger: the store.
         instance: the stage instance.
         number: number of the attempt.
+        rows_of: reads the metrics of an attempt, such as one that keeps what it has read.
     """
+
+    def read(instance: StageInstance, number: int) -> list[dict[str, Any]]:
+        data = ledger.objects.get(layout.metrics(instance, number)) or b""
+        return parse_metrics(data.decode(errors="replace"))
+
     rows: list[dict[str, Any]] = []
     until: int | None = None
     while True:
-        data = ledger.objects.get(layout.metrics(instance, number)) or b""
-        own = parse_metrics(data.decode(errors="replace"))
+        own = (rows_of or read)(instance, number)
         rows = [row for row in own if until is None or row.get("step", 0) <= until] + rows
         start, _ = ledger.read(layout.attempt(instance, number, layout.START), StartRecord)
         before, last = _former(start, own)

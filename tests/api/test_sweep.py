@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def test_a_sweep_is_composed_planned_launched_and_read_as_values(
     plan = counts.plan()
     assert [str(row) for row in plan.to_frame()["count"]] == ["run"] * 4
     assert len(plan.cells) == 4 and plan.totals is None
+    before_s = time.time()
     assert counts.status().counts == {"pending": 4} and not sweep.store.exists()
+    assert before_s <= counts.status().as_of <= time.time()
     run = counts.launch(launcher="local", workers=2)
     assert run.wait(60).counts == {"done": 3, "failed": 1} == counts.status().counts
     assert "3 done, 1 failed" in run.log.read_text()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -247,17 +249,19 @@ def test_ten_readers_share_an_index(looked: Path, bucket: Bucket, tmp_path: Path
     (tmp_path / "project").mkdir()
     sweep = BucketSweep(tmp_path / "project", bucket)
 
-    def read(_: int) -> str:
+    def read(_: int) -> dict[str, Any]:
         words = [sys.executable, "-m", "orchestrator", "status", "counts", "--json"]
         done = subprocess.run(
             words, env=sweep.env, cwd=sweep.folder, capture_output=True, text=True, check=True
         )
         assert done.stderr == ""
-        return done.stdout
+        found: dict[str, Any] = json.loads(done.stdout)
+        assert time.time() - 60 < found.pop("as_of") < time.time()
+        return found
 
     with ThreadPoolExecutor(10) as pool:
-        found = set(pool.map(read, range(10)))
-    assert len(found) == 1
+        first, *others = pool.map(read, range(10))
+    assert all(found == first for found in others)
 
 
 def test_a_query_over_a_bucket_fetches_predictions_and_reads_metrics(sealed: Ledger, bucket: Bucket) -> None:

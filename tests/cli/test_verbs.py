@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet
@@ -60,8 +62,11 @@ def run(launched: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 
 def test_status_json_keeps_its_contract(run):
+    before_s = time.time()
     status = json.loads(run("status", "mixed", "--json"))
     assert {"sweep", "revision", "counts", "cells"} <= set(status)
+    assert before_s <= status["as_of"] <= time.time()
+    assert re.search(r"2 done, 2 failed \(at \d\d:\d\d:\d\d\)$", run("status", "mixed"), re.MULTILINE)
     assert status["counts"] == {"done": 2, "failed": 2}
     cell = next(cell for cell in status["cells"] if cell["state"] == "failed")
     assert {"cell", "axes", "state", "cause", "attempts", "stages"} <= set(cell)
@@ -190,7 +195,7 @@ def test_no_secret_of_the_environment_or_the_command_line_is_recorded(sweep):
 def test_rerun_runs_only_what_failed_and_keeps_the_earlier_attempt(sweep):
     (sweep.folder / "mixed.yaml").write_text(MIXED)
     sweep("launch", "mixed.yaml", FAIL, code=1)
-    assert "2 done, 2 failed" in sweep("launch", "mixed.yaml", FAIL, code=1)  # data is left to rerun
+    assert "2 failed, 2 done" in sweep("launch", "mixed.yaml", FAIL, code=1)  # data is left to rerun
     claims = len(list(sweep.store.rglob("claim.json")))
     dry = sweep("rerun", "mixed", "--dry-run")
     assert "rerun 2 cells" in dry

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from orchestrator.core.evidence import NO_HOLDS, Hold, Holds
 from orchestrator.core.failure import Cause
-from orchestrator.core.gates import gates_of, gates_of_requests, stands_for, too_dear
+from orchestrator.core.gates import GateJobs, gate_jobs, gates_of, gates_of_requests, stands_for, too_dear
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import Claimable, Scan, next_stage
 from orchestrator.core.records import Request
@@ -57,13 +58,25 @@ def sweep_of(*cells: tuple[str, str]) -> ComposedSweep:
 SWEEP = sweep_of(("small", "en"), ("small", "en es"), ("large", "es"), ("large", "en"))
 
 
-def claimed(gates: Gates, states: dict[str, StageStatus], sweep: ComposedSweep = SWEEP) -> tuple[str, bool]:
+def claimed(
+    gates: Gates,
+    states: dict[str, StageStatus],
+    sweep: ComposedSweep = SWEEP,
+    *,
+    cancelled: frozenset[str] = NOBODY,
+    holds: Holds = NO_HOLDS,
+) -> tuple[str, bool]:
     """Returns the name of the stage that a worker would claim, "" for none, and whether it would wait."""
     instances = {**sweep.stages, **gates.instances}
     named = {f"{each.name}": digest for digest, each in gates.instances.items()}
     known = {named.get(name, name): status for name, status in states.items()}
     scan: Scan = next_stage(
-        sweep.cells, instances, lambda d: known.get(d, PENDING), cancelled=NOBODY, gates=gates
+        sweep.cells,
+        instances,
+        lambda d: known.get(d, PENDING),
+        cancelled=cancelled,
+        holds=holds,
+        gates=gates,
     )
     found: Claimable | None = scan.claimable
     return (found.instance.name if found else ""), scan.waiting
@@ -165,6 +178,17 @@ def test_a_gate_is_not_run_when_nothing_waits_for_it() -> None:
     assert claimed(gates, {**fitted, "fit-large-es": PENDING}) == ("check[large]", True)
 
 
+@pytest.mark.parametrize("is_final", [True, False])
+def test_a_gate_is_not_run_for_cells_that_are_cancelled_or_held_for_good(is_final: bool) -> None:
+    sweep = sweep_of(("small", "en"), ("small", "es"))
+    gates = gates_of(sweep, FACTS)
+    states = {"data-en": DONE, "data-es": DONE, "fit-small-es": DONE}
+    assert claimed(gates, states, sweep) == ("check", True)
+    assert claimed(gates, states, sweep, cancelled=frozenset({"small en"})) == ("", False)
+    holds = Holds({"small en": Hold("why", is_final)})
+    assert claimed(gates, states, sweep, holds=holds)[0] == ("" if is_final else "check")
+
+
 def test_a_gate_that_costs_more_than_it_may_save_is_left_out_by_estimate_alone() -> None:
     gates = gates_of(SWEEP, FACTS)
     small, large = gates.instances
@@ -182,3 +206,25 @@ def test_a_gate_that_costs_more_than_it_may_save_is_left_out_by_estimate_alone()
 def test_a_rehearsal_of_more_stands_for_one_of_fewer_and_not_the_other_way() -> None:
     (more, _), (fewer,) = (list(gates_of(SWEEP, FACTS, n).instances.values()) for n in (None, ["small en"]))
     assert stands_for(more, fewer) and not stands_for(fewer, more) and not stands_for(more, more)
+
+
+def test_the_first_job_of_each_class_runs_its_gate_and_the_others_start_after_the_longest_one() -> None:
+    gates = gates_of(SWEEP, FACTS)
+    small, large = gates.instances
+    states = {**dict.fromkeys(SWEEP.stages, PENDING), small: PENDING, large: PENDING}
+    hours = {small: 0.1, large: 0.2}
+    ordered = [SWEEP.cells[number] for number in (3, 0, 1, 2)]
+    found = gate_jobs(ordered, gates, states, hours)
+    assert (found.first, found.later) == ({"large en", "small en"}, {"small en es", "large es"})
+    assert found.seconds == 1.25 * 720 + 60
+    jobs = [("7", [("small en es",), ("small en",)]), ("8", [("large en", "large es")])]
+    assert found.tasks(jobs) == ("7_1", "8_0")
+
+
+def test_no_job_starts_later_for_a_gate_that_runs_or_is_done_or_of_unknown_length() -> None:
+    gates = gates_of(SWEEP, FACTS)
+    small, large = gates.instances
+    states = {**dict.fromkeys(SWEEP.stages, PENDING), small: DONE, large: RUNNING}
+    assert gate_jobs(SWEEP.cells, gates, states, {small: 0.1, large: 0.2}) == GateJobs()
+    assert gate_jobs(SWEEP.cells, gates, {**states, large: PENDING}, {small: 0.1}) == GateJobs()
+    assert gate_jobs(SWEEP.cells, gates, {**states, large: PENDING}, {large: 0.2}).later == {"large en"}

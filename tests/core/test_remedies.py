@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.commandspec import check_remedies
-from orchestrator.core.evidence import Attempt, Budget, Evidence, spent
+from orchestrator.core.evidence import Attempt, Budget, Evidence, num_starved, spent
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, StartRecord
 from orchestrator.core.remedies import (
@@ -22,6 +22,7 @@ from orchestrator.core.remedies import (
     pause_after,
     remedied,
     rungs_of,
+    status_in_job,
     suggestions,
     with_shipped,
 )
@@ -232,3 +233,39 @@ def test_what_a_person_could_do_is_named_and_never_applied() -> None:
     assert suggestions(spec, NAN) == suggestions(spec, None) == []
     assert not has_rungs(spec)
     assert remedied(spec, USES, {OOM: 9}) == Remedied(USES)
+
+
+def starved(*rungs: int | None) -> Evidence:
+    """A stage whose attempts ran out of host memory in jobs on these rungs; None is one without a request."""
+    attempts = []
+    for number, rung in enumerate(rungs, 1):
+        of_job = {} if rung is None else {Cause.OOM_HOST: (rung, 1)}
+        record = StartRecord(parent=None, uses={}, provenance={}, remedies=of_job)
+        end = End(nonce="", outcome="failed", cause=Cause.OOM_HOST)
+        attempts.append(Attempt(number, None, record, None, end))
+    return Evidence(attempts=tuple(attempts))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "retries", "rung", "state"),
+    [
+        (starved(0), 0, 0, State.QUEUED),  # this job has too little
+        (starved(0), 0, 1, State.PENDING),  # this one has twice as much
+        (starved(0, 1), 1, 1, State.PENDING),  # a retry, with as much or more
+        (starved(0, 1), 0, 1, State.FAILED),
+        (starved(None), 1, 0, State.PENDING),  # more memory was never asked for
+        (starved(0, 0), 1, 0, State.QUEUED),
+    ],
+)
+def test_a_stage_that_ran_out_of_host_memory_waits_for_a_job_with_more(
+    evidence: Evidence, retries: int, rung: int, state: State
+) -> None:
+    budget = Budget({"oom_host": retries})
+    assert status_in_job(evidence, budget, {Cause.OOM_HOST: (rung, 1)}).state is state
+    assert status_in_job(evidence, budget, {}) == stage_status(evidence, budget)  # outside of a job
+
+
+def test_what_ran_out_of_memory_before_a_rerun_asks_for_no_more() -> None:
+    evidence = starved(0, 1, None)
+    assert [num_starved(evidence, after) for after in (0, 1, 2)] == [2, 1, 0]
+    assert status_in_job(evidence, Budget({}, after=2), {Cause.OOM_HOST: (0, 1)}).state is not State.QUEUED

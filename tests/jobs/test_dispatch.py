@@ -343,6 +343,18 @@ def test_arrays_are_split_at_the_cluster_s_limit(number, sizes):
     assert [len(group.tasks) for group in groups] == sizes
 
 
+def test_cells_that_others_rehearse_for_are_arrays_of_their_own_behind_all_others():
+    wanted = [("a", SMALL), ("b", LARGE), ("c", SMALL), ("d", LARGE)]
+    groups, _ = grouped(wanted, cells_per_job=1, max_array_size=9, max_running=None, later={"a", "d"})
+    found = [(group.is_later, group.resources, group.tasks) for group in groups]
+    assert found == [
+        (False, LARGE, (("b",),)),
+        (False, SMALL, (("c",),)),
+        (True, SMALL, (("a",),)),
+        (True, LARGE, (("d",),)),
+    ]
+
+
 def fast(node, index) -> JobEnd:
     return JobEnd(index=index, word="FAILED", cause=Cause.BAD_NODE, node=node, seconds=3.0, idle=True)
 

@@ -236,14 +236,15 @@ def test_a_node_is_large_enough_by_each_of_its_resources():
 
 
 ESTIMATE = Estimate(num_gpus=2, host_memory_gib=5.0)
+FIRST = ((Cause.OOM_HOST, 0, 1),)
 
 
 @pytest.mark.parametrize(
     ("estimate", "asked", "has_gpus", "expected"),
     [
         (None, [], True, Resources(cpus=1)),
-        (ESTIMATE, [], True, Resources(gpus_per_node=2, cpus=8, memory_gib=6.0)),
-        (ESTIMATE, [], False, Resources(cpus=1, memory_gib=6.0)),
+        (ESTIMATE, [], True, Resources(gpus_per_node=2, cpus=8, memory_gib=6.0, rungs=FIRST)),
+        (ESTIMATE, [], False, Resources(cpus=1, memory_gib=6.0, rungs=FIRST)),
         (
             ESTIMATE,
             [
@@ -255,16 +256,33 @@ ESTIMATE = Estimate(num_gpus=2, host_memory_gib=5.0)
                 gpus_per_node=0.5,
                 cpus=3,
                 memory_gib=6.0,
+                rungs=FIRST,
                 accelerator="H100",
                 custom=(("a", 1.0), ("b", 2.0)),
             ),
         ),
-        (ESTIMATE, [WorkerOverride(gpus=1), WorkerOverride(gpus=0)], True, Resources(cpus=1, memory_gib=6.0)),
+        (
+            ESTIMATE,
+            [WorkerOverride(gpus=1), WorkerOverride(gpus=0)],
+            True,
+            Resources(cpus=1, memory_gib=6.0, rungs=FIRST),
+        ),
     ],
 )
 def test_what_a_worker_asks_for(estimate, asked, has_gpus, expected):
     of_cell = overrides_of(asked, ["a"], [Subject(cell="a", axes={}, columns={}, config={})])["a"]
     assert resources_of(estimate, of_cell, ray_settings({}), has_gpus=has_gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_oom", "most_gib", "memory_gib", "rung"),
+    [(0, 8, 6.0, 0), (1, 64, 12.0, 1), (2, 64, 24.0, 1), (1, 8, 8.0, 1), (1, 4, 6.0, 1)],
+)
+def test_a_worker_asks_for_twice_the_memory_that_did_not_suffice_as_far_as_a_node_has_it(
+    num_oom, most_gib, memory_gib, rung
+):
+    found = resources_of(ESTIMATE, {}, ray_settings({}), has_gpus=True, num_oom=num_oom, most_gib=most_gib)
+    assert (found.memory_gib, found.rungs) == (memory_gib, ((Cause.OOM_HOST, rung, 1),))
 
 
 HERE = platform.python_version()

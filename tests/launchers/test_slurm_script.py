@@ -35,7 +35,11 @@ REQ_SWITCH REQUEUE SIGNAL SPREAD_JOB THREAD_SPEC TIMELIMIT USE_MIN_NODES WAIT WA
 
 
 def text_of(
-    profile: dict[str, Any], folder: Path = Path("/work"), logs: Path | None = None, **more: Any
+    profile: dict[str, Any],
+    folder: Path = Path("/work"),
+    logs: Path | None = None,
+    after: tuple[str, ...] = (),
+    **more: Any,
 ) -> str:
     """The script of a submission of two cells."""
     asked = Resources(gpus_per_node=2, cpus=4, memory_gib=8, **more)
@@ -51,6 +55,8 @@ def text_of(
         resources=asked,
         exclude=("node9",),
         folder=str(folder),
+        after=after,
+        after_s=500.0,
     )
     return script(
         submission,
@@ -129,6 +135,14 @@ class Ran:
 def test_every_option_of_ours_can_be_replaced_or_dropped_in_any_spelling(sbatch, expected):
     given = options_of(text_of({"sbatch": sbatch}))
     assert {name: given.get(name) for name in expected} == expected
+
+
+def test_a_job_that_would_wait_for_gates_starts_some_minutes_after_the_jobs_that_run_them():
+    after = ("12_0", "12_3", "13_0")
+    assert options_of(text_of({}, after=after))["dependency"] == "after:12_0+9:12_3+9:13_0+9"
+    assert "dependency" not in options_of(text_of({}))
+    given = options_of(text_of({"sbatch": {"d": "singleton"}}, after=after))
+    assert given["dependency"] == "singleton"
 
 
 @pytest.mark.parametrize(

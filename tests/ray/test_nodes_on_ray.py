@@ -7,6 +7,7 @@ import platform
 import pytest
 
 from tests.cli.launches import records
+from tests.launchers.own_stages import gpus_by_hours, write_moldable
 from tests.ray.sweeps import OnRay
 
 FAILING = """
@@ -17,22 +18,6 @@ def train(config, inputs, context):
     if pathlib.Path("{flag}").exists():
         raise StageFailure("bad_node", "torch sees 0 of 8 GPUs")
     return [{{"seed": config.seed}}]
-"""
-MOLD = """
-description: one long cell and two short ones
-config: {hours: 1}
-axes: {hours: [1, 8, 3]}
-stages: {train: {run: "own:train", reads: [hours], estimate: "own:cost"}}
-"""
-STAGES = """
-import os
-from orchestrator.costs import Estimate
-
-def cost(config, **_):
-    return Estimate(wall_hours=float(config.hours), num_gpus=1)
-
-def train(config, inputs, context):
-    return [{"gpus": len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))}]
 """
 
 
@@ -59,17 +44,11 @@ def test_the_driver_starts_no_worker_on_a_machine_that_is_left_out_until_it_is_f
 
 @pytest.mark.long
 def test_workers_have_the_gpus_that_were_chosen_for_their_cells(jobs: OnRay) -> None:
-    (jobs.folder / "jobs.yaml").write_text(MOLD)
-    (jobs.folder / "own.py").write_text(STAGES)
+    name = write_moldable(jobs)
     gpus = ("launcher.device=a100", "launcher.gpus_per_node=4", "launcher.cpus_per_gpu=1")
-    jobs.launch("jobs.yaml", *gpus, "hardware.moldable=true", "launcher.max_gpus=8")
+    jobs.launch(name, *gpus, "hardware.moldable=true", "launcher.max_gpus=8")
     jobs.until_done(3)
     chosen = {each["tasks"][0][0].split("-")[0]: each["resources"] for each in jobs.submissions()}
     numbers = {cell: resources["chosen_gpus"] for cell, resources in chosen.items()}
     assert numbers["hours8"] == 4 and numbers["hours1"] == 1
-    jobs("collect", "jobs", "--out", "rows.csv")
-    found = {}
-    for line in (jobs.folder / "rows.csv").read_text().splitlines()[1:]:
-        words = line.split(",")
-        found[f"hours{words[1]}"] = int(words[-1])
-    assert found == numbers
+    assert {f"hours{hours}": gpus for hours, gpus in gpus_by_hours(jobs).items()} == numbers

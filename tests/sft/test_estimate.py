@@ -10,7 +10,7 @@ import pytest
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.costs import Estimate, Finished, Hardware, Measured
 from orchestrator.errors import UserError
-from orchestrator.sft.estimate import evaluate, train
+from orchestrator.sft.estimate import evaluate, rehearse, train
 from orchestrator.sft.memory import Load, Recompute, decoder, widest_pack
 from orchestrator.sft.save_costs import save_costs
 from orchestrator.sft.speed import mfu
@@ -359,3 +359,12 @@ def test_cells_of_several_sizes_measure_what_a_doubling_keeps() -> None:
 )
 def test_training_uses_a_gpu_for_each_row_of_a_step_at_most(overrides: tuple[str, ...], most: int) -> None:
     assert trained(cell("qwen3-0.6b", "math", 1, *overrides)).most_gpus == most
+
+
+def test_a_rehearsal_takes_longer_for_larger_models_and_a_minute_where_nothing_is_trained() -> None:
+    def seconds(*words: Any) -> float:
+        given = {"label": "", "hardware": A100, "retention": "all", "measured": Measured()}
+        return 3600 * rehearse(Config(cell(*words)), **given).wall_hours
+
+    untrained, small, large = seconds("qwen3-8b", "math", 0), seconds(), seconds("qwen3-8b")
+    assert 60 < untrained < small < 150 < large < 600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,39 @@ class Swapped:
         ]
 
 
-SWAPPED = Swapped()
+class Hanging:
+    """The math task with a scorer that never returns for what a model wrote."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(MATH, name)
+
+    def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
+        while not MATH.is_correct(text, gold, language):
+            time.sleep(0.01)
+        return True
+
+
+SWAPPED, HANGING = Swapped(), Hanging()
+
+
+def untrained(ground: Ground, folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    config = chain.small("languages=[]", *overrides)
+    inputs = {name: ground.inputs[name] for name in ("tokenizer", "base")}
+    return chain.run(stages.REHEARSE, config, folder, inputs)[1]
+
+
+def test_a_class_of_models_that_are_not_trained_rehearses_its_evaluation_alone(ground, tmp_path) -> None:
+    (row,) = untrained(ground, tmp_path)
+    assert (row["num_languages"], row["num_scored"], row["num_references"]) == (0, 1, 2 * 4)
+    assert "save_seconds" not in row and not (tmp_path / "scratch/first").exists()
+    assert stages.EVALUATE.gated_by == ("rehearse",)
+
+
+def test_a_scorer_that_hangs_fails_a_rehearsal_long_before_its_limit(ground, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(rehearse, "LEAST_SCORING_S", 0.5)
+    with pytest.raises(StageFailure, match="two answers were not generated and scored in") as failed:
+        untrained(ground, tmp_path, f"+task.target={__name__}:HANGING")
+    assert failed.value.cause == "code"
 
 
 def test_references_that_are_scored_as_wrong_fail_a_class_as_data(ground, tmp_path) -> None:

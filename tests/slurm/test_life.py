@@ -69,16 +69,18 @@ def test_a_job_near_its_limit_saves_a_checkpoint_starts_itself_anew_and_goes_on(
 
 
 @pytest.mark.long
-def test_a_job_too_short_for_any_checkpoint_is_not_started_anew_for_ever(jobs):
+def test_a_job_too_short_for_any_checkpoint_gets_twice_the_hours_once_and_is_not_started_anew_for_ever(jobs):
     jobs.write_stages(BLIND)
-    jobs.launch(jobs.write(cells=1, stage="blind"), *SHORT, "policy.grace_s=1")
-    for number in (1, 2):  # policy.retries.timeout is 1
+    minute = ("cluster.hours=0.015", "cluster.min_hours=0.015")
+    jobs.launch(jobs.write(cells=1, stage="blind"), *minute, "policy.grace_s=1", "policy.retries.timeout=0")
+    for number in (1, 2):  # the first time costs no retry, and there is none
         jobs.until(jobs.beats)
         task = jobs.task()
         jobs.cluster.run("scancel", "--signal=USR1", task)
         jobs.until_job("", task)
         said = jobs("reconcile", "jobs", code=None)
         assert len(jobs.submissions()) == min(number + 1, 2)
+    assert [each["resources"]["hours"] for each in jobs.submissions()] == [0.015, 0.03]
     assert "jobs failed by timeout: 1 cell" in said and "ask for more hours" in said
     assert [over["cause"] for over in jobs.closings()] == ["timeout", "timeout"]
     assert "no checkpoint was finished within its time limit" in jobs.why()

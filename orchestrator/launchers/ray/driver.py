@@ -12,17 +12,19 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.holding import code_of
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Owner
-from orchestrator.core.state import Gates, StageStatus, stage_status
+from orchestrator.core.remedies import status_in_job
+from orchestrator.core.state import Gates, StageStatus
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
@@ -99,6 +101,7 @@ class _Scanner:
         holds: what is held back in the sweep.
         observer: judges the attempts of workers.
         gates: of the launch.
+        rungs: of the remedies in the submission's resources, by cause.
     """
 
     def __init__(
@@ -110,8 +113,10 @@ class _Scanner:
         holds: HoldReader,
         observer: Watcher,
         gates: Gates,
+        rungs: Mapping[Cause, tuple[int, int]],
     ) -> None:
         self._ledger = ledger
+        self._rungs = rungs
         self._sweep = sweep
         self._start = start
         self._retries = holds.policy.retries
@@ -146,7 +151,7 @@ class _Scanner:
             owner = last.claim.owner
             if (owner.job, owner.restart_count) == self._start:
                 self._busy.add(owner.slot)
-        return stage_status(evidence, summary.budget(digest, self._retries))
+        return status_in_job(evidence, summary.budget(digest, self._retries), self._rungs)
 
 
 class RayDriver:
@@ -184,7 +189,8 @@ class RayDriver:
         holds = HoldReader(
             sealed, engine.policy, code_of(request), lambda policy: spending_now(ledger, sweep, policy)
         )
-        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates)
+        rungs = submission.resources.by_cause
+        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates, rungs)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import re
 import secrets
@@ -28,6 +29,7 @@ from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.scheduler import EMBEDDED, RayScheduler, this_machine
 from orchestrator.launchers.ray.settings import (
     AUTO,
+    GIB,
     LOCAL,
     ray_settings,
     resources_of,
@@ -181,7 +183,7 @@ class RayLauncher:
         known: Sequence[Subject],
         chosen: Mapping[str, int],
     ) -> list[tuple[str, Resources]]:
-        """Return what a worker of each cell requests.
+        """Return what a worker of each cell requests; more memory than any node has is never requested.
 
         Raises:
             UserError: a selector in `launcher.resources` is wrong.
@@ -190,6 +192,9 @@ class RayLauncher:
         asked = overrides_of(self._settings.resources, [subject.cell for subject, _, _ in cells], known)
         hardware = self.hardware()
         has_gpus = hardware is not None and hardware.device != "cpu"
+        most_gib = math.inf
+        if any(lacked.memory for _, _, lacked in cells):  # only then, because it asks the cluster
+            most_gib = max((node.get("memory", 0.0) for node in self._nodes), default=0.0) / GIB or math.inf
         return [
             (
                 subject.cell,
@@ -199,9 +204,11 @@ class RayLauncher:
                     self._settings,
                     has_gpus=has_gpus,
                     chosen_gpus=chosen.get(subject.cell, 0),
+                    num_oom=lacked.memory,
+                    most_gib=most_gib,
                 ),
             )
-            for subject, estimate, _ in cells
+            for subject, estimate, lacked in cells
         ]
 
     def excluded(
@@ -213,7 +220,7 @@ class RayLauncher:
         quarantine_s: float,
         is_dry: bool,
     ) -> tuple[str, ...]:
-        """Return none: a driver avoids bad nodes itself."""
+        """Return none: a driver starts no worker on a node that is left out, also on later reports."""
         return ()
 
     def logs(self, sweep: str, number: int) -> str:

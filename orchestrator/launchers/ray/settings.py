@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
+from orchestrator.core.failure import Cause
 from orchestrator.core.settings import Policy
 from orchestrator.core.tree import convert
 from orchestrator.costs import STOP_FACTOR, Estimate
 from orchestrator.errors import UserError
-from orchestrator.jobs.records import Resources
+from orchestrator.jobs.records import NUM_DOUBLINGS, Resources
 from orchestrator.launchers.base import Amount, NotNegative, Positive, check_device, check_variables, stepped
 
 AUTO, LOCAL = "auto", "local"
@@ -214,6 +216,8 @@ def resources_of(
     *,
     has_gpus: bool,
     chosen_gpus: int = 0,
+    num_oom: int = 0,
+    most_gib: float = math.inf,
 ) -> Resources:
     """Return what a worker requests.
 
@@ -223,12 +227,18 @@ def resources_of(
         settings: of the launcher.
         has_gpus: whether the nodes have any.
         chosen_gpus: the GPUs of the estimate, if they were chosen; 0 if they are the fewest that suffice.
+        num_oom: how often the cell ran out of host memory; each doubles the request.
+        most_gib: host memory of the largest node that is there.
     """
     gpus = asked.get("gpus", estimate.num_gpus if estimate and has_gpus else 0)
     memory_gib = asked.get("memory_gib")
     if memory_gib is None and estimate is not None and estimate.host_memory_gib:
         memory_gib = stepped(estimate.host_memory_gib)
     memory_gib = settings.memory_gib if memory_gib is None else memory_gib
+    rungs: tuple[tuple[Cause, int, int], ...] = ()
+    if memory_gib is not None:
+        rungs = ((Cause.OOM_HOST, min(num_oom, NUM_DOUBLINGS), NUM_DOUBLINGS),)
+        memory_gib = max(memory_gib, min(memory_gib * 2.0**num_oom, most_gib))
     stop_s = STOP_FACTOR * estimate.stop_s if estimate is not None else 0.0
     return Resources(
         gpus_per_node=int(gpus) if gpus == int(gpus) else gpus,
@@ -239,6 +249,7 @@ def resources_of(
         # Short times need no entry: cells that differ in it would need workers of their own.
         signal_s=stepped(stop_s) if stop_s > Policy().grace_s else 0.0,
         chosen_gpus=0 if "gpus" in asked else chosen_gpus,
+        rungs=rungs,
     )
 
 

@@ -269,6 +269,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
             restart_count=restart,
             node=platform.node(),
             gone=tuple(gone_of(submissions.read(), grace_s=grace_of(settings.policy, submission.resources))),
+            rungs=submission.resources.by_cause,
         ),
         num_gpus=0 if own.device == "cpu" else submission.resources.gpus_per_node,
         device=submission.resources.accelerator,

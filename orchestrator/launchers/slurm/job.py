@@ -169,7 +169,10 @@ class SlurmJob:
     def _job(self) -> JobContext:
         """Return the context of this job for its workers: its identity, its end, and jobs that are over."""
         place, hours = self._place, self._submission.resources.hours
-        end_at = place.end_at or _end_at(place.name) or time.time() + 3600 * hours
+        start_at, end_at = place.start_at, place.end_at
+        if start_at is None or end_at is None:  # a Slurm that does not set the variables
+            start_at, end_at = _times_of(place.name)
+        end_at = end_at or time.time() + 3600 * hours
         limit_s = end_at - time.time()
         policy = self._settings.policy
         # half of a short job at most: otherwise it would save its last checkpoint before it computed anything
@@ -188,8 +191,8 @@ class SlurmJob:
             min_left_s=min_left_s,
             before=_before(place) if place.restart else None,
             gone=tuple(gone_of(self._submissions.read())),
-            rungs={cause: (rung, of) for cause, rung, of in self._submission.resources.rungs},
-            start_at=place.start_at,
+            rungs=self._submission.resources.by_cause,
+            start_at=start_at,
         )
 
     def _work_side_by_side(self, order: Assignment) -> int:
@@ -303,18 +306,20 @@ class SlurmJob:
                 self._submissions.report(number, self._place.index, self._place.restart, report)
 
 
-def _end_at(job: str) -> float | None:
-    """Query Slurm when it will end the job.
+def _times_of(job: str) -> tuple[float | None, float | None]:
+    """Query Slurm when it started the job, and when it will end it.
 
     Returns:
-        Seconds since 1970, by this machine's clock; None if Slurm does not answer.
+        Both in seconds since 1970, by this machine's clock; None if Slurm does not answer.
     """
     try:
-        left = slurm("squeue", "-ah", "-j", job, "-o", "%L", timeout_s=QUERY_S).output.strip()
+        used, _, left = slurm("squeue", "-ah", "-j", job, "-o", "%M|%L", timeout_s=QUERY_S).output.partition(
+            "|"
+        )
     except InfrastructureError:
-        return None
-    seconds = seconds_of(left)
-    return None if seconds is None else time.time() + seconds
+        return None, None
+    used_s, left_s, now = seconds_of(used.strip()), seconds_of(left.strip()), time.time()
+    return (None if used_s is None else now - used_s), (None if left_s is None else now + left_s)
 
 
 def _before(place: JobPlace) -> Cause | None:

@@ -164,6 +164,7 @@ def _ours(submission: Submission, cluster: ClusterProfile, output: str) -> dict[
         "constraint": cluster.constraint,
         "reservation": cluster.reservation,
         "exclude": ",".join(submission.exclude) or None,
+        "dependency": _after(submission),
         "exclusive": cluster.exclusive or None,
     }
     if asked.gpus_per_node and cluster.gpu_option == "gres":
@@ -171,6 +172,12 @@ def _ours(submission: Submission, cluster: ClusterProfile, output: str) -> dict[
     elif asked.gpus_per_node:
         named["gpus-per-node"] = _gpus(asked, cluster)
     return named
+
+
+def _after(submission: Submission) -> str | None:
+    """Return the value of sbatch's ``--dependency``, such as ``after:12_0+9:12_1+9``, in whole minutes."""
+    wait = minutes(submission.after_s / 3600)
+    return "after:" + ":".join(f"{task}+{wait}" for task in submission.after) if submission.after else None
 
 
 def _gpus(asked: Resources, cluster: ClusterProfile) -> str:

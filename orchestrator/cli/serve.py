@@ -1,0 +1,156 @@
+"""`sweep serve`: the pages over sweeps, from a server on this machine, or as one file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.core.settings import split_store
+from orchestrator.errors import SweepError, UserError, one_line, words_of
+from orchestrator.serving import security, server
+
+if TYPE_CHECKING:
+    from orchestrator.api.overview import Watched
+
+LOOPBACK = "127.0.0.1"
+
+SHORTEST_S = 1.0
+"""Shortest time between two writings of a file, in seconds."""
+
+
+def configure_serve(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument(
+        "sweeps",
+        nargs="+",
+        metavar="SWEEP",
+        help="names or paths, with @k for revision k; also store.url=FOLDER",
+    )
+    parser.add_argument("--port", type=int, default=None, metavar="N", help="default: a free one")
+    parser.add_argument("--host", default=None, metavar="ADDRESS", help=f"default: {LOOPBACK}")
+    parser.add_argument(
+        "--beyond-loopback",
+        action="store_true",
+        help="allow a --host that other machines reach, by plain HTTP",
+    )
+    parser.add_argument(
+        "--token-env",
+        metavar="NAME",
+        help="take the token from this environment variable; default: a new one",
+    )
+    parser.add_argument(
+        "--file", type=Path, metavar="PAGE", help="write the grid as one HTML file instead of serving it"
+    )
+    parser.add_argument(
+        "--every", type=float, metavar="S", help="with --file: write it again every S seconds"
+    )
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Serve the pages until a signal comes, or write the file."""
+    with server.ending_quietly():
+        url, words = split_store(args.sweeps)
+        words = list(dict.fromkeys(words))
+        if not words:
+            raise UserError("no sweep is named", fix="sweep list")
+        if args.file is not None:
+            return _write(args, words, url)
+        if args.every is not None:
+            raise UserError("--every is of --file; the pages of a server renew themselves")
+        server.check_installed()
+        return _serve(args, words, url)
+
+
+def _serve(args: argparse.Namespace, words: Sequence[str], url: str | None) -> int:
+    token = security.token_of(args.token_env)
+    host = args.host or LOOPBACK
+    listening = server.listen(host, args.port or 0, beyond=args.beyond_loopback)
+    watched = _open(words, url)
+    port = listening.getsockname()[1]
+    named = f"[{host}]" if ":" in host else host
+    # The address is printed before the server's libraries are imported. Until then, connections wait.
+    print(f"http://{named}:{port}/?token={token}", flush=True)
+    if not security.is_loopback(host):
+        print(
+            f"warning: other machines reach {host}:{port}, and the token travels unencrypted", file=sys.stderr
+        )
+    titles = ", ".join(each.view.title for each in watched)
+    print(f"serving {titles}, read only; Ctrl-C ends it", file=sys.stderr, flush=True)
+    from orchestrator.serving.app import application  # slow imports
+    from orchestrator.serving.site import Served
+
+    served = [Served(each) for each in watched]
+    for each in served:
+        each.live.get(wait_s=0.0)  # the first look goes on while the server starts
+    pages = application({each.name: each for each in served})
+    names = () if security.is_loopback(host) else (host, socket.gethostname(), socket.getfqdn())
+    server.run(security.Guard(pages, token, port, names), listening)
+    return 0
+
+
+def _open(words: Sequence[str], url: str | None) -> list[Watched]:
+    """Return the sweeps that are named.
+
+    Raises:
+        UserError: one of them does not exist, or two of them have one name.
+    """
+    from orchestrator.api.overview import Watched
+
+    found = [Watched(word, url) for word in words]
+    names = [each.view.sweep.name for each in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name} is named twice", allowed="one revision of each sweep")
+    return found
+
+
+def _write(args: argparse.Namespace, words: Sequence[str], url: str | None) -> int:
+    """Write the grid as one file, once or again and again."""
+    for name in ("port", "host", "token_env"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is of a server, not of --file")
+    path: Path = args.file.absolute()
+    if not path.parent.is_dir():
+        raise UserError(f"no folder {path.parent}", where=f"--file {args.file}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", where=f"--file {args.file}")
+    if args.every is not None and not SHORTEST_S <= args.every < float("inf"):
+        raise UserError(f"--every {args.every:g}", allowed=f"at least {SHORTEST_S:g} seconds")
+    watched = _open(words, url)
+    number = _write_once(watched, path, args.every)
+    print(f"{path}: {number:,} bytes", flush=True)
+    is_silent = False
+    while args.every is not None:
+        time.sleep(args.every)
+        try:
+            _write_once(watched, path, args.every)
+            is_silent = False
+        # The page shows how old it is. It is written again when the store answers.
+        except (SweepError, OSError) as error:
+            if not is_silent:
+                print(f"warning: {one_line(words_of(error))}; trying again", file=sys.stderr, flush=True)
+            is_silent = True
+    return 0
+
+
+def _write_once(watched: Sequence[Watched], path: Path, every_s: float | None) -> int:
+    """Replace the file by a new one, and return its number of bytes."""
+    from orchestrator.serving.drawing import file_page
+    from orchestrator.store.opening import as_usual
+
+    page = file_page([each.look() for each in watched], every_s).encode()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The file is the user's, not the store's: it gets the usual permissions.
+    with as_usual():
+        try:
+            temporary.write_bytes(page)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return len(page)

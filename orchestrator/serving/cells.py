@@ -1,0 +1,267 @@
+"""The pages about cells: lists of them, one cell with its evidence, its log, and curves of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from orchestrator.api.grid import GridCell
+from orchestrator.api.logs import curve, interesting_stage, metrics_of, named_stage
+from orchestrator.api.status import explain
+from orchestrator.core.state import FINAL
+from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.errors import escaped
+from orchestrator.serving import logs
+from orchestrator.serving.site import Seen, Served, Site, Unknown, query, whole
+from orchestrator.store import layout
+
+MAX_CURVES = 40
+"""Curves over each other; more could not be told apart."""
+
+MAX_LISTED = 200
+"""Cells of a list on one page."""
+
+DRAWN_FIRST = 6
+"""Curves that are drawn before the viewer has chosen any."""
+
+
+def chosen(seen: Seen, request: Request) -> tuple[list[GridCell], str]:
+    """Return the cells that the parameters `only`, or `row` and `column`, select, and what they share.
+
+    Raises:
+        UserError: a selector is wrong.
+    """
+    params, found = request.query_params, seen.found
+    if "row" in params and "column" in params:
+        place = whole(request, "row", 0), whole(request, "column", 0)
+        spot = next((each for each in found.grid.spots if (each.row, each.column) == place), None)
+        if spot is None:
+            raise Unknown("the grid has no cell there")
+        axes = (*found.grid.row_axes, *found.grid.column_axes)
+        labels = (*found.grid.rows[spot.row], *found.grid.columns[spot.column])
+        shared = ", ".join(f"{axis} {label}" for axis, label in zip(axes, labels, strict=True))
+        return [found.cells[index] for index in spot.cells], shared
+    if not (only := params.get("only", "")):
+        return list(found.cells), ""
+    kept = {cell.id for cell in seen.view.select([only])}
+    return [cell for cell in found.cells if cell.id in kept], ""
+
+
+def cells_page(site: Site, served: Served, request: Request) -> Response:
+    """Return a list of cells."""
+    look, seen = served.seen()
+    cells, shared = chosen(seen, request)
+    number = max(1, whole(request, "page", 1))
+    params = request.query_params
+    address = served.path + "/cells" + query(**{k: params.get(k) for k in ("only", "row", "column")})
+    return site.page(
+        "cells.html",
+        look,
+        served=served,
+        of=seen.found,
+        cells=cells[(number - 1) * MAX_LISTED : number * MAX_LISTED],
+        total=len(cells),
+        shared=shared,
+        only=params.get("only", ""),
+        pages=_pages(address, number, len(cells), MAX_LISTED),
+    )
+
+
+def _pages(address: str, number: int, total: int, most: int) -> dict[str, Any]:
+    """Return the links to the page before and after one."""
+    joint = "&" if "?" in address else "?"
+    last = max(1, -(-total // most))
+    return {
+        "number": number,
+        "last": last,
+        "before": f"{address}{joint}page={number - 1}" if number > 1 else "",
+        "after": f"{address}{joint}page={number + 1}" if number < last else "",
+    }
+
+
+def cell_page(site: Site, served: Served, request: Request) -> Response:
+    """Return the page of one cell."""
+    look, seen = served.seen()
+    cell = seen.cell(request.path_params["cell"])
+    instance, number = _log_of(seen, cell, request)
+    part = logs.last_part(seen.view.ledger.objects, layout.log(instance, number)) if number else None
+    return site.page(
+        "cell.html",
+        look,
+        served=served,
+        of=seen.found,
+        cell=cell,
+        config=escaped(msgspec.json.format(msgspec.json.encode(cell.config), indent=2).decode()),
+        head=site.part(look, "cell-head.html", **_cell_facts(served, seen, cell, "head")),
+        rest=site.part(look, "cell-rest.html", **_cell_facts(served, seen, cell, "rest")),
+        log=part,
+        is_over=not number or _is_over(seen, instance, number),
+        stage=instance.name,
+        attempt=number,
+        stages=[seen.view.instances[digest].name for digest in seen.view.chain(cell)],
+        log_query=query(cell=cell.id, stage=instance.name, attempt=number),
+        curve_query=query(cell=[cell.id]),
+    )
+
+
+def cell_live(site: Site, served: Served, request: Request) -> Response:
+    """Return the part of a cell's page that changes, if it has changed."""
+    look, seen = served.polled()
+    cell = seen.cell(request.path_params["cell"])
+    part = "head" if request.query_params.get("part") == "head" else "rest"
+    return site.live(request, look, f"cell-{part}.html", **_cell_facts(served, seen, cell, part))
+
+
+def _cell_facts(served: Served, seen: Seen, cell: Cell, part: str) -> dict[str, Any]:
+    drawn = next(each for each in seen.found.cells if each.id == cell.id)
+    # Reading the content of large products would take minutes. Their sizes are compared.
+    evidence = explain(seen.view, cell, content=False)
+    return {
+        "address": f"{served.path}/cell/{quote(cell.id, safe='')}/live?part={part}",
+        "id": part,
+        "served": served,
+        "cell": cell,
+        "drawn": drawn,
+        "why": evidence,
+    }
+
+
+def _log_of(seen: Seen, cell: Cell, request: Request) -> tuple[StageInstance, int]:
+    """Return the stage and attempt whose log is meant; attempt 0 for a stage that was never started.
+
+    Raises:
+        UserError: the cell has no such stage.
+        Unknown: the stage has no such attempt.
+    """
+    name = request.query_params.get("stage", "")
+    instance = named_stage(seen.view, cell, name) if name else interesting_stage(seen.view, cell)
+    numbers = seen.view.ledger.numbers(instance)
+    number = whole(request, "attempt", 0) or (numbers[-1] if numbers else 0)
+    if number and number not in numbers:
+        raise Unknown(f"{instance.name} of {cell.id} has no attempt {number}")
+    return instance, number
+
+
+def _is_over(seen: Seen, instance: StageInstance, number: int) -> bool:
+    attempt = seen.view.ledger.renewed().attempt(instance, number)
+    return attempt is None or attempt.end is not None
+
+
+def log_part(site: Site, served: Served, request: Request) -> Response:
+    """Return what was added to a log after a byte, as JSON."""
+    _, seen = served.last()
+    cell = seen.cell(request.query_params.get("cell", ""))
+    instance, number = _log_of(seen, cell, request)
+    if not number:
+        return JSONResponse({"text": "", "next": 0, "is_over": False})
+    # The record is read before the log: if the attempt has ended, the log that follows is complete.
+    is_over = _is_over(seen, instance, number)
+    part = logs.part_from(seen.view.ledger.objects, layout.log(instance, number), whole(request, "after", 0))
+    return JSONResponse({"text": part.text, "next": part.end, "is_over": is_over})
+
+
+def log_text(site: Site, served: Served, request: Request) -> Response:
+    """Return a whole log as it is, as plain text."""
+    _, seen = served.last()
+    cell = seen.cell(request.query_params.get("cell", ""))
+    instance, number = _log_of(seen, cell, request)
+    key, objects = layout.log(instance, number), seen.view.ledger.objects
+    if not number or not logs.size_of(objects, key):
+        raise Unknown(f"{instance.name} of {cell.id} has no log")
+
+    def parts() -> Iterator[bytes]:
+        position = 0
+        while data := objects.read_from(key, position, logs.CHUNK):
+            position += len(data)
+            yield data
+
+    return StreamingResponse(parts(), media_type="text/plain; charset=utf-8")
+
+
+# Curves
+
+
+def curves_page(site: Site, served: Served, request: Request) -> Response:
+    """Return the page on which curves of chosen cells are drawn over each other."""
+    look, seen = served.seen()
+    cells, _ = chosen(seen, request)
+    wanted = _wanted(seen, request)
+    if not wanted and "cell" not in request.query_params:
+        wanted = [cell.id for cell in cells if str(cell.state) not in ("pending", "blocked")][:DRAWN_FIRST]
+    metric, stage = request.query_params.get("metric", ""), request.query_params.get("stage", "")
+    with served.lock:
+        known = metrics_of(seen.view, seen.cell(wanted[0]), served.metrics) if wanted else {}
+    names = list(dict.fromkeys(name for each in known.values() for name in each))
+    listed = cells[:MAX_LISTED]
+    shown = {cell.id for cell in listed}
+    return site.page(
+        "curves.html",
+        look,
+        served=served,
+        of=seen.found,
+        cells=[*(cell for cell in seen.found.cells if cell.id in {*wanted} - shown), *listed],
+        total=len(cells),
+        wanted=wanted,
+        most=MAX_CURVES,
+        metric=metric or (names[0] if names else ""),
+        stage=stage,
+        names=names,
+        stages=list(known),
+        only=request.query_params.get("only", ""),
+        curves=_curves(served, seen, wanted, metric, stage),
+        curve_query=query(cell=wanted, metric=metric, stage=stage),
+    )
+
+
+def curves_json(site: Site, served: Served, request: Request) -> Response:
+    """Return the curves of the chosen cells as JSON."""
+    _, seen = served.polled()
+    metric, stage = request.query_params.get("metric", ""), request.query_params.get("stage", "")
+    wanted = _wanted(seen, request)
+    found = _curves(served, seen, wanted, metric, stage)
+    names = [each["metric"] for each in found if each["metric"]]
+    is_over = all(seen.view.cells[id_].state in FINAL for id_ in wanted)
+    return JSONResponse({"metric": names[0] if names else metric, "curves": found, "is_over": is_over})
+
+
+def _wanted(seen: Seen, request: Request) -> list[str]:
+    """Return the ids of the cells that the parameter `cell` names, at most `MAX_CURVES`.
+
+    Raises:
+        Unknown: one of them is no cell.
+    """
+    ids = list(dict.fromkeys(request.query_params.getlist("cell")))[:MAX_CURVES]
+    return [seen.cell(id_).id for id_ in ids if id_]
+
+
+def _curves(
+    served: Served, seen: Seen, wanted: Sequence[str], metric: str, stage: str
+) -> list[dict[str, Any]]:
+    """Return the curves of cells: label, points (step, value) and the last value; none without points."""
+    found = []
+    for id_ in wanted:
+        cell = seen.cell(id_)
+        if stage and stage not in {seen.view.instances[d].name for d in seen.view.chain(cell)}:
+            continue
+        with served.lock:
+            each = curve(seen.view, cell, served.metrics, metric or None, stage or None)
+        if each.points:
+            found.append(
+                {
+                    "cell": id_,
+                    "label": id_,
+                    "stage": each.stage,
+                    "metric": each.metric,
+                    "points": each.points,
+                    "last": each.points[-1][1],
+                    "step": each.points[-1][0],
+                    "lowest": min(value for _, value in each.points),
+                    "highest": max(value for _, value in each.points),
+                }
+            )
+    return found

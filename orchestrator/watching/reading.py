@@ -1,0 +1,183 @@
+"""What reads the store for the terminal, in a thread of its own, so that a slow store never stops keys."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from orchestrator.api.logs import LogTail, MetricCurve, curve, log_tail, metrics_of
+from orchestrator.api.overview import Overview, Watched
+from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.store.access import error_line
+
+LOG_LINES = 1000
+"""Lines of a log that can be scrolled through."""
+
+
+class Detail(NamedTuple):
+    """What is shown of one cell.
+
+    Attributes:
+        cell: its id.
+        curve: of the chosen metric.
+        metrics: stage and name of each metric that it has, the default first.
+        log: end of the log that matters most.
+    """
+
+    cell: str
+    curve: MetricCurve
+    metrics: tuple[tuple[str, str], ...]
+    log: LogTail
+
+
+class Looked(NamedTuple):
+    """The store was read."""
+
+    found: Overview
+
+
+class Silent(NamedTuple):
+    """The store could not be read, with the reason."""
+
+    reason: str
+
+
+class Refused(NamedTuple):
+    """The selectors are wrong, with the reason; those of before still count."""
+
+    reason: str
+
+
+class JobResult(NamedTuple):
+    """The result of a job, to be given to what asked for it."""
+
+    take: Callable[[Any], None]
+    result: Any
+
+
+News = Looked | Silent | Refused | Detail | JobResult
+Job = Callable[[Watched], Any]
+
+
+class Selection(NamedTuple):
+    """What the person looks at: a cell ("" for none), and a metric (None for the default one)."""
+
+    cell: str = ""
+    metric: tuple[str, str] | None = None
+
+
+class Reader(threading.Thread):
+    """Reads the store again and again, and does single jobs in between.
+
+    It is a daemon: a read that hangs must not keep the program from ending.
+
+    Args:
+        watched: the sweep.
+        only: selectors of the cells.
+        interval_s: between two looks, at least.
+        post: called in this thread with each piece of news.
+    """
+
+    def __init__(
+        self, watched: Watched, only: Sequence[str], interval_s: float, post: Callable[[News], None]
+    ) -> None:
+        super().__init__(name="reader", daemon=True)
+        self.watched = watched
+        self._only, self._interval_s, self._post = tuple(only), interval_s, post
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._wanted = Selection()
+
+    # Called by the application's thread
+
+    def choose(self, wanted: Selection) -> None:
+        """Show another cell or metric."""
+        self._wanted = wanted
+        self._tasks.put(lambda: self._detail(wanted))
+
+    def filter(self, only: Sequence[str]) -> None:
+        """Show other cells."""
+        self._tasks.put(lambda: self._look(tuple(only)))
+
+    def look_now(self) -> None:
+        """Look at once."""
+        self._tasks.put(lambda: self._look(self._only))
+
+    def do(self, job: Job, take: Callable[[Any], None]) -> None:
+        """Do a job; `take` gets its result, or the error, in the application's thread."""
+        self._tasks.put(lambda: self._do(job, take))
+
+    def stop(self) -> None:
+        """End after what is being read now."""
+        self._tasks.put(None)
+
+    # In this thread
+
+    def run(self) -> None:
+        """Look, and then do what is asked until the next look is due."""
+        self._look(self._only)
+        while True:
+            due_s = time.monotonic() + self.watched.pause_s(self._interval_s)
+            while (left_s := due_s - time.monotonic()) > 0:
+                try:
+                    task = self._tasks.get(timeout=left_s)
+                except queue.Empty:
+                    break
+                if task is None:
+                    return
+                task()
+            self._look(self._only)
+
+    def _look(self, only: tuple[str, ...]) -> None:
+        try:
+            found = self.watched.look(only)
+        except UserError as error:
+            if only != self._only:
+                self._post(Refused(str(error)))
+                return
+            # What was selected is not there any more, such as failures after a new revision.
+            self._only = ()
+            self._post(Refused(str(error)))
+        except (SweepError, OSError) as error:
+            self._post(Silent(_line(error)))
+        else:
+            self._only = only
+            self._post(Looked(found))
+            self._detail(self._wanted)
+
+    def _detail(self, wanted: Selection) -> None:
+        # The person may have moved on meanwhile.
+        if not wanted.cell or wanted != self._wanted:
+            return
+        try:
+            self._post(detail(self.watched, wanted))
+        except (SweepError, OSError) as error:
+            self._post(Silent(_line(error)))
+
+    def _do(self, job: Job, take: Callable[[Any], None]) -> None:
+        result: Any
+        try:
+            result = job(self.watched)
+        except (SweepError, OSError) as error:
+            result = error
+        self._post(JobResult(take, result))
+
+
+def detail(watched: Watched, wanted: Selection) -> Detail:
+    """Return what is shown of a cell."""
+    with watched.lock:
+        view, reader = watched.view, watched.metrics
+        cell = view.cell(wanted.cell)
+        metrics = tuple(
+            (stage, name) for stage, names in metrics_of(view, cell, reader).items() for name in names
+        )
+        stage, name = wanted.metric if wanted.metric in metrics else metrics[0] if metrics else ("", "")
+        found = curve(view, cell, reader, name, stage) if metrics else MetricCurve()
+        return Detail(cell.id, found, metrics, log_tail(view, cell, lines=LOG_LINES))
+
+
+def _line(error: BaseException) -> str:
+    """Return an error of the store as one line."""
+    return str(error).partition("\n")[0] if isinstance(error, InfrastructureError) else error_line(error)

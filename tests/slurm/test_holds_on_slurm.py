@@ -1,0 +1,17 @@
+"""The breaker and the budget, evaluated by jobs of a real Slurm."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.launchers.own_stages import assert_box_is_held_until_mended_and_budget_ends
+from tests.slurm.sweeps import SLURM, OnSlurm
+
+GPUS = ("cluster.device=a100", "cluster.cpus_per_gpu=1", "launcher.resources=[{gpus: 1}]")
+
+
+@pytest.mark.long
+def test_jobs_start_no_cell_like_those_that_failed_alike_and_stop_where_the_budget_ends(
+    jobs: OnSlurm,
+) -> None:
+    assert_box_is_held_until_mended_and_budget_ends(jobs, *SLURM, *GPUS, "launcher.max_running=1")
