@@ -182,6 +182,25 @@ def lookup(table: Mapping[str, str], name: str, *, kind: str) -> Any:
     raise UserError(f"unknown {kind} {name!r}", allowed=nearest(name, table))
 
 
+def check_trackers(name: str, mirrors: Mapping[str, Mapping[str, Any]], *, here: bool = False) -> None:
+    """Raise unless a launch's trackers exist and their options are right.
+
+    Args:
+        name: `tracker.name`.
+        mirrors: each mirror's options.
+        here: whether mirrors must also have what they need on this machine.
+
+    Raises:
+        UserError: there is no such tracker, its options are wrong, or it lacks something here.
+    """
+    if name not in mirrors and ":" not in name:  # only stages import a user's own tracker
+        lookup(TRACKERS, name, kind="tracker")
+    for mirror, options in mirrors.items():
+        made = lookup(MIRRORS, mirror, kind="mirror")(options)
+        if here:
+            made.check()
+
+
 @contextlib.contextmanager
 def importable(folders: Sequence[str]) -> Iterator[None]:
     """Put folders at the front of `sys.path` for a while.

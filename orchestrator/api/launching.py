@@ -44,12 +44,11 @@ from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.submissions import spending_now
 from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
-from orchestrator.registry import LAUNCHERS, lookup
+from orchestrator.registry import LAUNCHERS, check_trackers, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
 from orchestrator.store.opening import store_url
-from orchestrator.trackers.base import has_mirror
 
 
 def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> SweepState:
@@ -117,7 +116,9 @@ def make_launcher(settings: RunSettings, num_cells: int) -> Any:
     Raises:
         UserError: there is no such launcher or tracker, or it cannot meet the settings.
     """
-    has_mirror(settings.tracker)  # wrong options are an error before anything is recorded
+    check_trackers(
+        settings.tracker.name, settings.tracker.mirrors
+    )  # wrong options are an error before anything is recorded
     made = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")
     return made(settings.launcher, num_cells, settings.cluster)
 
@@ -193,7 +194,7 @@ class CheckedLaunch:
         view, cells, import_paths = self.view, self.cells, self.import_paths
         view.check()
         view.ledger.refuse_unheld(self.settings, view.sweep)
-        has_mirror(self.settings.tracker, check=True)
+        check_trackers(self.settings.tracker.name, self.settings.tracker.mirrors, here=True)
         self.launcher = make_launcher(self.settings, len(cells))
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
         hardware = hardware_for(self.launcher, self.settings)

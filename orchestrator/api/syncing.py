@@ -17,7 +17,7 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.registry import MIRRORS
 from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
-from orchestrator.trackers.mirror import MirrorPasses, MirrorOutcome
+from orchestrator.trackers.mirror import MirrorOutcome, MirrorPasses
 from orchestrator.trackers.protocol import log_to
 
 PATIENCE = 3

@@ -26,7 +26,6 @@ from orchestrator.errors import counted
 from orchestrator.registry import REPORT_WRITER, load
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
-from orchestrator.trackers.base import has_mirror
 
 
 def write_reports(view: SweepState) -> None:
@@ -224,7 +223,7 @@ def _stay(passes: JobPasses) -> int:
 @contextlib.contextmanager
 def mirroring(ledger: Ledger, sweep: str, request: Request) -> Iterator[None]:
     """Run the mirror of a launch beside it; at the end wait for it for at most `MIRROR_FINISH_S`."""
-    if request.settings is None or not has_mirror(request.settings.tracker):
+    if request.settings is None or not request.settings.tracker.mirrors:
         yield
         return
     log = Path(f"request-{request.number}-mirror.log")

@@ -357,30 +357,11 @@ def _tree(root: Root, overrides: Sequence[str]) -> dict[str, Any]:
             option = plain(parse_override(text)._value)
             root.check_option(_key(text), option)
             if isinstance(option, list):
-                merged.cell[merged.cell.index(text)] = _several(root, _key(text), option)
+                merged.cell[merged.cell.index(text)] = root.several(_key(text), option)
     config = root.compose(merged.fixed(root, ()))
     with translated(_WHERE):
         tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return dict(tree)
-
-
-def _several(root: Root, group: str, options: list[str]) -> str:
-    """Return the override that chooses several trackers at once, such as ``tracker=[wandb,mlflow]``.
-
-    Raises:
-        UserError: the group is another one, or the trackers do not go together.
-    """
-    text = f"{group}=[{','.join(options)}]"
-    if group != "tracker":
-        raise UserError(f"{text}: of {group} one option is chosen", allowed="only trackers go together")
-    if "none" in options[1:] or (options[0:1] == ["none"] and len(options) > 1):
-        raise UserError(f"{text}: none goes with no other tracker", fix="tracker=none")
-    # The store's own is always open. In Hydra's merge, the last file that sets a name would win.
-    chosen = [option for option in dict.fromkeys(options) if option != "store"] or ["store"]
-    named = [one for one in chosen if root.compose([f"tracker={one}"]).tracker.get("name")]
-    if len(named) > 1:
-        raise UserError(f"{text}: {' and '.join(named)} both set tracker.name", allowed="one of them")
-    return f"{group}=[{','.join(chosen)}]"
 
 
 def _escaped(value: Any) -> Any:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.core.records import StartRecord
-from orchestrator.core.settings import TrackerSettings
 from orchestrator.core.sweep import StageInstance
 from orchestrator.registry import MIRRORS, TRACKERS, lookup
 from orchestrator.stage import Tracker
@@ -43,25 +42,6 @@ class Tracked(NamedTuple):
     attempt: int
     config: dict[str, Any]
     settings: dict[str, Any]
-
-
-def has_mirror(tracker: TrackerSettings, *, check: bool = False) -> bool:
-    """Check the options of a launch's trackers, and return whether one of them is a mirror.
-
-    Args:
-        tracker: the settings.
-        check: whether mirrors must also have what they need on this machine.
-
-    Raises:
-        UserError: there is no such tracker, its options are wrong, or it lacks something here.
-    """
-    if tracker.name not in tracker.mirrors and ":" not in tracker.name:  # a user's own: only stages import it
-        lookup(TRACKERS, tracker.name, kind="tracker")
-    for name, options in tracker.mirrors.items():
-        mirror = lookup(MIRRORS, name, kind="mirror")(options)
-        if check:
-            mirror.check()
-    return bool(tracker.mirrors)
 
 
 def open_trackers(names: Sequence[str], tracked: Tracked) -> list[Tracker]:

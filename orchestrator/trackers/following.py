@@ -31,10 +31,10 @@ from orchestrator.trackers.protocol import (
     STOPPED,
     Described,
     Followed,
+    MetricPoint,
     Mirror,
     MirroredRun,
     MirrorProgress,
-    MetricPoint,
     Unavailable,
     log,
 )

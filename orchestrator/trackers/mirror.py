@@ -35,7 +35,7 @@ POLL_S, MAX_POLL_S = 3.0, 60.0
 """Least and greatest seconds between two passes."""
 MAX_FAILED_PASSES = 20
 """Consecutive failed passes after which a mirror gives up."""
-PAUSE_S, MAX_PAUSE_S = 5.0, 300.0
+PAUSE_S, MAX_PAUSE_S = 2.0, 300.0
 """Seconds between two passes while a server takes nothing: at first, and at most. Each doubles the last."""
 LOCK_S = 5.0
 """Seconds to wait, once the launch is over, for another mirror of the same sweep."""

@@ -29,8 +29,8 @@ from orchestrator.trackers.protocol import (
     STOPPED,
     Described,
     Followed,
-    MirrorProgress,
     MetricPoint,
+    MirrorProgress,
     is_number,
     summary_of,
 )

@@ -25,7 +25,7 @@ STATUS = {DONE: "FINISHED", BROKEN: "FAILED", STOPPED: "KILLED", RUNNING: "RUNNI
 """State of a cell to the word of MLflow."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The server refuses this one request, for example because a run was deleted.
 
     Args:
@@ -73,7 +73,7 @@ class Server:
 
         Raises:
             Unavailable: the server takes nothing.
-            Refused: it refuses this request.
+            RequestRefused: it refuses this request.
         """
         import httpx
 
@@ -108,12 +108,12 @@ class Server:
                     fix = "restore it there, or choose another by tracker.mlflow.experiment=NAME"
                     raise Unavailable(f"the experiment {name} was deleted", fix=fix, is_final=True)
                 return str(found["experiment_id"])
-            except Refused as error:
+            except RequestRefused as error:
                 if error.code != "RESOURCE_DOES_NOT_EXIST":
                     raise
             try:
                 return str(self.call("experiments/create", {"name": name})["experiment_id"])
-            except Refused as error:
+            except RequestRefused as error:
                 if error.code != "RESOURCE_ALREADY_EXISTS":  # another mirror was faster
                     raise
         raise Unavailable(f"the experiment {name} is neither there nor can it be created")
@@ -165,7 +165,7 @@ def _read(answer: httpx.Response, host: str) -> Any:
     if not code:
         fix = "check MLFLOW_TRACKING_URI"
         raise Unavailable(f"{host} answers as no MLflow server does ({status})", fix=fix, is_final=True)
-    raise Refused(code, message)
+    raise RequestRefused(code, message)
 
 
 def _trusting(certificate: str) -> Any:

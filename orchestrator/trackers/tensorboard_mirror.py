@@ -21,8 +21,8 @@ from orchestrator.store import layout
 from orchestrator.trackers.protocol import (
     Described,
     Followed,
-    MirrorProgress,
     MetricPoint,
+    MirrorProgress,
     is_number,
     summary_of,
 )

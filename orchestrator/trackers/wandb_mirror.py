@@ -27,8 +27,8 @@ from orchestrator.trackers.protocol import (
     DONE,
     Described,
     Followed,
-    MirrorProgress,
     MetricPoint,
+    MirrorProgress,
     log,
     summary_of,
 )
