@@ -106,9 +106,9 @@ vllm: setup ## the extra engine, for GPUs: the versions of the lock, and vLLM's
 
 # The second lock holds all of the first but the tools of development, in the same versions, and CUDA's packages.
 lock: setup ## compile the locks where the CPU wheel of torch is visible
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate --group dev pyproject.toml -c <(echo torch==2.13.0+cpu) \
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --extra all --group dev pyproject.toml -c <(echo torch==2.13.0+cpu) \
 	  --no-emit-package torch --no-emit-package triton -o requirements.lock
-	UV_FIND_LINKS= $(BIN)/uv pip compile --quiet --no-header --no-annotate --extra vllm pyproject.toml -c requirements.lock \
+	UV_FIND_LINKS= $(BIN)/uv pip compile --quiet --no-header --no-annotate --extra all --extra vllm pyproject.toml -c requirements.lock \
 	  -o requirements-vllm.lock
 
 clean:

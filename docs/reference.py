@@ -13,7 +13,7 @@ from orchestrator.cli.main import VERBS, verb_of
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/reference"
 NOTE = "<!-- written by `python docs/reference.py`; `make check` compares -->\n"
-GROUPS = ("launcher", "cluster", "policy", "store", "tracker", "hardware")
+GROUPS = ("launcher", "cluster", "policy", "store", "tracker", "hardware", "notify")
 
 
 def cli() -> str:

@@ -225,6 +225,11 @@ def _sealed(value: Any) -> msgspec.Raw:
 
 def _canonical(value: Any) -> Any:
     """Return a tree for `canonical`: mappings sorted, and later fields last."""
+    # Cells and stages, by the ten thousand: one call for all of them takes a third of the time.
+    if isinstance(value, dict | list | tuple) and all(
+        map(_is_whole, value.values() if isinstance(value, dict) else value)
+    ):
+        return _sealed(value)
     if isinstance(value, dict):
         return {key: _canonical(value[key]) for key in sorted(value)}
     return _reduced(value, _canonical, _sealed, FORMAT, later_last=True)
@@ -256,9 +261,9 @@ def _reduced(
         return [inner(item) for item in value]
     if not isinstance(value, msgspec.Struct):
         return whole(value)
-    later = value.__dict__.get(_LATER) if isinstance(value, Stored) else None
-    if later is None and not _evolved(type(value)):
+    if _is_whole(value):
         return whole(value)
+    later = value.__dict__.get(_LATER) if isinstance(value, Stored) else None
     tree, added = {}, dict(later or {})
     for attribute, name, since, default in _fields(type(value)):
         item = getattr(value, attribute)
@@ -278,6 +283,13 @@ def _reduced(
     if later_last:
         return tree | {name: _sorted(added[name]) for name in sorted(added)}
     return tree | added
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a struct is written with all of its fields, as msgspec writes it."""
+    if not isinstance(value, msgspec.Struct) or _evolved(type(value)):
+        return False
+    return not isinstance(value, Stored) or _LATER not in value.__dict__
 
 
 def _sorted(value: Any) -> msgspec.Raw:

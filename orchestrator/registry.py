@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
@@ -83,6 +84,9 @@ BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.buc
 INDEXED = "orchestrator.store.looking:indexed"
 """A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
+KEPT = "orchestrator.store.kept:read_products"
+"""A function that reads the records of many products from a folder, each only once on this machine."""
+
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
     "slurm": "orchestrator.launchers.slurm.launcher:SlurmLauncher",
@@ -124,6 +128,15 @@ CLAIMS: Mapping[str, str] = {"study": "orchestrator.study.claims:weights"}
 GENERAL = "general"
 """The report used when no other report fits."""
 
+NOTIFIER = "orchestrator.trackers.notifier:Notifier"
+"""The class that sends notices for a launch, in processes of its own."""
+
+CHECK_NOTIFY = "orchestrator.trackers.notifier:check_notify"
+"""A function ``(settings) -> None`` that refuses channels of notices that cannot work here."""
+
+UNTOLD = "orchestrator.api.notices:untold"
+"""A function ``(view) -> list`` of the notices that were not delivered."""
+
 REPORT_WRITER = "orchestrator.api.reports:write_sweep_reports"
 """The function that writes the reports of a sweep. A launch imports it, and what it needs, at its end."""
 
@@ -132,6 +145,76 @@ GRID = "orchestrator.serving.drawing:fragment_of"
 
 TABLE_READER = "orchestrator.study.tables.results:read_table"
 """A function ``(path) -> rows`` that reads a table made elsewhere."""
+
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "slurm": ("submitit",),
+    "s3": ("obstore",),
+    "report": ("pyarrow", "jinja2", "matplotlib", "pandas", "scipy", "statsmodels", "xarray"),
+    "query": ("duckdb", "pyarrow"),
+    "sft": (
+        *("torch", "transformers", "huggingface_hub", "httpx", "numpy", "accelerate", "datasets"),
+        *("safetensors", "tokenizers", "babel", "pyarrow"),
+    ),
+    "ray": ("ray", "httpx"),
+    "watch": ("textual",),
+    "serve": ("starlette", "uvicorn", "jinja2"),
+    "wandb": ("wandb",),
+    "mlflow": ("httpx",),
+    "tensorboard": ("tensorboard",),
+    "notify": ("apprise",),
+    "vllm": ("vllm",),
+}
+"""Extra of the distribution to the modules that it brings, as in pyproject.toml.
+
+A module in several extras counts for the first. The engine itself needs none of them.
+"""
+
+NEEDS_EXTRA: Mapping[str, tuple[str, str]] = {
+    LAUNCHERS["slurm"]: ("slurm", "launcher=slurm"),
+    LAUNCHERS["ray"]: ("ray", "launcher=ray"),
+    BUCKETS["s3"]: ("s3", "a store in a bucket"),
+    **{target: (name, f"tracker={name}") for name, target in MIRRORS.items()},
+}
+"""Object to the extra without which it is refused, and to what the user wrote.
+
+These objects import their packages only after records exist.
+"""
+
+
+def require(extra: str, *, what: str) -> None:
+    """Raise unless the packages of an extra are installed. Nothing is imported.
+
+    Args:
+        extra: its name.
+        what: what needs it, for the message.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    for name in EXTRAS[extra]:
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise _missing(name, extra, what)
+
+
+def missing_extra(error: ModuleNotFoundError, *, what: str) -> UserError | None:
+    """Return the error to show if an import failed because of an extra, else None.
+
+    Args:
+        error: of the import.
+        what: what needs the module, for the message.
+    """
+    name = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, names in EXTRAS.items() if name in names), None)
+    return None if extra is None else _missing(name, extra, what)
+
+
+def _missing(name: str, extra: str, what: str) -> UserError:
+    return UserError(f"{what} needs the package {name}, which is not installed", fix=install(extra))
+
+
+def install(extra: str) -> str:
+    """Return the command that installs an extra."""
+    return f"pip install 'polysweep[{extra}]'"
 
 
 def load(target: str, *, where: str = "") -> Any:
@@ -147,12 +230,18 @@ def load(target: str, *, where: str = "") -> Any:
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         raise UserError(f"{target!r} is not of the form module:object", where=where)
+    if target in NEEDS_EXTRA:
+        extra, what = NEEDS_EXTRA[target]
+        require(extra, what=what)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # An error about another module is one inside the found module: its own traceback helps more.
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UserError(f"no module {module_name!r} can be imported", where=where) from error
+        # The user's own module may import what it likes.
+        if module_name.startswith("orchestrator.") and (absent := missing_extra(error, what=where or target)):
+            raise absent from error
         raise
     if not hasattr(module, attribute):
         raise UserError(

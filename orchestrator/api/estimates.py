@@ -19,7 +19,7 @@ from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_e
 from orchestrator.errors import SweepError, UserError
 from orchestrator.jobs.records import Shortfalls
 from orchestrator.launchers.base import Launcher, LaunchGpus, Submitter, hardware_for
-from orchestrator.registry import importable, load
+from orchestrator.registry import importable, load, missing_extra
 from orchestrator.stage import Config
 
 
@@ -41,6 +41,10 @@ def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
     except SweepError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (
+            absent := missing_extra(error, what=f"the hook {name}")
+        ):
+            raise absent from error
         raise UserError(f"the hook {name} failed: {type(error).__name__}: {error}") from error
 
 
@@ -89,10 +93,13 @@ def estimates_of(
                     continue  # it reuses an earlier version's product at little cost
                 name, hook = hooks[instance.stage]
                 given = {"label": instance.label, "hardware": hardware, "retention": retention}
+                key, facts = (digest, cell.id), (given, measured)
                 try:
-                    estimates[digest] = checked_estimate(
-                        name, call(name, hook, config, measured=measured, **given)
-                    )
+                    # A plan needs most of them twice: which gates there are depends on their hours.
+                    if key not in view.estimated or view.estimated[key][0] != facts:
+                        found = call(name, hook, config, measured=measured, **given)
+                        view.estimated[key] = (facts, checked_estimate(name, found))
+                    estimates[digest] = view.estimated[key][1]
                 except UserError as error:
                     # A stage that is done may have run on other, larger hardware.
                     if not is_done:

@@ -44,7 +44,7 @@ from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.submissions import spending_now
 from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
-from orchestrator.registry import LAUNCHERS, check_trackers, lookup
+from orchestrator.registry import CHECK_NOTIFY, LAUNCHERS, check_trackers, load, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
@@ -193,6 +193,7 @@ class CheckedLaunch:
     def __post_init__(self) -> None:
         view, cells, import_paths = self.view, self.cells, self.import_paths
         view.check()
+        load(CHECK_NOTIFY)(self.settings.notify)
         view.ledger.refuse_unheld(self.settings, view.sweep)
         check_trackers(self.settings.tracker.name, self.settings.tracker.mirrors, here=True)
         self.launcher = make_launcher(self.settings, len(cells))
@@ -211,7 +212,8 @@ class CheckedLaunch:
             )
             if gpus is not None:
                 molded(view, cells, estimates, gpus)
-            self._refuse_over_budget(estimates)
+            if self.settings.policy.budget.is_set:
+                self._refuse_over_budget(estimates)
         self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
         if self.limits is not None and not self.dry_run:
             self.dispatch().check()
@@ -221,10 +223,8 @@ class CheckedLaunch:
         policy, view = self.settings.policy, self.view
         todo = [cell for cell in self.cells if view.cells[cell.id].state is not State.DONE]
         held = gpus_held(view, todo, estimates, self.launcher, self.settings)
-        seconds = held_seconds(view, todo, estimates, held)
-        found = forecast(
-            todo if any(held.values()) else (), seconds, spending_now(view.ledger, view.sweep.name, policy)
-        )
+        seconds = held_seconds(view, todo, estimates, held) if any(held.values()) else {}
+        found = forecast(todo if seconds else (), seconds, spending_now(view.ledger, view.sweep.name, policy))
         refuse_over_budget(policy.budget, found, view.sweep.name, now=time.time())
 
     def dispatch(self) -> Dispatch:
@@ -365,9 +365,8 @@ def run_settings_of(
         return composition.engine, composition.import_paths
     for request in reversed(view.requests):
         if request.settings:
-            return run_settings_with(
-                request.settings, overrides
-            ) if overrides else request.settings, request.import_paths
+            changed = run_settings_with(request.settings, overrides) if overrides else request.settings
+            return changed, request.import_paths
     return run_settings(overrides), ()
 
 

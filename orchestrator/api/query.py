@@ -18,7 +18,7 @@ from orchestrator.api.tables import TABLES, Column
 from orchestrator.core.evidence import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import INDEXED, load
+from orchestrator.registry import INDEXED, load, require
 from orchestrator.store import layout
 from orchestrator.store.index import index_folder, name_of
 from orchestrator.store.ledger import Ledger
@@ -98,11 +98,9 @@ def _run(ledger: Ledger, sql: str, sweeps: Sequence[str], take: Callable[[duckdb
 
 
 def _duckdb() -> Any:
-    try:
-        import duckdb
-    except ModuleNotFoundError as error:
-        what = "queries need DuckDB, which is not installed"
-        raise UserError(what, fix="pip install 'polysweep[query]'") from error
+    require("query", what="a query")
+    import duckdb
+
     return duckdb
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from orchestrator import provenance
 from orchestrator.api.launching import make_launcher
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs, submission_lines
+from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
@@ -19,6 +19,7 @@ from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import BEAT_S, JobEnd, Submission
 from orchestrator.jobs.submissions import Submissions, settings_of
 from orchestrator.launchers.base import Limits, Submitter
+from orchestrator.registry import NOTIFIER, load
 from orchestrator.store.access import error_line
 
 WAIT_S, MAX_WAIT_S = 2.0, 30.0
@@ -227,6 +228,50 @@ def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
     return asked
 
 
+class Notifies(Protocol):
+    """What sends the notices of a sweep: `orchestrator.trackers.notifier.Notifier`."""
+
+    def pulse(self) -> None:
+        """Send what is due in the background, at times."""
+
+    def finish(self) -> None:
+        """Send what is due at the end, in bounded time."""
+
+
+def notifier_of(view: SweepState, request: Request, notify: Notify) -> Notifies:
+    """Return what sends the notices of a sweep, by the settings of a launch; nothing if it has none.
+
+    Args:
+        view: the revision.
+        request: the launch.
+        notify: called with a line for each notice.
+    """
+    made: Notifies = load(NOTIFIER)(
+        view.ledger.objects.url, view.sweep.name, settings_of(request).notify, notify
+    )
+    return made
+
+
+def has_only_notices(view: SweepState) -> bool:
+    """Return whether a sweep has no jobs to reconcile, but its newest launch names who gets notices."""
+    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
+    if not started or not settings_of(started[-1]).notify.channels or view.jobs.filed:
+        return False
+    return not isinstance(make_launcher(settings_of(started[-1]), len(view.sweep.cells)), Submitter)
+
+
+def submission_lines(view: SweepState, given: SubmitResult) -> list[str]:
+    """Return lines on what was submitted and what was held back."""
+    lines = []
+    for submission, job in given.submitted:
+        cells = counted(sum(map(len, submission.tasks)), "cell")
+        lines.append(f"  job {job}: {cells} in {counted(len(submission.tasks), 'task')}")
+    if given.behind:
+        lines.append(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
+        lines.append(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
+    return lines
+
+
 class SubmitPass(NamedTuple):
     """The result of one pass: the sweep state, what was submitted, and lines about both."""
 
@@ -305,6 +350,8 @@ class JobPasses:
         self.problem = ""
         self._limit = ""
         self._limit_until_s = 0.0
+        self._notices: list[str] = []
+        self._notifier = notifier_of(view, asked[-1].request, self._notices.append)
 
     @property
     def is_open(self) -> bool:
@@ -318,6 +365,7 @@ class JobPasses:
             UserError: a cell fits nowhere, or the scheduler refuses the job for good.
             DamagedRecord: a submission cannot be read, so its cells may have jobs.
         """
+        self._notifier.pulse()
         start_s = time.monotonic()
         hold = self._limit if start_s < self._limit_until_s else ""
         try:
@@ -334,4 +382,14 @@ class JobPasses:
         self.view = done.view
         # A pass over a large sweep is slow: the pause grows, so that passes take at most 5 % of the time.
         self.pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
-        return done.lines
+        return [*done.lines, *self._taken()]
+
+    def finish(self) -> list[str]:
+        """Send the notices that are due at the end, and return lines about them."""
+        self._notifier.finish()
+        return self._taken()
+
+    def _taken(self) -> list[str]:
+        lines = [f"  {line}" for line in self._notices]
+        self._notices.clear()
+        return lines

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError, counted
+from orchestrator.registry import require
 from orchestrator.store.table import Rows, arrow_table, typed, widened
 
 if TYPE_CHECKING:
@@ -68,12 +69,9 @@ class ResultRows:
         Raises:
             UserError: a point of the grid has no value or several, a column is wrong, or there is no xarray.
         """
-        try:
-            import xarray
-        except ModuleNotFoundError as error:
-            raise UserError(
-                "arrays need xarray, which is not installed", fix="pip install 'polysweep[xarray]'"
-            ) from error
+        require("report", what="an array")
+        import xarray
+
         rows = widened(self._rows) if self._rows else []
         axes = {
             axis: list(

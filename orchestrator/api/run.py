@@ -100,6 +100,8 @@ class Run:
             if pause_s <= 0:
                 raise TimeoutError(f"{self._view.title} is still at work after {timeout_s} s")
             time.sleep(pause_s)
+        if self._passes:
+            self._passes.finish()
         # Exit code 1 means that cells failed, which their states show.
         if self._detached and self._detached.process.returncode not in (0, 1):
             raise InfrastructureError(

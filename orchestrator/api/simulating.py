@@ -25,6 +25,9 @@ from orchestrator.simulation.scenario import Scenario, SimulatedStage
 MAX_ERROR = 3.0
 """Largest error of estimates that can be simulated: most are then wrong by a factor of up to 20."""
 
+MAX_GPUS = 10_000_000
+"""Most GPUs of a simulated cluster; ours. The simulation holds the free GPUs of each node."""
+
 
 class SimulatedCluster(NamedTuple):
     """A cluster for which a plan is timed, and what happens on it.
@@ -210,6 +213,8 @@ def _check(cluster: SimulatedCluster, work: Mapping[str, PlannedStage]) -> None:
     where = f"--gpus {cluster.num_gpus} --gpus-per-node {cluster.gpus_per_node}"
     if cluster.num_gpus < 1 or cluster.gpus_per_node < 1:
         raise UserError("a cluster has at least one GPU", where=where)
+    if max(cluster.num_gpus, cluster.gpus_per_node) > MAX_GPUS:
+        raise UserError(f"a cluster has at most {MAX_GPUS:,} GPUs", where=where)
     if not 0 <= cluster.error <= MAX_ERROR:
         raise UserError(
             f"--estimate-error {cluster.error:g}", allowed=f"0 to {MAX_ERROR:g}; 0.3 means wrong by 30 %"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from orchestrator.core.state import (
     stage_status,
 )
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
+from orchestrator.costs import Estimate
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, with_jobs
 from orchestrator.jobs.judgement import ending
@@ -99,13 +100,17 @@ class SweepState:
         self.ledger, self.sweep, self.number, self.sealed = ledger, sweep, number, sealed
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
         self.problems: list[str] = []
+        # Of a stage in a cell: what its estimate was made from, and the estimate.
+        self.estimated: dict[tuple[str, str], tuple[object, Estimate]] = {}
 
     def fresh(self) -> SweepState:
         """Return the state of the same revision, to be read again from the store."""
         return self._reading(self.ledger.renewed())
 
     def _reading(self, ledger: Ledger) -> SweepState:
-        return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+        view = SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+        view.estimated = self.estimated
+        return view
 
     def with_gates(self, gates: Gates) -> SweepState:
         """Return the state of the same revision with other gates, such as those that a launch would have."""
@@ -166,10 +171,8 @@ class SweepState:
     @cached_property
     def policy(self) -> Policy:
         """The policy of the last launch or rerun."""
-        for request in reversed(self.requests):
-            if request.settings:
-                return request.settings.policy
-        return Policy()
+        settings = [request.settings for request in self.requests if request.settings]
+        return settings[-1].policy if settings else Policy()
 
     @cached_property
     def request_summary(self) -> RequestSummary:
@@ -188,16 +191,14 @@ class SweepState:
 
     def chain(self, cell: Cell) -> tuple[str, ...]:
         """Return the digests of a cell's stages, after those of the gates of what is not done."""
-        gates = (gate for gate in self.gates.cells.get(cell.id, ()) if not self._are_done(gate.stages))
-        return (*(gate.digest for gate in gates), *cell.stage_digests)
+        gates = self.gates.cells.get(cell.id, ())
+        waits = (g.digest for g in gates if any(self.stages[d].state is not State.DONE for d in g.stages))
+        return (*waits, *cell.stage_digests)
 
     def stages_of(self, cell: Cell) -> dict[str, StageStatus]:
         """Return the status of each stage of a cell, after those of the gates that it waits for."""
         own = self.cells[cell.id].stages
         return {digest: own.get(digest) or self.stages[digest] for digest in self.chain(cell)}
-
-    def _are_done(self, digests: Iterable[str]) -> bool:
-        return all(self.stages[digest].state is State.DONE for digest in digests)
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -230,6 +231,7 @@ class SweepState:
             observer=self._observe,
             trusted=self.trusted,
             specs=self.sweep.specs,
+            title=f"{self.sweep.name}@{self.number}" if self.sealed else "",
         )
 
     @property
@@ -297,9 +299,8 @@ class SweepState:
         if any(r.settings is not None and r.settings.hardware.moldable for r in self.requests):
             for cell in self.sweep.cells:
                 if cell.id not in found and self.cells[cell.id].state is not State.DONE:
-                    stages = [self.sweep.stages[digest] for digest in cell.stage_digests]
-                    attempts = [attempt for each in stages for attempt in self.attempts(each)]
-                    found[cell.id] = chosen_before(cell.id, attempts)
+                    attempts = (self.attempts(self.sweep.stages[digest]) for digest in cell.stage_digests)
+                    found[cell.id] = chosen_before(cell.id, [one for each in attempts for one in each])
         return {cell_id: number for cell_id, number in found.items() if number}
 
     def subject(self, cell: Cell) -> Subject:
@@ -358,9 +359,7 @@ def open_view(word: str, url: str | None = None) -> SweepState:
     ledger = open_ledger(store_url(url))
     if not ledger.objects.in_place:
         ledger = load(INDEXED)(ledger)
-    if reference.revision is not None:
-        return sealed_view(ledger, reference.name, reference.revision)
-    number = current_revision(ledger, reference.name)
+    number = reference.revision or current_revision(ledger, reference.name)
     if number is not None:
         return sealed_view(ledger, reference.name, number)
     from orchestrator.compose.main import compose  # slow import; only for sweeps that were never launched

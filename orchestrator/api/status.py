@@ -20,6 +20,7 @@ from orchestrator.errors import counted, one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of
 from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
 from orchestrator.launchers.base import scheduler
+from orchestrator.registry import UNTOLD, load
 from orchestrator.store import layout
 from orchestrator.store.evidence import examine, progress
 from orchestrator.store.table import Rows, collect_rows
@@ -61,6 +62,12 @@ def remedies_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, str]:
 def retries_of(status: CellStatus) -> int:
     """Return how often stages of a cell were started again. The first start of a stage is no retry."""
     return sum(max(0, stage.attempts - 1) for stage in status.stages.values())
+
+
+def untold_of(view: SweepState) -> list[Any]:
+    """Return the notices that were not delivered, see `orchestrator.api.notices.Untold`."""
+    names_receivers = any(r.settings is not None and r.settings.notify.channels for r in view.requests)
+    return list(load(UNTOLD)(view)) if names_receivers else []
 
 
 def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
@@ -105,6 +112,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
         "as_of": view.as_of,
         "code": dict(code_versions(view, cells)),
         "problems": view.problems,
+        "not_told": [each._asdict() for each in untold_of(view)],
         "cells": rows,
     }
 

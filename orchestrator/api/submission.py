@@ -26,7 +26,7 @@ from orchestrator.core.gates import GateJobs, gate_jobs
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import InfrastructureError, UserError, counted
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
@@ -238,9 +238,9 @@ class Dispatch:
 
     def _with_resources(self, cells: Sequence[Cell]) -> list[tuple[str, Resources]]:
         """Return each cell with the resources that its job needs, the longest first, by estimates if any."""
-        view, request = self._view, self._request
         if not cells:
             return []
+        view, request = self._view, self._request
         # How many GPUs are best for a cell depends on all cells that run at the same time.
         is_moldable = request.settings is not None and request.settings.hardware.moldable
         some = self._open() if is_moldable else cells
@@ -250,25 +250,20 @@ class Dispatch:
         self._gates = gate_jobs(ordered, view.gates, view.stages, hours)
         if self._submitter.hardware() is None:  # workers without GPUs: the estimates give the order alone
             estimates = {}
-        return self._submitter.resources(
-            [
-                (view.subject(cell), of_cell(cell, estimates, view.chain(cell)), self._shortfalls(cell))
-                for cell in ordered
-            ],
-            known=[view.subject(cell) for cell in view.sweep.cells],
-            chosen=chosen,
-        )
+        asked = [
+            (view.subject(each), of_cell(each, estimates, view.chain(each)), self._shortfalls(each))
+            for each in ordered
+        ]
+        every = [view.subject(cell) for cell in view.sweep.cells]
+        return self._submitter.resources(asked, known=every, chosen=chosen)
 
     def _shortfalls(self, cell: Cell) -> Shortfalls:
         """Return how often a cell needed more, by the ends of its jobs and of the attempts at its stages."""
-        view = self._view
-        starved = (
-            num_starved(view.reader.evidence(digest), view.request_summary.after.get(digest, 0))
-            for digest in view.chain(cell)
-            if view.stages[digest].state is not State.DONE
-        )
-        memory = max(view.jobs.count(cell.id, Cause.OOM_HOST), *starved, 0)
-        return Shortfalls(memory, view.jobs.count(cell.id, Cause.TIMEOUT))
+        view, after = self._view, self._view.request_summary.after
+        todo = [digest for digest in view.chain(cell) if view.stages[digest].state is not State.DONE]
+        starved = (num_starved(view.reader.evidence(digest), after.get(digest, 0)) for digest in todo)
+        num_oom = max(view.jobs.count(cell.id, Cause.OOM_HOST), *starved, 0)
+        return Shortfalls(num_oom, view.jobs.count(cell.id, Cause.TIMEOUT))
 
     def _submission(self, group: JobArray, number: int) -> Submission:
         """Return the record of a submission."""
@@ -370,18 +365,6 @@ class Dispatch:
 def job_name(sweep: str, number: int, nonce: str) -> str:
     """Return the name of a submission's job: readable, and unique even among jobs of deleted stores."""
     return f"{sweep}.{number}.{nonce[:8]}"
-
-
-def submission_lines(view: SweepState, given: SubmitResult) -> list[str]:
-    """Return lines on what was submitted and what was held back."""
-    lines = []
-    for submission, job in given.submitted:
-        cells = counted(sum(map(len, submission.tasks)), "cell")
-        lines.append(f"  job {job}: {cells} in {counted(len(submission.tasks), 'task')}")
-    if given.behind:
-        lines.append(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
-        lines.append(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
-    return lines
 
 
 def give_up(submissions: Submissions, submission: Submission, word: str, why: str) -> None:

@@ -17,10 +17,10 @@ from types import FrameType
 
 from orchestrator.api.estimates import ordered_ids, sized
 from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
-from orchestrator.api.reconciling import PendingLaunch
+from orchestrator.api.reconciling import Notifies, PendingLaunch, notifier_of
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
-from orchestrator.cli.output import indented, print_lines, styled
+from orchestrator.cli.output import LongStep, indented, print_lines, styled
 from orchestrator.cli.progress import count_stages, mirroring, print_failures, submit_all, write_reports
 from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
@@ -49,7 +49,8 @@ def follow(checked: CheckedLaunch, sealed: SweepState, *, wait: bool, is_detache
         wait: whether to stay until all cells have ended, for launchers that submit jobs.
         is_detached: whether to run the cells in a background process and return.
     """
-    request = checked.record(sealed, indented)
+    with LongStep("recording the launch and its code"):
+        request = checked.record(sealed, indented)
     if checked.limits:
         stays = wait or (checked.launcher.attached and not is_detached)
         return submit_all(sealed, [PendingLaunch(request, checked.launcher, checked.limits)], wait=stays)
@@ -80,12 +81,13 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     # A second Ctrl-C also ends a wait for a store that does not answer.
     stopper = _Stopper(launcher)
     view = view.patient(indented, lambda: "stopped" if stopper.count > 1 else "")
+    notifier = notifier_of(view, request, indented)
     # A launch whose cells are all done still runs the mirror, which uploads what it missed earlier.
     with mirroring(view.ledger, view.sweep.name, request):
         if any(view.cells[cell.id].state is not State.DONE for cell in cells):
             with stopper:
                 launcher.start(_as_launch(view, request, launcher))
-                _watch(view, cells, launcher)
+                _watch(view, cells, launcher, notifier)
                 _keep_logs(view)
     # A user who stops a launch wants it to end now. Retention is left to the next launch.
     if not stopper.count:
@@ -97,6 +99,8 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     print_lines(needing_retired_lines(view, cells))
     if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
+    if stopper.count < 2:
+        notifier.finish()
     if counts[State.DONE] == len(cells):
         return 0
     # A refusal is an error of the machine or the store (exit code 3), not of a cell.
@@ -206,7 +210,7 @@ class _Stopper:
         self._launcher.stop(kill=self.count > 1)
 
 
-def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
+def _watch(view: SweepState, cells: list[Cell], launcher: Launcher, notifier: Notifies) -> None:
     """Show progress until no worker is alive: a bar in a terminal, else a line whenever the text changes.
 
     The launcher is polled more often than the store is read. Polling is cheap and replaces dead workers, but
@@ -229,6 +233,7 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
         alive = True
         while alive:
             alive = launcher.poll() > 0
+            notifier.pulse()
             now_s = time.monotonic()
             if now_s >= next_s or not alive:
                 try:
@@ -252,7 +257,8 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
 def _keep_logs(view: SweepState) -> None:
     """Upload the logs of the launcher and the workers to a bucket. In a folder, they are there already."""
     if not view.ledger.objects.in_place:
-        with contextlib.suppress(OSError):  # the logs decide nothing about the cells
+        # The logs decide nothing about the cells.
+        with contextlib.suppress(OSError), LongStep("uploading the logs"):
             view.ledger.objects.upload(layout.logs(view.sweep.name))
 
 

@@ -40,8 +40,10 @@ def print_budget(plan: Plan, *, as_json: bool) -> int:
         rows = [(each["cell"], f"{each['gpu_hours']:.3f}", each["claims"]) for each in dropped]
         print_table(("cell to drop", "GPU-hours saved", "claims lost"), rows)
         print(f"rule: {found['rule']}")
-    if found["has_ended"]:
-        print(f"policy.budget.until={found['budget']['until']} is past: nothing starts")
+    if (until := found["budget"]["until"]) is not None:
+        print(
+            f"policy.budget.until={until} {'is past: nothing starts' if found['has_ended'] else 'is to come'}"
+        )
     return 0
 
 

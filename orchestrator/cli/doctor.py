@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ from orchestrator.cli.output import add_store, no_overrides, print_json
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.local import available_cpus, visible_gpus
 from orchestrator.launchers.slurm.query import slurm
+from orchestrator.registry import EXTRAS, install
 from orchestrator.store import layout, opening
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore, PosixStore
@@ -38,7 +40,7 @@ PACKAGES = (
     "wandb",
     "pyarrow",
 )
-"""Packages whose versions are shown, and that must be installed."""
+"""Packages whose versions are shown. Those of the engine must be installed."""
 RACERS = 8
 """Writers that race to create one key."""
 HUB = ("huggingface.co", 443)
@@ -117,11 +119,16 @@ def _package(name: str) -> Check:
     try:
         return Check(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, False, f"not installed: pip install {name}")
+        extra = next((extra for extra, names in EXTRAS.items() if name in names), None)
+        if extra is None:
+            return Check(name, False, f"not installed: pip install {name}")
+        return Check(name, None, f"not installed; what needs it: {install(extra)}")
 
 
 def _torch_gpus(gpus: Sequence[str]) -> Check:
     """Check that torch sees the GPUs. A process of its own asks it: CUDA may hang, or abort the process."""
+    if importlib.util.find_spec("torch") is None:
+        return Check("torch's gpus", None, "torch is not installed")
     try:
         asked = subprocess.run(
             [sys.executable, "-m", "orchestrator.sft.gpus"],

@@ -83,10 +83,20 @@ def _guarded(words: list[str]) -> int:
         print(f"error: {one_line(error.strerror or words_of(error))}{where}", file=sys.stderr)
         return 3
     except Exception as error:  # noqa: BLE001 - a bug in Polysweep; exit code 1 would look like failed cells
+        if isinstance(error, ModuleNotFoundError) and (absent := _missing_extra(error, words)):
+            print(f"error: {absent}", file=sys.stderr)
+            return absent.exit_code
         traceback.print_exc()
         what = one_line(f"{type(error).__name__}: {words_of(error)}")
         print(f"error: Polysweep itself failed: {what}", file=sys.stderr)
         return 3
+
+
+def _missing_extra(error: ModuleNotFoundError, words: list[str]) -> UserError | None:
+    """Return the error to show if a verb needs a package that comes with an extra, else None."""
+    from orchestrator.registry import missing_extra
+
+    return missing_extra(error, what=" ".join(["sweep", *words[:1]]))
 
 
 def _run(words: list[str]) -> int:
@@ -124,7 +134,7 @@ def with_store(words: Sequence[str]) -> list[str]:
         if word == "--store":
             word = f"--store={next(rest, '')}"
         url = word.removeprefix("--store=")
-        if not url:
+        if word == "--store=":
             raise UserError("--store names no store", fix="--store URL")
         found.append(word if url == word else f"store.url={url}")
     return found

@@ -17,7 +17,7 @@ from orchestrator.api.simulating import Simulated, SimulatedCluster
 from orchestrator.api.state import SweepState
 from orchestrator.cli.budget import over_budget_lines, print_budget
 from orchestrator.cli.output import (
-    ComposeProgress,
+    LongStep,
     add_composing,
     again,
     print_json,
@@ -69,8 +69,7 @@ def run_plan(args: argparse.Namespace) -> int:
         print(f"  note: {note}")
     print_warnings(view)
     print_lines(cell_drift(view), indent=2)
-    import_paths = composition.import_paths if composition else ()
-    print_lines(code_drift(view, plan.cells, import_paths), indent=2)
+    print_lines(code_drift(view, plan.cells, composition.import_paths if composition else ()), indent=2)
     _print_plan(plan)
     _print_gpus(gpus)
     if timed is not None:
@@ -163,11 +162,12 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
 
 def _plan(args: argparse.Namespace) -> tuple[Plan, Composition | None]:
     """Return the plan, and what was composed; None for a revision from the store."""
-    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
-    settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
-    hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
-    cells = view.select(args.only)
-    return Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args)), composition
+    with LongStep("planning") as step:
+        view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=step)
+        settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
+        hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
+        cells, prefetch = view.select(args.only), again("prefetch", args)
+        return Plan(view, cells, settings, hardware, import_paths, prefetch=prefetch), composition
 
 
 def _makespan_line(found: Simulated, gpus_per_node: int, order: str = "with the longest cells first") -> str:

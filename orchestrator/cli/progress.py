@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.api.reconciling import JobPasses, PendingLaunch, submit_pass
+from orchestrator.api.reconciling import JobPasses, PendingLaunch, notifier_of, submit_pass
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import SubmitResult
-from orchestrator.cli.output import NUMBERS, print_lines, print_written, to_stderr
+from orchestrator.cli.output import NUMBERS, LongStep, indented, print_lines, print_written, to_stderr
 from orchestrator.core.records import Request
 from orchestrator.core.settings import MIRROR_FINISH_S
 from orchestrator.core.state import FINAL, State
@@ -35,7 +35,8 @@ def write_reports(view: SweepState) -> None:
     """
     if not view.sweep.report:
         return
-    reports, errors = load(REPORT_WRITER)(view, view.sweep.report, None, notify=to_stderr)
+    with LongStep("writing the reports"):
+        reports, errors = load(REPORT_WRITER)(view, view.sweep.report, None, notify=to_stderr)
     for written in reports:
         for path in written:
             if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
@@ -43,7 +44,7 @@ def write_reports(view: SweepState) -> None:
                 print(f"\n{path.read_text(encoding='utf-8').rstrip()}")
         if written:
             print()
-            print_written(written, as_json=False)
+            print_written(written)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
 
@@ -189,6 +190,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
     print_failures(view, list(view.sweep.cells))
     if counts[State.DONE]:
         write_reports(view)
+    notifier_of(view, asked[-1].request, indented).finish()
     print(f"  sweep status {view.sweep.name}{view.hint}")
     return 1 if counts[State.FAILED] or counts[State.BLOCKED] or view.jobs.stuck() else 0
 
@@ -211,6 +213,7 @@ def _stay(passes: JobPasses) -> int:
             print_lines(said := lines)
         problem = passes.problem
     view, cells = passes.view, passes.cells
+    print_lines(passes.finish())
     print_lines(finish_retention(view, view.policy))
     counts = Counter(view.cells[cell.id].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator.api.requests import code_drift, retired_line
-from orchestrator.api.spent import HOUR_S, spent_json, spent_of, summary_line, unit_of
 from orchestrator.api.state import SweepState, current_revision, open_view
-from orchestrator.api.status import explain, explanation_lines, notes_of, remedies_of, retries_of, status_json
+from orchestrator.api.status import (
+    explain,
+    explanation_lines,
+    notes_of,
+    remedies_of,
+    retries_of,
+    status_json,
+    untold_of,
+)
 from orchestrator.cli.output import (
     add_cell,
     add_store,
@@ -24,14 +31,12 @@ from orchestrator.cli.output import (
     print_warnings,
 )
 from orchestrator.core.evidence import remaining_files
-from orchestrator.core.goodput import shares_of
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.opening import store_url
-from orchestrator.trackers.base import history
 
 if TYPE_CHECKING:
     from orchestrator.compose.files import SweepEntry
@@ -46,6 +51,10 @@ def configure_status(parser: argparse.ArgumentParser) -> None:
 
 def _print_spent(view: SweepState, *, as_json: bool) -> int:
     """Print what the sweep has cost, and where the held time went."""
+    # Here, because the states alone do not need them.
+    from orchestrator.api.spent import HOUR_S, spent_json, spent_of, summary_line, unit_of
+    from orchestrator.core.goodput import shares_of
+
     found = spent_of(view)
     data = spent_json(view, found)
     if as_json:
@@ -121,6 +130,8 @@ def run_status(args: argparse.Namespace) -> int:
         print(f"remedy: {stage}: {remedy} ({counted(number, 'cell')})")
     for note, number in notes_of(view, cells).items():
         print(f"note: {note} ({counted(number, 'cell')})")
+    for each in untold_of(view):
+        print(f"not told by {each.channel}: {each.event}: {each.why}")
     return 0
 
 
@@ -212,6 +223,8 @@ def run_show(args: argparse.Namespace) -> int:
 
 def _last_metrics(view: SweepState, instance: StageInstance, number: int | None) -> dict[str, Any]:
     """Return the last line of metrics that an attempt logged, empty without one."""
+    from orchestrator.trackers.base import history  # only `sweep show` needs it
+
     rows = history(view.ledger, instance, number) if number is not None else []
     return rows[-1] if rows else {}
 

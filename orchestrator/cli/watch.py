@@ -8,6 +8,7 @@ import sys
 
 from orchestrator.cli.output import add_store, add_sweep, no_overrides
 from orchestrator.errors import UserError
+from orchestrator.registry import require
 
 COLOURLESS = ("dumb", "unknown", "vt100", "vt102", "vt220")
 """Terminals that have no colours, by TERM; those whose name ends in ``-m`` or ``-mono`` have none either."""
@@ -33,23 +34,20 @@ def run_watch(args: argparse.Namespace) -> int:
     """Show the sweep until the user quits. Nothing is written but the requests that the user confirms."""
     if not 0.2 <= args.interval <= 3600:
         raise UserError(f"--interval {args.interval:g}", allowed="0.2 to 3600 seconds")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        fix = f"sweep status {args.sweep}, or sweep events {args.sweep} --follow"
-        raise UserError("watch needs a terminal", fix=fix)
-    try:
-        import textual  # noqa: F401
-    except ModuleNotFoundError as error:
-        what = "watch needs Textual, which is not installed"
-        raise UserError(what, fix="pip install 'polysweep[watch]'") from error
-    # Textual reads this at the start, and then leaves all colours out.
-    term = os.environ.get("TERM", "")
-    if term in COLOURLESS or term.endswith(("-m", "-mono")):
-        os.environ["NO_COLOR"] = "1"
+    require("watch", what="sweep watch")
     from orchestrator.api.overview import Watched
-    from orchestrator.watching.app import WatchApp
 
     watched = Watched(args.sweep, no_overrides(args.words), args.rows)
     # Wrong selectors are an error at the start; those that are typed later are refused on the screen.
     watched.view.select(args.only)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        fix = f"sweep status {args.sweep}, or sweep events {args.sweep} --follow"
+        raise UserError("watch needs a terminal", fix=fix)
+    # Textual reads this at the start, and then leaves all colours out.
+    term = os.environ.get("TERM", "")
+    if term in COLOURLESS or term.endswith(("-m", "-mono")):
+        os.environ["NO_COLOR"] = "1"
+    from orchestrator.watching.app import WatchApp
+
     WatchApp(watched, args.only, args.interval).run()
     return 0

@@ -32,7 +32,7 @@ from orchestrator.core.settings import RunSettings, engine_from, split_store
 from orchestrator.errors import UserError
 from orchestrator.formats import kept
 
-ENGINE_KEYS = frozenset({"launcher", "cluster", "tracker", "policy", "store", "hardware"})
+ENGINE_KEYS = frozenset({"launcher", "cluster", "tracker", "policy", "store", "hardware", "notify"})
 """First components of the keys of engine settings."""
 
 

@@ -342,7 +342,8 @@ def budget_hold(
         return Hold(f"{used}, too much for a stage to reach a checkpoint: {more}")
     if left_s < (spending.running_gpus + num_gpus) * spending.checkpoint_s:
         return Hold(
-            f"{used}, and {spending.running_gpus:g} GPUs run: it waits for them, or {more}", is_final=False
+            f"{used}, and {spending.running_gpus:g} GPUs run, too much for one more stage: {more}",
+            is_final=False,
         )
     return None
 
@@ -355,7 +356,7 @@ def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[
         retired: the records of its retirements.
     """
     gone = {file.path for record in retired for file in record.files}
-    return tuple(file for file in files if file.path not in gone)
+    return tuple(file for file in files if file.path not in gone) if gone else tuple(files)
 
 
 def describe_retired(retired: Iterable[Retired]) -> str:

@@ -273,7 +273,8 @@ def makespan_hours(
         ValueError: a stage needs more GPUs than a node has.
     """
     order = chain_hours(work) if order is None else order
-    nodes = FreeGpus(num_gpus, gpus_per_node)
+    # More nodes than stages are never in use.
+    nodes = FreeGpus(min(num_gpus, gpus_per_node * len(work)), gpus_per_node)
     consumers, missing = _consumers(work), {key: sum(i in work for i in work[key].inputs) for key in work}
     # A heap for each number of GPUs: a stage that does not fit does not hold back smaller ones.
     ready: dict[int, list[tuple[float, int, str]]] = defaultdict(list)

@@ -312,7 +312,11 @@ def _labels(
     """Return all values that a key can have, or None if any value is possible."""
     if subjects and key in subjects[0].axes:
         return {*more, *(subject.axes[key] for subject in subjects)}
-    if not subjects or key not in ("state", "cause") or key in subjects[0].columns:
+    if not subjects or key in subjects[0].columns:
+        return None
+    if key in _LATER_KEYS and all(pick(subject.config, key) is MISSING for subject in subjects):
+        return {value for subject in subjects for value in getattr(subject, key)}
+    if key not in ("state", "cause"):
         return None
     if not any(subject.state for subject in subjects):
         raise UserError(f"{key!r} is not known before a launch", where=where, allowed="axes and config keys")

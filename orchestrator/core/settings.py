@@ -16,6 +16,8 @@ from orchestrator.formats import SINCE_2, Settings
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d)(?::(?P<seconds>\d\d))?)?")
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
 _STORE = "store.url="
 
 Retention = Literal["all", "best", "none"]
@@ -153,12 +155,42 @@ class HardwareSettings(Settings, frozen=True, kw_only=True):
         return Hardware(device=self.device, max_gpus=self.max_gpus, mfu=self.mfu, **known)
 
 
+NoticeKind = Literal["done", "failure", "breaker", "stalled", "budget"]
+NOTICE_KINDS: tuple[NoticeKind, ...] = ("failure", "breaker", "budget", "stalled", "done")
+"""The kinds of events about which notices are sent, in the order of sending."""
+
+
+class NotifySettings(Settings, frozen=True, kw_only=True):
+    """Where notices about events are sent. Addresses are credentials, so only their variables are named.
+
+    Attributes:
+        command: a shell line that receives each notice as JSON on standard input. None for none.
+        webhook_env: the environment variable with the address of a webhook. None for none.
+        apprise_env: the environment variable with addresses for Apprise. None for none.
+        stalled_minutes: minutes without any change after which a sweep counts as stalled; 0 for never.
+        events: the kinds of events that are sent.
+    """
+
+    command: str | None = None
+    webhook_env: str | None = None
+    apprise_env: str | None = None
+    stalled_minutes: float = 30.0
+    events: tuple[NoticeKind, ...] = NOTICE_KINDS
+
+    @property
+    def channels(self) -> dict[str, str]:
+        """Name of each channel that is set, to its command or variable."""
+        named = {"command": self.command, "webhook": self.webhook_env, "apprise": self.apprise_env}
+        return {name: value for name, value in named.items() if value}
+
+
 class RunSettings(Settings, frozen=True, kw_only=True):
     """All settings of `conf/engine.yaml`.
 
     Attributes:
         launcher: any keys beside ``name``; each launcher validates its own.
         cluster: the profile of the cluster, validated by launchers that need one.
+        notify: where notices about events are sent.
         tracker: where metrics are sent.
         policy: leases, retries and checkpoints.
         store: where the store is.
@@ -171,6 +203,7 @@ class RunSettings(Settings, frozen=True, kw_only=True):
     store: StoreSettings
     hardware: HardwareSettings = HardwareSettings()
     cluster: dict[str, Any] = {}
+    notify: Annotated[NotifySettings, SINCE_2] = NotifySettings()
 
 
 def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -204,6 +237,7 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
     for section in ("launcher", "cluster"):
         if section in tree:
             tree = {**tree, section: with_hours(tree[section], section, where=where)}
+    _refuse_addresses(tree.get("notify"), where)
     settings = convert(tree, RunSettings, where=where)
     if not isinstance(settings.launcher.get("name"), str):
         raise UserError("launcher.name is not set", where=where, fix="launcher=local")
@@ -225,8 +259,23 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
         if not limit_s > 0:
             raise UserError(f"policy.limits_s.{stage} is {limit_s!r}", where=where, allowed="more than 0")
     _check_budget(settings.policy.budget, where)
+    _at_least("notify.stalled_minutes", settings.notify.stalled_minutes, 0, where)
     check_hardware(settings.hardware, where=where)
     return settings
+
+
+def _refuse_addresses(notify: object, where: str) -> None:
+    """Refuse an address in place of the name of its variable. The message does not show the value."""
+    tree = notify if isinstance(notify, dict) else {}
+    for key, variable in (("webhook_env", "SWEEP_WEBHOOK"), ("apprise_env", "SWEEP_APPRISE")):
+        value = tree.get(key)
+        if value is not None and not _VARIABLE.fullmatch(str(value)):
+            raise UserError(
+                f"notify.{key} is no name of an environment variable, and an address is a credential",
+                where=where,
+                allowed="what a sweep is launched with is recorded in the store for all who read it",
+                fix=f"export {variable}=ADDRESS, and notify.{key}={variable}",
+            )
 
 
 def _check_budget(budget: SpendingLimit, where: str) -> None:

@@ -177,7 +177,7 @@ class Worker:
             else:
                 # Otherwise the log of a scheduler's job would be empty.
                 if self.num_claims == 0 and self._order.job is not None:
-                    self._say("nothing was left to do")
+                    self._say(self._scanner.held_back() or "nothing was left to do")
                 self._retain()
                 return NO_MEMORY if self._history.is_starved else 0
         return self._history.exit_code(self._hooks.stop_asked())

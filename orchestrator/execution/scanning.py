@@ -49,6 +49,7 @@ class HoldReader:
 
     Attributes:
         policy: as given.
+        found: what is held back, as it was last found.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class HoldReader:
         self._sweep = sweep
         self._codes = {cell.id: code for cell in sweep.cells}
         self._summary: RequestSummary | None = None
-        self._holds = NO_HOLDS
+        self.found = NO_HOLDS
         self._next_s = 0.0
 
     def expire(self) -> None:
@@ -80,12 +81,12 @@ class HoldReader:
         """
         start_s = time.monotonic()
         if summary == self._summary and start_s < self._next_s:
-            return self._holds
-        self._holds = holds_of(self.records(reader, summary, status_of))
+            return self.found
+        self.found = holds_of(self.records(reader, summary, status_of))
         now_s = time.monotonic()
         self._summary = summary
         self._next_s = now_s + max(HOLDS_POLL_S, HOLDS_SHARE * (now_s - start_s))
-        return self._holds
+        return self.found
 
     def records(self, reader: EvidenceReader, summary: RequestSummary, status_of: StatusOf) -> SweepRecords:
         """Return what the rules may look at; see `read` for the arguments."""
@@ -180,6 +181,12 @@ class StoreScanner:
         if self._holds is None:
             return set()
         return attributed(self._holds.records(reader, summary, self._status_of), digests)
+
+    def held_back(self) -> str:
+        """Return why the first of the cells that is held back is so, "" if none is."""
+        holds = NO_HOLDS if self._holds is None else self._holds.found
+        reasons = (hold.reason for cell in self.cells if (hold := holds.cells.get(cell.id)) is not None)
+        return next((f"held back: {reason}" for reason in reasons), "")
 
     def look_again(self, digest: str) -> None:
         """Have the next search read a stage again, for a reason that its records do not show."""

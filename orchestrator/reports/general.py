@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.errors import UserError, nearest
-from orchestrator.reporting import About, Curve
+from orchestrator.reporting import About, Curve, Fragment
 from orchestrator.reports import general_figures, held, page
 from orchestrator.reports.page import Table
 from orchestrator.reports.style import save, styled
@@ -87,6 +87,7 @@ def write(
     about: About | None = None,
     curves: Sequence[Curve] = (),
     over: Sequence[str] = (),
+    grid: Fragment | None = None,
 ) -> list[Path]:
     """Write ``report.html``, ``report.md``, ``report.json``, ``cells.csv`` and figures; return their paths.
 
@@ -96,6 +97,7 @@ def write(
         about: facts about the sweep; None if the rows come from a table file.
         curves: the logged metrics.
         over: axes to average over, in addition to seeds.
+        grid: the grid of the sweep's cells, for the page.
 
     Raises:
         UserError: `over` names an unknown axis.
@@ -111,7 +113,7 @@ def write(
         if old not in drawn:
             old.unlink()
     paths = [folder / name for name in (HTML, MARKDOWN, JSON, CSV)]
-    paths[0].write_text(_page(numbers, about, figures, folder), encoding="utf-8")
+    paths[0].write_text(_page(numbers, about, figures, folder, grid), encoding="utf-8")
     paths[1].write_text(_markdown(numbers, about, figures), encoding="utf-8")
     paths[2].write_bytes(msgspec.json.format(msgspec.json.encode(numbers), indent=1) + b"\n")
     _write_csv(numbers, paths[3])
@@ -307,7 +309,13 @@ def _status(numbers: Numbers, about: About | None) -> list[str]:
     return [*said, *numbers.notes]
 
 
-def _page(numbers: Numbers, about: About | None, figures: general_figures.Figures, folder: Path) -> str:
+def _page(
+    numbers: Numbers,
+    about: About | None,
+    figures: general_figures.Figures,
+    folder: Path,
+    grid: Fragment | None,
+) -> str:
     """Return the report as one HTML page."""
     # The SVG files are embedded, so that the page can be sent as one file.
     plots, logged = (
@@ -324,7 +332,7 @@ def _page(numbers: Numbers, about: About | None, figures: general_figures.Figure
     )
     nothing = "Nothing is done yet."
     sections = [
-        page.Section("status", "Status", _status(numbers, about)),
+        page.Section("status", "Status", _status(numbers, about), fragment=grid),
         page.Section("cells-section", "Results", (), [cells_table(numbers)], empty=nothing),
     ]
     if numbers.over:

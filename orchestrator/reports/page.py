@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import jinja2
 
+from orchestrator.reporting import Fragment
+
 
 class Table(NamedTuple):
     """A table for people.
@@ -125,6 +127,7 @@ class Section(NamedTuple):
         tables: below the text.
         pictures: below the tables.
         empty: the text to show if there is nothing else.
+        fragment: markup below the text, such as the grid of a sweep.
     """
 
     key: str
@@ -133,6 +136,7 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     empty: str = ""
+    fragment: Fragment | None = None
 
 
 def render(title: str, *, subtitle: str, sections: Sequence[Section]) -> str:

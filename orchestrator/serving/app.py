@@ -94,8 +94,8 @@ def application(sweeps: Mapping[str, Served]) -> Starlette:
             route("", grid_page),
             route("/live", grid_live),
             route("/cells", cells.cells_page),
-            route("/cell/{cell}", cells.cell_page),
-            route("/cell/{cell}/live", cells.cell_live),
+            route("/cell/{cell:path}/live", cells.cell_live),
+            route("/cell/{cell:path}", cells.cell_page),
             route("/log", cells.log_part),
             route("/log.txt", cells.log_text),
             route("/curves", cells.curves_page),
@@ -148,7 +148,7 @@ def _grid_facts(served: Served, seen: Seen, request: Request) -> dict[str, Any]:
 
     def address(spot: Spot) -> str:
         if len(spot.cells) == 1:
-            return f"{served.path}/cell/{found.cells[spot.cells[0]].id}"
+            return served.cell_path(found.cells[spot.cells[0]].id)
         return f"{served.path}/cells{query(row=str(spot.row), column=str(spot.column))}"
 
     return {
@@ -194,7 +194,7 @@ def _small(served: Served, found: Overview) -> drawing.Drawn:
 
     def address(spot: Spot) -> str:
         if len(spot.cells) == 1:
-            return f"{served.path}/cell/{found.cells[spot.cells[0]].id}"
+            return served.cell_path(found.cells[spot.cells[0]].id)
         return f"{served.path}/cells{query(row=str(spot.row), column=str(spot.column))}"
 
     return drawing.drawn(found, address, most=min(30, drawing.rows_a_page(found.grid)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from starlette.requests import Request
@@ -122,7 +121,7 @@ def _cell_facts(served: Served, seen: Seen, cell: Cell, part: str) -> dict[str, 
     # Reading the content of large products would take minutes. Their sizes are compared.
     evidence = explain(seen.view, cell, content=False)
     return {
-        "address": f"{served.path}/cell/{quote(cell.id, safe='')}/live?part={part}",
+        "address": f"{served.cell_path(cell.id)}/live?part={part}",
         "id": part,
         "served": served,
         "cell": cell,

@@ -235,7 +235,7 @@ def file_page(found: Sequence[Overview], every_s: float | None = None) -> str:
         every_s: after how many seconds a browser reads the file again; None for never.
     """
     parts: list[dict[str, Any]] = [{"of": each, **_parts(each)} for each in found]
-    sheet = style("grid.css", "file.css")
+    sheet = style("grid.css", "dark.css", "file.css")
     template = TEMPLATES.get_template("file.html")
     return template.render(sweeps=parts, style=sheet, digest=source_of(sheet), every_s=every_s)
 

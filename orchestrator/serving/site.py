@@ -134,6 +134,10 @@ class Served:
         """Path of its pages."""
         return f"/s/{quote(self.name, safe='')}"
 
+    def cell_path(self, id_: str) -> str:
+        """Return the path of a cell's page."""
+        return f"{self.path}/cell/{quote(id_, safe='')}"
+
     def polled(self) -> tuple[Look[Seen], Seen]:
         """Return the newest look for a page that is open. Large sweeps are looked at less often.
 

@@ -5,6 +5,7 @@ A check costs a few file look-ups and uses no network. The module imports no tor
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.costs import Need
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, counted
+from orchestrator.registry import EXTRAS, install
 from orchestrator.sft import data, generators, model_folder, positions
 from orchestrator.sft.config import ItemsConfig, is_hub_id
 from orchestrator.stage import Config
@@ -126,7 +128,17 @@ def data_files(config: Config) -> list[Need]:
     ]
 
 
+def packages(config: Config) -> list[Need]:
+    """Return the packages that a light installation lacks, as one need."""
+    absent = [name for name in EXTRAS["sft"] if importlib.util.find_spec(name) is None]
+    if not absent:
+        return []
+    what = f"package {absent[0]}" + (f" and {counted(len(absent) - 1, 'other')}" if absent[1:] else "")
+    return [Need(what=what, problem="not installed", advice=install("sft"))]
+
+
 PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (
+    packages,
     models,
     data_files,
     needs,

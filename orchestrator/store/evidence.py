@@ -21,6 +21,7 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.processes import is_gone
+from orchestrator.registry import KEPT, load
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched, StageIndex, error_line, is_transient
@@ -111,6 +112,9 @@ class OwnerReport(NamedTuple):
     cause: Cause = Cause.NODE_LOST
 
 
+MANY = 1000
+"""Number of stage instances from which on it pays to keep records of a folder."""
+
 Observer = Callable[[StageInstance, Attempt], OwnerReport]
 
 
@@ -164,6 +168,8 @@ class EvidenceReader:
         trusted: (digest, generation) of products that were compared before; grows with each comparison.
         specs: Stage name to spec, to find products of earlier versions of a stage; None to find none. With
             specs, `instances` must hold the inputs of each stage instance.
+        title: Name of the set of instances. If it is given and the set is large, a folder's records are kept
+            on this machine under this name, and not read again.
 
     Attributes:
         as_of: When the reader began to look, in Unix seconds by this machine's clock. What was recorded
@@ -183,6 +189,7 @@ class EvidenceReader:
         count_attempts: bool = True,
         trusted: set[tuple[str, int]] | None = None,
         specs: Mapping[str, StageSpec] | None = None,
+        title: str = "",
     ) -> None:
         self.as_of = time.time()
         self._specs = specs or {}
@@ -215,6 +222,8 @@ class EvidenceReader:
                 self._list(stage)
             except OSError as error:  # only this stage's folder fails; the other stages are still read
                 self.unlisted[stage] = _unreadable(error)
+        if title and ledger.objects.in_place and len(self._instances) >= MANY:
+            ledger.learn(load(KEPT)(ledger, self._instances.values(), self.listed, title))
         self._evidence: dict[str, Evidence] = {}
 
     def _list(self, stage: str) -> None:
@@ -242,7 +251,7 @@ class EvidenceReader:
             number = product.done.attempt
             with contextlib.suppress(OSError):
                 number = self._ledger.last_number(instance, number) if self._count_attempts else number
-            return product._replace(attempts=(Attempt(number),))
+            return Evidence((Attempt(number),), product.done, product.generation, retired=product.retired)
         is_attempted = instance.digest in self.listed[instance.stage].attempted
         attempts = self._ledger.attempts(instance) if is_attempted else ()
         if _just_ended(attempts) and self._ledger.product(instance, product.generation)[0] is not None:
@@ -290,8 +299,8 @@ class EvidenceReader:
         `done` records 1 and 2, generation 2 is the product. Once 2 is void, the next attempt makes 3.
         """
         listed = self.listed[instance.stage]
-        done, void = listed.done.get(instance.digest, set()), listed.void.get(instance.digest, set())
-        highest = max(done | void, default=0)
+        done, void = listed.done.get(instance.digest, ()), listed.void.get(instance.digest, ())
+        highest = max((*done, *void), default=0)
         if highest == 0:
             return Evidence(generation=1)
         if highest in void:

@@ -11,6 +11,8 @@ These functions build the keys, so that the whole layout can be seen in one plac
     sweeps/<sweep>/submissions/<n>.json           a submission to a scheduler, with <n>/{job,driver}.json,
                                                   <n>/closings/<k>.json, <n>/reports/<index>.<restart>.json
     sweeps/<sweep>/workers/<nonce>.json           for how long a worker has held its GPUs
+    sweeps/<sweep>/notices/<event>/               a try to send a notice: <channel>.<n>.json, and then
+                                                  <channel>.<n>.outcome.json
     sweeps/<sweep>/{report,logs,wandb,mlflow,tensorboard}/
     nodes/<n>.json                                what happened on a node, in order
     records/<stage>/<digest>/spec.json
@@ -123,6 +125,21 @@ def workers(sweep: str) -> str:
 def worker(sweep: str, nonce: str) -> str:
     """Return the key of the record of one worker."""
     return f"{workers(sweep)}/{nonce}.json"
+
+
+def notices(sweep: str) -> str:
+    """Return the prefix of the records about a sweep's notices."""
+    return f"sweeps/{sweep}/notices"
+
+
+def notice_try(sweep: str, event: str, channel: str, number: int) -> str:
+    """Return the key of one try to send a notice, numbered from 1."""
+    return f"{notices(sweep)}/{event}/{channel}.{number}.json"
+
+
+def notice_outcome(sweep: str, event: str, channel: str, number: int) -> str:
+    """Return the key of the outcome of a try to send a notice."""
+    return f"{notices(sweep)}/{event}/{channel}.{number}.outcome.json"
 
 
 def node_report(number: int) -> str:

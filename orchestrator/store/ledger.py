@@ -220,6 +220,10 @@ class Ledger(Records):
             self._done[key] = done
         return self._done[key], ""
 
+    def learn(self, found: Iterable[Done]) -> None:
+        """Take over `done` records that were read under their keys."""
+        self._done |= {(done.stage, done.digest, done.generation): done for done in found}
+
     def has_read(self, instance: StageInstance, generation: int) -> bool:
         """Return whether a `done` record was read before."""
         return (instance.stage, instance.digest, generation) in self._done
@@ -356,9 +360,7 @@ class Ledger(Records):
                 found.append(request)
                 if request.verb == "unknown":
                     problem = f"{key} asks for what this version does not know: it changes nothing here"
-            if not problem:
-                continue
-            if problems is not None:
+            if problem and problems is not None:
                 problems.append(problem)
         return found
 

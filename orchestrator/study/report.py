@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from orchestrator.reporting import About
+from orchestrator.reporting import About, Fragment
 from orchestrator.reports import held, page
 from orchestrator.reports.page import Table
 from orchestrator.reports.style import Drawing, save, styled
@@ -34,13 +34,16 @@ FIGURES = (
 """The paper's figures, in its order. Each returns None if it has no numbers."""
 
 
-def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> list[Path]:
+def write(
+    rows: Sequence[Row], folder: Path, *, about: About | None = None, grid: Fragment | None = None
+) -> list[Path]:
     """Write ``report.html``, ``report.md``, ``report.json``, tables and figures, and return their paths.
 
     Args:
         rows: the rows of `collect`, of any part of the sweep.
         folder: the destination, which is created if needed. Files of an earlier report in it are replaced.
         about: facts of the sweep. Without them, the rows are a table from elsewhere.
+        grid: the grid of the sweep's cells, for the page.
 
     Returns:
         The paths of all files.
@@ -60,7 +63,7 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
         pictures.append(page.Picture(drawing.key, drawing.title, drawing.caption, drawing.alt, svg))
     paths = [folder / name for name in (HTML, MARKDOWN, JSON)]
     paths[0].write_text(
-        page.render(TITLE, subtitle=_subtitle(report), sections=list(_sections(report, pictures))),
+        page.render(TITLE, subtitle=_subtitle(report), sections=list(_sections(report, pictures, grid))),
         encoding="utf-8",
     )
     paths[1].write_text(_markdown(report, drawings), encoding="utf-8")
@@ -134,11 +137,13 @@ def _subtitle(report: Report) -> str:
     return f"Sweep {sweep.sweep}, revision {sweep.revision}{launched}{made}."
 
 
-def _sections(report: Report, pictures: Sequence[page.Picture]) -> Iterator[page.Section]:
+def _sections(
+    report: Report, pictures: Sequence[page.Picture], grid: Fragment | None
+) -> Iterator[page.Section]:
     """Yield the sections of the page."""
     said = [*provenance_tables.headline(report), *report.sweep.notes]
-    yield page.Section("status", "What was run, and where it stands", said,
-                       [provenance_tables.grid(report), provenance_tables.missing(report)])  # fmt: skip
+    tables = [provenance_tables.grid(report), provenance_tables.missing(report)]
+    yield page.Section("status", "What was run, and where it stands", said, tables, fragment=grid)
     nothing = "Nothing is done yet."
     yield page.Section("verdicts", "Verdicts", (), [model.verdicts(report.numbers)], empty=nothing)
     yield page.Section("tables", "Tables", (), model.results(report.numbers), empty=nothing)

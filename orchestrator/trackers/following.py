@@ -51,7 +51,7 @@ class _Anew(Exception):
     """Signal that a run was opened that has other things than noted: compare everything again."""
 
 
-class Sent(NamedTuple):
+class SentCounts(NamedTuple):
     """What was sent.
 
     Attributes:
@@ -94,7 +94,7 @@ class Follower:
         self._runs: dict[str, MirroredRun] = {}
         self._states: dict[str, tuple[str, float]] = {}
         self.failures: Counter[str] = Counter()
-        self.sent = Sent()
+        self.sent = SentCounts()
         key = sweep_id(self._store, self._sweep.name)
         mirror.begin(Followed(key, self._sweep.name, revision.number, len(self._sweep.cells), ledger))
 
@@ -215,7 +215,7 @@ class Follower:
         self._given[self._id(cell)] = sent
         was = self.sent
         if points or results:
-            self.sent = Sent(was.cells | {cell.id}, was.points + points, was.results + results)
+            self.sent = SentCounts(was.cells | {cell.id}, was.points + points, was.results + results)
 
     def _run(self, cell: Cell) -> MirroredRun:
         """Return the open run of a cell; open it if necessary.

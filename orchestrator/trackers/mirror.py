@@ -28,7 +28,7 @@ from orchestrator.provenance import without_secrets
 from orchestrator.registry import MIRRORS, lookup
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.trackers.following import Follower, Sent
+from orchestrator.trackers.following import Follower, SentCounts
 from orchestrator.trackers.protocol import Mirror, Unavailable, log, log_to
 
 POLL_S, MAX_POLL_S = 3.0, 60.0
@@ -56,7 +56,7 @@ class MirrorOutcome(NamedTuple):
     """
 
     name: str
-    sent: Sent
+    sent: SentCounts
     num_lost: int
     problem: str
     fix: str
@@ -117,7 +117,7 @@ class MirrorPasses:
         except Exception as error:  # noqa: BLE001 - whatever the other side raises
             log(traceback.format_exc())
             self._report(f"{type(error).__name__}: {error}")
-        sent, lost = (follower.sent, len(follower.failures)) if follower else (Sent(), 0)
+        sent, lost = (follower.sent, len(follower.failures)) if follower else (SentCounts(), 0)
         text = self.mirror.farewell()
         if lost:
             text += f"; {lost} not mirrored whole, see the log"

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from orchestrator.core.tree import convert
-from orchestrator.errors import UserError, counted
+from orchestrator.errors import counted
 from orchestrator.store import layout
 from orchestrator.trackers.protocol import (
     Described,
@@ -68,12 +67,7 @@ class TensorboardMirror:
         self._opened: set[str] = set()
 
     def check(self) -> None:
-        """Raise `UserError` unless TensorBoard is installed."""
-        if find_spec("tensorboard") is None:
-            raise UserError(
-                "tracker=tensorboard needs TensorBoard, which is not installed",
-                fix="pip install 'polysweep[tensorboard]'",
-            )
+        """Do nothing: it needs no account and no server."""
 
     def begin(self, sweep: Followed) -> None:
         """Take the folder of the sweep."""

@@ -130,6 +130,8 @@ class WatchApp(App[None]):
     def on_reader_news(self, message: ReaderNews) -> None:
         """Show news of the reader."""
         news = message.news
+        if not self.query(Board):  # the program is ending
+            return
         if isinstance(news, Looked):
             self.found, self._problem = news.found, ""
             self.query_one(Board).show(news.found)
@@ -160,9 +162,10 @@ class WatchApp(App[None]):
     def _arrange(self) -> None:
         """Give the grid the width that it needs, and the rest to the cell, or hide that if there is none."""
         board, width = self.query_one(Board), self.size.width
-        least, wanted = board.widths()
         share = int(MAX_BOARD_SHARE * width)
-        chosen = min(max(min(wanted + 1, share), least + 1), width)
+        chosen = board.fitting(share)
+        if chosen > width:  # it is scrolled in any case
+            chosen = share
         has_side = width - chosen >= MIN_SIDE and self.size.height >= 10
         board.styles.width = chosen if has_side else width
         self.query_one(Side).display = has_side
@@ -336,7 +339,9 @@ class WatchApp(App[None]):
         if found is None:
             return []
         # As `sweep rerun` and `sweep cancel` choose without selectors.
-        states = {State.FAILED, State.LOST, State.BLOCKED} if verb == "rerun" else {*State} - {State.DONE}
+        states = {*State} - {State.DONE, State.CANCELLED}
+        if verb == "rerun":
+            states = {State.FAILED, State.LOST, State.BLOCKED}
         chosen = [cell.id for cell in (found.cells if all_shown else here) if cell.state in states]
         # A cell that was stopped or cancelled is rerun where it is the one that is meant.
         return chosen or ([] if all_shown else [cell.id for cell in here])

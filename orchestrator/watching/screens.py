@@ -13,7 +13,7 @@ from textual.widgets import Log, Static
 
 from orchestrator.api.logs import LogTail
 from orchestrator.watching.actions import Question
-from orchestrator.watching.drawing import COLOURS, MARKS, MEANINGS
+from orchestrator.watching.drawing import MARKS, MEANINGS, badge
 
 KEYS = (
     ("arrows", "move; also h j k, Page Up, Page Down, Home, End, the mouse"),
@@ -103,6 +103,8 @@ class LogPage(ModalScreen[None]):
     def on_mount(self) -> None:
         """Show what is known."""
         self._fill([] if self._tail is None else self._tail.lines)
+        # Where the end is follows from a layout that is yet to come.
+        self.call_after_refresh(self.action_jump, 1)
 
     def show(self, log: LogTail) -> None:
         """Show the log as it is now; what was added is appended."""
@@ -196,7 +198,7 @@ def help_text() -> Text:
         text.append(f"{does}\n")
     text.append("\nMarks\n", "bold")
     for state, mark in MARKS.items():
-        text.append(f" {mark} ", COLOURS[state] + " reverse")
+        text.append(f" {mark} ", badge(state))
         text.append(f" {MEANINGS[state]}\n")
     text.append(
         "\nWhere cells share a position, the mark that needs someone most is shown, with their number.\n"

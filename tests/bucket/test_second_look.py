@@ -23,17 +23,15 @@ from orchestrator import Store
 from orchestrator.api.events import History
 from orchestrator.api.requests import build_request
 from orchestrator.api.state import SweepState, open_view
-from orchestrator.core.records import Heartbeat, Retired
 from orchestrator.core.settings import RETIRING
-from orchestrator.core.sweep import StageInstance
 from orchestrator.count import COUNT
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout, looking
-from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.looking import indexed
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.store import builders
+from tests.store.acts import act, facts_of
 
 SWEEP = builders.sweep_of(
     4, {"count": COUNT, "more": StageSpec(run="m:f", reads=("seed",), after=("count",))}, name="counts"
@@ -53,61 +51,6 @@ def sealed(bucket: Bucket) -> Iterator[Ledger]:
     ledger.objects.close()  # type: ignore[attr-defined]
 
 
-def _facts(view: SweepState) -> dict[str, Any]:
-    cells = {cell: (str(s.state), s.reason, s.attempts) for cell, s in view.cells.items()}
-    stages = {digest: view.reader.evidence(digest) for digest in SWEEP.stages}
-    return {
-        "cells": cells,
-        "done": {digest: found.done for digest, found in stages.items()},
-        "retired": {digest: found.retired for digest, found in stages.items()},
-        "attempts": {digest: found.attempts for digest, found in stages.items()},
-        "requests": [request.number for request in view.requests],
-    }
-
-
-def _act(ledger: Ledger, instance: StageInstance, rng: random.Random) -> None:
-    """Write the next record of some stage, as a worker, a user or retention would."""
-    numbers = ledger.numbers(instance)
-    last = ledger.attempt(instance, numbers[-1]) if numbers else None
-    done = ledger.generations(layout.done_index(instance.stage)).get(instance.digest, set())
-    void = ledger.generations(layout.void_index(instance.stage)).get(instance.digest, set())
-    generation = max(done | void, default=0)
-    if last is None or last.end is not None:
-        if generation and generation not in void and rng.random() < 0.8:
-            if rng.random() < 0.5:
-                ledger.void(instance, builders.void(generation, "discarded"))
-                return
-            files = ledger.product(instance, generation)[0]
-            ledger.retire(
-                instance,
-                Retired(
-                    nonce=new_nonce(),
-                    generation=generation,
-                    attempt=1,
-                    policy="best",
-                    files=files.files if files else (),
-                    why="taken",
-                    by="test",
-                ),
-            )
-            return
-        claim = builders.claim(generation=generation + (generation in void or not generation))
-        ledger.claim(instance, (numbers or [0])[-1] + 1, claim)
-        return
-    assert last.claim is not None
-    what = rng.choice(["beat", "done", "done and end", "failed", "failed but done", "released"])
-    if what == "beat":
-        ledger.put(
-            instance, last.number, layout.HEARTBEAT, Heartbeat(counter=rng.randrange(99), phase="work")
-        )
-    if "done" in what:
-        builders.make_product(ledger, instance, attempt=last.number, generation=last.claim.generation)
-        ledger.objects.upload(layout.output(instance, last.number))
-    if what in ("done and end", "failed", "released", "failed but done"):
-        outcome = {"done and end": "succeeded", "released": "released"}.get(what, "failed")
-        ledger.end(instance, last.number, builders.end(outcome, why="stopped" if what == "released" else ""))
-
-
 @pytest.mark.parametrize(
     ("seed", "looks"), [(0, 6), *(pytest.param(seed, 40, marks=pytest.mark.long) for seed in range(1, 4))]
 )
@@ -119,10 +62,10 @@ def test_every_look_with_an_index_is_as_true_as_one_without(
     view = open_view("counts", bucket.url)
     for number in range(looks):
         for _ in range(rng.randrange(1, 5)):
-            _act(sealed, rng.choice(instances), rng)
+            act(sealed, rng.choice(instances), rng)
         # In turn a reader that stays, and one that is started anew.
         view = view.fresh() if number % 3 else open_view("counts", bucket.url)
-        assert _facts(view) == _facts(SweepState(Ledger(sealed.objects), SWEEP, 1, sealed=True))
+        assert facts_of(view) == facts_of(SweepState(Ledger(sealed.objects), SWEEP, 1, sealed=True))
 
 
 @pytest.mark.parametrize("many", [1, 20])
@@ -185,7 +128,7 @@ def test_a_reader_that_writes_a_request_takes_a_number_that_is_free(sealed: Ledg
 def test_the_events_of_a_bucket_are_listed_in_bulk_and_read_once(sealed: Ledger, bucket: Bucket) -> None:
     rng, instances = random.Random(5), list(SWEEP.stages.values())
     for _ in range(60):
-        _act(sealed, rng.choice(instances), rng)
+        act(sealed, rng.choice(instances), rng)
     history = History(indexed(Ledger(sealed.objects)), "counts")
     found = history.all()
     expected = History(Ledger(sealed.objects), "counts").all()
@@ -202,7 +145,7 @@ def test_the_events_of_a_bucket_are_listed_in_bulk_and_read_once(sealed: Ledger,
 def looked(sealed: Ledger, tmp_path: Path) -> Path:
     """The file of an index that was used."""
     for number in range(9):
-        _act(sealed, list(SWEEP.stages.values())[number % 3], random.Random(number))
+        act(sealed, list(SWEEP.stages.values())[number % 3], random.Random(number))
     _facts_of_a_process(sealed)
     (path,) = (tmp_path / "cache").glob("index-*/*.sqlite")
     return path
@@ -215,7 +158,7 @@ def _indexed(ledger: Ledger) -> SweepState:
 def _facts_of_a_process(ledger: Ledger) -> dict[str, Any]:
     """What a process finds that ends after it, and so leaves no file open."""
     view = _indexed(ledger)
-    found = _facts(view)
+    found = facts_of(view)
     view.ledger.objects.index.close()  # type: ignore[attr-defined]
     return found
 

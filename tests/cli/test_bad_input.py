@@ -43,6 +43,12 @@ def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
     [
         (["launch", "smok"], "did you mean smoke"),
         (["launch", "no/such.yaml"], "no sweep file"),
+        (["plan", "good.yaml", "--gpus-per-node", "4"], "--gpus N"),
+        (["plan", "good.yaml", "--gpus", "4", "--budget"], "two questions"),
+        (["plan", "good.yaml", "--gpus", "99999999999999999999"], "at most 10,000,000 GPUs"),
+        (["simulate", "good.yaml", "--gpus", "99999999999"], "at most 10,000,000 GPUs"),
+        (["plan", "good.yaml", "--only", ""], "the selector is empty"),
+        (["plan", "good.yaml", "--only", "failure="], "unknown failure ''"),
         (["launch", "good.yaml", "speed=3"], "unknown key 'speed'"),
         (["launch", "good.yaml", "count.num_step=3"], "count.num_steps"),
         (["launch", "good.yaml", "seed="], "seed"),

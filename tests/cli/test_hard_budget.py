@@ -83,6 +83,29 @@ def test_a_sweep_without_gpus_is_bound_by_time_alone(slow: Any) -> None:
     assert slow.json("status", "slow")["counts"] == {"done": 6}
 
 
+@pytest.mark.parametrize("held", [1, 2])
+def test_a_plan_counts_the_gpus_that_workers_hold_as_the_launch_and_the_ledger_do(
+    with_gpus: Any, held: int
+) -> None:
+    words = ("slow.yaml", "count.num_steps=3", f"launcher.gpus_per_worker={held}", "launcher.workers=1")
+    with_gpus("launch", *words, "--only", "seed=0")
+    (found,) = with_gpus.json("status", "slow", "--spent")["spent"]
+    plan = with_gpus.json("plan", *words, "--budget", "policy.budget.gpu_hours=0.000001")
+    assert plan["spent_gpu_hours"] == pytest.approx(found["total"] / 3600)
+    (product,) = [json.loads(path.read_text()) for path in (with_gpus.store / "done").rglob("*.json")]
+    assert plan["needed_gpu_hours"] == pytest.approx(5 * held * product["seconds"] / 3600)
+    total = f"{plan['spent_gpu_hours'] + plan['needed_gpu_hours']:.4g}"
+    said = with_gpus("launch", *words, "policy.budget.gpu_hours=0.000001", code=2)
+    assert f"the forecast is {total} GPU-hours" in said
+
+
+def test_where_no_worker_holds_a_gpu_the_plan_is_for_other_hardware_and_says_so(slow: Any) -> None:
+    words = ("slow.yaml", "--budget", "policy.budget.gpu_hours=0")
+    assert "workers of this launch hold no GPUs" in slow("plan", *words)
+    assert not slow.json("plan", *words)["holds_gpus"]
+    assert "policy.budget" not in slow("plan", "slow.yaml", "policy.budget.gpu_hours=0")
+
+
 def test_plan_names_the_cells_to_drop_so_that_the_rest_fits(with_gpus: Any) -> None:
     with_gpus("launch", "slow.yaml", "count.num_steps=3", "--only", "seed=0")
     plan = with_gpus.json("plan", "slow.yaml", "--budget", "count.num_steps=3", "policy.budget.gpu_hours=1")

@@ -195,7 +195,7 @@ def test_no_secret_of_the_environment_or_the_command_line_is_recorded(sweep):
 def test_rerun_runs_only_what_failed_and_keeps_the_earlier_attempt(sweep):
     (sweep.folder / "mixed.yaml").write_text(MIXED)
     sweep("launch", "mixed.yaml", FAIL, code=1)
-    assert "2 failed, 2 done" in sweep("launch", "mixed.yaml", FAIL, code=1)  # data is left to rerun
+    assert "2 done, 2 failed" in sweep("launch", "mixed.yaml", FAIL, code=1)  # data is left to rerun
     claims = len(list(sweep.store.rglob("claim.json")))
     dry = sweep("rerun", "mixed", "--dry-run")
     assert "rerun 2 cells" in dry

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.grid import Chains
-from orchestrator.core.records import Claim, Done, End, Owner, Process, Revision, Supersedes, Void
+from orchestrator.core.records import Claim, Done, End, Owner, Process, Retired, Revision, Supersedes, Void
 from orchestrator.core.selector import Subject
 from orchestrator.core.settings import Policy, RunSettings, StoreSettings, TrackerSettings
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
@@ -123,6 +123,19 @@ def end(outcome: str = "failed", cause: Cause | None = Cause.UNKNOWN, why: str =
 def void(generation: int, kind: str = "damaged") -> Void:
     """A void by the test."""
     return Void(nonce=new_nonce(), generation=generation, kind=kind, reason="told so", by="test")  # type: ignore[arg-type]
+
+
+def retired(product: Done, generation: int = 1) -> Retired:
+    """A record that all files of a product are deleted on purpose."""
+    return Retired(
+        nonce=new_nonce(),
+        generation=generation,
+        attempt=product.attempt,
+        policy="best",
+        files=product.files,
+        why="taken",
+        by="test",
+    )
 
 
 def make_product(

@@ -40,6 +40,7 @@ from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.trackers.notifier import Notifier
 
 POLL_S, SCAN_S, SCAN_SHARE = 0.5, 2.0, 20
 """Intervals of polls of Ray and scans of the store (at most 1/SCAN_SHARE of the time)."""
@@ -192,10 +193,10 @@ class RayDriver:
         rungs = submission.resources.by_cause
         self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates, rungs)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
-        self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = _Stop(grace_s)
         self._nodes = NodeReports(ledger, engine.policy.quarantine_s)
+        self._notifier = Notifier(ledger.objects.url, sweep, engine.notify, self._say)
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
@@ -216,6 +217,7 @@ class RayDriver:
         if self._stop.is_requested:  # no report: the cluster records who stopped it
             return RELEASED
         self._records.write_report(code, self._failures.given_up, claimed=bool(self._failures.claimed))
+        self._notifier.finish()
         return code
 
     def _drive(self) -> int:
@@ -230,6 +232,7 @@ class RayDriver:
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
             self._tell()
+            self._notifier.pulse()
             if self._stop.is_requested or self._failures.given_up:
                 if self._is_empty():
                     return REFUSED

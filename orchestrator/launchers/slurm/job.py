@@ -47,6 +47,7 @@ from orchestrator.processes import leave_step
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.trackers.notifier import Notifier
 
 QUERY_S = 15.0
 POLL_S = 0.2
@@ -120,6 +121,8 @@ class SlurmJob:
         # from here on the exit code is final, and the report explains it
         if code != RELEASED:
             self._report(code)
+            # the last worker of a sweep is the last process that can send them
+            Notifier(self._ledger.objects.url, self._sweep, self._settings.notify, log_line).finish()
             return code
         # blocked before scontrol starts, so that the signal cannot end it halfway
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -1,0 +1,209 @@
+"""The parts of the page that need no server: logs, results, hosts, looks."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.serving import logs, results
+from orchestrator.serving.drawing import HERE, duration, number
+from orchestrator.serving.live import Live
+from orchestrator.serving.security import is_loopback, named_host
+from orchestrator.store.objects import PosixStore
+
+ROWS: list[dict[str, Any]] = [
+    {"cell": "a", "score": 0.5, "language": "en", "rate": 10},
+    {"cell": "b", "score": None, "language": "es", "rate": 1},
+    {"cell": "c", "score": 0.25, "language": "en-gb", "rate": 100},
+]
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "cells"),
+    [
+        ("language", "en", "ac"),
+        ("language", "en*", "ac"),
+        ("language", "=en", "a"),
+        ("language", "!=en", "bc"),
+        ("language", "EN", "ac"),
+        ("score", ">0.3", "a"),
+        ("score", "<=0.5", "ac"),
+        ("rate", "1", "b"),
+        ("rate", "10", "a"),
+        ("rate", ">x", ""),
+        ("nothing", "x", ""),
+        ("score", "  ", "abc"),
+    ],
+)
+def test_a_filter_keeps_what_its_condition_says(column: str, text: str, cells: str) -> None:
+    assert "".join(row["cell"] for row in results.kept(ROWS, {column: text})) == cells
+
+
+def test_rows_without_a_value_are_last_in_both_orders() -> None:
+    assert [row["cell"] for row in results.ordered(ROWS, "score", descending=False)] == ["c", "a", "b"]
+    assert [row["cell"] for row in results.ordered(ROWS, "score", descending=True)] == ["a", "c", "b"]
+    mixed = [{"x": "10"}, {"x": 9}, {"x": True}, {"x": float("inf")}]
+    assert [row["x"] for row in results.ordered(mixed, "x", descending=False)] == [
+        True,
+        9,
+        float("inf"),
+        "10",
+    ]
+
+
+def test_a_page_beyond_the_last_is_the_last() -> None:
+    rows = [{"cell": str(n)} for n in range(250)]
+    found = results.page_of(rows, filters={}, number=9)
+    assert (found.number, found.num_pages, len(found.rows), found.total) == (3, 3, 50, 250)
+    assert results.page_of([], filters={}).num_pages == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[1;31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07x\x1b]8;;http://a\x1b\\y", "xy"),
+        ("a\r\nb\r\n", "a\nb\n"),
+        ("10 %\r50 %\r100 %\nend", "100 %\nend"),
+        ("\x00\x07\u202e", "\\x00\\x07\\u202e"),
+    ],
+)
+def test_a_log_becomes_plain_lines(text: str, shown: str) -> None:
+    assert logs.plain(text) == shown
+
+
+def test_a_log_read_in_parts_is_the_whole_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = "naïve 漢字 \x1b[31mred\x1b[0m and \U0001f600\n" * 40
+    (tmp_path / "log.txt").write_bytes(whole.encode())
+    store = PosixStore(tmp_path)
+    for size in (7, 11, 64):
+        monkeypatch.setattr(logs, "CHUNK", size)
+        text, position = "", 0
+        while (part := logs.part_from(store, "log.txt", position)).end > position:
+            text, position = text + part.text, part.end
+        assert text == logs.plain(whole)
+    assert logs.part_from(store, "nothing.txt", 0) == logs.LogPart("", 0, 0)
+
+
+def test_the_end_of_a_huge_log_begins_with_a_line(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_bytes(b"".join(b"line %d\n" % n for n in range(100_000)))
+    part = logs.last_part(PosixStore(tmp_path), "log.txt")
+    assert part.text.startswith("line ") and part.text.endswith("line 99999\n")
+    assert len(part.text) <= logs.TAIL
+    (tmp_path / "one.txt").write_bytes(b"x" * 1_000_000)
+    assert len(logs.last_part(PosixStore(tmp_path), "one.txt").text) == logs.TAIL
+
+
+def test_bytes_that_are_no_text_end(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_bytes(b"\xff\xfe\x80\x80\x80\x80\xf0")
+    store, position = PosixStore(tmp_path), 0
+    part = logs.part_from(store, "log.txt", position)
+    assert part.text and part.end <= 7
+
+
+@pytest.mark.parametrize(
+    ("header", "host"),
+    [
+        ("127.0.0.1:80", "127.0.0.1"),
+        ("LOCALHOST", "localhost"),
+        ("[::1]:80", "::1"),
+        ("[::1", ""),
+        ("a:b", ""),
+        ("a:1:2", ""),
+        ("", ""),
+        ("[::1]x", ""),
+    ],
+)
+def test_the_host_of_a_header_is_its_name_alone(header: str, host: str) -> None:
+    assert named_host(header) == host
+
+
+def test_loopback_is_this_machine_alone() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "", "127.0.0.1.example")))
+
+
+def test_a_look_that_hangs_delays_nobody_for_long_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator.serving import live
+
+    monkeypatch.setattr(live, "SILENT_S", 0.1)
+    hangs = threading.Event()
+    answers = threading.Event()
+    number = iter(range(100))
+
+    def look() -> int:
+        if hangs.is_set():
+            answers.wait(10)
+        return next(number)
+
+    found = Live(look)
+    assert found.get(wait_s=5).value == 0
+    hangs.set()
+    started_s = time.monotonic()
+    stale = found.get(wait_s=0.2)
+    assert time.monotonic() - started_s < 2 and stale.value == 0 and stale.is_silent
+    answers.set()
+    hangs.clear()
+    fresh = found.get(wait_s=5)
+    assert fresh.value and not fresh.is_silent
+
+
+def test_an_error_of_a_look_is_shown_and_the_next_look_may_succeed() -> None:
+    fails = [True]
+
+    def look() -> str:
+        if fails[0]:
+            raise OSError("stale file handle")
+        return "seen"
+
+    found = Live(look, pause_s=0.01)
+    assert (found.get(wait_s=5).problem, found.get(wait_s=5).value) == ("stale file handle", None)
+    fails[0] = False
+    assert found.get(wait_s=5)[0] == "seen" or found.get(wait_s=5)[0] == "seen"
+
+
+def test_many_viewers_share_a_look() -> None:
+    number = iter(range(100))
+
+    def look() -> int:
+        time.sleep(0.05)
+        return next(number)
+
+    found = Live(look)
+    found.get(wait_s=5)
+    threads = [threading.Thread(target=lambda: found.get(max_age_s=0.0, wait_s=5)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert next(number) < 6
+
+
+def test_numbers_and_times_are_for_people() -> None:
+    assert [duration(each) for each in (None, 20, 600, 7380, 200_000)] == [
+        "",
+        "20 s",
+        "10 min",
+        "2 h 03 min",
+        "2 d 7 h",
+    ]
+    assert [number(each) for each in (None, 3, 1234.5, 0.1234)] == ["", "3", "1,234", "0.123"]
+
+
+def test_vendored_files_are_those_of_the_table() -> None:
+    folder = HERE / "static" / "vendor"
+    table = re.findall(
+        r"^\| (\S+) \| .* \| \[.*\]\((\S+)\) \| ([0-9a-f]{64}) \|$",
+        (folder / "VERSIONS.md").read_text(),
+        re.M,
+    )
+    assert {name for name, _, _ in table} == {p.name for p in folder.iterdir() if p.suffix in (".js", ".css")}
+    for name, licence, digest in table:
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+        assert (folder / licence).stat().st_size > 100

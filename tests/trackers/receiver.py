@@ -1,0 +1,101 @@
+"""A webhook on loopback that answers as told, and keeps what it received."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+PATH = "/services/T012345/B678901/secretpartofaddress"
+
+
+class Receiver:
+    """A webhook.
+
+    Attributes:
+        answers: what it does with the next requests: a status code, ``hang``, ``drip``, ``cut`` (before the
+            status) or ``cut_body`` (after it). At the end of the list, 200.
+        headers: of its answers.
+        got: the bodies of the requests.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+        self.headers: dict[str, str] = {}
+        self.got: list[dict[str, Any]] = []
+        self.is_over = threading.Event()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.got.append(json.loads(body))
+                answer = receiver.answers.pop(0) if receiver.answers else 200
+                receiver.reply(self, answer)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True, args=(0.02,)).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}{PATH}"
+
+    def reply(self, handler: BaseHTTPRequestHandler, answer: Any) -> None:
+        sock = handler.connection
+        if answer == "hang":
+            self.is_over.wait(60)
+        elif answer == "drip":
+            for byte in b"HTTP/1.1 200 OK\r\n" * 100:
+                with contextlib.suppress(OSError):
+                    sock.sendall(bytes([byte]))
+                if self.is_over.wait(0.05):
+                    return
+        elif answer == "cut":
+            sock.shutdown(socket.SHUT_RDWR)
+        elif answer == "cut_body":
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nok")
+            sock.shutdown(socket.SHUT_RDWR)
+        else:
+            handler.send_response(answer)
+            for name, value in self.headers.items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            handler.wfile.write(f"no such hook: {handler.path}".encode())
+
+    @property
+    def kinds(self) -> list[str]:
+        """The events that were received, by kind."""
+        return [body["event"] for body in self.got]
+
+
+@contextlib.contextmanager
+def receiving() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.is_over.set()
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def wait_until_quiet(receiver: Receiver, seconds: float = 0.2) -> None:
+    """Waits until nothing more has arrived for a while."""
+    number = -1
+    while number != len(receiver.got):
+        number = len(receiver.got)
+        time.sleep(seconds)
