@@ -9,13 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.estimates import of_cell
-<<<<<<< HEAD
 from orchestrator.api.launching import run_settings_of
-from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
-=======
-from orchestrator.api.launching import composed_or_sealed, run_settings_of
 from orchestrator.api.planning import Plan, cell_drift, hardware_of, in_total
->>>>>>> main
 from orchestrator.api.rehearsals import gate_lines
 from orchestrator.api.requests import code_drift, distinct, need_line, needing_retired_lines
 from orchestrator.api.simulating import Simulated, SimulatedCluster

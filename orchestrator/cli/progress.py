@@ -14,10 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-<<<<<<< HEAD
-from orchestrator.api.launching import composed_or_sealed, has_mirror
-=======
->>>>>>> main
+from orchestrator.api.launching import composed_or_sealed
 from orchestrator.api.reconciling import JobPasses, PendingLaunch, notifier_of, submit_pass
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
