@@ -50,5 +50,8 @@ def run_watch(args: argparse.Namespace) -> int:
         os.environ["NO_COLOR"] = "1"
     from orchestrator.watching.app import WatchApp
 
-    WatchApp(watched, args.only, args.interval).run()
-    return 0
+    app = WatchApp(watched, args.only, args.interval)
+    app.run()
+    if app.broken is not None:
+        raise app.broken
+    return 3 if app.return_code else 0
