@@ -12,7 +12,7 @@ from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.attached import follow
 from orchestrator.cli.output import (
-    ComposeProgress,
+    LongStep,
     add_composing,
     add_store,
     add_sweep,
@@ -47,23 +47,25 @@ def configure_launch(parser: argparse.ArgumentParser) -> None:
 def run_launch(args: argparse.Namespace) -> int:
     """Check, seal and launch a sweep; follow it to its end unless it runs as jobs or detached."""
     outlive_the_reader()
-    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    with LongStep("composing") as step:
+        view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=step)
     view.check()
     cells = view.select(args.only)
     settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
     # All checks come before the first write, so a refused launch leaves no trace in the store.
-    checked = CheckedLaunch(
-        verb="launch",
-        view=view,
-        cells=cells,
-        settings=settings,
-        import_paths=import_paths,
-        composition=composition,
-        overrides=args.overrides,
-        names_cells=bool(args.only),
-        dry_run=args.dry_run,
-        prefetch=again("prefetch", args),
-    )
+    with LongStep("checking the launch"):
+        checked = CheckedLaunch(
+            verb="launch",
+            view=view,
+            cells=cells,
+            settings=settings,
+            import_paths=import_paths,
+            composition=composition,
+            overrides=args.overrides,
+            names_cells=bool(args.only),
+            dry_run=args.dry_run,
+            prefetch=again("prefetch", args),
+        )
     notes = checked.limits.notes if checked.limits else ()
     if args.dry_run:
         return print_scripts(checked.dispatch().dry_run(), notes)

@@ -68,7 +68,9 @@ class Notifier:
     """
 
     def __init__(self, url: str, sweep: str, settings: NotifySettings, say: Callable[[str], None]) -> None:
-        self._command = [sys.executable, "-m", "orchestrator.api.notices", url, sweep]
+        # A job's worker runs a snapshot of the code, which a package in the working folder must not replace.
+        safe = ["-P"] if sys.flags.safe_path else []
+        self._command = [sys.executable, *safe, "-m", "orchestrator.api.notices", url, sweep]
         self._is_on = bool(settings.channels and settings.events)
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
