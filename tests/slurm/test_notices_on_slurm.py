@@ -28,4 +28,6 @@ def test_the_last_job_tells_of_the_end_once(jobs: OnSlurm) -> None:
         assert receiver.kinds == ["done"]
         assert receiver.got[0]["counts"] == {"done": 2}
         jobs("reconcile", "jobs")
-        assert receiver.kinds == ["done"] and json.loads(jobs("status", "jobs", "--json"))["not_told"] == []
+        assert (
+            receiver.kinds == ["done"] and json.loads(jobs("status", "jobs", "--json"))["undelivered"] == []
+        )
