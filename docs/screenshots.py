@@ -1,5 +1,7 @@
 """Make the pictures of the docs: ``python docs/screenshots.py [NAME]...``; without a name, all of them.
 
+A name also stands for all that begin with it, so ``serve`` makes ``serve-grid`` and the like.
+
 Each maker shows the real thing on a store that is made for it, and draws with the Chromium of the system.
 """
 
@@ -8,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
@@ -62,6 +66,39 @@ def watch(root: Path) -> bytes:
     return drawn(page, round(float(width)), round(float(height)))
 
 
+def serve(root: Path, path: str, scheme: Literal["light", "dark"] = "light") -> bytes:
+    """Return a picture of a page of `sweep serve`.
+
+    Args:
+        root: an empty place for a store.
+        path: of the page; ``CELL`` stands for a cell that runs.
+        scheme: the colours.
+    """
+    from playwright.sync_api import sync_playwright
+
+    study(root)
+    words = [sys.executable, "-m", "orchestrator", "serve", "study", "--store", str(root)]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            tab = browser.new_page(viewport={"width": 1180, "height": 740}, color_scheme=scheme)
+            tab.goto(url)
+            if path == "CELL":
+                path = tab.locator("td.box.running a").first.get_attribute("href") or ""
+            tab.goto(url.partition("/?")[0] + path)
+            if path:
+                tab.locator(".chart canvas").wait_for()
+            picture = tab.screenshot()
+            browser.close()
+    finally:
+        server.terminate()
+        server.communicate()
+    return picture
+
+
 def drawn(page: str, width: int, height: int) -> bytes:
     """Return a picture of a page as PNG.
 
@@ -90,13 +127,18 @@ def small(picture: bytes) -> bytes:
     return stream.getvalue()
 
 
-MAKERS: dict[str, Callable[[Path], bytes]] = {"watch": watch}
+MAKERS: dict[str, Callable[[Path], bytes]] = {
+    "watch": watch,
+    "serve-grid": lambda root: serve(root, ""),
+    "serve-curves": lambda root: serve(root, "/s/study/curves?only=model%3Dqwen3-0.6b"),
+    "serve-cell": lambda root: serve(root, "CELL", "dark"),
+}
 """Name of a picture in this folder to the function that draws it, given an empty place for a store."""
 
 
 def main() -> int:
     """Make the pictures that are named."""
-    for name in sys.argv[1:] or MAKERS:
+    for name in [name for name in MAKERS if not sys.argv[1:] or name.startswith(tuple(sys.argv[1:]))]:
         with tempfile.TemporaryDirectory() as folder:
             picture = small(MAKERS[name](Path(folder, "store")))
         path = DOCS / f"{name}.png"

@@ -6,13 +6,13 @@ import contextlib
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.api.launching import has_mirror
 from orchestrator.api.reconciling import JobPasses, PendingLaunch, notifier_of, submit_pass
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
@@ -226,49 +226,71 @@ def _stay(passes: JobPasses) -> int:
 @contextlib.contextmanager
 def mirroring(ledger: Ledger, sweep: str, request: Request) -> Iterator[None]:
     """Run the mirror of a launch beside it; at the end wait for it for at most `MIRROR_FINISH_S`."""
-    if request.settings is None or not has_mirror(request.settings):
+    if request.settings is None or not request.settings.tracker.mirrors:
         yield
         return
     log = Path(f"request-{request.number}-mirror.log")
-    process = None
+    mirror = None
     try:
         log = ledger.objects.workspace(layout.logs(sweep)) / log
-        process = _start_mirror(ledger.objects.url, sweep, request.number, log)
+        mirror = _Mirror(ledger.objects.url, sweep, request.number, log)
     except OSError as error:
         print(f"the mirror cannot be started, no cell is the worse for it: {error}", file=sys.stderr)
     try:
         yield
     finally:
-        if process is not None:
+        if mirror is not None:
             with contextlib.suppress(OSError):
-                _end_mirror(process, log)
+                mirror.end()
 
 
-def _start_mirror(url: str, sweep: str, number: int, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.trackers.mirror", url, sweep, str(number)],
-            stdin=subprocess.PIPE,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,  # Ctrl-C stops the cells; the mirror must outlive them to send their end
-        )
+class _Mirror:
+    """The process with the mirrors of a launch. What it prints for the user is printed when it comes.
 
+    Args:
+        url: the store.
+        sweep: name of the sweep.
+        number: of the request.
+        log: file for the rest.
+    """
 
-def _end_mirror(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Signal the end of the launch to the mirror, and print the last line of its log."""
-    if process.stdin is not None:
+    def __init__(self, url: str, sweep: str, number: int, log: Path) -> None:
+        self._log = log
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.trackers.mirror", url, sweep, str(number)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                start_new_session=True,  # Ctrl-C stops the cells; the mirror must outlive them
+            )
+        self._reader = threading.Thread(target=self._print, name="mirror", daemon=True)
+        self._reader.start()
+
+    def _print(self) -> None:
+        """Print the lines of the process: problems as errors, everything else as output."""
+        assert self._process.stdout is not None
+        for data in self._process.stdout:
+            line = data.decode(errors="replace").rstrip()
+            stream = sys.stderr if line.startswith("! ") else sys.stdout
+            print(line.removeprefix("! "), file=stream, flush=True)
+
+    def end(self) -> None:
+        """Signal the end of the launch to the process, and wait until it has sent the rest."""
+        process = self._process
+        assert process.stdin is not None
         process.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=5.0)
-    if process.poll() is None:
-        print(f"waiting for the mirror to finish, at most {MIRROR_FINISH_S:.0f} s: {log}", flush=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=MIRROR_FINISH_S + 5.0)
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    if process.returncode == 0:
-        print("\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]))
-    else:
-        print(f"the mirror ended early, no cell is the worse for it: {log}", file=sys.stderr)
+            process.wait(timeout=5.0)
+        if process.poll() is None:
+            print(
+                f"waiting for the mirror to finish, at most {MIRROR_FINISH_S:.0f} s: {self._log}", flush=True
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=MIRROR_FINISH_S + 5.0)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        self._reader.join(timeout=5.0)
+        if process.returncode != 0:
+            print(f"the mirror ended early, no cell is the worse for it: {self._log}", file=sys.stderr)

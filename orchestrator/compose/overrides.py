@@ -353,9 +353,11 @@ def _tree(root: Root, overrides: Sequence[str]) -> dict[str, Any]:
     merged = Overrides({})
     merged.cell = [f"++{text}" if text.startswith(_OPEN) else text for text in overrides]
     for text in overrides:
-        option = text.partition("=")[2]
-        if root.is_group(_key(text)) and option:
-            root.check_option(_key(text), option.strip("'\""))
+        if root.is_group(_key(text)) and text.partition("=")[2]:
+            option = plain(parse_override(text)._value)
+            root.check_option(_key(text), option)
+            if isinstance(option, list):
+                merged.cell[merged.cell.index(text)] = root.several(_key(text), option)
     config = root.compose(merged.fixed(root, ()))
     with translated(_WHERE):
         tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
