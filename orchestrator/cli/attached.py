@@ -20,7 +20,7 @@ from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
 from orchestrator.api.reconciling import Notifies, PendingLaunch, notifier_of
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
-from orchestrator.cli.output import indented, print_lines, styled
+from orchestrator.cli.output import LongStep, indented, print_lines, styled
 from orchestrator.cli.progress import count_stages, mirroring, print_failures, submit_all, write_reports
 from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
@@ -49,7 +49,8 @@ def follow(checked: CheckedLaunch, sealed: SweepState, *, wait: bool, is_detache
         wait: whether to stay until all cells have ended, for launchers that submit jobs.
         is_detached: whether to run the cells in a background process and return.
     """
-    request = checked.record(sealed, indented)
+    with LongStep("recording the launch and its code"):
+        request = checked.record(sealed, indented)
     if checked.limits:
         stays = wait or (checked.launcher.attached and not is_detached)
         return submit_all(sealed, [PendingLaunch(request, checked.launcher, checked.limits)], wait=stays)
@@ -256,7 +257,8 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher, notifier: No
 def _keep_logs(view: SweepState) -> None:
     """Upload the logs of the launcher and the workers to a bucket. In a folder, they are there already."""
     if not view.ledger.objects.in_place:
-        with contextlib.suppress(OSError):  # the logs decide nothing about the cells
+        # The logs decide nothing about the cells.
+        with contextlib.suppress(OSError), LongStep("uploading the logs"):
             view.ledger.objects.upload(layout.logs(view.sweep.name))
 
 

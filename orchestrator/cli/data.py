@@ -7,13 +7,17 @@ names in the registry.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orchestrator.api.estimates import call
-from orchestrator.api.launching import composed_or_sealed, run_settings_of
+from orchestrator.api.launching import run_settings_of
 from orchestrator.api.requests import distinct, missing_of, need_line, needs_of
-from orchestrator.cli.output import ComposeProgress, add_composing, again, print_json, print_table
+from orchestrator.cli.output import LongStep, print_json, print_table
+from orchestrator.cli.progress import add_composing, again, composed
 from orchestrator.core.settings import split_store
 from orchestrator.errors import InfrastructureError, SweepError, UserError, counted
 from orchestrator.registry import DATA, TASKS, importable, load, lookup
@@ -39,6 +43,8 @@ _ALSO_OF_TRANSLATE = ("out", "num_train", "num_validation", "num_test", "seed", 
 """Options that ``translate`` shares with ``import``."""
 MAX_LENGTH = 2048
 """Tokens above which a text counts as too long, unless ``--max-length`` is set."""
+
+_NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 
 USAGE = """sweep data describe TASK
        sweep data import TASK [SOURCE] [--test SOURCE] --out DIR [...]
@@ -161,16 +167,17 @@ def _import(args: argparse.Namespace) -> int:
     settings = {
         name: getattr(args, name) for name in _OF_IMPORT if name not in ("out", "test", "seed", "force")
     }
-    info, is_new = load(DATA["import"])(
-        task,
-        source,
-        args.test,
-        out,
-        languages=_languages(args),
-        seed=args.seed or 0,
-        force=bool(args.force),
-        **settings,
-    )
+    with LongStep("importing", writes=True), one_bar():
+        info, is_new = load(DATA["import"])(
+            task,
+            source,
+            args.test,
+            out,
+            languages=_languages(args),
+            seed=args.seed or 0,
+            force=bool(args.force),
+            **settings,
+        )
     print(f"{out}: {'written' if is_new else 'is there already, the same'}")
     print_table(("split", "items", "languages", "from"), load(DATA["summary"])(info))
     for reason, number in info.left_out.items():
@@ -208,13 +215,14 @@ def _translate(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     """Check a data set and print the report; return 1 if there are problems."""
     tokenizers = args.tokenizer or []
-    report = load(DATA["check"])(
-        Path(args.words[0]),
-        task=_task(args.task) if args.task else None,
-        languages=_languages(args),
-        measures=load(DATA["measures"])(tokenizers) if tokenizers else None,
-        max_length_tokens=args.max_length or MAX_LENGTH,
-    )
+    with LongStep("checking"):
+        report = load(DATA["check"])(
+            Path(args.words[0]),
+            task=_task(args.task) if args.task else None,
+            languages=_languages(args),
+            measures=load(DATA["measures"])(tokenizers) if tokenizers else None,
+            max_length_tokens=args.max_length or MAX_LENGTH,
+        )
     if args.json:
         print_json(report)
     else:
@@ -273,22 +281,36 @@ def configure_prefetch(parser: argparse.ArgumentParser) -> None:
     add_composing(parser)
 
 
+@contextlib.contextmanager
+def one_bar() -> Iterator[None]:
+    """Turn off the bars of the hub's client, which would overwrite ours."""
+    before = os.environ.get(_NO_BARS)
+    os.environ[_NO_BARS] = "1"  # the client reads it when it is imported
+    try:
+        yield
+    finally:
+        os.environ.pop(_NO_BARS) if before is None else os.environ.update({_NO_BARS: before})
+
+
 def run_prefetch(args: argparse.Namespace) -> int:
     """Fetch each missing need once. A failed fetch does not stop the others.
 
     Raises:
         InfrastructureError: a need is still missing in the end.
     """
-    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    with LongStep("composing") as step:
+        view, composition = composed(args, step)
     cells = view.select(args.only)
     import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])[1]
-    needs = needs_of(view, cells, import_paths)
-    missing = distinct(missing_of(needs))
+    with LongStep("looking for what is missing"):
+        needs = needs_of(view, cells, import_paths)
+        missing = distinct(missing_of(needs))
     print(f"{view.title}: {counted(len(distinct(needs)), 'need')}, {len(missing)} missing")
     problems: list[str] = []
     fixes: list[str] = []
-    with importable(import_paths):
+    with importable(import_paths), LongStep("fetching", writes=True) as step, one_bar():
         for number, need in enumerate(missing, start=1):
+            step(number - 1, len(missing))
             print(f"[{number}/{len(missing)}] {need_line(need)}", flush=True)
             try:
                 if not need.fetch:

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.api.exporting import export_product, refuse_existing
 from orchestrator.api.launching import CheckedLaunch, composed_or_sealed, run_settings_of
 from orchestrator.cli.attached import follow
-from orchestrator.cli.output import ComposeProgress, print_lines, print_table, print_warnings
+from orchestrator.cli.output import LongStep, print_lines, print_table, print_warnings
 from orchestrator.compose.axes import grammar
 from orchestrator.core.settings import split_store
 from orchestrator.entry import outlive_the_reader
@@ -42,7 +42,8 @@ def translate(args: argparse.Namespace, task: str, source: str, overrides: Seque
     outlive_the_reader()
     sweep = TRANSLATED[task]
     words = [*_overrides(args, source), *overrides]
-    view, composition = composed_or_sealed(sweep, words, progress=ComposeProgress())
+    with LongStep("composing") as step:
+        view, composition = composed_or_sealed(sweep, words, progress=step)
     view.check()
     cells = view.sweep.cells
     settings, import_paths = run_settings_of(view, composition, split_store(words)[1])

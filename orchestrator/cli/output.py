@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TextIO
 
 import msgspec
 
 from orchestrator.api.state import SweepState
 from orchestrator.core.settings import split_store
 from orchestrator.errors import UserError, counted, escaped
-from orchestrator.registry import GENERAL
 
 
 def add_sweep(parser: argparse.ArgumentParser, *, only: bool = False, json: bool = True) -> None:
@@ -72,24 +70,6 @@ def no_overrides(words: Sequence[str]) -> str | None:
     if rest:
         raise UserError(f"unexpected {rest[0]!r}", allowed="only store.url=FOLDER may be set here")
     return url
-
-
-def add_composing(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of verbs that compose a sweep: the sweep, overrides, ``--name`` and ``--only``."""
-    parser.add_argument("sweep", metavar="SWEEP", help="a name or path, or SWEEP@k for sealed revision k")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
-    )
-    parser.add_argument("--name", help="keep this variant apart under another name")
-    add_only(parser)
-
-
-def again(verb: str, args: argparse.Namespace) -> str:
-    """Return a command line that runs another verb with the same sweep, overrides, name and selectors."""
-    only = [word for selector in args.only for word in ("--only", selector)]
-    name = ["--name", args.name] if args.name else []
-    # The user copies this line into a shell, so selectors with spaces and brackets must be quoted.
-    return shlex.join(["sweep", verb, args.sweep, *args.overrides, *name, *only])
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:
@@ -260,10 +240,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     print("\n".join(layout(columns, texts, width, style=style, title=title)))
 
 
-def styled() -> bool:
-    """Return whether escape sequences may be printed: to a capable terminal, unless NO_COLOR is set."""
+def styled(stream: TextIO | None = None) -> bool:
+    """Return whether escape sequences may be printed: to a capable terminal, unless NO_COLOR is set.
+
+    Args:
+        stream: standard error, or by default standard output.
+    """
     is_dumb = os.environ.get("TERM", "") in ("", "dumb", "unknown")
-    return sys.stdout.isatty() and not is_dumb and not os.environ.get("NO_COLOR")
+    return (stream or sys.stdout).isatty() and not is_dumb and not os.environ.get("NO_COLOR")
 
 
 def _coloured(text: str, number: int) -> str:
@@ -276,30 +260,83 @@ def printable(text: str) -> str:
     return text if text.isprintable() else escaped(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-class ComposeProgress:
-    """The progress of composing a large grid, printed on standard error from time to time.
+DELAY_S, REFRESH_S = 2.0, 0.2
+"""Seconds for which a step shows no bar, and between two refreshes of the bar."""
 
-    A small grid is composed before the first line is due, so nothing is printed.
+
+class LongStep:
+    """A bar on standard error for a step of a verb, removed at its end. Short steps show none.
+
+    Nothing is shown without a terminal, so neither pipes nor ``--json`` change. Lines that the step prints
+    appear above the bar. Call it where the progress is known::
+
+        with LongStep("composing") as step:
+            step(64, 230)
+
+    Args:
+        what: the step does, for people.
+        writes: whether to show how much this process has written to disk, as in a download.
     """
 
-    def __init__(self) -> None:
-        self._is_terminal, self._has_printed = sys.stderr.isatty(), False
-        self._due_s = time.monotonic() + (1.0 if self._is_terminal else 10.0)
+    def __init__(self, what: str, *, writes: bool = False) -> None:
+        self._what, self._writes = what, writes
+        self._parts: tuple[int, int | None] = (0, None)
+        self._over = threading.Event()
+        # A thread, so that a step that cannot be counted has a bar too.
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> Self:
+        if styled(sys.stderr):
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def __call__(self, number: int, of: int) -> None:
-        """Record the progress, and print it if a line is due.
+        """Note how far the step is.
 
         Args:
-            number: points composed so far.
-            of: all points.
+            number: parts that are through.
+            of: all parts.
         """
-        if number == of and self._is_terminal and self._has_printed:
-            print(" " * 60, end="\r", file=sys.stderr, flush=True)
-        elif number % 64 == 0 and time.monotonic() >= self._due_s:
-            self._due_s = time.monotonic() + (0.5 if self._is_terminal else 10.0)
-            self._has_printed = True
-            end = "\r" if self._is_terminal else "\n"
-            print(f"composing: {number:,} of {of:,} points", end=end, file=sys.stderr, flush=True)
+        self._parts = (number, of)
+
+    def _show(self) -> None:
+        begun = _written() if self._writes else 0
+        if self._over.wait(DELAY_S):
+            return
+        from rich.console import Console  # slow to import, and most steps have ended before
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+        with Progress(
+            *(*columns, TimeElapsedColumn()),
+            console=Console(stderr=True),
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+        ) as bar:
+            shown = bar.add_task(self._what, total=None, count="")
+            while not self._over.wait(REFRESH_S):
+                number, of = self._parts
+                of = None if number == of else of  # what follows the last part cannot be counted
+                count = f"{number:,} of {of:,}" if of else ""
+                if self._writes and (size := _written() - begun) > 0:
+                    count += f"  {size / 1e6:,.0f} MB written"
+                bar.update(shown, completed=number, total=of, count=count, refresh=True)
+
+
+def _written() -> int:
+    """Return how many bytes this process has written to disk; 0 where the system does not count them."""
+    import psutil  # only downloads need it
+
+    try:
+        return int(psutil.Process().io_counters().write_bytes)
+    except (AttributeError, OSError, psutil.Error):
+        return 0
 
 
 def to_stderr(line: str) -> None:
@@ -333,24 +370,10 @@ MOST_PATHS, MAIN_PATHS = 6, 3
 """Up to `MOST_PATHS` files are all listed. Of more files, only the first `MAIN_PATHS` are."""
 
 
-def print_written(written: Sequence[Path], as_json: bool) -> None:
-    """Print the paths of the written files, or the content of ``report.json``.
-
-    Args:
-        written: the files of all reports.
-        as_json: whether to print ``report.json`` instead of paths.
-
-    Raises:
-        UserError: JSON is requested and no report wrote any.
-    """
-    if not as_json:
-        shown = written if len(written) <= MOST_PATHS else written[:MAIN_PATHS]
-        for path in shown:
-            print(path)
-        if len(shown) < len(written):
-            print(f"and {counted(len(written) - len(shown), 'more file')} in {shown[0].parent}")
-        return
-    numbers = [path for path in written if path.name == NUMBERS]
-    if not numbers:
-        raise UserError(f"none of the sweep's reports writes {NUMBERS}", fix=f"--report {GENERAL}")
-    sys.stdout.write(numbers[0].read_text(encoding="utf-8").rstrip() + "\n")
+def print_written(written: Sequence[Path]) -> None:
+    """Print the paths of the files of all reports."""
+    shown = written if len(written) <= MOST_PATHS else written[:MAIN_PATHS]
+    for path in shown:
+        print(path)
+    if len(shown) < len(written):
+        print(f"and {counted(len(written) - len(shown), 'more file')} in {shown[0].parent}")

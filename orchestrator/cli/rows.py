@@ -13,6 +13,7 @@ from orchestrator.api.state import SweepState, open_view, parse_reference, seale
 from orchestrator.api.status import rows_of
 from orchestrator.cli.output import (
     NUMBERS,
+    LongStep,
     add_only,
     add_store,
     no_overrides,
@@ -69,7 +70,11 @@ def run_collect(args: argparse.Namespace) -> int:
     views = list({(view.sweep.name, view.number): view for view in named}.values())
     if not views:
         raise UserError("collect of which sweep?", fix="sweep collect SWEEP")
-    rows = [row for view in views for row in rows_of(view, args.only)]
+    rows: Rows = []
+    with LongStep("collecting") as step:
+        for number, view in enumerate(views):
+            step(number, len(views) if len(views) > 1 else 0)
+            rows += rows_of(view, args.only)
     if args.wide:
         rows = widened(rows)
     title = ", ".join(view.title for view in views)
@@ -274,14 +279,14 @@ def run_report(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as nowhere:
         if not view.sealed:
             place = place or Path(nowhere)  # only JSON is printed; no store folder exists yet
-        reports, errors = write_sweep_reports(
-            view, _reports_of(args, view.sweep.report), place, notify=to_stderr, over=args.over
-        )
+        named = _reports_of(args, view.sweep.report)
+        with LongStep("writing the report"):
+            reports, errors = write_sweep_reports(view, named, place, notify=to_stderr, over=args.over)
         written = [path for report in reports for path in report]
         if not args.json:
             print_warnings(view)
         if not errors or not args.json:
-            print_written(written, args.json)
+            _print_report(written, as_json=args.json)
     # The first error is raised below, so that it decides the exit code. The other reports were still written.
     for error in errors[1:]:
         print(f"error: {error}", file=sys.stderr)
@@ -301,10 +306,25 @@ def _report_of_table(args: argparse.Namespace) -> int:
     rows: Rows = load(TABLE_READER)(args.table)
     folder, offers = args.out.absolute(), {"over": lambda: tuple(args.over)}
     (name,) = _reports_of(args, ()) or (fitting_report(rows, None, args.table),)
-    print_written(
-        write_report(name, rows, folder, offers, where=str(args.table), notify=to_stderr), args.json
-    )
+    with LongStep("writing the report"):
+        written = write_report(name, rows, folder, offers, where=str(args.table), notify=to_stderr)
+    _print_report(written, as_json=args.json)
     return 0
+
+
+def _print_report(written: Sequence[Path], *, as_json: bool) -> None:
+    """Print the paths of the written files, or the content of ``report.json``.
+
+    Raises:
+        UserError: JSON is requested and no report wrote any.
+    """
+    if not as_json:
+        print_written(written)
+        return
+    numbers = [path for path in written if path.name == NUMBERS]
+    if not numbers:
+        raise UserError(f"none of the sweep's reports writes {NUMBERS}", fix=f"--report {GENERAL}")
+    sys.stdout.write(numbers[0].read_text(encoding="utf-8").rstrip() + "\n")
 
 
 def _reports_of(args: argparse.Namespace, named: Sequence[str]) -> Sequence[str]:

@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from orchestrator.api.overview import Watched
 
 LOOPBACK = "127.0.0.1"
+
+OPENING_S = 1.0
+"""Longest wait for the sweeps before the address is printed, in seconds."""
 
 SHORTEST_S = 1.0
 """Shortest time between two writings of a file, in seconds."""
@@ -71,15 +75,19 @@ def _serve(args: argparse.Namespace, words: Sequence[str], url: str | None) -> i
     token = security.token_of(args.token_env)
     host = args.host or LOOPBACK
     listening = server.listen(host, args.port or 0, beyond=args.beyond_loopback)
-    watched = _open(words, url)
+    opening = _Opening(words, url)
+    opening.wait(OPENING_S)
     port = listening.getsockname()[1]
     named = f"[{host}]" if ":" in host else host
-    # The address is printed before the server's libraries are imported. Until then, connections wait.
+    # The address is printed before the server's libraries are imported, and before a large sweep that was
+    # never launched is composed. Until then, connections wait.
     print(f"http://{named}:{port}/?token={token}", flush=True)
     if not security.is_loopback(host):
         print(
             f"warning: other machines reach {host}:{port}, and the token travels unencrypted", file=sys.stderr
         )
+    watched = opening.wait()
+    assert watched is not None  # without a limit, it waits until they are open
     titles = ", ".join(each.view.title for each in watched)
     print(f"serving {titles}, read only; Ctrl-C ends it", file=sys.stderr, flush=True)
     from orchestrator.serving.app import application  # slow imports
@@ -92,6 +100,38 @@ def _serve(args: argparse.Namespace, words: Sequence[str], url: str | None) -> i
     names = () if security.is_loopback(host) else (host, socket.gethostname(), socket.getfqdn())
     server.run(security.Guard(pages, token, port, names), listening)
     return 0
+
+
+class _Opening:
+    """Opens sweeps in a thread, because composing one may take longer than the address may be waited for.
+
+    Args:
+        words: the sweeps.
+        url: of the store.
+    """
+
+    def __init__(self, words: Sequence[str], url: str | None) -> None:
+        self._found: list[Watched] | BaseException | None = None
+
+        def run() -> None:
+            try:
+                self._found = _open(words, url)
+            except BaseException as error:  # noqa: BLE001 - raised again in `wait`
+                self._found = error
+
+        self._thread = threading.Thread(target=run, name="opening", daemon=True)
+        self._thread.start()
+
+    def wait(self, limit_s: float | None = None) -> list[Watched] | None:
+        """Return the sweeps; None if they are not open after `limit_s` seconds.
+
+        Raises:
+            SweepError: one of them cannot be opened.
+        """
+        self._thread.join(limit_s)
+        if isinstance(self._found, BaseException):
+            raise self._found
+        return self._found
 
 
 def _open(words: Sequence[str], url: str | None) -> list[Watched]:

@@ -19,13 +19,16 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator import formats, provenance
+from orchestrator.core.evidence import budget_hold
 from orchestrator.core.identity import check_digests
+from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import ComposedSweep, preload
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
 from orchestrator.jobs.records import OTHER_CODE, REFUSED
+from orchestrator.jobs.submissions import spending_now
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, wait_out
@@ -93,7 +96,8 @@ def run(
         if problem := _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger):
             say(f"{problem.what}: this worker claims nothing")
             return problem.code
-        for module in preload(revision.sweep):
+        # A job that is to claim nothing should give its GPUs back before it imports anything large.
+        for module in () if _is_spent(ledger, order) else preload(revision.sweep):
             with contextlib.suppress(ImportError):  # the stage that needs it fails with the full error
                 importlib.import_module(module)
         worker = Worker(
@@ -227,6 +231,16 @@ def _code_problem(
         return None
     return _Problem(
         f"this worker was started from {here.parents[1]}, not from the snapshot {there}", OTHER_CODE
+    )
+
+
+def _is_spent(ledger: Ledger, order: Assignment) -> bool:
+    """Return whether the sweep's budget lets this worker claim nothing."""
+    limit = summarize_requests(ledger.requests(order.sweep), ()).limit
+    policy = msgspec.structs.replace(order.settings.policy, budget=limit)
+    found = spending_now(ledger, order.sweep, policy)
+    return found is not None and (
+        budget_hold(limit, found, num_gpus=order.num_gpus, now=found.at, sweep=order.sweep) is not None
     )
 
 

@@ -116,7 +116,7 @@ class Guard:
         safe = _with_headers(send)
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
-        if len(hosts) != 1 or not self._is_own(hosts[0]):
+        if len(hosts) != 1 or not self._is_own(hosts[0], scope):
             await _refuse(safe, 400, "This server does not answer for that host.")
         elif scope["method"] not in ("GET", "HEAD"):
             await _refuse(safe, 405, "These pages can only be read.", [(b"allow", b"GET, HEAD")])
@@ -127,9 +127,11 @@ class Guard:
         else:
             await self._app(scope, receive, safe)
 
-    def _is_own(self, header: str) -> bool:
+    def _is_own(self, header: str, scope: Scope) -> bool:
         host = named_host(header)
-        return bool(host) and (is_loopback(host) or host in self._names)
+        # A server at 0.0.0.0 is reached by any address of the machine. A name that was rebound is none.
+        bound = str((scope.get("server") or ("",))[0]) if self._names else ""
+        return bool(host) and (is_loopback(host) or host in self._names or host == bound)
 
     def _given(self, scope: Scope) -> str | None:
         """Return the token in the address of the start page; None if there is none."""

@@ -36,7 +36,7 @@ class Position(NamedTuple):
 
 
 def fit(text: str, width: int) -> str:
-    """Return a text padded or cut to a width; of names that begin alike, the ends tell them apart."""
+    """Return a text padded or cut to a width; names that begin alike differ in their ends, which stay."""
     if not text.isascii():
         return set_cell_size(text, width)
     if len(text) <= width:
@@ -110,14 +110,19 @@ class Board(ScrollView, can_focus=True):
         self.refresh()
         self.post_message(self.Moved())
 
-    def widths(self) -> tuple[int, int]:
-        """Return the columns of the terminal that the grid needs at least, and those that it can use."""
+    def fitting(self, room: int) -> int:
+        """Return how many columns of the terminal the grid uses, with one for a scrollbar.
+
+        Args:
+            room: the columns that there are. A grid that needs more is scrolled.
+        """
         grid = self.grid
         if grid is None:
-            return 10, 10
+            return room
         label, number = self._row_label_width(), max(1, len(grid.columns))
         least = 3 if grid.folded_axes else 2
-        return label + least * number, label + self._wanted_width() * number
+        each = max(least, min(self._wanted_width(), (room - label - 1) // number))
+        return label + each * number + 1
 
     def _row_label_width(self) -> int:
         assert self.grid is not None
@@ -149,7 +154,7 @@ class Board(ScrollView, can_focus=True):
         )
 
     def on_resize(self) -> None:
-        """Choose widths anew."""
+        """Choose widths for the new size."""
         self._measure()
         self._reveal()
 

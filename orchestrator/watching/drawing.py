@@ -96,13 +96,19 @@ def amount(number: float) -> str:
     return f"{number:.4g}"
 
 
+def badge(state: State) -> str:
+    """Return the style in which the mark of a state stands before its name."""
+    # A dim one that is reversed would be the brightest of all.
+    return COLOURS[state] if COLOURS[state] == "dim" else f"{COLOURS[state]} reverse"
+
+
 def totals(found: Overview, width: int) -> Text:
     """Return the number of cells in each state, each with its mark, and with its name if there is room."""
     states = {State(name): number for name, number in found.counts.items()}
     room = width >= sum(len(f"{state}{number}") + 6 for state, number in states.items())
     text = Text()
     for state, number in states.items():
-        text.append(f" {MARKS[state]} " if room else MARKS[state], COLOURS[state] + " reverse")
+        text.append(f" {MARKS[state]} " if room else MARKS[state], badge(state))
         text.append(f" {number} {state} " if room else f"{number} ", COLOURS[state])
     return text if states else Text("no cells")
 

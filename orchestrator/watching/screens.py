@@ -13,7 +13,7 @@ from textual.widgets import Log, Static
 
 from orchestrator.api.logs import LogTail
 from orchestrator.watching.actions import Question
-from orchestrator.watching.drawing import COLOURS, MARKS, MEANINGS
+from orchestrator.watching.drawing import MARKS, MEANINGS, badge
 
 KEYS = (
     ("arrows", "move; also h j k, Page Up, Page Down, Home, End, the mouse"),
@@ -198,7 +198,7 @@ def help_text() -> Text:
         text.append(f"{does}\n")
     text.append("\nMarks\n", "bold")
     for state, mark in MARKS.items():
-        text.append(f" {mark} ", COLOURS[state] + " reverse")
+        text.append(f" {mark} ", badge(state))
         text.append(f" {MEANINGS[state]}\n")
     text.append(
         "\nWhere cells share a position, the mark that needs someone most is shown, with their number.\n"
