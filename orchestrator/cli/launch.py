@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.api.launching import CheckedLaunch, composed_or_sealed, failed_cells, run_settings_of
+from orchestrator.api.launching import CheckedLaunch, failed_cells, run_settings_of
 from orchestrator.api.reconciling import has_only_notices, notifier_of, requests_of
 from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view
@@ -13,18 +13,16 @@ from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.attached import follow
 from orchestrator.cli.output import (
     LongStep,
-    add_composing,
     add_store,
     add_sweep,
     add_wait,
-    again,
     indented,
     no_overrides,
     print_lines,
     print_table,
     print_warnings,
 )
-from orchestrator.cli.progress import print_scripts, submit_all
+from orchestrator.cli.progress import add_composing, again, composed, print_scripts, submit_all
 from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -49,7 +47,7 @@ def run_launch(args: argparse.Namespace) -> int:
     """Check, seal and launch a sweep; follow it to its end unless it runs as jobs or detached."""
     outlive_the_reader()
     with LongStep("composing") as step:
-        view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=step)
+        view, composition = composed(args, step)
     view.check()
     cells = view.select(args.only)
     settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
