@@ -71,7 +71,7 @@ def serve(root: Path, path: str, scheme: Literal["light", "dark"] = "light") -> 
 
     Args:
         root: an empty place for a store.
-        path: of the page; ``FAILED`` stands for a cell that failed.
+        path: of the page; ``CELL`` stands for a cell that runs.
         scheme: the colours.
     """
     from playwright.sync_api import sync_playwright
@@ -86,10 +86,8 @@ def serve(root: Path, path: str, scheme: Literal["light", "dark"] = "light") -> 
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             tab = browser.new_page(viewport={"width": 1180, "height": 740}, color_scheme=scheme)
             tab.goto(url)
-            if "FAILED" in path:
-                path = path.replace(
-                    "FAILED", tab.locator("td.box.failed a").first.get_attribute("href") or ""
-                )
+            if path == "CELL":
+                path = tab.locator("td.box.running a").first.get_attribute("href") or ""
             tab.goto(url.partition("/?")[0] + path)
             if path:
                 tab.locator(".chart canvas").wait_for()
@@ -133,7 +131,7 @@ MAKERS: dict[str, Callable[[Path], bytes]] = {
     "watch": watch,
     "serve-grid": lambda root: serve(root, ""),
     "serve-curves": lambda root: serve(root, "/s/study/curves?only=model%3Dqwen3-0.6b"),
-    "serve-cell": lambda root: serve(root, "FAILED", "dark"),
+    "serve-cell": lambda root: serve(root, "CELL", "dark"),
 }
 """Name of a picture in this folder to the function that draws it, given an empty place for a store."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from types import FrameType
@@ -15,6 +17,9 @@ from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.serving.security import is_loopback
+
+LAST_S = 1.5
+"""After so many seconds a stop does not wait for answers any more."""
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -115,11 +120,17 @@ def run(app: Any, server: socket.socket) -> None:
     async def main() -> None:
         quiet = Quiet(config)
 
+        loop = asyncio.get_running_loop()
+
         def stop() -> None:
             quiet.should_exit = True
+            # A thread that waits for a store that hangs cannot be stopped, and would keep the process.
+            last = threading.Timer(LAST_S, os._exit, (0,))
+            last.daemon = True
+            last.start()
 
         for number in STOPS:
-            asyncio.get_running_loop().add_signal_handler(number, stop)
+            loop.add_signal_handler(number, stop)
         await quiet.serve(sockets=[server])
 
     with contextlib.suppress(asyncio.CancelledError):

@@ -40,6 +40,9 @@ QUICK_S = 0.15
 STALE_S = 60.0
 """Greatest age of a slower look that a new page shows at first, in seconds."""
 
+SOON_S = 1.0
+"""Time from a page with an earlier look to the next look, in seconds."""
+
 Stamp = tuple[int, ...] | None
 """Times of change of folders; None where a store has none."""
 
@@ -169,8 +172,15 @@ class Served:
         if last.value.stamp is not None and last.age_s < STALE_S:
             stamp = self._stamps.get(wait_s=0.3)
             if stamp.value == last.value.stamp and not stamp.is_silent:
+                self._look_soon()
                 return self._of(last)
         return self._of(self.live.get(wait_s=3 * last.took_s))
+
+    def _look_soon(self) -> None:
+        """Look again when the page is painted, for a viewer whose browser does not poll."""
+        timer = threading.Timer(SOON_S, lambda: self.live.get(max_age_s=SOON_S, wait_s=0.0))
+        timer.daemon = True
+        timer.start()
 
     def _of(self, look: Look[Seen]) -> tuple[Look[Seen], Seen]:
         if look.value is None:

@@ -43,6 +43,14 @@ def check(config, inputs, context):
 def fit(config, inputs, context):
     return [{"fitted": config.model.name}]
 """
+WAIT = """
+
+def wait(context):
+    import time
+    while True:
+        context.stop_if_asked()
+        time.sleep(0.05)
+"""
 FAILING = STEPS.replace(
     '    return [{"rehearsed"', '    assert config.model.name != "large"\n    return [{"rehearsed"'
 )
@@ -161,6 +169,23 @@ def test_a_rehearsal_for_more_cells_stands_for_one_for_fewer(gated):
     assert sorted(digests(gated, "check").values()) == [1, 1]
     gated("rerun", "gated", "--only", "mixture=en", "policy.retries.storage=0", code=1)
     assert sorted(digests(gated, "check").values()) == [1, 1]
+
+
+@pytest.mark.long
+def test_a_rehearsal_that_runs_stops_when_all_that_wait_for_it_are_cancelled(gated, background):
+    """A cell of the class that is done needs it no more."""
+    gated("launch", "gated.yaml", "policy.rehearse=false", "--only", "model=small mixture=en")
+    (gated.folder / "steps.py").write_text(
+        STEPS.replace("    print(", "    wait(context)\n    print(") + WAIT
+    )
+    only = ("--only", "model=small")
+    launch = background("launch", "gated.yaml", "policy.rehearse=true", *only)
+    wait_for(lambda: running_heartbeats(gated.store))
+    gated("cancel", "gated", "--only", "model=small mixture=es")
+    code, output = launch.end()
+    assert "1 cancelled, 1 done" in output or "1 done, 1 cancelled" in output, (code, output)
+    ends = [json.loads(path.read_text()) for path in gated.store.glob("records/check/*/*/end.json")]
+    assert [(end["outcome"], end["why"]) for end in ends] == [("released", "cancelled")]
 
 
 def test_a_killed_rehearsal_is_tried_again(gated, background):

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.cli.launches import Running, wait_for
+from tests.conftest import Sweep
 from tests.serving.pages import Served
 from tests.store import states
 from tests.store.states import Made
@@ -184,24 +185,37 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_has_no_serious_finding_on_any_page(
-    browser: Browser, served: Served, made: Made, axe: str, scheme: Any
+    browser: Browser, root: Path, made: Made, axe: str, scheme: Any
 ) -> None:
-    window = Opened(browser, served, color_scheme=scheme)
+    states.make(root / "store", {"rate": ("1", "2"), "seed": ("0", "1")}, name=f"other-{scheme}")
+    run = Sweep(root, root / "store")
+    run("serve", "study", "--file", "page.html")
+    run("report", "study")
+    served = Served(root / "store", "study", f"other-{scheme}")
     found = {}
-    cells = [made.of(kind)[0] for kind in ("failed", "done", "running")]
-    paths = ["/", "/nothing", *("/s/study" + path for path in PAGES if "CELL" not in path)]
-    for path in [*paths, *(f"/s/study/cell/{cell}" for cell in cells), "/s/study?only=state%3Dfailed"]:
-        page = window.go(path)
-        page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
-        # By the debugger, which no policy of the page stops.
-        page.evaluate(axe)
-        answer = page.evaluate("axe.run()")
-        assert answer["passes"]
-        for each in answer["violations"]:
-            if each["impact"] in ("serious", "critical", "moderate"):
-                found[path, each["id"]] = [node["html"][:200] for node in each["nodes"][:3]]
-    assert found == {}, json.dumps({" ".join(key): value for key, value in found.items()}, indent=1)
-    window.context.close()
+    try:
+        window = Opened(browser, served, color_scheme=scheme)
+        cells = [made.of(kind)[0] for kind in ("failed", "done", "running")]
+        paths = ["/", "/nothing", *("/s/study" + path for path in PAGES if "CELL" not in path)]
+        paths += [
+            "/s/study?only=state%3Dfailed",
+            "/s/study/cells?row=0&column=0",
+            "/s/study/report/report.html",
+        ]
+        paths += [f"/s/study/cell/{cell}" for cell in cells]
+        for address in [*(served.base + path for path in paths), f"file://{root}/page.html"]:
+            window.page.goto(address)
+            window.page.locator("details").evaluate_all("all => all.forEach(each => each.open = true)")
+            # By the debugger, which no policy of the page stops.
+            window.page.evaluate(axe)
+            answer = window.page.evaluate("axe.run()")
+            assert answer["passes"]
+            for each in answer["violations"]:
+                if each["impact"] in ("serious", "critical", "moderate"):
+                    found[f"{address} {each['id']}"] = [node["html"][:200] for node in each["nodes"][:3]]
+        assert found == {}, json.dumps(found, indent=1)
+    finally:
+        served.kill()
 
 
 @pytest.mark.long

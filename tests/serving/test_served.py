@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -279,6 +280,24 @@ def test_nothing_is_written_to_the_store_and_a_signal_ends_it_quietly(root: Path
         assert took_s < 2
         assert content(root / "store") == before
         assert "Traceback" not in served.errors.read_text()
+    finally:
+        served.kill()
+
+
+def test_a_read_that_hangs_keeps_neither_other_pages_nor_the_end(tmp_path: Path) -> None:
+    made = states.make(tmp_path / "store")
+    cell = made.of("done")[0]
+    log = tmp_path / "store" / layout.log(made.fit(cell), 1)
+    log.unlink()
+    os.mkfifo(log)  # nobody writes to it, so whoever opens it waits
+    served = Served(tmp_path / "store", "study")
+    try:
+        with served.client() as client:
+            with pytest.raises(httpx.ReadTimeout):
+                client.get("/s/study/log", params={"cell": cell, "stage": "fit"}, timeout=0.5)
+            assert client.get("/s/study").status_code == 200
+            code, took_s, _ = served.stop()
+        assert code == 0 and took_s < 2
     finally:
         served.kill()
 
