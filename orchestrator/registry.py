@@ -134,7 +134,7 @@ NOTIFIER = "orchestrator.trackers.notifier:Notifier"
 CHECK_NOTIFY = "orchestrator.trackers.notifier:check_notify"
 """A function ``(settings) -> None`` that refuses channels of notices that cannot work here."""
 
-UNTOLD = "orchestrator.api.notices:untold"
+UNDELIVERED = "orchestrator.api.notices:undelivered"
 """A function ``(view) -> list`` of the notices that were not delivered."""
 
 REPORT_WRITER = "orchestrator.api.reports:write_sweep_reports"

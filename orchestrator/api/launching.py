@@ -68,7 +68,7 @@ def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> 
             number=number,
             content=content,
             sweep=composition.sweep,
-            source=provenance.without_secrets(composition.source.read_text(encoding="utf-8")),
+            source=provenance.without_secrets(composition.source),
             overrides=tuple(map(provenance.without_secrets, overrides)),
             notes=composition.notes,
             at=provenance.now(),
@@ -314,6 +314,7 @@ def composed_or_sealed(
     name: str | None = None,
     *,
     progress: Callable[[int, int], None] = lambda number, of: None,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[SweepState, Composition | None]:
     """Compose a sweep and find its revision in the store; ``SWEEP@k`` is read from the store instead.
 
@@ -322,6 +323,7 @@ def composed_or_sealed(
         overrides: as on the command line.
         name: another name for this variant.
         progress: called with the number of composed points and of all points.
+        given: the content of a sweep file, in place of one that `word` names.
 
     Returns:
         The revision, and the composition; None for a revision from the store.
@@ -331,7 +333,7 @@ def composed_or_sealed(
     """
     url, rest = split_store(overrides)
     ledger = open_ledger(store_url(url))
-    number = _sealed_number(ledger, word)
+    number = _sealed_number(ledger, word) if given is None else None
     if number is not None:
         sweep = parse_reference(word).name
         if name:
@@ -342,8 +344,7 @@ def composed_or_sealed(
         run_settings_of(view, None, rest)
         return view, None
     with naming_the_store(ledger):
-        composition = compose(word, overrides, name=name, progress=progress)
-    # The sweep file itself may set `store.url`.
+        composition = compose(word, overrides, name=name, progress=progress, given=given)
     ledger = open_ledger(store_url(composition.engine.store.url))
     return as_view(ledger, composition), composition
 

@@ -7,6 +7,7 @@ as `sweep status` send nothing.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -311,7 +312,7 @@ def message_of(view: SweepState, notice: Notice, mine: NoticeTry) -> dict[str, A
 # What was not delivered
 
 
-class Untold(NamedTuple):
+class Undelivered(NamedTuple):
     """A notice that was not delivered through a channel.
 
     Attributes:
@@ -329,7 +330,7 @@ class Untold(NamedTuple):
     text: str
 
 
-def untold(view: SweepState) -> list[Untold]:
+def undelivered(view: SweepState) -> list[Undelivered]:
     """Return the notices that are due or were tried, and not delivered. Nothing is sent.
 
     Args:
@@ -343,7 +344,7 @@ def untold(view: SweepState) -> list[Untold]:
     found = []
     for (event, channel), tries in book.tries.items():
         if why := book.next(event, channel).why:
-            found.append(Untold(event, channel, why, len(tries), tries[-1].sent.text))
+            found.append(Undelivered(event, channel, why, len(tries), tries[-1].sent.text))
     due = due_now(view, settings)
     is_within = {notice.id for notice in within_limit(due, book.events)}
     for notice in due:
@@ -352,7 +353,7 @@ def untold(view: SweepState) -> list[Untold]:
                 why = "no process has sent it yet: a launch or `sweep reconcile` does"
                 if notice.id not in is_within:
                     why = "too many kinds of failures: sweep failures lists them"
-                found.append(Untold(notice.id, channel, why, 0, notice.text))
+                found.append(Undelivered(notice.id, channel, why, 0, notice.text))
     return found
 
 
@@ -360,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Send what is due, print a line about each notice, and return 0."""
     url, sweep, limit, when = sys.argv[1:] if argv is None else argv
     prepare()
+    os.nice(10)  # the cells' processes have priority
     try:
         ledger = open_ledger(url)
         number = current_revision(ledger, sweep)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.estimates import of_cell
-from orchestrator.api.launching import composed_or_sealed, run_settings_of
+from orchestrator.api.launching import run_settings_of
 from orchestrator.api.planning import Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.rehearsals import gate_lines
 from orchestrator.api.requests import code_drift, distinct, need_line, needing_retired_lines
@@ -18,13 +18,12 @@ from orchestrator.api.state import SweepState
 from orchestrator.cli.budget import over_budget_lines, print_budget, print_gpus
 from orchestrator.cli.output import (
     LongStep,
-    add_composing,
-    again,
     print_json,
     print_lines,
     print_table,
     print_warnings,
 )
+from orchestrator.cli.progress import add_composing, again, composed
 from orchestrator.compose.main import Composition
 from orchestrator.core.plan import Action, Step
 from orchestrator.core.settings import HardwareSettings, split_store
@@ -163,7 +162,7 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
 def _plan(args: argparse.Namespace) -> tuple[Plan, Composition | None]:
     """Return the plan, and what was composed; None for a revision from the store."""
     with LongStep("planning") as step:
-        view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=step)
+        view, composition = composed(args, step)
         settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
         hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
         cells, prefetch = view.select(args.only), again("prefetch", args)

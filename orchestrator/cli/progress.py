@@ -1,7 +1,8 @@
-"""Output while cells run and after they have ended, and the loop that submits jobs until then."""
+"""Verbs that compose a sweep: their arguments, output while cells run, and the loop that submits jobs."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import shlex
 import subprocess
@@ -9,23 +10,91 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.api.launching import composed_or_sealed
 from orchestrator.api.reconciling import JobPasses, PendingLaunch, notifier_of, submit_pass
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import SubmitResult
-from orchestrator.cli.output import NUMBERS, LongStep, indented, print_lines, print_written, to_stderr
+from orchestrator.cli.output import (
+    NUMBERS,
+    LongStep,
+    add_only,
+    indented,
+    print_lines,
+    print_written,
+    to_stderr,
+)
+from orchestrator.compose.main import Composition
 from orchestrator.core.records import Request
 from orchestrator.core.settings import MIRROR_FINISH_S
 from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import counted
+from orchestrator.errors import UserError, counted
 from orchestrator.registry import REPORT_WRITER, load
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
+
+
+def add_composing(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of verbs that compose a sweep: the sweep, overrides, ``--name`` and ``--only``."""
+    parser.add_argument(
+        "sweep", nargs="?", metavar="SWEEP", help="a name or path, or SWEEP@k for sealed revision k"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
+    )
+    parser.add_argument("--name", help="keep this variant apart under another name")
+    parser.add_argument("--app", metavar="SCRIPT", help="in place of SWEEP: a Hydra app, such as train.py")
+    parser.add_argument("--run", metavar="COMMAND", help="in place of SWEEP: 'python train.py --lr {lr}'")
+    for name, (metavar, does) in _GIVEN.items():
+        parser.add_argument(f"--{name}", metavar=metavar, action="append", default=[], help=does)
+    add_only(parser)
+
+
+_GIVEN = {
+    "python": ("PATH", "with --app or --run: the interpreter"),
+    "checkpoints": ("GLOB", "with --app or --run: files in the output folder that are checkpoints"),
+    "volatile": ("KEY", "with --app: it says nothing about the result; repeats"),
+    "results": ("FILE", "with --run: JSON or CSV in {output}, with the result rows"),
+    "metric": ("NAME=REGEX", "with --run: a result, in what the command prints; repeats"),
+    "keep": ("GLOB", "with --run: files in {work} that become part of the product; repeats"),
+}
+"""Options that stand for keys of a sweep file, where there is none."""
+
+
+def composed(
+    args: argparse.Namespace, step: Callable[[int, int], None]
+) -> tuple[SweepState, Composition | None]:
+    """Return what the arguments of `add_composing` name; see `composed_or_sealed`.
+
+    With ``--app`` and ``--run`` all words are overrides; `args` gets the name of the sweep. `step` is called
+    with the number of composed points and of all points.
+    """
+    options = {name: getattr(args, name) for name in _GIVEN}
+    given = None
+    if args.app is not None or args.run is not None:
+        args.overrides = [*filter(None, [args.sweep]), *args.overrides]
+        # Loaded by name: neither the other verbs nor other sweeps need them.
+        args.sweep, given = load("orchestrator.compose.given:given")(
+            args.app, args.run, args.overrides, options
+        )
+    elif used := [name for name, value in options.items() if value]:
+        raise UserError(f"--{used[0]} goes with --app or --run", allowed="a sweep file has it as a key")
+    return composed_or_sealed(args.sweep, args.overrides, args.name, progress=step, given=given)
+
+
+def again(verb: str, args: argparse.Namespace) -> str:
+    """Return a command line that runs another verb with the same sweep, overrides, name and selectors."""
+    named = [("name", args.name), ("app", args.app), ("run", args.run)]
+    several = [(name, value) for name in ("only", *_GIVEN) for value in getattr(args, name)]
+    options = [word for name, value in (*named, *several) if value for word in (f"--{name}", value)]
+    sweep = [] if args.app or args.run else [args.sweep]
+    # The user copies this line into a shell, so selectors with spaces and brackets must be quoted.
+    return shlex.join(["sweep", verb, *sweep, *args.overrides, *options])
 
 
 def write_reports(view: SweepState) -> None:

@@ -18,7 +18,7 @@ from orchestrator.api.status import (
     remedies_of,
     retries_of,
     status_json,
-    untold_of,
+    undelivered_of,
 )
 from orchestrator.cli.output import (
     add_cell,
@@ -130,8 +130,8 @@ def run_status(args: argparse.Namespace) -> int:
         print(f"remedy: {stage}: {remedy} ({counted(number, 'cell')})")
     for note, number in notes_of(view, cells).items():
         print(f"note: {note} ({counted(number, 'cell')})")
-    for each in untold_of(view):
-        print(f"not told by {each.channel}: {each.event}: {each.why}")
+    for each in undelivered_of(view):
+        print(f"not delivered by {each.channel}: {each.event}: {each.why}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Which events of a sweep are due to be told to people, and whether a notice may be sent. Pure.
+"""The events of a sweep about which people get notices, and whether a notice may be sent. Pure.
 
 All senders derive the same events, with the same ids, from the store's records. A try to send one is created
 in the store before it is made, so of several senders one makes it. What happened is recorded afterwards::
@@ -92,13 +92,13 @@ class SentTry(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """An event that is due to be told.
+    """A notice about an event that is true of a sweep.
 
     Attributes:
         id: equal for equal events, whoever derives them. It is part of a key in the store.
         kind: of event.
         text: for people.
-        facts: what the text says, as JSON values.
+        facts: the content of the text, as JSON values.
     """
 
     id: str

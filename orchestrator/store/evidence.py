@@ -300,7 +300,7 @@ class EvidenceReader:
         """
         listed = self.listed[instance.stage]
         done, void = listed.done.get(instance.digest, ()), listed.void.get(instance.digest, ())
-        highest = max((*done, *void), default=0)
+        highest = max((*done, *void) if void else done, default=0)
         if highest == 0:
             return Evidence(generation=1)
         if highest in void:

@@ -1,7 +1,7 @@
 """The channels of notices: a command, a webhook, and Apprise. Each sends one notice in bounded time.
 
-What a channel returns says whether the notice may have arrived. It is *refused* only if the receiver said so,
-or if nothing can have reached it. Whatever else went wrong is *unclear*::
+Each result states whether the notice may have arrived. It was *refused* only if the receiver answered so, or
+if nothing can have reached it. Whatever else went wrong is *unclear*::
 
     200                                        delivered
     3xx, 4xx, 5xx; connection refused          refused

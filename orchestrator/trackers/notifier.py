@@ -64,15 +64,15 @@ class Notifier:
         url: address of the store.
         sweep: name of the sweep.
         settings: of the launch; nothing is started if they name no channel.
-        say: receives lines for people: what was sent, and what was not.
+        notify: receives lines for people: what was sent, and what was not.
     """
 
-    def __init__(self, url: str, sweep: str, settings: NotifySettings, say: Callable[[str], None]) -> None:
+    def __init__(self, url: str, sweep: str, settings: NotifySettings, notify: Callable[[str], None]) -> None:
         # A job's worker runs a snapshot of the code, which a package in the working folder must not replace.
         safe = ["-P"] if sys.flags.safe_path else []
         self._command = [sys.executable, *safe, "-m", "orchestrator.api.notices", url, sweep]
         self._is_on = bool(settings.channels and settings.events)
-        self._say = say
+        self._notify = notify
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
         self._start_s = 0.0
@@ -111,10 +111,10 @@ class Notifier:
                 start_new_session=True,  # Ctrl-C and a stopped job must not cut off a message
             )
         except OSError as error:
-            self._say(f"notices cannot be sent: {error}")
+            self._notify(f"notices cannot be sent: {error}")
 
     def _is_running(self) -> bool:
-        """Return whether the process runs; print what it said when it has ended."""
+        """Return whether the process runs; show its output when it has ended."""
         if self._process is None:
             return False
         took_s = time.monotonic() - self._start_s
@@ -128,7 +128,7 @@ class Notifier:
             with self._output as output:
                 output.seek(0)
                 for line in output.read().decode(errors="replace").splitlines():
-                    self._say(line)
+                    self._notify(line)
         return False
 
     def _wait(self, limit_s: float) -> None:

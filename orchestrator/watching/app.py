@@ -22,7 +22,17 @@ from orchestrator.errors import counted
 from orchestrator.watching.actions import Question, ask
 from orchestrator.watching.board import Board
 from orchestrator.watching.drawing import COLOURS, duration, labels_of, pace, standing, totals
-from orchestrator.watching.reading import Detail, JobResult, Looked, News, Reader, Refused, Selection, Silent
+from orchestrator.watching.reading import (
+    Broken,
+    Detail,
+    JobResult,
+    Looked,
+    News,
+    Reader,
+    Refused,
+    Selection,
+    Silent,
+)
 from orchestrator.watching.screens import Confirm, LogPage, Page, help_text
 from orchestrator.watching.side import Side, cell_text
 
@@ -60,7 +70,7 @@ class WatchApp(App[None]):
     CSS_PATH = "style.tcss"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS = [
-        Binding("q", "quit", show=False),
+        Binding("q,ctrl+c", "quit", show=False),
         Binding("question_mark", "help", show=False),
         Binding("w", "why", show=False),
         Binding("l", "log", show=False),
@@ -90,6 +100,7 @@ class WatchApp(App[None]):
         self.reader = Reader(watched, only, interval_s, self._post)
         self.found: Overview | None = None
         self.detail: Detail | None = None
+        self.broken: Exception | None = None
         self._clock = clock
         self._interval_s = interval_s
         self._wanted = Selection()
@@ -145,6 +156,9 @@ class WatchApp(App[None]):
             self.notice(news.reason.replace("\n ", ";"))
         elif isinstance(news, JobResult):
             news.take(news.result)
+        elif isinstance(news, Broken):
+            self.broken = news.error
+            self.exit()
         self._draw_lines()
 
     def notice(self, text: str) -> None:
