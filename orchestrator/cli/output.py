@@ -72,7 +72,7 @@ def no_overrides(words: Sequence[str]) -> str | None:
     return url
 
 
-def add_wait(parser: argparse.ArgumentParser) -> None:
+def add_wait(parser: argparse._ActionsContainer) -> None:
     """Add ``--wait``, which keeps a verb running until all cells have ended."""
     parser.add_argument(
         "--wait",
