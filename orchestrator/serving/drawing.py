@@ -203,9 +203,9 @@ def _box(found: Overview, spot: Spot, address: str) -> Box:
     (cell,) = cells
     text = f"{100 * cell.progress:.0f} %" if cell.progress is not None and state == State.RUNNING else ""
     # The reason of a running cell holds the age of its heartbeat, and would make every look another one.
-    reason = "" if state == State.RUNNING else cell.reason
-    details = filter(None, (f"{cell.id}: {state}", cell.cause, cell.stage, text, reason))
-    return Box(state, SYMBOLS[state], text, "; ".join(details), address)
+    details = (cell.stage, text) if state == State.RUNNING else (cell.reason,)
+    title = "; ".join(filter(None, (f"{cell.id}: {state}", *details)))
+    return Box(state, SYMBOLS[state], text, title, address)
 
 
 def nowhere(spot: Spot) -> str:
