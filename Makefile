@@ -99,6 +99,7 @@ bench: setup
 	$(BIN)/python benchmarks/slurm_against_sbatch.py
 	$(BIN)/python benchmarks/simulated_against_slurm.py
 	$(BIN)/python benchmarks/ray_against_tune.py
+	$(BIN)/python benchmarks/metrics_against_peers.py
 
 vllm: setup ## the extra engine, for GPUs: the versions of the lock, and vLLM's
 	$(UV) -r requirements-vllm.lock

@@ -1,6 +1,8 @@
 """Time of `sweep status` and `sweep query` on a local folder: as processes, and the grouping of rows alone.
 
-Makes stores of finished cells from records, without running them. Usage:
+Makes stores of finished cells from records, without running them. `sweep status` is timed as a first look,
+as a later one, and without a place for what it keeps; also when the kernel holds no record in memory.
+Usage:
 
     python benchmarks/query.py [230 | 10000]...
 """
@@ -9,10 +11,12 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,9 +32,10 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.count import COUNT
 from orchestrator.manifest import scan
 from orchestrator.stage import StageSpec
-from orchestrator.store import layout
+from orchestrator.store import kept, layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.objects import idle
 from tests.store import builders
 
 NUM_ROWS = 110_000
@@ -63,16 +68,51 @@ def finish(ledger: Ledger, store: Path, instance: StageInstance, num_rows: int) 
     put(layout.attempt(instance, 1, layout.END), builders.end("succeeded"))
 
 
-def timed(what: str, *words: str) -> None:
-    """Run a command three times; print the shortest time, and the processor time of that run."""
+def timed(what: str, *words: str, prepare: Callable[[], object] = idle) -> None:
+    """Run a command five times; print the shortest time, and the least processor time.
+
+    Args:
+        what: the command, for people.
+        words: of Python's command line.
+        prepare: called before each run.
+    """
     runs = []
-    for _ in range(3):
+    for _ in range(5):
+        prepare()
         before, start_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         runs.append((time.perf_counter() - start_s, cpu_s))
-    print(f"  {what:<52} {min(runs)[0]:6.2f} s  {min(runs)[1]:6.2f} s of processor")
+    wall_s, cpu_s = map(min, zip(*runs, strict=True))
+    print(f"  {what:<52} {wall_s:6.2f} s  {cpu_s:6.2f} s of processor")
+
+
+def forget(folder: Path) -> None:
+    """Let the kernel drop the content of files from memory; it still knows their names and sizes."""
+    for path in folder.glob("*/*"):
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def time_looks(store: Path, cache: Path) -> None:
+    """Time `sweep status` with and without kept records; leave them kept."""
+
+    def first() -> None:
+        shutil.rmtree(cache, ignore_errors=True)
+
+    nowhere = Path(os.environ["SWEEP_CACHE"] + "-none")
+    nowhere.write_text("no folder")
+    status = ("-m", "orchestrator", "status", "counts")
+    os.sync()
+    timed("sweep status, first look", *status, prepare=first)
+    timed("sweep status, later", *status)
+    timed("sweep status, later, records not in memory", *status, prepare=lambda: forget(store / "done"))
+    os.environ["SWEEP_CACHE"] = str(nowhere)
+    timed("sweep status, nothing kept", *status)
+    timed("sweep status, nothing kept nor in memory", *status, prepare=lambda: forget(store / "done"))
+    os.environ["SWEEP_CACHE"] = str(cache)
 
 
 def measure(num_cells: int) -> None:
@@ -92,7 +132,8 @@ def measure(num_cells: int) -> None:
         print(f"{num_cells} finished cells of two stages, {NUM_ROWS // num_cells * num_cells} rows")
         timed("sweep --version", "-m", "orchestrator", "--version")
         timed("imports of sweep status", "-c", "import orchestrator.cli.main, orchestrator.cli.status")
-        timed("sweep status", "-m", "orchestrator", "status", "counts")
+        time.sleep(kept.SETTLED_S + 1)
+        time_looks(store, Path(folder, "cache"))
         cells = "select state, count(*) as n from cells group by all"
         timed("sweep query, cells by state", "-m", "orchestrator", "query", cells)
         start_s = time.perf_counter()

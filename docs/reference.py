@@ -1,13 +1,15 @@
-"""Write docs/reference from the parsers and conf/; ``--check`` only compares."""
+"""Write docs/reference and schema/ from the parsers, conf/ and the structs; ``--check`` only compares."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
 os.environ["COLUMNS"] = "100"  # the width of argparse's help
 
+from orchestrator.api.starting import schemas
 from orchestrator.cli.main import VERBS, verb_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,15 +43,20 @@ def settings() -> str:
 def main() -> int:
     """Write the pages, or with ``--check`` return 1 where one is not current."""
     stale = []
-    for name, text in (("cli.md", cli()), ("settings.md", settings())):
-        path = FOLDER / name
+    pages = {FOLDER / "cli.md": cli(), FOLDER / "settings.md": settings()}
+    for name, schema in schemas().items():
+        pages[ROOT / "schema" / f"{name}.json"] = json.dumps(schema, indent=1) + "\n"
+    for path, text in pages.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            stale.append(name)
+            stale.append(path.name)
             if "--check" not in sys.argv:
-                FOLDER.mkdir(exist_ok=True)
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(text, encoding="utf-8")
     if stale and "--check" in sys.argv:
-        print(f"docs/reference: {', '.join(stale)} not current: python docs/reference.py", file=sys.stderr)
+        print(
+            f"docs/reference and schema: {', '.join(stale)} not current: python docs/reference.py",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -28,12 +28,14 @@ __all__ = [
     "Sweep",
     "SweepError",
     "UserError",
+    "log",
 ]
 
 _HOME: Final = {
     **dict.fromkeys(("Store", "Sweep"), "api.sweep"),
     "State": "core.state",
     **dict.fromkeys(("Checkpoint", "Config", "Context", "StageSpec"), "stage"),
+    "log": "saving",
     **dict.fromkeys(("InfrastructureError", "StageFailure", "SweepError", "UserError"), "errors"),
 }
 """Public name to its module, which is imported at the first use: workers import this package too."""

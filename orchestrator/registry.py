@@ -84,8 +84,8 @@ BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.buc
 INDEXED = "orchestrator.store.looking:indexed"
 """A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
-KEPT = "orchestrator.store.kept:read_products"
-"""A function that reads the records of many products from a folder, each only once on this machine."""
+KEPT = "orchestrator.store.kept:plain_products"
+"""A function that reads many products from a folder, each record only once on this machine."""
 
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
@@ -102,9 +102,15 @@ SCHEDULERS: Mapping[str, str] = {
 
 TRACKERS: Mapping[str, str] = {
     "store": "orchestrator.trackers.base:StoreTracker",
-    "wandb": "orchestrator.trackers.wandb_mirror:WandbMirror",
 }
-"""`tracker.name` to a class that is a `Tracker`, or a mirror, which follows the store instead of a stage."""
+"""`tracker.name` to a class that is a `Tracker`, which runs in the process of a stage."""
+
+MIRRORS: Mapping[str, str] = {
+    "wandb": "orchestrator.trackers.wandb_mirror:WandbMirror",
+    "mlflow": "orchestrator.trackers.mlflow_mirror:MlflowMirror",
+    "tensorboard": "orchestrator.trackers.tensorboard_mirror:TensorboardMirror",
+}
+"""Names in `TrackerSettings.mirrors` to a class that is a `Mirror`, which follows the store, not a stage."""
 
 REPORTS: Mapping[str, str] = {
     "accuracy": "orchestrator.study.summary:write",
@@ -128,7 +134,7 @@ NOTIFIER = "orchestrator.trackers.notifier:Notifier"
 CHECK_NOTIFY = "orchestrator.trackers.notifier:check_notify"
 """A function ``(settings) -> None`` that refuses channels of notices that cannot work here."""
 
-UNTOLD = "orchestrator.api.notices:untold"
+UNDELIVERED = "orchestrator.api.notices:undelivered"
 """A function ``(view) -> list`` of the notices that were not delivered."""
 
 REPORT_WRITER = "orchestrator.api.reports:write_sweep_reports"
@@ -153,7 +159,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "watch": ("textual",),
     "serve": ("starlette", "uvicorn", "jinja2"),
     "wandb": ("wandb",),
-    "mlflow": ("mlflow",),
+    "mlflow": ("httpx",),
     "tensorboard": ("tensorboard",),
     "notify": ("apprise",),
     "vllm": ("vllm",),
@@ -167,7 +173,7 @@ NEEDS_EXTRA: Mapping[str, tuple[str, str]] = {
     LAUNCHERS["slurm"]: ("slurm", "launcher=slurm"),
     LAUNCHERS["ray"]: ("ray", "launcher=ray"),
     BUCKETS["s3"]: ("s3", "a store in a bucket"),
-    TRACKERS["wandb"]: ("wandb", "tracker=wandb"),
+    **{target: (name, f"tracker={name}") for name, target in MIRRORS.items()},
 }
 """Object to the extra without which it is refused, and to what the user wrote.
 
@@ -186,7 +192,7 @@ def require(extra: str, *, what: str) -> None:
         UserError: one is not installed.
     """
     for name in EXTRAS[extra]:
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
+        if sys.modules.get(name) is None and importlib.util.find_spec(name) is None:
             raise _missing(name, extra, what)
 
 
@@ -263,6 +269,25 @@ def lookup(table: Mapping[str, str], name: str, *, kind: str) -> Any:
     if ":" in name:
         return load(name, where=kind)
     raise UserError(f"unknown {kind} {name!r}", allowed=nearest(name, table))
+
+
+def check_trackers(name: str, mirrors: Mapping[str, Mapping[str, Any]], *, here: bool = False) -> None:
+    """Raise unless a launch's trackers exist and their options are right.
+
+    Args:
+        name: `tracker.name`.
+        mirrors: each mirror's options.
+        here: whether mirrors must also have what they need on this machine.
+
+    Raises:
+        UserError: there is no such tracker, its options are wrong, or it lacks something here.
+    """
+    if name not in mirrors and ":" not in name:  # only stages import a user's own tracker
+        lookup(TRACKERS, name, kind="tracker")
+    for mirror, options in mirrors.items():
+        made = lookup(MIRRORS, mirror, kind="mirror")(options)
+        if here:
+            made.check()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ checkpoint as the newest one. So the files may be written in a thread while the 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -359,6 +360,21 @@ _STEP_WORD = r"(?:checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_=]?"
 
 
 _STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORD}[0-9]{{1,18}}[-_])*{_STEP_WORD})?([0-9]{{1,18}})")
+
+
+def log(step: int, **metrics: float) -> None:
+    """Record metrics of a step, from any program that a sweep runs; without a sweep, do nothing.
+
+    Args:
+        step: counted from 1.
+        metrics: name to value; ``num_steps`` is the number of all steps.
+    """
+    path = os.environ.get("SWEEP_METRICS")
+    if path:
+        row = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": int(step), **finite}) + "\n")
 
 
 def step_of(name: str) -> int | None:

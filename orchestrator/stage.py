@@ -1,8 +1,4 @@
-"""The stage API: everything that a stage uses of Polysweep, shared by the engine and the science.
-
-A stage is a function ``main(config, inputs, context) -> list[Row]``. It needs no store, sweep or launcher:
-`Context` offers checkpoints, metrics and stopping in a few calls.
-"""
+"""The stage API: everything that a stage ``main(config, inputs, context) -> list[Row]`` uses of Polysweep."""
 
 from __future__ import annotations
 
@@ -38,6 +34,8 @@ class StageSpec(Settings, frozen=True, kw_only=True):
         each: variable to config key of a list: one instance of the stage for each of its values.
         skip: a selector; cells that match it do not have this stage.
         results: for commands: a file of JSON or CSV in the output folder, with the result rows.
+        metric: for commands: column to a regular expression, whose last match in the log is the value.
+        checkpoints: for commands: pattern of files in the output or work folder that are checkpoints.
         neutral: config keys to values at which the key is left out of the digest.
         preload: modules that the fork server imports before it forks children.
         limit_s: seconds after which an attempt is stopped as hanging; None for no limit.
@@ -63,6 +61,8 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     each: dict[str, str] = {}
     skip: str | None = None
     results: str | None = None
+    metric: Annotated[dict[str, str], SINCE_2] = {}
+    checkpoints: Annotated[str | None, SINCE_2] = None
     neutral: dict[str, Any] = {}
     preload: tuple[str, ...] = ()
     limit_s: float | None = None

@@ -44,7 +44,7 @@ from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.submissions import spending_now
 from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
-from orchestrator.registry import CHECK_NOTIFY, LAUNCHERS, TRACKERS, load, lookup
+from orchestrator.registry import CHECK_NOTIFY, LAUNCHERS, check_trackers, load, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
@@ -68,7 +68,7 @@ def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> 
             number=number,
             content=content,
             sweep=composition.sweep,
-            source=provenance.without_secrets(composition.source.read_text(encoding="utf-8")),
+            source=provenance.without_secrets(composition.source),
             overrides=tuple(map(provenance.without_secrets, overrides)),
             notes=composition.notes,
             at=provenance.now(),
@@ -116,21 +116,11 @@ def make_launcher(settings: RunSettings, num_cells: int) -> Any:
     Raises:
         UserError: there is no such launcher or tracker, or it cannot meet the settings.
     """
-    has_mirror(settings)  # wrong options are an error before anything is recorded
+    check_trackers(
+        settings.tracker.name, settings.tracker.mirrors
+    )  # wrong options are an error before anything is recorded
     made = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")
     return made(settings.launcher, num_cells, settings.cluster)
-
-
-def has_mirror(settings: RunSettings) -> bool:
-    """Check the options of a launch's tracker, and return whether it follows the store in its own process.
-
-    Raises:
-        UserError: there is no such tracker, or its options are wrong.
-    """
-    if ":" in settings.tracker.name:  # a user's own tracker, which only stages may import
-        return False
-    kind: Any = lookup(TRACKERS, settings.tracker.name, kind="tracker")
-    return getattr(kind, "follows_store", False) and bool(kind(settings.tracker.options, Path()))
 
 
 class Detached(NamedTuple):
@@ -205,6 +195,7 @@ class CheckedLaunch:
         view.check()
         load(CHECK_NOTIFY)(self.settings.notify)
         view.ledger.refuse_unheld(self.settings, view.sweep)
+        check_trackers(self.settings.tracker.name, self.settings.tracker.mirrors, here=True)
         self.launcher = make_launcher(self.settings, len(cells))
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
         hardware = hardware_for(self.launcher, self.settings)
@@ -323,6 +314,7 @@ def composed_or_sealed(
     name: str | None = None,
     *,
     progress: Callable[[int, int], None] = lambda number, of: None,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[SweepState, Composition | None]:
     """Compose a sweep and find its revision in the store; ``SWEEP@k`` is read from the store instead.
 
@@ -331,6 +323,7 @@ def composed_or_sealed(
         overrides: as on the command line.
         name: another name for this variant.
         progress: called with the number of composed points and of all points.
+        given: the content of a sweep file, in place of one that `word` names.
 
     Returns:
         The revision, and the composition; None for a revision from the store.
@@ -340,7 +333,7 @@ def composed_or_sealed(
     """
     url, rest = split_store(overrides)
     ledger = open_ledger(store_url(url))
-    number = _sealed_number(ledger, word)
+    number = _sealed_number(ledger, word) if given is None else None
     if number is not None:
         sweep = parse_reference(word).name
         if name:
@@ -351,8 +344,7 @@ def composed_or_sealed(
         run_settings_of(view, None, rest)
         return view, None
     with naming_the_store(ledger):
-        composition = compose(word, overrides, name=name, progress=progress)
-    # The sweep file itself may set `store.url`.
+        composition = compose(word, overrides, name=name, progress=progress, given=given)
     ledger = open_ledger(store_url(composition.engine.store.url))
     return as_view(ledger, composition), composition
 

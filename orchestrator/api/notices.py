@@ -7,6 +7,7 @@ as `sweep status` send nothing.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from orchestrator import provenance
 from orchestrator.api.state import SweepState, current_revision, sealed_view
 from orchestrator.core.evidence import Attempt
+from orchestrator.core.failure import Cause
 from orchestrator.core.notices import (
     AlikeFailures,
     NextTry,
@@ -39,8 +41,8 @@ from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.trackers.channels import can_send, send
 
-MAX_LOOK_S = 35.0
-"""Longest pause before the second look at a sweep that seems to stand still, in seconds."""
+MAX_LOOK_S, SPARE_S = 45.0, 10.0
+"""Seconds: longest pause before a second look at what seems to stand still, and the time left after it."""
 
 
 def settings_now(view: SweepState) -> NotifySettings:
@@ -91,17 +93,18 @@ def _failures(view: SweepState, cells: Sequence[Cell]) -> list[AlikeFailures]:
     seen: set[str] = set()
     for cell in cells:
         status = view.cells[cell.id]
+        alike = {instance.digest: failure.digest for instance, failure in view.failures(cell)}
+        # No retry is left of these.
+        failed = {d: view.stages[d] for d in view.chain(cell) if view.stages[d].state is State.FAILED}
         found = []
-        for instance, alike in view.failures(cell):
-            stage = view.stages[instance.digest]
-            if instance.digest not in seen and stage.state is State.FAILED:  # no retry is left
-                seen.add(instance.digest)
-                found.append(
-                    AlikeFailures(alike, alike.cause, f"{instance.name} of {cell.id}", stage.reason, 1)
-                )
-        of_stage = any(stage.state is State.FAILED for stage in view.stages_of(cell).values())
-        if status.state is State.FAILED and not of_stage:
-            found.append(AlikeFailures(None, str(status.cause), cell.id, status.reason, 1))
+        for digest, stage in failed.items():
+            where, cause = f"{view.instances[digest].name} of {cell.id}", stage.cause or Cause.UNKNOWN
+            if digest not in seen:
+                found.append(AlikeFailures(alike.get(digest, "lost"), str(cause), where, stage.reason, 1))
+        seen |= failed.keys()
+        if status.state is State.FAILED and not failed:
+            cause = status.cause or Cause.UNKNOWN
+            found.append(AlikeFailures("job", str(cause), cell.id, status.reason, 1))
         for each in found:
             first = groups.get(each.event)
             groups[each.event] = first._replace(number=first.number + 1) if first else each
@@ -267,7 +270,10 @@ def _stands_still(view: SweepState, limit_s: float) -> bool:
     beats = _beats(view)
     if not beats:
         return True
-    pause_s = min(MAX_LOOK_S, limit_s / 2, 1.0 + view.policy.lease_s / 3)
+    # A running stage has a new heartbeat at each third of the lease.
+    pause_s = min(MAX_LOOK_S, 1.0 + view.policy.lease_s / 3)
+    if pause_s > limit_s - SPARE_S:
+        return False  # another sender has more time
     time.sleep(pause_s)
     return _beats(view.fresh()) == beats
 
@@ -311,7 +317,7 @@ def message_of(view: SweepState, notice: Notice, mine: NoticeTry) -> dict[str, A
 # What was not delivered
 
 
-class Untold(NamedTuple):
+class Undelivered(NamedTuple):
     """A notice that was not delivered through a channel.
 
     Attributes:
@@ -329,7 +335,7 @@ class Untold(NamedTuple):
     text: str
 
 
-def untold(view: SweepState) -> list[Untold]:
+def undelivered(view: SweepState) -> list[Undelivered]:
     """Return the notices that are due or were tried, and not delivered. Nothing is sent.
 
     Args:
@@ -343,8 +349,9 @@ def untold(view: SweepState) -> list[Untold]:
     found = []
     for (event, channel), tries in book.tries.items():
         if why := book.next(event, channel).why:
-            found.append(Untold(event, channel, why, len(tries), tries[-1].sent.text))
-    due = due_now(view, settings)
+            found.append(Undelivered(event, channel, why, len(tries), tries[-1].sent.text))
+    launched = next(r.revision for r in reversed(view.requests) if r.settings)
+    due = due_now(view, settings) if view.number == launched else []
     is_within = {notice.id for notice in within_limit(due, book.events)}
     for notice in due:
         for channel in settings.channels:
@@ -352,7 +359,7 @@ def untold(view: SweepState) -> list[Untold]:
                 why = "no process has sent it yet: a launch or `sweep reconcile` does"
                 if notice.id not in is_within:
                     why = "too many kinds of failures: sweep failures lists them"
-                found.append(Untold(notice.id, channel, why, 0, notice.text))
+                found.append(Undelivered(notice.id, channel, why, 0, notice.text))
     return found
 
 
@@ -360,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Send what is due, print a line about each notice, and return 0."""
     url, sweep, limit, when = sys.argv[1:] if argv is None else argv
     prepare()
+    os.nice(10)  # the cells' processes have priority
     try:
         ledger = open_ledger(url)
         number = current_revision(ledger, sweep)

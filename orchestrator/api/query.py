@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from orchestrator.api import tables
@@ -22,7 +22,7 @@ from orchestrator.registry import INDEXED, load, require
 from orchestrator.store import layout
 from orchestrator.store.index import index_folder, name_of
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.table import Rows, arrow_table
+from orchestrator.store.table import Rows, arrow_table, typed
 
 if TYPE_CHECKING:
     import duckdb
@@ -79,6 +79,7 @@ def _run(ledger: Ledger, sql: str, sweeps: Sequence[str], take: Callable[[duckdb
     if not ledger.objects.in_place:
         ledger = load(INDEXED)(ledger)
     views = list(_views(ledger, sweeps))
+    types = _axis_types(views)
     connection = database.connect(":memory:")
     with contextlib.closing(connection):
         try:
@@ -88,13 +89,17 @@ def _run(ledger: Ledger, sql: str, sweeps: Sequence[str], take: Callable[[duckdb
                 raise UserError("a query is one SELECT", where=sql)
             for name in TABLES:
                 is_used = re.search(rf"\b{name}\b", sql, re.IGNORECASE) is not None
-                _fill(connection, name, views, is_used=is_used)
+                _fill(connection, name, views, types, is_used=is_used)
             for setting in _LOCKED:
                 connection.execute(f"set {setting}")
             return take(connection.sql(sql))
         except database.Error as error:
             known = ", ".join(TABLES)
             raise UserError(str(error).strip(), allowed=f"tables: {known}; sweep query --help") from error
+        finally:
+            for view in views:
+                # A state refers to itself. To find such garbage takes longer than most queries.
+                vars(view).clear()
 
 
 def _duckdb() -> Any:
@@ -127,10 +132,15 @@ def _views(ledger: Ledger, sweeps: Sequence[str]) -> Iterator[SweepState]:
 
 
 def _fill(
-    connection: duckdb.DuckDBPyConnection, name: str, views: Sequence[SweepState], *, is_used: bool
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    views: Sequence[SweepState],
+    types: Mapping[str, set[type]],
+    *,
+    is_used: bool,
 ) -> None:
     """Create a table, with its rows if the query names it."""
-    columns = _columns_of(name, views)
+    columns = _columns_of(name, views, types)
     defined = ", ".join(f"{_quoted(column.name)} {column.type}" for column in columns)
     if name not in ("results", "predictions") or not is_used:
         connection.execute(f"create table {name} ({defined})")
@@ -146,37 +156,39 @@ def _fill(
         _insert(connection, name, list(_rows_of(name, views)))
 
 
-def _columns_of(name: str, views: Sequence[SweepState]) -> list[Column]:
+def _columns_of(name: str, views: Sequence[SweepState], types: Mapping[str, set[type]]) -> list[Column]:
     """Return the columns of a table: for `cells` and `results` the axes follow the cell."""
     fixed = list(TABLES[name])
     if name not in ("cells", "results"):
         return fixed
     taken = [column.name for column in fixed]
-    axes = dict.fromkeys(axis for view in views for axis in tables.axis_columns(view.sweep, taken).values())
-    place = taken.index("cell") + 1
     # Labels are numbers in one sweep and text in another, so the rows decide on the type.
-    kinds = _axis_types(views, taken)
-    return [*fixed[:place], *(Column(axis, kinds.get(axis, "VARCHAR"), "") for axis in axes), *fixed[place:]]
+    axes: dict[str, set[type]] = {}
+    for view in views:
+        for axis, column in tables.axis_columns(view.sweep, taken).items():
+            axes.setdefault(column, set()).update(types[axis])
+    place = taken.index("cell") + 1
+    return [*fixed[:place], *(Column(name, _sql_type(of), "") for name, of in axes.items()), *fixed[place:]]
 
 
-def _axis_types(views: Sequence[SweepState], taken: Sequence[str]) -> dict[str, str]:
-    """Return the SQL type of each axis that has numbers or booleans alone."""
+def _axis_types(views: Sequence[SweepState]) -> dict[str, set[type]]:
+    """Return the types of the values of each axis."""
     found: dict[str, set[type]] = {}
     for view in views:
-        names = tables.axis_columns(view.sweep, taken)
         for cell in view.sweep.cells:
-            for axis, value in tables.axis_values(names, cell).items():
-                found.setdefault(axis, set()).add(type(value))
-    kinds = {}
-    for axis, types in found.items():
-        types -= {type(None)}
-        if types == {bool}:
-            kinds[axis] = "BOOLEAN"
-        elif types == {int}:
-            kinds[axis] = "BIGINT"
-        elif types and types <= {int, float}:
-            kinds[axis] = "DOUBLE"
-    return kinds
+            for axis, label in cell.axes.items():
+                found.setdefault(axis, set()).add(type(typed(cell, axis, label)))
+    return found
+
+
+def _sql_type(types: set[type]) -> str:
+    """Return the SQL type of values that are all booleans or numbers; that of text for others."""
+    types = types - {type(None)}
+    if types == {bool}:
+        return "BOOLEAN"
+    if types == {int}:
+        return "BIGINT"
+    return "DOUBLE" if types and types <= {int, float} else "VARCHAR"
 
 
 def _rows_of(name: str, views: Sequence[SweepState]) -> Iterable[dict[str, Any]]:

@@ -20,7 +20,7 @@ from orchestrator.errors import counted, one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of
 from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
 from orchestrator.launchers.base import scheduler
-from orchestrator.registry import UNTOLD, load
+from orchestrator.registry import UNDELIVERED, load
 from orchestrator.store import layout
 from orchestrator.store.evidence import examine, progress
 from orchestrator.store.table import Rows, collect_rows
@@ -64,10 +64,10 @@ def retries_of(status: CellStatus) -> int:
     return sum(max(0, stage.attempts - 1) for stage in status.stages.values())
 
 
-def untold_of(view: SweepState) -> list[Any]:
-    """Return the notices that were not delivered, see `orchestrator.api.notices.Untold`."""
+def undelivered_of(view: SweepState) -> list[Any]:
+    """Return the notices that were not delivered, see `orchestrator.api.notices.Undelivered`."""
     names_receivers = any(r.settings is not None and r.settings.notify.channels for r in view.requests)
-    return list(load(UNTOLD)(view)) if names_receivers else []
+    return list(load(UNDELIVERED)(view)) if names_receivers else []
 
 
 def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
@@ -112,7 +112,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
         "as_of": view.as_of,
         "code": dict(code_versions(view, cells)),
         "problems": view.problems,
-        "not_told": [each._asdict() for each in untold_of(view)],
+        "undelivered": [each._asdict() for each in undelivered_of(view)],
         "cells": rows,
     }
 

@@ -1,9 +1,11 @@
-"""`sweep plan --budget`: whether a plan fits its budget, and which cells to drop if not."""
+"""The GPUs of a plan: whether it fits its budget, what to drop if not, and cells with more than suffice."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from orchestrator.api.dropping import budget_json
-from orchestrator.api.planning import Plan
+from orchestrator.api.planning import CellGpus, Plan
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import counted
 
@@ -65,3 +67,23 @@ def over_budget_lines(plan: Plan) -> list[str]:
             " estimates; --budget names cells to drop"
         )
     return lines
+
+
+MAX_SHOWN = 40
+"""Most cells with more GPUs than suffice that are listed."""
+
+
+def print_gpus(gpus: Mapping[str, CellGpus]) -> None:
+    """Print which cells would get more GPUs than they need, and why.
+
+    Args:
+        gpus: id of a cell to its GPUs; empty if none are chosen.
+    """
+    more = {name: one for name, one in gpus.items() if one.number > one.fewest}
+    if gpus:
+        print(f"\n{counted(len(more), 'cell')} of {len(gpus)} would get more GPUs than suffice")
+    if more:
+        rows = [(name, one.number, one.fewest, one.reason) for name, one in [*more.items()][:MAX_SHOWN]]
+        print_table(("cell", "GPUs", "suffice", "why"), rows)
+    if len(more) > MAX_SHOWN:
+        print(f"and {len(more) - MAX_SHOWN} more")

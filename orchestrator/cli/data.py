@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.api.estimates import call
-from orchestrator.api.launching import composed_or_sealed, run_settings_of
+from orchestrator.api.launching import run_settings_of
 from orchestrator.api.requests import distinct, missing_of, need_line, needs_of
-from orchestrator.cli.output import LongStep, add_composing, again, print_json, print_table
+from orchestrator.cli.output import LongStep, print_json, print_table
+from orchestrator.cli.progress import add_composing, again, composed
 from orchestrator.core.settings import split_store
 from orchestrator.errors import InfrastructureError, SweepError, UserError, counted
 from orchestrator.registry import DATA, TASKS, importable, load, lookup
@@ -298,7 +299,7 @@ def run_prefetch(args: argparse.Namespace) -> int:
         InfrastructureError: a need is still missing in the end.
     """
     with LongStep("composing") as step:
-        view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=step)
+        view, composition = composed(args, step)
     cells = view.select(args.only)
     import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])[1]
     with LongStep("looking for what is missing"):

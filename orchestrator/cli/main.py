@@ -19,7 +19,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from orchestrator.entry import ReaderLeft, prepare
 from orchestrator.errors import SweepError, UserError, escaped, nearest, one_line, words_of
@@ -149,6 +149,7 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "list": Verb("status", "the sweeps that exist, with their number of cells"),
+    "new": Verb("new", "a starting sweep file for a script or Hydra app of one's own"),
     "plan": Verb("plan", "what would run, why, and at what cost; changes nothing"),
     "simulate": Verb("plan", "how long it would take on a cluster, also with failures; starts nothing"),
     "prefetch": Verb("data", "fetch the models and data that its cells need"),
@@ -170,6 +171,7 @@ VERBS: Final = {
     "report": Verb("rows", "tables, figures and a page from the rows that there are"),
     "serve": Verb("serve", "pages about it: grid, curves, logs and results, on this machine; or as one file"),
     "query": Verb("query", "SQL over cells, attempts, metrics, results, predictions, failures and jobs"),
+    "sync": Verb("sync", "send to W&B, MLflow or TensorBoard what they lack of a sweep"),
     "best": Verb("rows", "the cells with the lowest or highest value of a metric"),
     "data": Verb("data", "describe, import, check and translate parallel task data"),
     "completion": Verb("completion", "a script for the shell: completes verbs, options and names of sweeps"),
@@ -194,6 +196,18 @@ class Parser(argparse.ArgumentParser):
         """
         raise UserError(message, fix=f"{self.prog} --help")
 
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the arguments; see argparse.
+
+        Raises:
+            UserError: the arguments are wrong, or neither a sweep nor ``--app`` or ``--run`` is given.
+        """
+        found = super().parse_intermixed_args(args, namespace)
+        # A sweep is optional where other options may stand for it, which argparse cannot express.
+        if [getattr(found, name, "") for name in ("sweep", "app", "run")] == [None, None, None]:
+            self.error("the following arguments are required: SWEEP, or --app SCRIPT, or --run COMMAND")
+        return found
+
 
 def verb_of(name: str) -> tuple[Callable[[argparse.Namespace], int], argparse.ArgumentParser]:
     """Import the module of a verb, and return the function that runs it, with its parser.
@@ -207,7 +221,7 @@ def verb_of(name: str) -> tuple[Callable[[argparse.Namespace], int], argparse.Ar
     # Without abbreviations, an option added later cannot make a user's shortened option ambiguous.
     parser = Parser(prog=f"sweep {name}", description=VERBS[name].does, allow_abbrev=False)
     getattr(module, f"configure_{name}")(parser)
-    if name not in ("data", "completion"):
+    if name not in ("data", "completion", "new"):
         parser.add_argument(
             "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
         )

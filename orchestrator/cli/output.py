@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import sys
 import threading
@@ -73,25 +72,7 @@ def no_overrides(words: Sequence[str]) -> str | None:
     return url
 
 
-def add_composing(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of verbs that compose a sweep: the sweep, overrides, ``--name`` and ``--only``."""
-    parser.add_argument("sweep", metavar="SWEEP", help="a name or path, or SWEEP@k for sealed revision k")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
-    )
-    parser.add_argument("--name", help="keep this variant apart under another name")
-    add_only(parser)
-
-
-def again(verb: str, args: argparse.Namespace) -> str:
-    """Return a command line that runs another verb with the same sweep, overrides, name and selectors."""
-    only = [word for selector in args.only for word in ("--only", selector)]
-    name = ["--name", args.name] if args.name else []
-    # The user copies this line into a shell, so selectors with spaces and brackets must be quoted.
-    return shlex.join(["sweep", verb, args.sweep, *args.overrides, *name, *only])
-
-
-def add_wait(parser: argparse.ArgumentParser) -> None:
+def add_wait(parser: argparse._ActionsContainer) -> None:
     """Add ``--wait``, which keeps a verb running until all cells have ended."""
     parser.add_argument(
         "--wait",
@@ -339,6 +320,7 @@ class LongStep:
             redirect_stdout=sys.stdout.isatty(),
         ) as bar:
             shown = bar.add_task(self._what, total=None, count="")
+            bar.tasks[0].start_time = bar.get_time() - DELAY_S
             while not self._over.wait(REFRESH_S):
                 number, of = self._parts
                 of = None if number == of else of  # what follows the last part cannot be counted

@@ -9,22 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.estimates import of_cell
-from orchestrator.api.launching import composed_or_sealed, run_settings_of
-from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
+from orchestrator.api.launching import run_settings_of
+from orchestrator.api.planning import Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.rehearsals import gate_lines
 from orchestrator.api.requests import code_drift, distinct, need_line, needing_retired_lines
 from orchestrator.api.simulating import Simulated, SimulatedCluster
 from orchestrator.api.state import SweepState
-from orchestrator.cli.budget import over_budget_lines, print_budget
+from orchestrator.cli.budget import over_budget_lines, print_budget, print_gpus
 from orchestrator.cli.output import (
     LongStep,
-    add_composing,
-    again,
     print_json,
     print_lines,
     print_table,
     print_warnings,
 )
+from orchestrator.cli.progress import add_composing, again, composed
 from orchestrator.compose.main import Composition
 from orchestrator.core.plan import Action, Step
 from orchestrator.core.settings import HardwareSettings, split_store
@@ -71,7 +70,7 @@ def run_plan(args: argparse.Namespace) -> int:
     print_lines(cell_drift(view), indent=2)
     print_lines(code_drift(view, plan.cells, composition.import_paths if composition else ()), indent=2)
     _print_plan(plan)
-    _print_gpus(gpus)
+    print_gpus(gpus)
     if timed is not None:
         print(f"\n{_makespan_line(timed, per_node)}")
     return 0
@@ -139,7 +138,7 @@ def _print_outcome(found: Simulated) -> None:
     states = Counter(str(status.state) for status in outcome.cells.values())
     cells = ", ".join(f"{counted(number, 'cell')} {state}" for state, number in states.most_common())
     ends = ", ".join(f"{number} {how}" for how, number in sorted(outcome.attempts.items()))
-    print(f"  {cells}; attempts: {ends}")
+    print(f"  {cells}; attempts: {ends or 'none'}")
     if outcome.faults:
         faults = sorted(outcome.faults.items(), key=lambda fault: -fault[1])
         print(f"  faults: {', '.join(f'{number} {name}' for name, number in faults)}")
@@ -163,7 +162,7 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
 def _plan(args: argparse.Namespace) -> tuple[Plan, Composition | None]:
     """Return the plan, and what was composed; None for a revision from the store."""
     with LongStep("planning") as step:
-        view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=step)
+        view, composition = composed(args, step)
         settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
         hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
         cells, prefetch = view.select(args.only), again("prefetch", args)
@@ -174,9 +173,14 @@ def _makespan_line(found: Simulated, gpus_per_node: int, order: str = "with the 
     """Return how long a plan takes on a cluster, as a line of text."""
     makespan, missing = found.makespan, found.num_without_estimate
     unknown = f"; {counted(missing, 'stage')} without an estimate counted as no time" if missing else ""
+    undone = sum(status.state is not State.DONE for status in found.outcome.cells.values())
+    # The least possible time is that of all cells.
+    bound = (
+        f"{counted(undone, 'cell')} not done" if undone else f"{makespan.ratio:.3f} times the least possible"
+    )
     return (
         f"{counted(makespan.num_gpus, 'GPU')}, {gpus_per_node} a node: {duration(makespan.hours)} {order},"
-        f" {makespan.ratio:.3f} times the least possible{unknown}"
+        f" {bound}{unknown}"
     )
 
 
@@ -221,17 +225,6 @@ def _print_plan(plan: Plan) -> None:
             print(f"  and {len(missing) - MAX_NEEDS_SHOWN} more")
         if any(need.fetch for need in missing):
             print(f"fetch it once, where there is a network: {plan.prefetch}")
-
-
-def _print_gpus(gpus: Mapping[str, CellGpus]) -> None:
-    """Print which cells would get more GPUs than they need, and why."""
-    more = {name: one for name, one in gpus.items() if one.number > one.fewest}
-    if gpus:
-        print(f"\n{counted(len(more), 'cell')} of {len(gpus)} would get more GPUs than suffice:")
-        rows = [(name, one.number, one.fewest, one.reason) for name, one in [*more.items()][:MAX_GROUPS]]
-        print_table(("cell", "GPUs", "suffice", "why"), rows)
-    if len(more) > MAX_GROUPS:
-        print(f"and {len(more) - MAX_GROUPS} more")
 
 
 def _summary(plan: Plan, cell: Cell) -> str:

@@ -1,31 +1,100 @@
-"""Output while cells run and after they have ended, and the loop that submits jobs until then."""
+"""Verbs that compose a sweep: their arguments, output while cells run, and the loop that submits jobs."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.api.launching import has_mirror
-from orchestrator.api.reconciling import JobPasses, PendingLaunch, notifier_of, submit_pass
+from orchestrator.api.launching import composed_or_sealed
+from orchestrator.api.reconciling import NOTICES_S, JobPasses, PendingLaunch, notifier_of, submit_pass
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import SubmitResult
-from orchestrator.cli.output import NUMBERS, LongStep, indented, print_lines, print_written, to_stderr
+from orchestrator.cli.output import (
+    NUMBERS,
+    LongStep,
+    add_only,
+    indented,
+    print_lines,
+    print_written,
+    to_stderr,
+)
+from orchestrator.compose.main import Composition
 from orchestrator.core.records import Request
 from orchestrator.core.settings import MIRROR_FINISH_S
 from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import counted
+from orchestrator.errors import UserError, counted
 from orchestrator.registry import REPORT_WRITER, load
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
+
+
+def add_composing(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of verbs that compose a sweep: the sweep, overrides, ``--name`` and ``--only``."""
+    parser.add_argument(
+        "sweep", nargs="?", metavar="SWEEP", help="a name or path, or SWEEP@k for sealed revision k"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
+    )
+    parser.add_argument("--name", help="keep this variant apart under another name")
+    parser.add_argument("--app", metavar="SCRIPT", help="in place of SWEEP: a Hydra app, such as train.py")
+    parser.add_argument("--run", metavar="COMMAND", help="in place of SWEEP: 'python train.py --lr {lr}'")
+    for name, (metavar, does) in _GIVEN.items():
+        parser.add_argument(f"--{name}", metavar=metavar, action="append", default=[], help=does)
+    add_only(parser)
+
+
+_GIVEN = {
+    "python": ("PATH", "with --app or --run: the interpreter"),
+    "checkpoints": ("GLOB", "with --app or --run: files in the output folder that are checkpoints"),
+    "volatile": ("KEY", "with --app: it says nothing about the result; repeats"),
+    "results": ("FILE", "with --run: JSON or CSV in {output}, with the result rows"),
+    "metric": ("NAME=REGEX", "with --run: a result, in what the command prints; repeats"),
+    "keep": ("GLOB", "with --run: files in {work} that become part of the product; repeats"),
+}
+"""Options that stand for keys of a sweep file, where there is none."""
+
+
+def composed(
+    args: argparse.Namespace, step: Callable[[int, int], None]
+) -> tuple[SweepState, Composition | None]:
+    """Return what the arguments of `add_composing` name; see `composed_or_sealed`.
+
+    With ``--app`` and ``--run`` all words are overrides; `args` gets the name of the sweep. `step` is called
+    with the number of composed points and of all points.
+    """
+    options = {name: getattr(args, name) for name in _GIVEN}
+    given = None
+    if args.app is not None or args.run is not None:
+        args.overrides = [*filter(None, [args.sweep]), *args.overrides]
+        # Loaded by name: neither the other verbs nor other sweeps need them.
+        args.sweep, given = load("orchestrator.compose.given:given")(
+            args.app, args.run, args.overrides, options
+        )
+    elif used := [name for name, value in options.items() if value]:
+        raise UserError(f"--{used[0]} goes with --app or --run", allowed="a sweep file has it as a key")
+    return composed_or_sealed(args.sweep, args.overrides, args.name, progress=step, given=given)
+
+
+def again(verb: str, args: argparse.Namespace) -> str:
+    """Return a command line that runs another verb with the same sweep, overrides, name and selectors."""
+    named = [("name", args.name), ("app", args.app), ("run", args.run)]
+    several = [(name, value) for name in ("only", *_GIVEN) for value in getattr(args, name)]
+    options = [word for name, value in (*named, *several) if value for word in (f"--{name}", value)]
+    sweep = [] if args.app or args.run else [args.sweep]
+    # The user copies this line into a shell, so selectors with spaces and brackets must be quoted.
+    return shlex.join(["sweep", verb, *sweep, *args.overrides, *options])
 
 
 def write_reports(view: SweepState) -> None:
@@ -190,7 +259,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
     print_failures(view, list(view.sweep.cells))
     if counts[State.DONE]:
         write_reports(view)
-    notifier_of(view, asked[-1].request, indented).finish()
+    notifier_of(view, asked[-1].request, indented).finish(NOTICES_S)
     print(f"  sweep status {view.sweep.name}{view.hint}")
     return 1 if counts[State.FAILED] or counts[State.BLOCKED] or view.jobs.stuck() else 0
 
@@ -226,49 +295,71 @@ def _stay(passes: JobPasses) -> int:
 @contextlib.contextmanager
 def mirroring(ledger: Ledger, sweep: str, request: Request) -> Iterator[None]:
     """Run the mirror of a launch beside it; at the end wait for it for at most `MIRROR_FINISH_S`."""
-    if request.settings is None or not has_mirror(request.settings):
+    if request.settings is None or not request.settings.tracker.mirrors:
         yield
         return
     log = Path(f"request-{request.number}-mirror.log")
-    process = None
+    mirror = None
     try:
         log = ledger.objects.workspace(layout.logs(sweep)) / log
-        process = _start_mirror(ledger.objects.url, sweep, request.number, log)
+        mirror = _Mirror(ledger.objects.url, sweep, request.number, log)
     except OSError as error:
         print(f"the mirror cannot be started, no cell is the worse for it: {error}", file=sys.stderr)
     try:
         yield
     finally:
-        if process is not None:
+        if mirror is not None:
             with contextlib.suppress(OSError):
-                _end_mirror(process, log)
+                mirror.end()
 
 
-def _start_mirror(url: str, sweep: str, number: int, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.trackers.mirror", url, sweep, str(number)],
-            stdin=subprocess.PIPE,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,  # Ctrl-C stops the cells; the mirror must outlive them to send their end
-        )
+class _Mirror:
+    """The process with the mirrors of a launch. What it prints for the user is printed when it comes.
 
+    Args:
+        url: the store.
+        sweep: name of the sweep.
+        number: of the request.
+        log: file for the rest.
+    """
 
-def _end_mirror(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Signal the end of the launch to the mirror, and print the last line of its log."""
-    if process.stdin is not None:
+    def __init__(self, url: str, sweep: str, number: int, log: Path) -> None:
+        self._log = log
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.trackers.mirror", url, sweep, str(number)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                start_new_session=True,  # Ctrl-C stops the cells; the mirror must outlive them
+            )
+        self._reader = threading.Thread(target=self._print, name="mirror", daemon=True)
+        self._reader.start()
+
+    def _print(self) -> None:
+        """Print the lines of the process: problems as errors, everything else as output."""
+        assert self._process.stdout is not None
+        for data in self._process.stdout:
+            line = data.decode(errors="replace").rstrip()
+            stream = sys.stderr if line.startswith("! ") else sys.stdout
+            print(line.removeprefix("! "), file=stream, flush=True)
+
+    def end(self) -> None:
+        """Signal the end of the launch to the process, and wait until it has sent the rest."""
+        process = self._process
+        assert process.stdin is not None
         process.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=5.0)
-    if process.poll() is None:
-        print(f"waiting for the mirror to finish, at most {MIRROR_FINISH_S:.0f} s: {log}", flush=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=MIRROR_FINISH_S + 5.0)
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    if process.returncode == 0:
-        print("\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]))
-    else:
-        print(f"the mirror ended early, no cell is the worse for it: {log}", file=sys.stderr)
+            process.wait(timeout=5.0)
+        if process.poll() is None:
+            print(
+                f"waiting for the mirror to finish, at most {MIRROR_FINISH_S:.0f} s: {self._log}", flush=True
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=MIRROR_FINISH_S + 5.0)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        self._reader.join(timeout=5.0)
+        if process.returncode != 0:
+            print(f"the mirror ended early, no cell is the worse for it: {self._log}", file=sys.stderr)

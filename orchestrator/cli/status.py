@@ -18,9 +18,10 @@ from orchestrator.api.status import (
     remedies_of,
     retries_of,
     status_json,
-    untold_of,
+    undelivered_of,
 )
 from orchestrator.cli.output import (
+    LongStep,
     add_cell,
     add_store,
     add_sweep,
@@ -86,7 +87,8 @@ def run_status(args: argparse.Namespace) -> int:
         if args.only:
             raise UserError("--spent is about the whole sweep", fix="leave --only out")
         return _print_spent(view, as_json=args.json)
-    cells = view.select(args.only)
+    with LongStep("reading the store"):
+        cells, _ = view.select(args.only), view.cells
     if args.json:
         print_json(status_json(view, cells))
         return 0
@@ -130,8 +132,8 @@ def run_status(args: argparse.Namespace) -> int:
         print(f"remedy: {stage}: {remedy} ({counted(number, 'cell')})")
     for note, number in notes_of(view, cells).items():
         print(f"note: {note} ({counted(number, 'cell')})")
-    for each in untold_of(view):
-        print(f"not told by {each.channel}: {each.event}: {each.why}")
+    for each in undelivered_of(view):
+        print(f"not delivered by {each.channel}: {each.event}: {each.why}")
     return 0
 
 

@@ -40,7 +40,8 @@ def run_watch(args: argparse.Namespace) -> int:
     watched = Watched(args.sweep, no_overrides(args.words), args.rows)
     # Wrong selectors are an error at the start; those that are typed later are refused on the screen.
     watched.view.select(args.only)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    # Textual draws on standard error.
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         fix = f"sweep status {args.sweep}, or sweep events {args.sweep} --follow"
         raise UserError("watch needs a terminal", fix=fix)
     # Textual reads this at the start, and then leaves all colours out.
@@ -49,5 +50,8 @@ def run_watch(args: argparse.Namespace) -> int:
         os.environ["NO_COLOR"] = "1"
     from orchestrator.watching.app import WatchApp
 
-    WatchApp(watched, args.only, args.interval).run()
-    return 0
+    app = WatchApp(watched, args.only, args.interval)
+    app.run()
+    if app.broken is not None:
+        raise app.broken
+    return 3 if app.return_code else 0

@@ -150,18 +150,19 @@ def _other(name: str, path: Path) -> Path:
     return beside[name].resolve() if name in beside else locate(name, path.parent)
 
 
-def sweep_name(path: Path, name: str | None) -> str:
+def sweep_name(stem: str, name: str | None, *, where: str = "") -> str:
     """Return the name of a sweep in the store: the stem of its file, unless another name is given.
 
     Args:
-        path: the sweep file.
+        stem: of the sweep file, or of an app's script.
         name: another name, or None.
+        where: the sweep file, for messages.
 
     Raises:
         UserError: the name is not allowed.
     """
     if name is None:
-        return check_name(path.stem, what="sweep", where=str(path))
+        return check_name(stem, what="sweep", where=where)
     return check_name(name, what="sweep")
 
 

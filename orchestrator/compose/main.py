@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import itertools
@@ -10,22 +11,25 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from omegaconf import OmegaConf
 
 from orchestrator.compose.axes import Axis, axis_of, cell_labels, cut
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
 from orchestrator.compose.interpolations import refuse_varying
-from orchestrator.compose.overrides import Overrides, composed_run_settings, refuse_secrets
+from orchestrator.compose.overrides import Overrides, composed_run_settings, escaped, refuse_secrets
 from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.settings import RunSettings, split_store
-from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, stage_specs
+from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, parse, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import REPORTS, STAGES, importable, lookup
+from orchestrator.registry import REPORTS, STAGES, importable, load, lookup
 from orchestrator.stage import StageSpec
 
 
@@ -37,16 +41,18 @@ class Composition:
         sweep: the sealed sweep.
         engine: the settings for running it.
         notes: remarks for the user: merged cells, checks that were skipped.
-        source: the sweep file.
+        source: the text of the sweep file.
         import_paths: folders from which the user's stages are imported.
     """
 
     sweep: ComposedSweep
     engine: RunSettings
     notes: tuple[str, ...]
-    source: Path
+    source: str
     import_paths: tuple[str, ...]
 
+
+_APPS: Final = "orchestrator.compose.apps:hosted"
 
 _NUM_WORDS = 3
 """Number of notes on words that YAML 1.1 would read differently."""
@@ -62,60 +68,99 @@ def compose(
     name: str | None = None,
     cwd: Path | None = None,
     progress: Progress = lambda number, of: None,
+    given: Mapping[str, Any] | None = None,
 ) -> Composition:
     """Compose a sweep. Nothing is written.
 
     Args:
-        sweep: a name, or a path to a YAML file.
+        sweep: a name, or a path to a YAML file; with `given`, only a name.
         overrides: in Hydra's grammar. Overrides of axes narrow or replace them.
         name: name of a variant in the store; the file's stem by default.
         cwd: the working folder; the current one by default.
         progress: called before each point of the grid, and at the end.
+        given: the content of a sweep file, in place of one.
 
     Raises:
         UserError: there is a mistake in the file, the config or the overrides.
     """
     with noting() as words:
-        composition = _composed(sweep, overrides, name, (cwd or Path.cwd()).resolve(), progress)
+        here = (cwd or Path.cwd()).resolve()
+        source = _given(sweep, given, here) if given is not None else _in_file(sweep, here)
+        composition = _composed(source, overrides, name, here, progress)
     shown = list(dict.fromkeys(words))
     more = [f"and {len(shown) - _NUM_WORDS} more such words"] if len(shown) > _NUM_WORDS else []
     return replace(composition, notes=(*composition.notes, *shown[:_NUM_WORDS], *more))
 
 
+class _Source(NamedTuple):
+    """A sweep as written.
+
+    Attributes:
+        file: its content.
+        text: the same as text, which is recorded.
+        name: of the sweep.
+        folder: where it lies, and its stages run.
+        where: how messages name it.
+    """
+
+    file: SweepFile
+    text: str
+    name: str
+    folder: Path
+    where: str
+
+
+def _in_file(sweep: str, cwd: Path) -> _Source:
+    path = locate(sweep, cwd)
+    where = str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)
+    file = read_sweep(path, where=where)
+    return _Source(file, path.read_text(encoding="utf-8"), path.stem, path.parent, where)
+
+
+def _given(name: str, tree: Mapping[str, Any], cwd: Path) -> _Source:
+    text = OmegaConf.to_yaml(OmegaConf.create(escaped(dict(tree))))
+    return _Source(parse(tree, where="the command line"), text, name, cwd, "the command line")
+
+
 def _composed(
-    sweep: str, overrides: Sequence[str], name: str | None, cwd: Path, progress: Progress
+    source: _Source, overrides: Sequence[str], name: str | None, cwd: Path, progress: Progress
 ) -> Composition:
-    source = locate(sweep, cwd)
-    sweep_id = sweep_name(source, name)
+    file, where, folder = source.file, source.where, source.folder
+    sweep_id = sweep_name(source.name, name, where=where)
     refuse_secrets(sweep_id, key="the name")
-    where = str(source.relative_to(cwd) if source.is_relative_to(cwd) else source)
-    file = read_sweep(source, where=where)
     # Stages are imported from the sweep file's folder first, then from the working folder.
-    import_paths = tuple(dict.fromkeys([str(source.parent), str(cwd)]))
+    import_paths = tuple(dict.fromkeys([str(folder), str(cwd)]))
     file_axes = {axis: axis_of(axis, value, where=where) for axis, value in file.axes.items()}
-    root = _cell_root(file, [*config_folders(cwd, source.parent)], where)
-    merged = Overrides(dict(file_axes))
-    merged.add_file(file.overrides, root, where=where)
     store_url, words = split_store(overrides)
-    merged.add_command_line(words, root)
-    configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
-    specs = _specs(file, import_paths, where)
-    _check_texts(file, specs, where)
-    _check_reports(file.report, import_paths, where)
-    # Labels of the file, not of the command line: to exclude a label that was narrowed away is no mistake.
-    selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
-    grid = Grid(selectors, file.columns, specs, where=where)
-    # Check all that needs no composed cell before the grid is composed, which takes most of the time.
-    engine = composed_run_settings(merged.engine, config_folders(cwd, source.parent), store_url)
-    _check_limits(engine, specs)
-    _check_work(engine, specs)
-    axes = list(merged.axes.values())
-    for axis in axes:
-        check_axis(axis.name)
-    # Before any loop over the points: a mistyped range may give billions of them.
-    _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
-    grid.check_labels(cell_labels(axes))
-    _fill(grid, configs, axes, file.columns, specs, where, progress)
+    with contextlib.ExitStack() as stack:
+        if file.app is not None:
+            # Loaded by name: only sweeps of an app need it.
+            app = stack.enter_context(load(_APPS)(file, file_axes, words, folder=folder, where=where))
+            merged, configs, given = app
+        else:
+            root = _cell_root(file, [*config_folders(cwd, folder)], where)
+            merged = Overrides(dict(file_axes))
+            merged.add_file(file.overrides, root, where=where)
+            merged.add_command_line(words, root)
+            configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
+            given = file.stages
+        specs = _specs(msgspec.structs.replace(file, stages=given), import_paths, where)
+        _check_texts(file, specs, where)
+        _check_reports(file.report, import_paths, where)
+        # Labels of the file: to exclude one that the command line narrowed away is no mistake.
+        selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
+        grid = Grid(selectors, file.columns, specs, where=where)
+        # Check all that needs no composed cell before the grid is composed, which takes most of the time.
+        engine = composed_run_settings(merged.engine, config_folders(cwd, folder), store_url)
+        _check_limits(engine, specs)
+        _check_work(engine, specs)
+        axes = list(merged.axes.values())
+        for axis in axes:
+            check_axis(axis.name)
+        # Before any loop over the points: a mistyped range may give billions of them.
+        _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
+        grid.check_labels(cell_labels(axes))
+        _fill(grid, configs, axes, file.columns, specs, where, progress)
     cells, notes = grid.cells([len(axis.labels) for axis in axes])
     notes += _check_count(len(cells), file.expect_cells, merged, grid.sum_text, where)
     sealed = ComposedSweep(
@@ -126,7 +171,8 @@ def _composed(
         cells=cells,
         report=tuple(file.report),
     )
-    return Composition(sealed, engine, tuple(notes), source, import_paths)
+    notes += configs.notes if file.app is not None else ()
+    return Composition(sealed, engine, tuple(notes), source.text, import_paths)
 
 
 def _fill(

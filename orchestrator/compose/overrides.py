@@ -94,6 +94,14 @@ class Overrides:
     max_cells: int | None = None
     touched: list[str] = field(default_factory=list)
 
+    def parse(self, text: str, *, where: str = "") -> Override:
+        """Return a parsed override; see `orchestrator.compose.axes.parse_override`."""
+        return parse_override(text, where=where)
+
+    def is_engine(self, key: str) -> bool:
+        """Return whether a key belongs to the engine's settings."""
+        return is_engine_key(key)
+
     def fixed(self, root: Root, chosen: Collection[str]) -> list[str]:
         """Return the cells' overrides with one choice for each config group.
 
@@ -126,7 +134,7 @@ class Overrides:
         if isinstance(overrides, Mapping):
             texts = [setting.text for setting in _flat(overrides, root)]
         for text in texts:
-            override = parse_override(text, where=where)
+            override = self.parse(text, where=where)
             if override.is_sweep_override():
                 raise UserError(f"{text!r} has several values", where=where, fix="make it one of the `axes`")
             if re.split(r"[./@]", override.key_or_group)[0] == "store":
@@ -158,13 +166,13 @@ class Overrides:
         """
         fixed: list[Override] = []
         for text in overrides:
-            override = parse_override(text)
+            override = self.parse(text)
             key = override.key_or_group
             if key == "expect_cells":
                 self.expect_cells = _count(override)
             elif key == "max_cells":
                 self.max_cells = _count(override)
-            elif is_engine_key(key):
+            elif self.is_engine(key):
                 if override.is_sweep_override():
                     raise UserError(
                         f"{text!r}: an engine setting cannot be an axis",
@@ -313,7 +321,7 @@ def run_settings_with(
         for section in {_key(text).partition("/")[0] for text in choices}:
             tree.pop(section, None)
             tree.update({section: composed[section]} if section in composed else {})
-    changed = _tree(Root.inline(_escaped(tree), ()), [text for text in texts if text not in choices])
+    changed = _tree(Root.inline(escaped(tree), ()), [text for text in texts if text not in choices])
     # Fields that a later version wrote into the settings are unknown here, and kept.
     return kept(settings, _checked(engine_from(changed, where=_WHERE), url))
 
@@ -353,16 +361,18 @@ def _tree(root: Root, overrides: Sequence[str]) -> dict[str, Any]:
     merged = Overrides({})
     merged.cell = [f"++{text}" if text.startswith(_OPEN) else text for text in overrides]
     for text in overrides:
-        option = text.partition("=")[2]
-        if root.is_group(_key(text)) and option:
-            root.check_option(_key(text), option.strip("'\""))
+        if root.is_group(_key(text)) and text.partition("=")[2]:
+            option = plain(parse_override(text)._value)
+            root.check_option(_key(text), option)
+            if isinstance(option, list):
+                merged.cell[merged.cell.index(text)] = root.several(_key(text), option)
     config = root.compose(merged.fixed(root, ()))
     with translated(_WHERE):
         tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return dict(tree)
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     """Return resolved values with each ``${`` escaped, so that a second resolution leaves it as it is."""
     match value:
         case str():
@@ -370,9 +380,9 @@ def _escaped(value: Any) -> Any:
             # "${".
             return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
         case dict():
-            return {key: _escaped(item) for key, item in value.items()}
+            return {key: escaped(item) for key, item in value.items()}
         case list() | tuple():
-            return [_escaped(item) for item in value]
+            return [escaped(item) for item in value]
         case _:
             return value
 

@@ -113,6 +113,24 @@ class Root:
                     allowed=nearest(last, options),
                 )
 
+    def several(self, group: str, options: Sequence[str]) -> str:
+        """Return the override that chooses several trackers at once, such as ``tracker=[wandb,mlflow]``.
+
+        Raises:
+            UserError: the group is another one, or the trackers do not go together.
+        """
+        text = f"{group}=[{','.join(options)}]"
+        if group != "tracker":
+            raise UserError(f"{text}: of {group} one option is chosen", allowed="only trackers go together")
+        if "none" in options and len(set(options)) > 1:
+            raise UserError(f"{text}: none goes with no other tracker", fix="tracker=none")
+        # The store's own is always open. In Hydra's merge, the last file that sets a name would win.
+        chosen = [option for option in dict.fromkeys(options) if option != "store"] or ["store"]
+        named = [one for one in chosen if self.compose([f"tracker={one}"]).tracker.get("name")]
+        if len(named) > 1:
+            raise UserError(f"{text}: {' and '.join(named)} both set tracker.name", allowed="one of them")
+        return f"{group}=[{','.join(chosen)}]"
+
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the composed config, unresolved, in struct mode.
 

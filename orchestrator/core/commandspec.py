@@ -20,7 +20,10 @@ IN_A_SHELL = re.compile(rf"(?<!\$){PLACEHOLDER.pattern}")
 """The form of a placeholder in a shell command, where ``${NAME}`` is a variable of the shell instead."""
 
 # Placeholders without a key; the others are inputs.STAGE, config.KEY and uses.KEY.
-_PLAIN = ("args", "attempt", "checkpoints", "metrics", "output", "python", "resume", "scratch", "work")
+PLAIN = (
+    *("args", "attempt", "checkpoint", "checkpoints", "hydra_app", "metrics", "output"),
+    *("python", "resume", "scratch", "work"),
+)
 _OPERATORS = frozenset({"|", "||", "|&", "&", "&&", ";", "<", ">", ">>", "<<", "2>", "2>>", "&>", "2>&1"})
 
 
@@ -78,17 +81,17 @@ def _check_placeholders(name: str, spec: StageSpec, asked: list[str], where: str
     for kind, key in _ASKED_KEY.findall(spec.command or ""):
         parts = key.split(".")
         # The stage may declare the key itself or any section above it.
-        prefixes = {".".join(parts[: length + 1]) for length in range(len(parts))}
+        prefixes = {"*", *(".".join(parts[: length + 1]) for length in range(len(parts)))}
         if prefixes.isdisjoint(declared[kind]):
             raise UserError(
                 f"the command of stage {name!r} asks for {{{kind}.{key}}}, which its `{fields[kind]}` lacks",
                 where=where,
                 allowed=nearest(key, declared[kind]),
             )
-    known = [*_PLAIN, *(f"{kind}.{key}" for kind, keys in declared.items() for key in keys)]
+    known = [*PLAIN, *(f"{kind}.{key}" for kind, keys in declared.items() for key in keys)]
     for text in asked:
         has_key = "." in text and text.partition(".")[0] in declared
-        if not has_key and text not in _PLAIN:
+        if not has_key and text not in PLAIN:
             raise UserError(
                 f"the command of stage {name!r} asks for the unknown {{{text}}}",
                 where=where,
@@ -178,6 +181,10 @@ def _check_files(name: str, spec: StageSpec, where: str) -> None:
         named.append(("finished", spec.finished))
     if spec.results is not None:
         named.append(("results", spec.results))
+    if spec.checkpoints is not None:
+        named.append(("checkpoints", spec.checkpoints))
+    for column, pattern in spec.metric.items():
+        _check_pattern(f"stages.{name}.metric.{column}", pattern, where)
     for key, path in named:
         parts = path.split("/")
         # An absolute path, or one with "..", would collect or delete files that are not the attempt's own.
@@ -192,7 +199,20 @@ def _check_files(name: str, spec: StageSpec, where: str) -> None:
             )
 
 
+def _check_pattern(key: str, pattern: str, where: str) -> None:
+    """Refuse an expression that is malformed, or whose match would name no single value."""
+    try:
+        num_groups = re.compile(pattern).groups
+    except re.error as error:
+        raise UserError(f"{key} is no regular expression: {error}", where=where) from None
+    if num_groups != 1:
+        raise UserError(
+            f"{key} has {num_groups} groups", where=where, allowed=r"one, around the value: loss=([\d.]+)"
+        )
+
+
 _FILES = {
+    "checkpoints": ("the output folder or the work folder", "ckpt-*.pt"),
     "keep": ("the work folder", "*.pt"),
     "finished": ("the output folder or the work folder", "finished"),
     "results": ("the output folder", "rows.jsonl"),
@@ -206,6 +226,8 @@ def _refuse_of_functions(name: str, spec: StageSpec, where: str) -> None:
     for key, is_set in (
         ("finished", spec.finished is not None),
         ("results", spec.results is not None),
+        ("metric", bool(spec.metric)),
+        ("checkpoints", spec.checkpoints is not None),
         ("shell", spec.shell),
         ("python", spec.python is not None),
     ):

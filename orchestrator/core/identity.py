@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.core.sweep import ComposedSweep, Input, StageInstance
@@ -20,6 +20,9 @@ from orchestrator.core.tree import MISSING, dotted_keys, pick, place, without_ke
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.registry import FORMER, STAGES, load
 from orchestrator.stage import StageSpec
+
+ALL = "*"
+"""In `reads`: the whole config."""
 
 _NUM_ID_DIGITS = 8
 _MAX_NAME_BYTES = 160
@@ -171,7 +174,7 @@ def _joined(key: str, name: str) -> str:
 
 def slice_of(
     config: Mapping[str, Any],
-    keys: Iterable[str],
+    keys: Collection[str],
     *,
     carve: Iterable[str] = (),
     what: str = "the stage reads",
@@ -180,15 +183,15 @@ def slice_of(
 
     Args:
         config: the resolved tree.
-        keys: dotted keys of values or sections.
+        keys: dotted keys of values or sections; `ALL` for the whole config.
         carve: keys to leave out although a section of `keys` contains them.
         what: the beginning of an error message.
 
     Raises:
         UserError: the config lacks one of `keys`.
     """
-    part: dict[str, Any] = {}
-    for key in sorted(keys, key=len):  # shorter keys first: a section, then its values
+    part: dict[str, Any] = dict(config) if ALL in keys else {}
+    for key in sorted(set(keys) - {ALL}, key=len):  # shorter keys first: a section, then its values
         value = pick(config, key)
         if value is MISSING:
             raise UserError(f"{what} the unknown key {key!r}", allowed=nearest(key, dotted_keys(config)))
@@ -209,7 +212,9 @@ def reads_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the config lacks one of the keys.
     """
-    carve = [key for key in spec.uses if any(key.startswith(f"{read}.") for read in spec.reads)]
+    carve = [
+        key for key in spec.uses if any(read == ALL or key.startswith(f"{read}.") for read in spec.reads)
+    ]
     # The `each` variables are no config keys: their values come from the lists that `each` names.
     keys = [key for key in spec.reads if key not in spec.each]
     return slice_of(config, keys, carve=carve)

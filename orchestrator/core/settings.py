@@ -46,13 +46,26 @@ MIRROR_FINISH_S = 60.0
 class TrackerSettings(Settings, frozen=True):
     """Where metrics are sent.
 
+    Metrics always go to the store. Mirrors show them elsewhere too.
+
     Attributes:
-        name: a key of `orchestrator.registry.TRACKERS`.
+        name: a key of `orchestrator.registry.TRACKERS`, or ``wandb``.
         options: options of that tracker.
+        mlflow: options of the mirror in MLflow; None without one.
+        tensorboard: options of the mirror to TensorBoard's files; None without one.
     """
 
     name: str = "store"
     options: dict[str, Any] = {}
+    mlflow: Annotated[dict[str, Any] | None, SINCE_2] = None
+    tensorboard: Annotated[dict[str, Any] | None, SINCE_2] = None
+
+    @property
+    def mirrors(self) -> dict[str, dict[str, Any]]:
+        """The mirrors of a launch, by name in `orchestrator.registry.MIRRORS`, each with its options."""
+        found = {"wandb": self.options} if self.name == "wandb" else {}
+        sections = {"mlflow": self.mlflow, "tensorboard": self.tensorboard}
+        return found | {name: options for name, options in sections.items() if options is not None}
 
 
 class SpendingLimit(Settings, frozen=True, kw_only=True):

@@ -139,6 +139,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         stages: names of built-in stages, or stage name to spec.
         report: names of the reports written at the end of a launch.
         config: the primary config itself, in place of ``conf/config.yaml``.
+        app: a Hydra app: its script, or a mapping with ``script`` and further keys; see docs/hydra-apps.md.
     """
 
     description: str = ""
@@ -152,6 +153,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     stages: list[str] | dict[str, dict[str, Any] | None] = []
     report: list[str] = []
     config: dict[str, Any] | None = None
+    app: str | dict[str, Any] | None = None
 
 
 def parse(tree: Any, *, where: str) -> SweepFile:
@@ -179,7 +181,7 @@ def parse(tree: Any, *, where: str) -> SweepFile:
                 where=where,
                 allowed=f"every result row has its own {', '.join(_ENGINE_COLUMNS)}",
             )
-    if not file.stages:
+    if not file.stages and file.app is None:
         raise UserError("the sweep has no stages", where=where, fix="stages: [NAME, ...]")
     return file
 

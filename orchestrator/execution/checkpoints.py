@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,13 +155,15 @@ class Sealer:
 
     Args:
         context: the attempt's context. Its adopted checkpoint is sealed already.
+        before: called before each check, with whether the command has ended by itself.
 
     Attributes:
         superseded: why nothing is sealed any more; "" while this attempt counts.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, before: Callable[[bool], None] = lambda is_last: None) -> None:
         self._context = context
+        self._before = before
         self._folder = context.folder / layout.CHECKPOINTS
         self._seen: dict[Path, _Stamp] = {}
         self._newest: tuple[Path, _Stamp] | None = None
@@ -200,6 +202,8 @@ class Sealer:
         """
         seen, self._seen = self._seen, {}
         self._unseal_if_changed()
+        with contextlib.suppress(OSError):  # a file that is rotated away, or a full disk: the next check
+            self._before(is_last and by_itself)
         try:
             paths = [path for path in self._folder.iterdir() if not path.is_symlink() and path.is_dir()]
         except OSError:

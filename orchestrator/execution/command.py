@@ -29,6 +29,12 @@ from orchestrator.core.failure import cause_of_command
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import end_of_log
 from orchestrator.execution.checkpoints import Sealer
+from orchestrator.execution.command_output import (
+    CheckpointFiles,
+    PrintedMetrics,
+    checkpoint_file,
+    printed_row,
+)
 from orchestrator.execution.command_text import (
     as_shell_text,
     as_words,
@@ -110,7 +116,7 @@ def run_command(
         )
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         raise StageFailure("config", f"cannot run {words[0]!r}: {error.strerror}") from error
-    running = _Running(process, context, grace_s)
+    running = _Running(process, spec, context, grace_s)
     code = running.wait()
     if code == 0 and marker.is_new:
         return  # proof that it is done, with or without a stop
@@ -137,7 +143,11 @@ def take_results(spec: StageSpec, context: Context) -> tuple[Row, ...]:
         Unread: the results file is missing or cannot be read.
     """
     try:
-        return read_rows(context.output / spec.results) if spec.results else ()
+        rows = read_rows(context.output / spec.results) if spec.results else ()
+        if not spec.metric:
+            return rows
+        printed = printed_row(spec.metric, context.folder / layout.LOG)
+        return tuple({**row, **printed} for row in rows or ({},))
     except StageFailure as failure:
         raise Unread(failure.cause, str(failure)) from None
 
@@ -160,6 +170,7 @@ def _environment(config: Config, context: Context, python: str | None) -> dict[s
         "PATH": search_path(python),
         "SWEEP_CONFIG": str(path),
         "SWEEP_OUTPUT": str(context.output),
+        "SWEEP_CHECKPOINT": checkpoint_file(context),
         "SWEEP_METRICS": str(context.folder / layout.METRICS),
     }
 
@@ -195,9 +206,13 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 class _Running:
     """A command that runs: its stop, its checkpoints and its progress."""
 
-    def __init__(self, process: subprocess.Popen[bytes], context: Context, grace_s: float) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], spec: StageSpec, context: Context, grace_s: float
+    ) -> None:
         self._process, self._context, self._grace_s = process, context, grace_s
-        self._sealer = Sealer(context)
+        files = CheckpointFiles(spec, context)
+        self._sealer = Sealer(context, lambda is_last: files.look(is_last=is_last))
+        self._printed = PrintedMetrics(context)
         self._metrics, self._offset, self._progress_s = context.folder / layout.METRICS, 0, 0.0
         self._stopped_s: float | None = None
 
@@ -245,6 +260,7 @@ class _Running:
         if now_s - self._progress_s < PROGRESS_S and not at_once:
             return
         self._progress_s = now_s
+        self._printed.look()
         try:
             with self._metrics.open("rb") as stream:
                 stream.seek(self._offset)

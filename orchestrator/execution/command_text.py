@@ -26,9 +26,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator import provenance
 from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote
 from orchestrator.core.tree import checked_rows
 from orchestrator.errors import StageFailure, nearest
+from orchestrator.execution.command_output import checkpoint_file
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
 
@@ -72,6 +74,8 @@ def command_facts(spec: StageSpec, import_paths: Sequence[str]) -> dict[str, str
     return {"command_python": python or shutil.which("python", path=search_path())}
 
 
+_HYDRA_APP = Path(provenance.__file__).parent / "compose" / "hydra_app.py"
+
 SYSTEM_FOLDERS = ("/bin", "/usr/bin", "/usr/local/bin")
 
 
@@ -94,9 +98,11 @@ def values_of(
         "scratch": str(context.scratch),
         "checkpoints": str(context.folder / layout.CHECKPOINTS),
         "resume": str(context.resume.folder) if context.resume else "",
+        "checkpoint": checkpoint_file(context),
         "metrics": str(context.folder / layout.METRICS),
         "attempt": str(context.attempt),
         "python": python or sys.executable,
+        "hydra_app": str(_HYDRA_APP),
     }
     for root, tree in (("config", config.to_dict()), ("uses", context.uses.to_dict())):
         plain.update((f"{root}.{key}", _text(value)) for key, value in _flat(tree))

@@ -168,7 +168,12 @@ class Checkout:
     def _is_sealed(self, path: str) -> bool:
         """Return whether a file is a sweep file beside the stages; a launch seals its content."""
         folder, _, name = path.rpartition("/")
-        if folder not in self._sweeps or not name.endswith((".yaml", ".yml")):
+        if not name.endswith((".yaml", ".yml")):
+            return False
+        # What a Hydra app composes is sealed too, so that its config files may be edited meanwhile.
+        if self._commands and all("{hydra_app}" in text for text in self._commands):
+            return True
+        if folder not in self._sweeps:
             return False
         try:
             with open(path, "rb") as stream:  # noqa: PTH123

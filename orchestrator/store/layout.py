@@ -13,7 +13,7 @@ These functions build the keys, so that the whole layout can be seen in one plac
     sweeps/<sweep>/workers/<nonce>.json           for how long a worker has held its GPUs
     sweeps/<sweep>/notices/<event>/               a try to send a notice: <channel>.<n>.json, and then
                                                   <channel>.<n>.outcome.json
-    sweeps/<sweep>/{report,logs,wandb}/
+    sweeps/<sweep>/{report,logs,wandb,mlflow,tensorboard}/
     nodes/<n>.json                                what happened on a node, in order
     records/<stage>/<digest>/spec.json
     records/<stage>/<digest>/<n>/{claim,start,heartbeat,end}.json
@@ -162,9 +162,9 @@ def logs(sweep: str) -> str:
     return f"sweeps/{sweep}/logs"
 
 
-def mirror(sweep: str) -> str:
-    """Return the folder of a sweep's mirror to W&B: its files and its progress."""
-    return f"sweeps/{sweep}/wandb"
+def mirror(sweep: str, name: str) -> str:
+    """Return the folder of one of a sweep's mirrors: its files, its notes and its lock."""
+    return f"sweeps/{sweep}/{name}"
 
 
 def stage_records(stage: str) -> str:

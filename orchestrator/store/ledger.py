@@ -133,7 +133,7 @@ class Ledger(Records):
         Numbers are consecutive, and few finished stages were tried again. On a folder, probing for the next
         claim takes a third of the time of listing all attempts.
         """
-        if layout.attempts(instance) in self._known.listings:
+        if self._known.listings and layout.attempts(instance) in self._known.listings:
             return max([number, *self.numbers(instance)])
         objects = self.objects
         is_there = objects.seems_there if isinstance(objects, PosixStore) else objects.get

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.core.records import StartRecord
 from orchestrator.core.sweep import StageInstance
-from orchestrator.registry import TRACKERS, lookup
+from orchestrator.registry import MIRRORS, TRACKERS, lookup
 from orchestrator.stage import Tracker
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
@@ -48,10 +48,10 @@ def open_trackers(names: Sequence[str], tracked: Tracked) -> list[Tracker]:
     """Open trackers by name, the store's always first; log and leave out one that fails to open."""
     trackers: list[Tracker] = []
     for name in dict.fromkeys(("store", *names)):
+        if name in MIRRORS:  # it runs in a process of the launch
+            continue
         try:
-            kind = lookup(TRACKERS, name, kind="tracker")
-            if not getattr(kind, "follows_store", False):  # a mirror runs in a process of the launch
-                trackers.append(kind(tracked))
+            trackers.append(lookup(TRACKERS, name, kind="tracker")(tracked))
         except Exception:
             logger.exception("tracker %s cannot be used", name)
     return trackers

@@ -1,7 +1,7 @@
 """The channels of notices: a command, a webhook, and Apprise. Each sends one notice in bounded time.
 
-What a channel returns says whether the notice may have arrived. It is *refused* only if the receiver said so,
-or if nothing can have reached it. Whatever else went wrong is *unclear*::
+Each result states whether the notice may have arrived. It was *refused* only if the receiver answered so, or
+if nothing can have reached it. Whatever else went wrong is *unclear*::
 
     200                                        delivered
     3xx, 4xx, 5xx; connection refused          refused
@@ -163,15 +163,16 @@ def _run(
         addresses: to keep out of what is returned.
         unclear: the exit code of a failure after which the message may have arrived.
     """
-    # Files instead of pipes: what the command leaves in the background would keep a pipe open.
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
-        given.write(json.dumps(message).encode())
-        given.seek(0)
+    with contextlib.ExitStack() as files:
         try:
+            # Files instead of pipes: what the command leaves in the background would keep a pipe open.
+            given, output = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+            given.write(json.dumps(message).encode())
+            given.seek(0)
             process = subprocess.Popen(
                 command, stdin=given, stdout=output, stderr=output, start_new_session=True
             )
-        except OSError as error:
+        except OSError as error:  # such as a full disk
             return Sent("refused", without_address(f"cannot be started: {error}", addresses))
         try:
             code = process.wait(SEND_S)

@@ -64,15 +64,15 @@ class Notifier:
         url: address of the store.
         sweep: name of the sweep.
         settings: of the launch; nothing is started if they name no channel.
-        say: receives lines for people: what was sent, and what was not.
+        notify: receives lines for people: what was sent, and what was not.
     """
 
-    def __init__(self, url: str, sweep: str, settings: NotifySettings, say: Callable[[str], None]) -> None:
+    def __init__(self, url: str, sweep: str, settings: NotifySettings, notify: Callable[[str], None]) -> None:
         # A job's worker runs a snapshot of the code, which a package in the working folder must not replace.
         safe = ["-P"] if sys.flags.safe_path else []
         self._command = [sys.executable, *safe, "-m", "orchestrator.api.notices", url, sweep]
         self._is_on = bool(settings.channels and settings.events)
-        self._say = say
+        self._notify = notify
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
         self._start_s = 0.0
@@ -85,24 +85,28 @@ class Notifier:
             return
         self._start(LIMIT_S)
 
-    def finish(self) -> None:
-        """Send what is due at the end, and wait for that, for a bounded time."""
+    def finish(self, limit_s: float = FINISH_S) -> None:
+        """Send what is due at the end, and wait for that.
+
+        Args:
+            limit_s: seconds after which no further message is sent.
+        """
         if not self._is_on:
             return
-        end_s = time.monotonic() + FINISH_S
+        end_s = time.monotonic() + limit_s
         if self._process is not None:
-            self._wait(FINISH_S)
+            self._wait(limit_s)
         # Even a late one may record what it could not send.
         self._start(max(1.0, end_s - time.monotonic()), is_last=True)
         self._wait(max(1.0, end_s - time.monotonic()) + KILL_S)
         self._kill()
 
     def _start(self, limit_s: float, *, is_last: bool = False) -> None:
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         self._start_s = time.monotonic()
         self._next_s = self._start_s + INTERVAL_S
         words = [f"{limit_s:.1f}", "last" if is_last else "now"]
         try:
+            self._output = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
             self._process = subprocess.Popen(
                 [*self._command, *words],
                 stdin=subprocess.DEVNULL,
@@ -111,10 +115,10 @@ class Notifier:
                 start_new_session=True,  # Ctrl-C and a stopped job must not cut off a message
             )
         except OSError as error:
-            self._say(f"notices cannot be sent: {error}")
+            self._notify(f"notices cannot be sent: {error}")
 
     def _is_running(self) -> bool:
-        """Return whether the process runs; print what it said when it has ended."""
+        """Return whether the process runs; show its output when it has ended."""
         if self._process is None:
             return False
         took_s = time.monotonic() - self._start_s
@@ -128,7 +132,7 @@ class Notifier:
             with self._output as output:
                 output.seek(0)
                 for line in output.read().decode(errors="replace").splitlines():
-                    self._say(line)
+                    self._notify(line)
         return False
 
     def _wait(self, limit_s: float) -> None:

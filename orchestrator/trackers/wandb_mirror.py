@@ -5,9 +5,11 @@ It does not read the store. The library is imported when the first run is opened
 
 from __future__ import annotations
 
+import hashlib
 import netrc
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +20,18 @@ import msgspec
 
 from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
-from orchestrator.errors import UserError
-from orchestrator.trackers.mirror import Described
+from orchestrator.errors import UserError, one_line, words_of
+from orchestrator.store import layout
+from orchestrator.store.objects import ObjectStore
+from orchestrator.trackers.protocol import (
+    DONE,
+    Described,
+    Followed,
+    MetricPoint,
+    MirrorProgress,
+    log,
+    summary_of,
+)
 
 INIT_S = 20.0
 """Seconds to wait for the server. After that, runs are stored on this machine, for ``wandb sync``."""
@@ -51,62 +63,110 @@ class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class WandbMirror:
     """The mirror that opens runs in W&B. While the server is unavailable, it opens offline runs.
 
+    How much a run was sent is noted when it is closed, apart for each server and for the offline runs. What a
+    server has beyond that, because a mirror was killed or an offline run was uploaded, it counts in lines.
+
     Args:
         options: `tracker.options`.
-        folder: folder for its files, unless the options or the environment name one.
+        folder: folder for its files, unless the options or the environment name one; None for the sweep's
+            folder in the store.
 
     Raises:
         UserError: an option is unknown or has a wrong type.
     """
 
-    follows_store = True
+    title = "W&B"
 
-    def __init__(self, options: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, options: Mapping[str, Any], folder: Path | None = None) -> None:
         self.options = convert(dict(options), WandbOptions, key="tracker.options")
         if not self.options.project.strip() or set(self.options.project) & set("/\\#?%:"):
             raise UserError(
                 f"tracker.options.project is {self.options.project!r}", allowed="a name without / \\ # ? % :"
             )
-        self.folder = Path(self.options.dir or os.environ.get("WANDB_DIR") or folder).expanduser().absolute()
+        named = self.options.dir or os.environ.get("WANDB_DIR") or folder
+        self.folder = Path(named).expanduser().absolute() if named else None
         self.mode = self.options.mode or mode_of(os.environ)
+        self.problem = ""
+        self._notes: dict[str, Notes] = {}
         self._online = self._replaced = self._kept = 0
         self._open = 0  # offline runs that are not closed: a teardown would end them too
         self._retry_s = 0.0
 
+    def check(self) -> None:
+        """Do nothing: without a key, runs are kept on this machine."""
+
+    def begin(self, sweep: Followed) -> None:
+        """Take the sweep's folder for the files, and for the notes."""
+        own = layout.mirror(sweep.name, "wandb")
+        place = sweep.ledger.objects.workspace(own)
+        self.folder = self.folder or place.parent
+        server = [os.environ.get("WANDB_BASE_URL", ""), self.options.entity, self.options.project]
+        digest = hashlib.sha256(msgspec.json.encode(server)).hexdigest()[:8]
+        names = {"offline": "mirrored.json", "online": f"online-{digest}.json"}
+        self._notes = {mode: Notes(sweep.ledger.objects, own, name) for mode, name in names.items()}
+
+    def progress(self, id: str) -> MirrorProgress:
+        """Return what was noted of a run."""
+        return self._notes[self.mode].of(id)
+
+    def forget(self, id: str) -> bool:
+        """Keep what is known: an open run may still send it."""
+        return False
+
+    def end(self) -> None:
+        """Do nothing: W&B has no run for a sweep."""
+
     def open(self, cell: Described) -> WandbRun:
         """Open or resume the run of a cell; use another id if that run was deleted in W&B."""
+        os.environ.setdefault(
+            "WANDB_SILENT", "true"
+        )  # the settings of a run come too late for its first lines
         import wandb
 
         if self.mode != "online" or self._open or time.monotonic() < self._retry_s:
             return self._offline(wandb, cell)
+        noted = self._notes["online"].of(cell.id)
+        first = noted.id or cell.id
         for number in range(1, MAX_IDS + 1):
-            id = cell.id if number == 1 else f"{cell.id}-{number}"
+            id = first if number == 1 else f"{first}-{number}"
             try:
-                run = WandbRun(self._init(wandb, cell, id, "online"), id)
+                run = self._init(wandb, cell, id, "online")
             except Exception as error:
                 if was_deleted(error) and number < MAX_IDS:
-                    print(
-                        f"{cell.cell}: its run {id} was deleted in W&B, another takes its place", flush=True
-                    )
+                    log(f"{cell.cell}: its run {id} was deleted in W&B, another takes its place")
+                    noted = MirrorProgress()
                     continue
                 if self._online:  # the server worked before, so the next pass tries again
                     raise
                 self._retry_s = time.monotonic() + RETRY_S
                 wandb.teardown()  # its service would otherwise still hold the run's id
-                print(f"W&B takes no runs, they are kept here: {type(error).__name__}: {error}", flush=True)
+                self.problem = f"it takes no runs, they are kept here: {one_line(words_of(error))}"
+                log(f"W&B takes no runs, they are kept here: {type(error).__name__}: {error}")
                 return self._offline(wandb, cell)
             self._online += 1
             self._replaced += number > 1
-            return run
+            # More lines there than noted: the first ones to come are there already.
+            skip = max(0, run.starting_step - noted.lines)
+            known = msgspec.structs.replace(noted, id="" if id == cell.id else id)
+            return WandbRun(run, id, known, skip, lambda sent: self._uploaded(cell.id, sent))
         raise AssertionError("the last id was tried")
 
     def _offline(self, wandb: Any, cell: Described) -> WandbRun:
-        run = WandbRun(self._init(wandb, cell, cell.id, "offline"), cell.id, self._closed)
-        self._kept, self._open = self._kept + 1, self._open + 1
-        return run
+        def closed(sent: MirrorProgress) -> None:
+            self._open -= 1
+            self._notes["offline"].note(cell.id, sent)
 
-    def _closed(self) -> None:
-        self._open -= 1
+        run = self._init(wandb, cell, cell.id, "offline")
+        self._kept += 1
+        self._open += 1
+        return WandbRun(run, cell.id, self._notes["offline"].of(cell.id), 0, closed)
+
+    def _uploaded(self, id: str, sent: MirrorProgress) -> None:
+        """Note what the server has, and delete the offline runs that hold a part of it."""
+        self._notes["online"].note(id, sent)
+        assert self.folder is not None
+        for path in self.folder.glob(f"wandb/offline-run-*-{id}"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _init(self, wandb: Any, cell: Described, id: str, mode: str) -> Any:
         """Start a run of the library.
@@ -115,6 +175,7 @@ class WandbMirror:
             PermissionError: the folder for its files is not writable.
             Exception: whatever the library raises.
         """
+        assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):  # the library would silently use a temporary folder
             raise PermissionError(f"{self.folder} is not writable")
@@ -153,7 +214,7 @@ class WandbMirror:
             anew = f", {self._replaced} anew for such as were deleted there" if self._replaced else ""
             parts.append(f"{_runs(self._online)} in project {self.options.project}{anew}")
         if self._kept:
-            upload = f"wandb sync {self.folder / 'wandb'}/offline-run-*"
+            upload = f"wandb sync {self.folder}/wandb/offline-run-*"
             parts.append(f"{_runs(self._kept)} kept here; upload: {upload}")
         return f"W&B: {', '.join(parts) or 'nothing new'}"
 
@@ -176,47 +237,87 @@ class WandbRun:
     Args:
         run: the library's run.
         id: its id in W&B.
-        closed: called once it has ended.
+        progress: what it has.
+        skip: number of lines that it has beyond that.
+        closed: called with what it has, once it has ended.
     """
 
-    def __init__(self, run: Any, id: str, closed: Callable[[], None] = lambda: None) -> None:
-        self._run, self.id, self._closed = run, id, closed
+    def __init__(
+        self,
+        run: Any,
+        id: str,
+        progress: MirrorProgress,
+        skip: int,
+        closed: Callable[[MirrorProgress], None],
+    ) -> None:
+        self._run = run
+        self._skip = skip
+        self._closed = closed
+        self.id = id
+        self.progress = progress
 
-    def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
+    def log(self, points: Sequence[MetricPoint], sent: MirrorProgress) -> int:
         """Log ``train/loss`` against ``train/step``; leave out what is not a number."""
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        self._run.log({f"{stage}/{name}": value for name, value in {**numbers, "step": step}.items()})
+        new = points[self._skip :]
+        self._skip -= len(points) - len(new)
+        for point in new:
+            numbers = {name: value for name, value in point.metrics.items() if isinstance(value, int | float)}
+            line = {**numbers, "attempt": point.attempt, "step": point.step}
+            self._run.log({f"{point.stage}/{name}": value for name, value in line.items()})
+        self.progress = sent
+        return len(new)
 
-    def results(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
+    def results(self, stage: str, rows: Sequence[dict[str, Any]], at: float, sent: MirrorProgress) -> None:
         """Put rows into the run's summary."""
         self._run.summary.update(summary_of(stage, rows))
+        self.progress = sent
 
-    def close(self, *, done: bool) -> None:
+    def mark(self, state: str, at: float) -> None:
+        """Do nothing: the library uploads by itself."""
+
+    def close(self, state: str) -> None:
         """End the run, with exit code 0 if the cell is done."""
-        try:
-            self._run.finish(exit_code=0 if done else 1)
-        finally:
-            self._closed()
+        self._run.finish(exit_code=0 if state == DONE else 1)
+        self._closed(self.progress)
 
 
-def summary_of(stage: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return every number of the rows under a name: stage, column, and the texts in which the rows differ.
+class Notes:
+    """What runs were sent, by their id, in a file beside the mirror's own.
 
-    Six rows with ``eval_language`` and ``accuracy`` become ``evaluate/accuracy/en`` and so on. A column that
-    is the same in all rows keeps its plain name, as do all columns of a single row.
+    A run is noted when it was closed in order, so a mirror that is killed notes too little, never too much.
+
+    Args:
+        objects: the store.
+        prefix: the mirror's folder in it.
+        name: of the file.
     """
-    columns = dict.fromkeys(name for row in rows for name in row)
-    constant = {name for name in columns if all(row.get(name) == rows[0].get(name) for row in rows)}
-    labels = [
-        n for n in columns if n not in constant and all(isinstance(row.get(n), str | None) for row in rows)
-    ]
-    summary: dict[str, Any] = {}
-    for number, row in enumerate(rows, start=1):
-        label = "/".join(str(row[name]) for name in labels if row.get(name) is not None) or str(number)
-        for name, value in row.items():
-            if isinstance(value, str | int | float) and name not in labels:
-                summary[f"{stage}/{name}" if name in constant else f"{stage}/{name}/{label}"] = value
-    return summary
+
+    def __init__(self, objects: ObjectStore, prefix: str, name: str) -> None:
+        self._objects = objects
+        self._key = f"{prefix}/{name}"
+        self._path = objects.workspace(prefix) / name
+        if not objects.in_place and (data := objects.get(self._key)) is not None:
+            self._path.write_bytes(data)  # an earlier launch may have run on another machine
+
+    def of(self, id: str) -> MirrorProgress:
+        """Return what a run was sent."""
+        return self._all().get(id, MirrorProgress())
+
+    def note(self, id: str, progress: MirrorProgress) -> None:
+        """Note what a run was sent, and keep the notes of all others."""
+        data = msgspec.json.encode({**self._all(), id: progress})
+        # Replaced as a whole: a crash while writing must not lose the notes of all cells.
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_bytes(data)
+        temporary.replace(self._path)
+        if not self._objects.in_place:
+            self._objects.put(self._key, data)
+
+    def _all(self) -> dict[str, MirrorProgress]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, MirrorProgress])
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return {}
 
 
 def mode_of(environment: Mapping[str, str]) -> str:

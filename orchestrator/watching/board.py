@@ -36,7 +36,7 @@ class Position(NamedTuple):
 
 
 def fit(text: str, width: int) -> str:
-    """Return a text padded or cut to a width; of names that begin alike, the ends tell them apart."""
+    """Return a text padded or cut to a width; names that begin alike differ in their ends, which stay."""
     if not text.isascii():
         return set_cell_size(text, width)
     if len(text) <= width:
@@ -154,7 +154,7 @@ class Board(ScrollView, can_focus=True):
         )
 
     def on_resize(self) -> None:
-        """Choose widths anew."""
+        """Choose widths for the new size."""
         self._measure()
         self._reveal()
 

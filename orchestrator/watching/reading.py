@@ -8,10 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from textual.message import Message
+
+from orchestrator.api.grid import GridCell
 from orchestrator.api.logs import LogTail, MetricCurve, curve, log_tail, metrics_of
 from orchestrator.api.overview import Overview, Watched
+from orchestrator.api.status import explain, explanation_lines
+from orchestrator.core.state import State
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.store.access import error_line
+
+FOLLOW_S = 1.0
+"""Shortest time between two reads of the log and curve of a running cell, in seconds."""
 
 LOG_LINES = 1000
 """Lines of a log that can be scrolled through."""
@@ -58,7 +66,23 @@ class JobResult(NamedTuple):
     result: Any
 
 
-News = Looked | Silent | Refused | Detail | JobResult
+class Broken(NamedTuple):
+    """Reading failed in a way that nobody foresaw: a bug."""
+
+    error: Exception
+
+
+News = Looked | Silent | Refused | Detail | JobResult | Broken
+
+
+class ReaderNews(Message):
+    """News of the reader, in the application's thread."""
+
+    def __init__(self, news: News) -> None:
+        super().__init__()
+        self.news = news
+
+
 Job = Callable[[Watched], Any]
 
 
@@ -89,6 +113,7 @@ class Reader(threading.Thread):
         self._only, self._interval_s, self._post = tuple(only), interval_s, post
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._wanted = Selection()
+        self._cells: dict[str, GridCell] = {}
 
     # Called by the application's thread
 
@@ -117,18 +142,32 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         """Look, and then do what is asked until the next look is due."""
-        self._look(self._only)
-        while True:
-            due_s = time.monotonic() + self.watched.pause_s(self._interval_s)
-            while (left_s := due_s - time.monotonic()) > 0:
-                try:
-                    task = self._tasks.get(timeout=left_s)
-                except queue.Empty:
-                    break
-                if task is None:
-                    return
-                task()
+        try:
             self._look(self._only)
+            while self._wait(time.monotonic() + self.watched.pause_s(self._interval_s)):
+                self._look(self._only)
+        except Exception as error:  # noqa: BLE001 - a thread that ends in silence would look like a silent store
+            self._post(Broken(error))
+
+    def _wait(self, due_s: float) -> bool:
+        """Do what is asked until a time, and follow a running cell; return False to end."""
+        while (left_s := due_s - time.monotonic()) > 0:
+            try:
+                task = self._tasks.get(timeout=min(left_s, FOLLOW_S))
+            except queue.Empty:
+                # Over a bucket each read is a request, and nothing new is there between two uploads.
+                if self._is_running() and self.watched.view.ledger.objects.in_place:
+                    self._detail(self._wanted)
+                continue
+            if task is None:
+                return False
+            task()
+        return True
+
+    def _is_running(self) -> bool:
+        """Return whether the selected cell was running at the last look."""
+        cell = self._cells.get(self._wanted.cell)
+        return cell is not None and cell.state is State.RUNNING
 
     def _look(self, only: tuple[str, ...]) -> None:
         try:
@@ -144,8 +183,11 @@ class Reader(threading.Thread):
             self._post(Silent(_line(error)))
         else:
             self._only = only
+            before, self._cells = self._cells, {cell.id: cell for cell in found.cells}
             self._post(Looked(found))
-            self._detail(self._wanted)
+            # Nothing is added to what belongs to a cell that stands as before.
+            if self._is_running() or before.get(self._wanted.cell) != self._cells.get(self._wanted.cell):
+                self._detail(self._wanted)
 
     def _detail(self, wanted: Selection) -> None:
         # The person may have moved on meanwhile.
@@ -176,6 +218,12 @@ def detail(watched: Watched, wanted: Selection) -> Detail:
         stage, name = wanted.metric if wanted.metric in metrics else metrics[0] if metrics else ("", "")
         found = curve(view, cell, reader, name, stage) if metrics else MetricCurve()
         return Detail(cell.id, found, metrics, log_tail(view, cell, lines=LOG_LINES))
+
+
+def evidence(watched: Watched, cell: str) -> str:
+    """Return the evidence for a cell's state, as `sweep why` prints it."""
+    with watched.lock:
+        return "\n".join(explanation_lines(explain(watched.view, watched.view.cell(cell))))
 
 
 def _line(error: BaseException) -> str:

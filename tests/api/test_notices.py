@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator.api import notices
-from orchestrator.api.notices import send_due, untold
+from orchestrator.api.notices import send_due, undelivered
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.core import notices as rules
 from orchestrator.trackers import channels, notifier
@@ -81,16 +81,17 @@ def outcomes(sweep: Any) -> dict[str, str]:
 
 def test_what_was_sent_is_not_sent_again_and_readers_send_nothing(ended: Any, receiver: Receiver) -> None:
     said = ended("status", "s")
-    assert "not told by webhook: done@1-" in said and "no process has sent it yet" in said
-    (left,) = ended.json("status", "s")["not_told"]
+    assert "not delivered by webhook: done@1-" in said and "no process has sent it yet" in said
+    (left,) = ended.json("status", "s")["undelivered"]
     assert (left["channel"], left["tries"]) == ("webhook", 0) and "s@1 is done: 2 cells" in left["text"]
     assert receiver.got == []
     (line,) = send_now(ended)
     assert "by webhook: delivered (HTTP 200)" in line
     assert send_now(ended) == [] and receiver.kinds == ["done"]
-    assert ended.json("status", "s")["not_told"] == [] and "not told" not in ended("status", "s")
+    assert ended.json("status", "s")["undelivered"] == [] and "not delivered" not in ended("status", "s")
 
 
+@pytest.mark.long
 def test_a_launch_that_does_nothing_is_no_end_and_another_attempt_is(ended: Any, receiver: Receiver) -> None:
     ended("launch", "s.yaml")
     assert receiver.kinds == ["done"]
@@ -121,7 +122,7 @@ def test_a_sender_killed_while_sending_leaves_an_unclear_notice(
     assert outcomes(ended) == {"webhook.1.json": ""}
     assert send_now(ended, is_last=True) == [] and len(receiver.got) == 1
     monkeypatch.setattr(rules, "IN_FLIGHT_S", -1.0)
-    (left,) = untold(view_of(ended))
+    (left,) = undelivered(view_of(ended))
     assert left.why.startswith("unclear, its sender") and left.why.endswith("was lost: not tried again")
 
 
@@ -144,7 +145,7 @@ def test_refusals_are_tried_three_times_more_and_an_unclear_answer_never(
     said = send_now(ended, is_last=True)
     assert [line.partition(": ")[2].split()[0] for line in said] == ["refused", "unclear"]
     assert send_now(ended, is_last=True) == [] and len(receiver.got) == 3
-    (left,) = ended.json("status", "s")["not_told"]
+    (left,) = ended.json("status", "s")["undelivered"]
     assert left["tries"] == 3 and left["why"].endswith("not tried again")
     text = "".join(path.read_text() for path in ended.store.rglob("notices/*/*.json"))
     assert receiver.url not in text and "secretpart" not in text
@@ -155,10 +156,11 @@ def test_refusals_are_tried_three_times_more_and_an_unclear_answer_never(
     receiver.got.clear()
     monkeypatch.setattr(rules, "PAUSES_S", (0.0, 0.0, 0.0))
     assert len(send_now(ended, is_last=True)) == 4 and len(receiver.got) == 4
-    (left,) = ended.json("status", "s")["not_told"]
+    (left,) = ended.json("status", "s")["undelivered"]
     assert left["why"].startswith("refused 4 times: HTTP 500")
 
 
+@pytest.mark.long
 def test_channels_are_told_apart_and_one_without_its_variable_waits_for_another_sender(
     ended: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -206,6 +208,7 @@ def test_an_address_in_place_of_its_variable_is_refused_and_not_shown(sweep: Any
     assert not sweep.store.exists()
 
 
+@pytest.mark.long
 def test_a_hanging_sender_delays_the_end_of_a_launch_by_a_bounded_time(
     ended: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ def test_senders_of_two_nodes_send_each_notice_once(
         assert receiver.kinds == ["done"]
         second("launch", "s.yaml", "notify.webhook_env=HOOK")
         assert len(receiver.got) == 1
-        (left,) = second.json("status", "s")["not_told"]
+        (left,) = second.json("status", "s")["undelivered"]
         assert left["why"].startswith("unclear") and left["tries"] == 1
         (tried,) = first.store.glob("sweeps/s/notices/done@1-*/webhook.1.json")
         name = tried.with_suffix(".outcome.json").relative_to(first.bucket.folder / "mirror").as_posix()
@@ -40,4 +40,4 @@ def test_senders_of_two_nodes_send_each_notice_once(
         for number in (1, 2):  # the second one finds what the first one left
             said = send_due(open_view("s", bucket.url), limit_s=9.0, is_last=True)
             assert len(said) == (1 if number == 1 else 0) and len(receiver.got) == 2
-    assert first.json("status", "s")["not_told"] == []
+    assert first.json("status", "s")["undelivered"] == []

@@ -34,6 +34,6 @@ def test_a_launch_tells_of_a_failure_the_breaker_and_the_end(
         lines = [json.loads(line) for line in (sweep.folder / "told").read_text().splitlines()]
         assert [line["id"] for line in lines] == [body["id"] for body in receiver.got]
         sweep(*words, code=1)
-        assert len(receiver.got) == 3 and sweep.json("status", "box")["not_told"] == []
+        assert len(receiver.got) == 3 and sweep.json("status", "box")["undelivered"] == []
         kept = "".join(path.read_text() for path in sweep.store.rglob("*") if path.is_file())
         assert "notice done@1-" in said and not any(part in said + kept for part in PATH.split("/")[2:])

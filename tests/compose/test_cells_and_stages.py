@@ -143,7 +143,7 @@ def test_a_users_stage_may_be_a_function_beside_the_sweep_file(project):
     )
     composition = project.compose("elsewhere/own.yaml")
     assert composition.import_paths == (str(project.folder / "elsewhere"), str(project.folder))
-    assert composition.source == project.folder / "elsewhere" / "own.yaml"
+    assert composition.source == (project.folder / "elsewhere" / "own.yaml").read_text()
     assert composition.sweep.specs["s"].run == "my_stage_module:main"
 
 

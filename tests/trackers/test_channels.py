@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.trackers import channels
 from orchestrator.trackers.channels import can_send, send
+from tests.cli.launches import wait_for
 from tests.trackers.receiver import PATH, Receiver, free_port, receiving
 
 MESSAGE = {"text": "a <!channel> & b", "event": "done", "sweep": "s"}
@@ -90,7 +91,7 @@ def test_a_command_gets_json_and_ends_in_time(
     assert sent.outcome == outcome and detail in sent.detail
     if command.startswith("cat"):
         assert json.loads(Path("got.json").read_text())["text"] == MESSAGE["text"]
-    assert not any(b"sleep\x0047" in read(path) for path in Path("/proc").glob("[0-9]*/cmdline"))
+    wait_for(lambda: not any(b"sleep\x0047" in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")))
 
 
 def read(path: Path) -> bytes:

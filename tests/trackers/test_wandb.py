@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
-from orchestrator.trackers.mirror import run_id, whole_lines
+from orchestrator.trackers.following import batches, run_id
 from orchestrator.trackers.wandb_mirror import WandbMirror, mode_of, summary_of
 from tests.cli.launches import Running, wait_for
 from tests.trackers.offline import runs_in
@@ -204,9 +204,11 @@ def test_the_id_is_that_of_the_cell_and_its_stages_in_its_store() -> None:
 
 
 def test_a_line_that_is_still_being_written_waits_for_its_end() -> None:
-    assert whole_lines(b"", 0) == ("", 0)
-    assert whole_lines(b'{"step": 1}\n{"ste', 0) == ('{"step": 1}\n', 12)
-    assert whole_lines(b'{"step": 2}\n', 12) == ('{"step": 2}\n', 24)
+    assert list(batches(b"", 0)) == []
+    assert list(batches(b'{"step": 1}\n{"ste', 0)) == [('{"step": 1}\n', 12)]
+    assert list(batches(b'{"step": 2}\n', 12)) == [('{"step": 2}\n', 24)]
+    many = b"x\n" * 1001
+    assert [end for _, end in batches(many, 7)] == [407, 807, 1207, 1607, 2007, 2009]
 
 
 def test_a_mirror_that_cannot_be_started_costs_no_cell(two: Any) -> None:

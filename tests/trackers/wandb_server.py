@@ -98,8 +98,28 @@ class WandbServer:
             viewer = {"id": "1", "entity": "us", "username": "us", "flags": "{}", "teams": {"edges": []}}
             return 200, {"data": {"viewer": viewer, "serverInfo": {"features": []}}}
         if "model(" in query and "bucket(" in query:
-            return 200, {"data": {"model": {"bucket": None}}}
+            return 200, {"data": {"model": {"bucket": self.resumed(variables.get("name") or "")}}}
         return 200, {"data": {}}
+
+    def resumed(self, name: str) -> dict[str, Any] | None:
+        """What a client needs to go on with a run; None if it was never opened."""
+        if name not in self.configs or name in self.deleted:
+            return None
+        lines = self.history.get(name, [])
+        return {
+            "name": name,
+            "summaryMetrics": "{}",
+            "displayName": name,
+            "logLineCount": 0,
+            "historyLineCount": len(lines),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(lines[-1])] if lines else []),
+            "eventsTail": "[]",
+            "config": "{}",
+            "tags": [],
+            "notes": "",
+            "wandbConfig": '{"t": 1}',  # without it, the run counts as never started
+        }
 
     def stream(self, run: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Takes lines of a run's files."""

@@ -32,25 +32,25 @@ class Shown:
         return "\n".join(strip.text.rstrip() for strip in strips) + "\n"
 
     async def press(self, *keys: str) -> None:
-        """Presses keys."""
+        """Press keys."""
         await self.pilot.press(*keys)
 
     async def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
-        """Waits until a condition holds."""
+        """Wait until a condition holds."""
         async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.02)
         await self.pilot.pause()
 
     async def until_shown(self, text: str) -> None:
-        """Waits until the screen shows a text."""
+        """Wait until the screen shows a text."""
         try:
             await self.until(lambda: text in self.text())
         except TimeoutError:
             raise AssertionError(f"{text!r} is not shown:\n{self.text()}") from None
 
     async def until_read(self) -> None:
-        """Waits until the selected cell's curve and log are shown."""
+        """Wait until the selected cell's curve and log are shown."""
         await self.until(
             lambda: self.app.cell and self.app.detail and self.app.detail.cell == self.app.cell.id
         )
@@ -70,7 +70,7 @@ async def terminal(
     only: tuple[str, ...] = (),
     interval_s: float = 0.2,
 ) -> AsyncIterator[Shown]:
-    """Runs the application on a terminal of a size, and waits until it has shown the sweep."""
+    """Run the application on a terminal of a size, and wait until it has shown the sweep."""
     watched = Watched(sweep, url)
     app = WatchApp(watched, only, interval_s, clock=lambda: (app.found.at if app.found else 0.0) + AGE_S)
     async with app.run_test(size=size) as pilot:
@@ -81,12 +81,12 @@ async def terminal(
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    """Runs a test to its end."""
+    """Run a test to its end."""
     asyncio.run(test)
 
 
 def compare(name: str, text: str) -> None:
-    """Compares a screen with the snapshot of this name; SWEEP_SNAPSHOTS=write writes it."""
+    """Compare a screen with the snapshot of this name; SWEEP_SNAPSHOTS=write writes it."""
     path = SNAPSHOTS / f"{name}.txt"
     if os.environ.get("SWEEP_SNAPSHOTS") == "write":
         path.write_text(text, encoding="utf-8")

@@ -25,7 +25,7 @@ stages: [count]
 
 
 def on_terminal(*words: str, folder: Path, block: str = "") -> tuple[int, str]:
-    """Runs a verb with a terminal as its streams; returns its exit code and what it shows."""
+    """Run a verb with a terminal as its streams; return its exit code and what it shows."""
     ours, its = pty.openpty()
     code = f"import sys; sys.modules[{block!r}] = None\n" if block else "import sys\n"
     code += "from orchestrator.cli.main import main\nsys.exit(main())"

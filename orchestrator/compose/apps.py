@@ -1,0 +1,337 @@
+"""Sweeps of a Hydra app: an unmodified ``@hydra.main`` program, composed by its own interpreter.
+
+One process executes the app's script up to ``hydra.main`` and composes every cell there, see
+`orchestrator.compose.hydra_app`. So the app's search path, structured configs and plugins are its own. What
+it composed is sealed in the cell's config: its resolved values, which are the identity, and under ``hydra``
+the sealed config that the task gets::
+
+    {"lr": 0.1, "model": {...}, "hydra": {"set": {}, "sealed": "{...}"}}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from orchestrator.compose import hydra_app
+from orchestrator.compose.app_process import AppProcess, AppRoot
+from orchestrator.compose.axes import Axis, KeyValue, Label, cut, grammar, plain
+from orchestrator.compose.interpolations import Overlaps
+from orchestrator.compose.overrides import ENGINE_KEYS, Overrides, refuse_secrets
+from orchestrator.compose.root import Root
+from orchestrator.core.secrets import known_values
+from orchestrator.core.sweep import SweepFile
+from orchestrator.core.tree import convert, share_unchanged
+from orchestrator.errors import UserError, nearest
+
+STAGE = "app"
+"""Name of the stage that runs the app."""
+
+OWN_PREFIX = "polysweep."
+"""Before a setting of the engine whose name the app has too: ``polysweep.launcher=slurm``."""
+
+_RESUME = re.compile(r"(\+{0,2})([\w.@/-]+)=\{checkpoint\}")
+# Text that Hydra's grammar reads as text without quotes.
+_BARE = re.compile(r"[A-Za-z_][\w./:%@-]*")
+_SPECIAL = re.compile(r"true|false|null|nan|inf", re.IGNORECASE)
+
+
+class AppSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The key ``app`` of a sweep file.
+
+    Attributes:
+        script: path of the script, or ``-m`` and a module; arguments such as ``--config-name`` may follow.
+        python: the interpreter of the app; by default the first ``python`` in the PATH.
+        volatile: config keys that say nothing about the result, besides those that are left out anyway.
+        resume: ``KEY={checkpoint}``, set in an attempt that has a checkpoint to go on from.
+        checkpoints: pattern of the files in the output folder that are checkpoints.
+    """
+
+    script: str
+    python: str | None = None
+    volatile: tuple[str, ...] = ()
+    resume: str | None = None
+    checkpoints: str | None = None
+
+
+class Hosted(NamedTuple):
+    """A sweep of an app, ready to be composed.
+
+    Attributes:
+        overrides: of all cells, and the axes.
+        configs: composes the cells.
+        stages: the stage of the app, and the others of the sweep file.
+    """
+
+    overrides: AppOverrides
+    configs: AppConfigs
+    stages: dict[str, dict[str, Any] | None]
+
+
+@contextlib.contextmanager
+def hosted(
+    file: SweepFile, axes: Mapping[str, Axis], words: Sequence[str], *, folder: Path, where: str
+) -> Iterator[Hosted]:
+    """Yield a sweep of an app. The app's process lives inside the context.
+
+    Args:
+        file: the sweep file, with `app`.
+        axes: those of the file.
+        words: of the command line, without ``store.url=``.
+        folder: in which the app runs.
+        where: the sweep file, for messages.
+
+    Raises:
+        UserError: the app cannot be executed up to ``hydra.main``, or an override is wrong.
+    """
+    tree = {"script": file.app} if isinstance(file.app, str) else file.app
+    spec = convert(tree, AppSpec, where=where, key="app")
+    program, arguments = _program(spec.script, folder, where)
+    if file.config is not None:
+        raise UserError("`config` is the app's own", where=where, allowed="`app` without `config`")
+    with AppProcess.started([*program, *arguments], spec.python, folder, where) as process:
+        root = AppRoot(process)
+        merged = AppOverrides(
+            dict(axes), own=tuple(process.ask("describe", names=sorted(ENGINE_KEYS))["own"])
+        )
+        if spec.resume is not None and not merged.take_resume(spec.resume):
+            raise UserError(f"app.resume is {spec.resume!r}", where=where, allowed="KEY={checkpoint}")
+        merged.add_file(file.overrides, root, where=where)
+        merged.num_of_file = len(merged.cell)
+        merged.add_command_line(words, root)
+        stage = _stage(file, spec, program)
+        yield Hosted(merged, AppConfigs(process, merged, spec.volatile, where=where), stage)
+
+
+def _program(script: str, folder: Path, where: str) -> tuple[list[str], list[str]]:
+    """Return the words that name the program, and the arguments that it gets while it is composed."""
+    words = shlex.split(script)
+    if not words or (words[0] == "-m" and not words[1:]):
+        raise UserError("app names no script", where=where, allowed="train.py, or -m package.module")
+    number = 2 if words[0] == "-m" else 1
+    program, arguments = words[:number], words[number:]
+    if number == 1 and not (folder / program[0]).is_file():
+        beside = sorted(path.name for path in folder.glob("*.py"))
+        raise UserError(f"no script {cut(program[0])!r}", where=where, allowed=nearest(program[0], beside))
+    if any("=" in word and not word.startswith("-") for word in arguments):
+        raise UserError(
+            f"app is {cut(script)!r}",
+            where=where,
+            allowed="the script and options such as --config-name; overrides follow as words of their own",
+        )
+    return program, arguments
+
+
+def _stage(file: SweepFile, spec: AppSpec, program: list[str]) -> dict[str, dict[str, Any] | None]:
+    others = file.stages if isinstance(file.stages, dict) else dict.fromkeys(file.stages)
+    fields: dict[str, Any] = {
+        "command": f"python {{hydra_app}} run {shlex.join(program)}",
+        "reads": ["*"],
+        "uses": ["hydra.sealed", "hydra.resume"],
+        "results": hydra_app.ROWS,
+    }
+    if spec.python is not None:
+        fields["python"] = spec.python
+    if spec.checkpoints is not None:
+        fields["checkpoints"] = spec.checkpoints
+    return {STAGE: {**fields, **(others.get(STAGE) or {})}, **{k: v for k, v in others.items() if k != STAGE}}
+
+
+class AppOverrides(Overrides):
+    """Overrides of an app's config. They reach Hydra as they are written.
+
+    Args:
+        axes: those of the sweep file.
+        own: names of engine settings that the app has too, which therefore mean the app's.
+
+    Attributes:
+        resume: keys that get the path of a checkpoint.
+        num_of_file: number of overrides that come from the sweep file.
+    """
+
+    def __init__(self, axes: dict[str, Axis], *, own: tuple[str, ...]) -> None:
+        super().__init__(axes)
+        self.own, self.resume, self.num_of_file = own, list[str](), 0
+        self._places: list[int] = []
+        self._parser = OverridesParser.create()
+
+    def parse(self, text: str, *, where: str = "") -> Override:
+        """Return an override, read as Hydra reads it.
+
+        Raises:
+            UserError: the text is no override.
+        """
+        if text.startswith(OWN_PREFIX):
+            return super().parse(text.removeprefix(OWN_PREFIX))
+        try:
+            (override,) = self._parser.parse_overrides([text])
+        except HydraException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{cut(text)!r} is no override: {cut(reason)}", where=where) from None
+        return override
+
+    def is_engine(self, key: str) -> bool:
+        """Return whether a key belongs to the engine: the app has none of this name."""
+        return super().is_engine(key) and re.split(r"[./@]", key)[0] not in self.own
+
+    def take_resume(self, text: str) -> bool:
+        """Take ``KEY={checkpoint}``, and return whether the text has this form."""
+        if match := _RESUME.fullmatch(text):
+            self.resume.append(match[2])
+        return match is not None
+
+    def add_command_line(self, overrides: Sequence[str], root: Root) -> None:  # type: ignore[override]
+        """Add the overrides of the command line; see `Overrides.add_command_line`."""
+        mine = [text for text in overrides if text.startswith(OWN_PREFIX)]
+        engine = Overrides({})
+        engine.add_command_line([text.removeprefix(OWN_PREFIX) for text in mine], root)
+        if engine.cell or engine.axes:
+            raise UserError(
+                f"{mine[0]!r} is no setting of the engine",
+                allowed=f"{OWN_PREFIX} and one of {', '.join(sorted(ENGINE_KEYS))}",
+            )
+        self.engine += engine.engine
+        rest = [text for text in overrides if not text.startswith(OWN_PREFIX) and not self.take_resume(text)]
+        super().add_command_line(rest, root)
+
+    def texts(self, labels: Sequence[Label], root: Root) -> list[str]:
+        """Return the overrides of a point: those of the file, then the others as the command line has them.
+
+        Args:
+            labels: one of each axis.
+            root: the app's config root.
+        """
+        settings = [[written(setting) for setting in label.settings] for label in labels]
+        found = list(self.cell[: self.num_of_file])
+        rest = self.cell[self.num_of_file :]
+        places = self._places[self.num_of_file :]
+        for index, texts in enumerate(settings):
+            found += [text for place, text in zip(places, rest, strict=True) if place == index] + texts
+        found += [text for place, text in zip(places, rest, strict=True) if place >= len(settings)]
+        # Hydra refuses two choices of one group. The last one counts, as in other sweeps.
+        last = {_group(text): number for number, text in enumerate(found)}
+        return [
+            text
+            for number, text in enumerate(found)
+            if last[_group(text)] == number or not root.is_group(_group(text))
+        ]
+
+    def _fix(self, override: Override, text: str, root: Root, where: str) -> None:
+        key = override.key_or_group
+        if self.is_engine(key):
+            super()._fix(override, text, root, where)
+            return
+        if not override.is_delete() and (value := plain(override._value)) is not None:
+            refuse_secrets(value, key=key, where=where)
+        self.cell.append(text)
+        self._places.append(len(self.axes))
+
+
+def _group(text: str) -> str:
+    return text.lstrip("+~").partition("=")[0]
+
+
+def written(setting: KeyValue) -> str:
+    """Return a setting as one would write it: without quotes where Hydra reads the text as text anyway."""
+    value = setting.value
+    is_bare = isinstance(value, str) and _BARE.fullmatch(value) and not _SPECIAL.fullmatch(value)
+    return f"{setting.prefix}{setting.key}={value if is_bare else grammar(value)}"
+
+
+class AppConfigs:
+    """Composer of the configs of an app's cells.
+
+    Args:
+        process: of the app.
+        overrides: the settings for all cells, and the axes.
+        volatile: keys to leave out of the identity.
+        where: the sweep file.
+
+    Attributes:
+        left_out: key to the reason why it is no part of the identity, of all cells so far.
+    """
+
+    def __init__(
+        self, process: AppProcess, overrides: AppOverrides, volatile: Sequence[str], *, where: str
+    ) -> None:
+        self._process, self._overrides, self._volatile, self._where = process, overrides, volatile, where
+        self._root = AppRoot(process)
+        self._overlaps = Overlaps(list(overrides.axes.values()), self._root.is_group, where=where)
+        self._before: dict[str, Any] = {}
+        self._sealed: Any = {}
+        self._known = known_values(os.environ)
+        self._number = 0
+        self.left_out: dict[str, str] = {}
+        self._unused: dict[str, None] = {}
+
+    def config(self, labels: Sequence[Label], *, where: str) -> dict[str, Any]:
+        """Return the config of one point.
+
+        Args:
+            labels: one of each axis.
+            where: the cell, for messages.
+
+        Raises:
+            UserError: two axes set one key, the config contains a credential, or Hydra refuses it.
+        """
+        self._overlaps.check(labels)
+        self._process.where = where
+        texts = self._overrides.texts(labels, self._root)
+        answer = self._process.ask(
+            "cell", number=self._number, overrides=texts, volatile=list(self._volatile)
+        )
+        self._number += 1
+        self.left_out |= answer["left_out"]
+        self._unused |= dict.fromkeys(answer["unused"])
+        tree = share_unchanged({**answer["tree"], "hydra": {"set": answer["set"]}}, self._before)
+        refuse_secrets(tree, where=where, checked=self._before, known=self._known)
+        self._before = tree
+        sealed = share_unchanged(_plain(json.loads(answer["sealed"])), self._sealed)
+        refuse_secrets(sealed, where=where, checked=self._sealed, known=self._known)
+        self._sealed = sealed
+        hydra = {**tree["hydra"], "sealed": answer["sealed"], "resume": list(self._overrides.resume)}
+        return {**tree, "hydra": hydra}
+
+    def varying(self, sections: Sequence[str]) -> Iterator[str]:
+        """Yield nothing: what varies is no part of an app's identity."""
+        return iter(())
+
+    def shown(self, labels: Sequence[Label], config: Mapping[str, Any], *, where: str) -> Sequence[Label]:
+        """Return the labels unchanged: Hydra applies an override last, so a label says what ran."""
+        return labels
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks for the user: what is left out of the identity, and settings of Hydra without effect."""
+        by_reason: dict[str, list[str]] = {}
+        for key, reason in self.left_out.items():
+            by_reason.setdefault(reason, []).append(key)
+        notes = [f"left out of the identity ({why}): {', '.join(keys)}" for why, keys in by_reason.items()]
+        if self._unused:
+            names = ", ".join(self._unused)
+            notes.append(f"of no effect here, for cells run as attempts of this sweep: {names}")
+        own = [name for name in self._overrides.own if name in ENGINE_KEYS]
+        if own:
+            names = ", ".join(own)
+            notes.append(f"the app has its own {names}: {OWN_PREFIX}{own[0]}=... is the setting of Polysweep")
+        return tuple(notes)
+
+
+def _plain(value: Any) -> Any:
+    """Return a sealed config without the forms of its nodes, to look for credentials in it."""
+    if isinstance(value, dict):
+        if "$" in value:
+            return _plain(value["$"][2])
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

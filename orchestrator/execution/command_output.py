@@ -1,0 +1,198 @@
+"""What a command reveals by its files and its prints: checkpoint files, metrics, and results in its log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestrator.errors import StageFailure
+from orchestrator.manifest import copy_file
+from orchestrator.stage import Context, Row, StageSpec
+from orchestrator.store import layout
+
+KEPT = 2
+"""Number of an attempt's copies of checkpoint files that stay."""
+
+_DIGITS = re.compile(r"\d+")
+_NUMBER = r"([+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf))(?![\w.])"
+_STEP = re.compile(r"(?<![\w.-])(?:global_?)?step[ \t]*[=:][ \t]*(\d{1,15})(?:/(\d{1,15}))?(?![\w.])", re.I)
+_PAIR = re.compile(r"(?<![\w.])([A-Za-z_][\w./-]{0,60}?)[ \t]*[=:][ \t]*" + _NUMBER)
+
+
+class _File(NamedTuple):
+    """A file that may be a checkpoint, as it was at one look."""
+
+    path: Path
+    size: int
+    written_ns: int
+
+
+class CheckpointFiles:
+    """Copies the files that a command saves as checkpoints to where checkpoints count.
+
+    A file is taken when two looks find it unchanged, so that none is taken that is still being written. The
+    copy is a folder named by its step, which `orchestrator.execution.checkpoints.Sealer` then seals::
+
+        output/ckpt-120.pt, the same at two looks  ->  checkpoints/120/ckpt-120.pt
+
+    The step is the last number in the name if it is larger than the step before, else the next number. So
+    ``last.pt``, written again and again, gives 1, 2, 3. Copies are made by reflinks where there are any.
+
+    Args:
+        spec: the stage, with the pattern of its checkpoint files, relative to the output or work folder.
+        context: of the attempt.
+    """
+
+    def __init__(self, spec: StageSpec, context: Context) -> None:
+        self._pattern, self._folder = spec.checkpoints, context.folder
+        self._step = context.resume.step if context.resume else 0
+        self._mine: list[Path] = []
+        self._taken: _File | None = None
+        self._seen: _File | None = None
+
+    def look(self, *, is_last: bool = False) -> None:
+        """Take the newest file if it is complete.
+
+        Args:
+            is_last: whether the command has ended by itself, so that one look is enough.
+
+        Raises:
+            OSError: the file vanished, or the disk is full.
+        """
+        if self._pattern is None:
+            return
+        newest = max(self._files(self._pattern), key=lambda each: each.written_ns, default=None)
+        seen, self._seen = self._seen, newest
+        if newest is None or newest == self._taken or not (is_last or newest == seen):
+            return
+        numbers = _DIGITS.findall(newest.path.stem)
+        step = max(self._step + 1, int(numbers[-1][:15]) if numbers else 0)
+        checkpoints = self._folder / layout.CHECKPOINTS
+        unfinished = checkpoints / f".copy-{step}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        copy_file(newest.path, unfinished / newest.path.name)
+        if _state(newest.path) != newest:  # it was written again meanwhile
+            shutil.rmtree(unfinished, ignore_errors=True)
+            return
+        unfinished.rename(checkpoints / str(step))
+        self._step, self._taken = step, newest
+        self._mine.append(checkpoints / str(step))
+        for old in self._mine[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        del self._mine[:-KEPT]
+
+    def _files(self, pattern: str) -> Iterator[_File]:
+        for name in (layout.OUTPUT, layout.WORK):
+            for path in (self._folder / name).glob(pattern):
+                if path.is_file() and (state := _state(path)) is not None:
+                    yield state
+
+
+def _state(path: Path) -> _File | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return _File(path, stat.st_size, stat.st_mtime_ns)
+
+
+def checkpoint_file(context: Context) -> str:
+    """Return the checkpoint that an attempt goes on from: its file if it is a single one, "" without any."""
+    if context.resume is None:
+        return ""
+    files = [path for path in context.resume.folder.iterdir() if path.name != "manifest.json"]
+    return str(files[0] if len(files) == 1 else context.resume.folder)
+
+
+class PrintedMetrics:
+    """Records the metrics that a command prints as ``step=12 loss=0.7``, unless it writes them itself.
+
+    Args:
+        context: of the attempt.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._log, self._metrics = context.folder / layout.LOG, context.folder / layout.METRICS
+        self._offset = 0
+        self._own = _size(self._metrics)
+
+    def look(self) -> None:
+        """Append the metrics of the lines that were printed since the last look."""
+        with contextlib.suppress(OSError):
+            # Another size: the command, or `orchestrator.log` in it, writes the file itself.
+            if _size(self._metrics) != self._own:
+                return
+            with self._log.open("rb") as stream:
+                stream.seek(self._offset)
+                data = stream.read(2**22)
+            whole = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
+            self._offset += len(whole) or (len(data) if len(data) == 2**22 else 0)
+            found = map(metrics_in, re.split(r"[\r\n]", whole.decode(errors="replace")))
+            text = "".join(json.dumps(row) + "\n" for row in found if row)
+            if text:
+                with self._metrics.open("a", encoding="utf-8") as stream:
+                    stream.write(text)
+                self._own = _size(self._metrics)
+
+
+def metrics_in(line: str) -> dict[str, Any] | None:
+    """Return the step and the metrics of a printed line, None for a line without both.
+
+    A line counts that names its step and at least one other number: ``step=12 loss=0.7`` or
+    ``step: 12/100, loss: 0.7``.
+    """
+    step = _STEP.search(line[:2000])
+    if step is None:
+        return None
+    rest = line[: step.start()] + " " + line[step.end() : 2000]
+    values = {name: float(text) for name, text in _PAIR.findall(rest)}
+    if not values:
+        return None
+    total = {"num_steps": int(step[2])} if step[2] else {}
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {"step": int(step[1]), **total, **finite}
+
+
+def printed_row(patterns: Mapping[str, str], log: Path) -> Row:
+    """Return the row of the last matches of some patterns in a log.
+
+    Args:
+        patterns: column to a regular expression with one group.
+        log: what the command printed.
+
+    Raises:
+        StageFailure: a pattern matches nothing (cause ``data``), or a number is not finite (cause ``nan``).
+    """
+    text = log.read_text(encoding="utf-8", errors="replace")
+    row: dict[str, Any] = {}
+    for name, pattern in patterns.items():
+        last = None
+        for last in re.finditer(pattern, text, re.MULTILINE):  # noqa: B007 - the last one counts
+            pass
+        if last is None:
+            raise StageFailure(
+                "data", f"nothing that the command printed matches the metric {name}: {pattern!r}"
+            )
+        found = last[1]
+        try:
+            value: Any = int(found) if re.fullmatch(r"[+-]?\d{1,18}", found) else float(found)
+        except ValueError:
+            value = found
+        if isinstance(value, float) and not math.isfinite(value):
+            raise StageFailure("nan", f"the metric {name} is {found}")
+        row[name] = value
+    return row
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

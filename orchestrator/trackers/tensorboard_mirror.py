@@ -1,0 +1,182 @@
+"""Cells as event files of TensorBoard: one folder and one file a cell.
+
+Beside the file lies a note of how much of the cell it holds, with the file's size at that moment. What is
+longer was written after the note, by a mirror that was killed: it is cut off and written again, so nothing is
+there twice. The records are those of TFRecord files, as TensorBoard reads them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.tree import convert
+from orchestrator.errors import counted
+from orchestrator.store import layout
+from orchestrator.trackers.protocol import (
+    Described,
+    Followed,
+    MetricPoint,
+    MirrorProgress,
+    is_number,
+    summary_of,
+)
+
+EVENTS, NOTE = "events.out.tfevents.0.polysweep", "polysweep.json"
+"""Names of a cell's two files. TensorBoard reads every file with ``tfevents`` in its name."""
+
+
+class TensorboardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`tracker.tensorboard` of `conf/tracker/tensorboard.yaml`.
+
+    Attributes:
+        dir: folder for the cells' folders; None for ``sweeps/<sweep>/tensorboard`` in the store, and for
+            ``tensorboard/<sweep>`` in the working folder if the store is a bucket.
+    """
+
+    dir: str | None = None
+
+
+class EventNote(msgspec.Struct, kw_only=True):
+    """What an event file holds, and its size in bytes."""
+
+    size: int = 0
+    progress: MirrorProgress = msgspec.field(default_factory=MirrorProgress)
+
+
+class TensorboardMirror:
+    """The mirror that writes event files.
+
+    Args:
+        options: `tracker.tensorboard`.
+
+    Raises:
+        UserError: an option is unknown or has a wrong type.
+    """
+
+    title = "TensorBoard"
+    problem = ""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = convert(dict(options), TensorboardOptions, key="tracker.tensorboard")
+        self._folder = Path()
+        self._opened: set[str] = set()
+
+    def check(self) -> None:
+        """Do nothing: it needs no account and no server."""
+
+    def begin(self, sweep: Followed) -> None:
+        """Take the folder of the sweep."""
+        objects = sweep.ledger.objects
+        if self.options.dir is not None:
+            self._folder = Path(self.options.dir).expanduser().absolute()
+        elif objects.in_place:
+            self._folder = objects.workspace(layout.mirror(sweep.name, "tensorboard"))
+        else:
+            self._folder = Path("tensorboard", sweep.name).absolute()
+
+    def progress(self, id: str) -> MirrorProgress:
+        """Return what a cell's file holds."""
+        return noted(self._folder / id).progress
+
+    def open(self, cell: Described) -> TensorboardRun:
+        """Open the file of a cell."""
+        self._opened.add(cell.id)
+        return TensorboardRun(self._folder / cell.id, cell.id)
+
+    def forget(self, id: str) -> bool:
+        """Do nothing: the note beside the file is what counts."""
+        return True
+
+    def end(self) -> None:
+        """Do nothing: TensorBoard has nothing for a sweep but its folder."""
+
+    def farewell(self) -> str:
+        """Return one line about what was done, and how to look at it."""
+        if not self._opened:
+            return f"{self.title}: nothing new"
+        return f"{self.title}: {counted(len(self._opened), 'run')}; tensorboard --logdir {self._folder}"
+
+
+class TensorboardRun:
+    """One cell's event file.
+
+    Args:
+        folder: the cell's folder.
+        id: its name.
+    """
+
+    def __init__(self, folder: Path, id: str) -> None:
+        self._folder = folder
+        self.id = id
+        note = noted(folder)
+        self.progress = note.progress
+        self._size = note.size
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / EVENTS
+        path.touch()
+        os.truncate(path, note.size)
+        self._records: list[bytes] = []
+
+    def log(self, points: Sequence[MetricPoint], sent: MirrorProgress) -> int:
+        """Write ``train/loss`` at its step and time; what is no number is left out."""
+        for point in points:
+            values = {f"{point.stage}/{name}": value for name, value in point.metrics.items()}
+            values.pop(f"{point.stage}/time_s", None)
+            self._add(values, point.step, point.at)
+        self.progress = sent
+        self._write()
+        return len(points)
+
+    def results(self, stage: str, rows: Sequence[dict[str, Any]], at: float, sent: MirrorProgress) -> None:
+        """Write every number of the rows at step 0."""
+        self._add(summary_of(stage, rows), 0, at)
+        self.progress = sent
+        self._write()
+
+    def mark(self, state: str, at: float) -> None:
+        """Do nothing: each batch was noted when it was written."""
+
+    def close(self, state: str) -> None:
+        """Do nothing: no file is open."""
+
+    def _add(self, values: Mapping[str, Any], step: int, at: float) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if not self._size and not self._records:
+            self._records.append(Event(wall_time=at, file_version="brain.Event:2").SerializeToString())
+        found = [Summary.Value(tag=k, simple_value=float(v)) for k, v in values.items() if is_number(v)]
+        if found:
+            event = Event(wall_time=at, step=step, summary=Summary(value=found))
+            self._records.append(event.SerializeToString())
+
+    def _write(self) -> None:
+        """Append the new records, then replace the note."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with (self._folder / EVENTS).open("ab") as stream:
+            writer = RecordWriter(stream)
+            for record in self._records:
+                writer.write(record)
+            stream.flush()
+            self._size = stream.tell()
+        self._records = []
+        temporary = self._folder / f"{NOTE}.tmp"
+        temporary.write_bytes(msgspec.json.encode(EventNote(size=self._size, progress=self.progress)))
+        temporary.replace(self._folder / NOTE)
+
+
+def noted(folder: Path) -> EventNote:
+    """Return the note of a cell's file; an empty one if the file is shorter than noted."""
+    try:
+        note = msgspec.json.decode((folder / NOTE).read_bytes(), type=EventNote)
+        if (folder / EVENTS).stat().st_size >= note.size:
+            return note
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    return EventNote()

@@ -1,0 +1,202 @@
+"""Sweeps of a Hydra app: what its task gets, what identifies its cells, and what the store holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.compose.given import given
+from orchestrator.compose.main import Composition, compose
+from orchestrator.errors import UserError
+from tests.apps import app
+from tests.conftest import Sweep
+
+
+@pytest.fixture
+def project(sweep: Sweep) -> Sweep:
+    app.write(sweep.folder)
+    return Sweep(sweep.folder, sweep.store, app.environment())
+
+
+class Composed:
+    """Composes the app in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *words: str, script: str = "train.py", **options: list[str]) -> Composition:
+        """Compose sweeps as ``sweep plan --app train.py WORD ...`` does."""
+        every = ("python", "volatile", "checkpoints", "results", "metric", "keep")
+        name, tree = given(script, None, words, {**{name: [] for name in every}, **options})
+        return compose(name, words, cwd=self.folder, given=tree)
+
+    def config(self, *words: str, **options: list[str]) -> dict[str, Any]:
+        """Return the config of the only cell."""
+        (cell,) = self(*words, **options).sweep.cells
+        return cell.config
+
+    def digest(self, *words: str, **options: list[str]) -> str:
+        """Return the identity of the only cell."""
+        (digest,) = self(*words, **options).sweep.stages
+        return digest
+
+
+@pytest.fixture
+def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Composed:
+    app.write(tmp_path)
+    for name, value in app.environment().items():
+        monkeypatch.setenv(name, value)
+    return Composed(tmp_path)
+
+
+def seen(folder: Path, pattern: str) -> list[dict[str, Any]]:
+    """What each task saw, in the order of width and seed."""
+    found = [json.loads(path.read_text()) for path in folder.glob(pattern)]
+    return sorted(found, key=lambda each: (each["resolved"]["model"]["width"], each["resolved"]["seed"]))
+
+
+def test_a_task_gets_the_types_and_the_hydra_config_of_a_plain_run(project: Sweep) -> None:
+    words = ["model=small,wide", "seed=3", "opt.lr=0.2", "+opt.extra.more=3", "required=x"]
+    app.plainly(project.folder, "-m", *words)
+    plain = seen(project.folder, "multi/*/seen.json")
+    project("launch", "--app", "train.py", *words)
+    ours = seen(project.store, "payload/app/*/1/output/seen.json")
+    assert len(ours) == len(plain) == 2
+    for mine, its in zip(ours, plain, strict=True):
+        assert mine["forms"] == its["forms"]
+        assert mine["model"] == its["model"]
+        assert mine["cwd"] == its["cwd"] == str(project.folder)
+        differ = {a[0] for a, b in zip(mine["hydra"], its["hydra"], strict=True) if a != b}
+        assert differ == {"/run/dir", "/sweep/dir", "/sweep/subdir", "/runtime/output_dir"}
+    # The sweep has the name of the script; what it returned and its metrics.json are one row.
+    rows = project.json("collect", "train")
+    assert [(row["model"], row["width"], row["value"]) for row in rows] == [
+        ("small", 2, pytest.approx(3.4)),
+        ("wide", 8, pytest.approx(4.6)),
+    ]
+    output = next(project.store.glob("payload/app/*/1/output"))
+    assert {"own.log", ".hydra"} <= {path.name for path in output.iterdir()}
+    for path in project.store.rglob("*"):
+        if path.is_file() and "output" not in path.parts:
+            assert app.ENVIRONMENT["APP_TOKEN"] not in path.read_text(errors="replace"), path
+
+
+def test_the_sealed_config_runs_whatever_happens_to_the_files(project: Sweep) -> None:
+    project("launch", "--app", "train.py", "model=wide", "required=x", "seed=1")
+    (project.folder / "conf/model/wide.yaml").write_text("_target_: __main__.Model\nwidth: 99\n")
+    project("discard", "train", "seed=1", "--stage", "app", "--reason", "again")
+    project("launch", "train@1")
+    assert [each["model"][1] for each in seen(project.store, "payload/app/*/*/output/seen.json")] == [8, 8]
+
+
+def test_identity_is_what_the_config_says_without_places_and_times(composed: Composed) -> None:
+    config = composed.config("required=x")
+    hydra = config.pop("hydra")
+    sealed = hydra.pop("sealed")
+    assert hydra == {"set": {}, "resume": []}
+    assert config == {
+        "seed": 0,
+        "data": {"rows": 10},
+        "name": "run-0-2",
+        "list": [1, 0, {}],
+        "required": "x",
+        "model": {"_target_": "__main__.Model", "width": 2},
+        "opt": {
+            **{"kind": "ADAM", "lr": 0.1, "betas": [0.9, 0.99], "folder": None, "extra": {"warmup": 5}},
+            **{"steps": 3, "name": "0-0.1"},
+        },
+    }
+    assert "/home/of/app" not in sealed and app.ENVIRONMENT["APP_TOKEN"] not in sealed
+    notes = " ".join(composed("required=x").notes)
+    for part in (
+        "(twice): double",
+        "(oc.env): home, list.2.deep",
+        "(now): started",
+        "data.root, data.inside",
+    ):
+        assert part in notes
+    assert "(an output folder): output_dir, log_dir" in notes
+
+
+def test_what_an_override_sets_is_identity_as_it_is_written(composed: Composed) -> None:
+    base = composed.digest()
+    assert composed.digest("data.root=/other") != base != composed.digest("log_dir=there")
+    assert composed.digest("home=${oc.env:APP_HOME}") not in (base, composed.digest("home=${oc.env:HOME}"))
+    assert composed.digest("hydra.job.chdir=true") != base
+    assert composed.digest("hydra.sweep.dir=there") == base
+    assert composed.digest(volatile=["name"]) != base == composed.digest("seed=0")
+
+
+def test_groups_packages_and_experiments_are_hydras_own(composed: Composed) -> None:
+    config = composed.config("experiment=best", "required=x")
+    assert (config["seed"], config["model"]["width"], config["opt"]["lr"]) == (7, 8, 0.5)
+    sweep = composed("model=glob(*)", "opt.betas=[0.1,0.2],[0.3]", "~data.rows", "+new='a b',c").sweep
+    assert [tuple(cell.axes.values()) for cell in sweep.cells][:2] == [
+        ("small", "0.1+0.2", "a b"),
+        ("small", "0.1+0.2", "c"),
+    ]
+    assert len(sweep.cells) == 8 and "rows" not in sweep.cells[0].config["data"]
+
+
+def test_settings_without_effect_are_named(composed: Composed) -> None:
+    notes = " ".join(
+        composed("hydra.run.dir=x", "hydra/launcher=basic", "hydra.sweeper.max_batch_size=3").notes
+    )
+    for word in ("hydra.run.dir=x", "hydra/launcher=basic", "hydra.sweeper.max_batch_size=3"):
+        assert word in notes
+
+
+def test_a_name_that_the_app_has_too_means_the_apps(composed: Composed) -> None:
+    (composed.folder / "conf/launcher").mkdir()
+    (composed.folder / "conf/launcher/rocket.yaml").write_text("thrust: 3\n")
+    found = composed("+launcher=rocket", "polysweep.launcher.workers=3", "policy.grace_s=7", "seed=1")
+    assert found.sweep.cells[0].config["launcher"] == {"thrust": 3}
+    assert (found.engine.launcher["workers"], found.engine.policy.grace_s) == (3, 7)
+    assert "polysweep.launcher=" in " ".join(found.notes)
+    with pytest.raises(UserError, match="no setting of the engine"):
+        composed("polysweep.seed=3")
+
+
+@pytest.mark.parametrize(
+    ("words", "script", "message"),
+    [
+        (["modle=small"], "train.py", "Could not override 'modle'"),
+        (["model=huge"], "train.py", "Could not find 'model/huge'"),
+        (["seed=1", "seed=2", "(", "x"], "train.py", "is no override"),
+        ([], "tain.py", "did you mean train.py"),
+        ([], "train.py seed=3", "overrides follow"),
+        ([], "empty.py", "without a call of a function under @hydra.main"),
+        ([], "broken.py", "ValueError: so it is"),
+        (["+api_key=abcd1234efgh"], "train.py", "api_key looks like a secret"),
+    ],
+)
+def test_mistakes_are_named(composed: Composed, words: list[str], script: str, message: str) -> None:
+    (composed.folder / "empty.py").write_text("print(3)\n")
+    (composed.folder / "broken.py").write_text("raise ValueError('so it is')\n")
+    with pytest.raises(UserError) as error:
+        composed(*words, script=script)
+    assert message in str(error.value)
+
+
+def test_a_sweep_file_names_an_app(composed: Composed) -> None:
+    (composed.folder / "grid.yaml").write_text(
+        """
+        app: {script: train.py, volatile: [name]}
+        overrides: {required: x}
+        axes:
+          model: [small, wide]
+          size: {low: {seed: 1}, high: {seed: 2, opt.lr: 0.9}}
+        exclude: [model=wide size=low]
+        columns: {width: model.width}
+        """
+    )
+    sweep = compose("grid.yaml", ["model=wide,small"], cwd=composed.folder).sweep
+    assert [(cell.axes["size"], cell.columns["width"]) for cell in sweep.cells] == [
+        ("high", 8),
+        ("low", 2),
+        ("high", 2),
+    ]
+    assert sweep.cells[0].config["opt"]["lr"] == 0.9

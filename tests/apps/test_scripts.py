@@ -1,0 +1,134 @@
+"""Sweeps of any script, from a command line alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import log
+from orchestrator.compose.given import given
+from orchestrator.errors import StageFailure, UserError
+from orchestrator.execution.command_output import metrics_in, printed_row
+from tests.apps import app
+from tests.conftest import Sweep
+
+OPTIONS = ("python", "volatile", "checkpoints", "results", "metric", "keep")
+
+SCRIPT = """
+import argparse, json, os, sys, time
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+parser.add_argument("--width", type=int)
+parser.add_argument("--out")
+parser.add_argument("--resume", default="")
+args = parser.parse_args()
+assert args.resume == os.environ["SWEEP_CHECKPOINT"]
+start = step = int(open(args.resume).read()) if args.resume else 0
+while step < 4:
+    step += 1
+    print(f"step={step}/4 loss={args.lr / step}", flush=True)
+    with open(f"{args.out}/ckpt-{step}.pt", "w") as stream:
+        stream.write(str(step))
+    if step == 2 and not start:
+        time.sleep(2.2)
+        sys.exit("node failure")
+print("best: 0.9\\nbest: 0.75")
+json.dump({"start": start, "width": args.width}, open(f"{args.out}/rows.json", "w"))
+"""
+
+
+def of_run(command: str, *words: str, **options: list[str]) -> tuple[str, dict[str, Any]]:
+    return given(None, command, words, {**{name: [] for name in OPTIONS}, **options})
+
+
+def test_a_command_line_alone_gives_rows_metrics_and_goes_on_from_a_checkpoint_file(sweep: Sweep) -> None:
+    (sweep.folder / "fit.py").write_text(SCRIPT)
+    user = Sweep(sweep.folder, sweep.store, app.environment())
+    command = "python fit.py --lr {lr} --width {width} --out {output} --resume '{checkpoint}'"
+    options = [
+        "--checkpoints",
+        "ckpt-*.pt",
+        "--results",
+        "{output}/rows.json",
+        "--metric",
+        r"best=best: (\S+)",
+    ]
+    user("launch", "--run", command, "lr=1e-3", "width=64", *options)
+    rows = user.json("collect", "fit")
+    assert [(row["width"], row["start"], row["best"], row["attempts"]) for row in rows] == [(64, 2, 0.75, 2)]
+    metrics = [path.read_text() for path in sweep.store.glob("payload/run/*/2/metrics.jsonl")]
+    assert [json.loads(line)["step"] for line in metrics[0].splitlines()] == [3, 4]
+    assert json.loads(metrics[0].splitlines()[0])["num_steps"] == 4
+
+
+def test_names_in_braces_become_keys_and_the_sweep_has_the_name_of_the_script() -> None:
+    name, tree = of_run(
+        "python src/fit.py {lr} {opt.name} {output} {config.seed}", "lr=1,2", "opt.name=a", "seed=3"
+    )
+    assert (name, tree["config"]) == ("fit", {"lr": 1, "opt": {"name": "a"}, "seed": 3})
+    assert tree["stages"]["run"] == {
+        "command": "python src/fit.py {config.lr} {config.opt.name} {output} {config.seed}",
+        "reads": ["lr", "opt.name", "seed"],
+    }
+    assert of_run("torchrun {args}", "lr=1", "launcher=slurm", "policy.grace_s=3")[0] == "torchrun"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "options", "message"),
+    [
+        ("fit {lr}", [], {}, "{lr}, but nothing sets it"),
+        ("fit {lr}", ["lr=1", "seed=2"], {}, "seed is set, but the command does not use it"),
+        ("fit {lr}", ["+lr=1"], {}, "goes with a config"),
+        ("fit", [], {"volatile": ["x"]}, "--volatile does not go with --run"),
+        ("fit", [], {"results": ["a", "b"]}, "given 2 times"),
+        ("fit", [], {"metric": ["loss"]}, "NAME=REGEX"),
+    ],
+)
+def test_mistakes_in_a_command_line_are_named(
+    command: str, words: list[str], options: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        of_run(command, *words, **options)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("step=3 loss=0.5 acc: 1e-3", {"step": 3, "loss": 0.5, "acc": 0.001}),
+        (
+            "[12:30] Step: 12/100, train/loss: 0.7 lr=nan",
+            {"step": 12, "num_steps": 100, "train/loss": 0.7, "lr": None},
+        ),
+        ("global_step=1 x=-2", {"step": 1, "x": -2.0}),
+        ("step=4", None),
+        ("timestep=3 loss=1", None),
+        ("step 3 loss 0.5", None),
+    ],
+)
+def test_metrics_of_printed_lines(line: str, found: dict[str, Any] | None) -> None:
+    assert metrics_in(line) == found
+
+
+def test_a_metric_is_the_last_match_of_its_pattern(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("loss: 3\nloss: 2.5\nname: a b\n")
+    assert printed_row({"loss": r"loss: (\S+)", "name": "name: (.*)"}, path) == {"loss": 2.5, "name": "a b"}
+    with pytest.raises(StageFailure, match="nothing that the command printed matches"):
+        printed_row({"f1": r"f1: (\S+)"}, path)
+
+
+def test_log_writes_for_a_sweep_and_does_nothing_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SWEEP_METRICS", raising=False)
+    log(1, loss=0.5)
+    monkeypatch.setenv("SWEEP_METRICS", str(tmp_path / "metrics.jsonl"))
+    log(1, loss=0.5, num_steps=2)
+    log(2, loss=float("nan"))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 0.5, "num_steps": 2}, {"step": 2, "loss": None}]
