@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
+from mistakes.runs import (
+    REPOSITORY,
+    SWEEP,
+    Run,
+    failed_stages,
+    kill_on_node1,
+    on_full_disk,
+    on_slurm,
+    preempted,
+)
 
 HERE = Path(__file__).parent / "mistakes"
-REPOSITORY = HERE.parents[1]
-SWEEP = (sys.executable, "-P", "-m", "orchestrator.cli.main")
 OFF = ("policy.rehearse=false", "policy.breaker=0", "policy.quarantine_s=0")
 ON = ("policy.rehearse=true",)
-STUDY_GPUS = 64
+STUDY_GPUS, STUDY_GPU_HOURS = 64, 1019.0  # what the study takes if nothing is rehearsed and nothing fails
 GUARDED = ("train", "evaluate")
 """Stages that cost GPU-hours in the study; a failure of these is what must not reach a second class."""
 
@@ -46,6 +53,7 @@ class Mistake(NamedTuple):
         axes: changes of the sweep file's axes: name to label to settings.
         words: overrides of the launch.
         faults: how it strikes the study: entries of a fault table, see docs/simulate.md.
+        faults_on: how it strikes with everything on, where that is something else.
         hurt: runs the launch, if it takes more than a command; it returns the exit code.
         silent: axes of the cells whose results are wrong without any failure.
     """
@@ -54,135 +62,9 @@ class Mistake(NamedTuple):
     axes: Mapping[str, Mapping[str, Mapping[str, Any]]] = {}
     words: tuple[str, ...] = ()
     faults: tuple[Mapping[str, Any], ...] = ()
+    faults_on: tuple[Mapping[str, Any], ...] = ()
     hurt: Callable[[Run], int] | None = None
     silent: Mapping[str, str] = {}
-
-
-class Run:
-    """One launch of the sweep with a mistake.
-
-    Args:
-        folder: with the sweep file and its module.
-        words: of the launch.
-
-    Attributes:
-        store: where it records.
-        env: environment of its commands.
-    """
-
-    def __init__(self, folder: Path, words: Sequence[str]) -> None:
-        self.folder, self.words, self.store = folder, tuple(words), folder / "store"
-        self.env = {**os.environ, "SWEEP_STORE": str(self.store), "PYTHONPATH": str(REPOSITORY)}
-
-    def launch(self, *words: str, timeout_s: float | None = None) -> int:
-        """Launch; return the exit code. After a time limit the launch is asked to stop, as by a scheduler."""
-        with (self.folder / "launch.log").open("ab") as log:
-            process = subprocess.Popen(
-                [*SWEEP, "launch", "mistakes.yaml", "launcher.workers=2", *self.words, *words],
-                cwd=self.folder,
-                env=self.env,
-                stdout=log,
-                stderr=log,
-            )
-            try:
-                return process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGTERM)
-                return process.wait()
-
-    def json(self, *words: str) -> Any:
-        """Return what a verb prints with ``--json``; None if it printed an error."""
-        done = subprocess.run(
-            [*SWEEP, *words, "--json"],
-            cwd=self.folder,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return json.loads(done.stdout) if done.stdout.strip() else None
-
-
-def preempted(run: Run) -> int:
-    """Stop the launch every 4 seconds, and start it again, until all is done."""
-    for _ in range(60):
-        if (code := run.launch(timeout_s=4)) == 0:
-            return code
-    return 1
-
-
-def on_full_disk(run: Run) -> int:
-    """Launch into a file system that is too small; then enlarge it, and launch again."""
-    run.store.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", run.store], check=True)
-    try:
-        run.launch()
-        # The next launch mends these failures.
-        (run.folder / "before.json").write_text(json.dumps(failed_stages(run)))
-        subprocess.run(["mount", "-o", "remount,size=200m", run.store], check=True)
-        code = run.launch()
-        kept = run.folder / "kept"
-        shutil.copytree(run.store, kept, symlinks=True)
-    finally:
-        subprocess.run(["umount", "-l", run.store], check=True)
-    run.store.rmdir()
-    kept.rename(run.store)
-    return code
-
-
-def on_slurm(hurt: Callable[[Mapping[str, str]], object]) -> Callable[[Run], int]:
-    """Return a launch on a Slurm of two nodes, the first of which is hurt again and again."""
-
-    def launch(run: Run) -> int:
-        sys.path.insert(0, str(REPOSITORY))
-        from tests.slurm.testbed import Testbed
-
-        testbed = Testbed.start(Path(tempfile.mkdtemp(prefix="mistakes.", dir="/tmp")), nodes=2)
-        try:
-            run.env |= testbed.env
-            run.words = (
-                *(word for word in run.words if not word.startswith("launcher.workers")),
-                *("launcher=slurm", "cluster=testbed", "cluster.memory_gib=2", "launcher.bad_node_hours=0"),
-            )
-            done = subprocess.run(
-                [*SWEEP, "launch", "mistakes.yaml", *run.words], cwd=run.folder, env=run.env, check=False
-            )
-            until_s = time.monotonic() + 600
-            while done.returncode == 0 and time.monotonic() < until_s:
-                hurt(testbed.env)
-                subprocess.run(
-                    [*SWEEP, "reconcile", "mistakes"],
-                    cwd=run.folder,
-                    env=run.env,
-                    capture_output=True,
-                    check=False,
-                )
-                counts = (run.json("status", "mistakes") or {}).get("counts", {})
-                if not {"pending", "queued", "running", "released", "lost"} & {
-                    s for s in counts if counts[s]
-                }:
-                    break
-                time.sleep(1)
-            return done.returncode
-        finally:
-            testbed.stop()
-
-    return launch
-
-
-def kill_on_node1(env: Mapping[str, str]) -> None:
-    """Kill each child of a worker that runs on the first node."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-            command = (entry / "cmdline").read_bytes()
-            conf = f"SLURM_CONF={env['SLURM_CONF']}".encode()
-            if b"SLURMD_NODENAME=node1" in variables and conf in variables and b"python" in command:
-                os.kill(int(entry.name), signal.SIGKILL)
-        except (OSError, ProcessLookupError):
-            continue
 
 
 def of_task(target: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -207,7 +89,23 @@ def strikes(
 
 
 LOADING_S = 120.0  # in which a stage of the study has loaded its model; what breaks at step 1 breaks then
-LIMIT_S = 300.0  # after which `policy.limits_s` ends a hang in the study
+LIMIT_S = 300.0  # after which `policy.limits_s` ends a hang of an evaluation in the study
+REHEARSED_S = {"qwen3-0.6b": 125, "qwen3-1.7b": 210, "qwen3-8b": 420, "gemma3-1b": 152, "gemma3-4b": 285}
+# Seconds of a rehearsal, by `sweep plan multilingual_220 --json`.
+
+
+def at_scoring(cause: str, axes: Mapping[str, str]) -> tuple[Mapping[str, Any], ...]:
+    """Return fault entries that strike at the end of rehearsals."""
+    return tuple(
+        found
+        for model, seconds in REHEARSED_S.items()
+        for found in strikes(cause, ["rehearse"], seconds, {"model": model, **axes})
+    )
+
+
+GPUS = {"qwen3-8b": 4, "gemma3-4b": 2}
+HUNG_GPU_HOURS = sum(GPUS.get(name, 1) * max(180, s / 2) for name, s in REHEARSED_S.items()) / 3600
+"""What the rehearsals of one task hang, which the simulation does not know: it ends stages as planned."""
 
 MISTAKES: Mapping[str, Mistake] = {
     "typo": Mistake("typo in a config key", words=("trainer.lerning_rate=1e-3",)),
@@ -253,17 +151,30 @@ MISTAKES: Mapping[str, Mistake] = {
         hurt=on_slurm(kill_on_node1),
         faults=({"name": "killed", "cause": "bad_node", "after_s": 60, "node": 0},),
     ),
+    "wrong_package": Mistake(
+        "another version of a package on one node",
+        words=("cluster.setup=['[ $SLURMD_NODENAME != node1 ] || export PYTHONPATH=$PWD/wrong']",),
+        hurt=on_slurm(lambda env: None),
+        faults=({"name": "ImportError", "cause": "config", "after_s": 30, "node": 0},),
+        faults_on=({"name": "other packages", "cause": "bad_node", "after_s": 30, "node": 0},),
+    ),
     "preemption": Mistake("preemption every few seconds", hurt=preempted),
     "hang": Mistake(
         "a scorer that hangs",
         axes=of_task("HANGING"),
-        words=("policy.limits_s={evaluate: 20, rehearse: 60}",),
-        faults=strikes("timeout", ["rehearse", "evaluate"], LIMIT_S, {"task": "math"}),
+        words=("policy.limits_s={evaluate: 20}",),
+        faults=(
+            *at_scoring("code", {"task": "math"}),
+            *strikes("timeout", ["evaluate"], LIMIT_S, {"task": "math"}),
+        ),
     ),
     "crash": Mistake(
         "a crash of evaluation after training",
         axes=of_task("CRASHING"),
-        faults=strikes("code", ["rehearse", "evaluate"], LOADING_S, {"task": "math"}),
+        faults=(
+            *at_scoring("code", {"task": "math"}),
+            *strikes("code", ["evaluate"], LOADING_S, {"task": "math"}),
+        ),
     ),
     "swapped": Mistake(
         "the label column of another row",
@@ -274,24 +185,17 @@ MISTAKES: Mapping[str, Mistake] = {
 }
 
 
-def failed_stages(run: Run) -> list[dict[str, Any]]:
-    """Return each failed attempt: its stage, cell, cause and seconds."""
-    found = []
-    for path in run.store.glob("records/*/*/*/end.json"):
-        end = json.loads(path.read_text())
-        if end["outcome"] == "failed":
-            claim = json.loads((path.parent / "claim.json").read_text())
-            stage = path.relative_to(run.store).parts[1]
-            found.append({"stage": stage, "cell": claim["cell"], "cause": end["cause"], "s": end["seconds"]})
-    return found
-
-
 def write(folder: Path, mistake: Mistake) -> None:
     """Write the sweep with a mistake into a folder: its file, module and config."""
     file = yaml.safe_load((HERE / "mistakes.yaml").read_text())
     file["axes"] |= mistake.axes
     (folder / "mistakes.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
     shutil.copy(HERE / "broken.py", folder)
+    # For the node whose environment differs: a package that is older than what the stages need.
+    (folder / "wrong/safetensors").mkdir(parents=True)
+    (folder / "wrong/safetensors/__init__.py").write_text("raise ImportError('safetensors 0.1 is too old')")
+    (folder / "wrong/safetensors-0.1.dist-info").mkdir()
+    (folder / "wrong/safetensors-0.1.dist-info/METADATA").write_text("Name: safetensors\nVersion: 0.1\n")
     tasks = folder / "conf/task"
     tasks.mkdir(parents=True)
     for target in ("BAD_ROW", "SWAPPED", "CRASHING", "HANGING"):
@@ -336,8 +240,9 @@ def play(name: str, mistake: Mistake, words: Sequence[str]) -> dict[str, Any]:
 
 def project(mistake: Mistake, words: Sequence[str]) -> dict[str, Any]:
     """Let the mistake strike the study; return the GPU-hours that it wastes, with those of rehearsals."""
+    faults = mistake.faults_on if words == ON and mistake.faults_on else mistake.faults
     with tempfile.NamedTemporaryFile("w", suffix=".json") as table:
-        json.dump({"source": mistake.what, "gpu_hours": 1, "faults": mistake.faults}, table)
+        json.dump({"source": mistake.what, "gpu_hours": 1, "faults": faults}, table)
         table.flush()
         done = subprocess.run(
             [
@@ -361,7 +266,17 @@ def project(mistake: Mistake, words: Sequence[str]) -> dict[str, Any]:
     if done.returncode:
         return {"error": done.stderr.strip()[-300:]}
     found = json.loads(done.stdout)
+    parts = found["goodput"]["gpu_hours"]
+    is_hang = any(fault["cause"] == "timeout" for fault in faults) and words == ON
+    wasted = {
+        "lost": parts["lost"] + (HUNG_GPU_HOURS if is_hang else 0.0),
+        "idle": parts["idle"],
+        "restore": parts["restore"],
+        "rehearsals": found["gate_gpu_hours"],
+    }
     return {
+        "wasted": wasted,
+        "wasted_percent": 100 * sum(wasted.values()) / STUDY_GPU_HOURS,
         "goodput": found["goodput"],
         "waste": found["waste"],
         "cells": found["cells"],
@@ -374,10 +289,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """Play the mistakes, and print a line of JSON each and a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", help="names, with commas")
+    parser.add_argument("--modes", default="off,on", help="everything off, everything on")
+    parser.add_argument("--no-real", action="store_true", help="the projection on the study alone")
     parser.add_argument("--out", type=Path, help="file for all results, as JSON lines")
     given = parser.parse_args(words)
     names = given.only.split(",") if given.only else list(MISTAKES)
-    for line in results(names):
+    for line in results(names, given.modes.split(","), is_real=not given.no_real):
         text = json.dumps(line)
         print(text, flush=True)
         if given.out:
@@ -386,12 +303,13 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def results(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def results(names: Sequence[str], modes: Sequence[str], *, is_real: bool) -> Iterator[dict[str, Any]]:
     """Yield a result for each mistake with everything off, and with everything on."""
     for name in names:
         mistake = MISTAKES[name]
-        for mode, settings in (("off", OFF), ("on", ON)):
-            real = play(name, mistake, settings)
+        for mode in modes:
+            settings = ON if mode == "on" else OFF
+            real = play(name, mistake, settings) if is_real else None
             on_study = project(mistake, settings) if mistake.faults or mistake.hurt is preempted else None
             yield {"mistake": name, "what": mistake.what, "mode": mode, "real": real, "study": on_study}
 

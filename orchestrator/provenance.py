@@ -112,13 +112,20 @@ def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
 
 
 @cache
-def packages() -> dict[str, str]:
-    """Return the version of every installed package."""
+def packages(without: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the version of every installed package, in the order of their names.
+
+    Args:
+        without: folders of `sys.path` that are not searched.
+    """
     # Imported here only: it would take a quarter of the import time of `sweep status`.
     import importlib.metadata
 
-    found = (_name_and_version(each) for each in importlib.metadata.distributions())
-    return dict(sorted((name, version) for name, version in found if name))
+    path = [folder for folder in sys.path if folder not in without]
+    found: dict[str, str] = {}
+    for name, version in map(_name_and_version, importlib.metadata.distributions(path=path)):
+        found.setdefault(name, version)  # of two versions, Python imports the first
+    return {name: found[name] for name in sorted(found) if name}
 
 
 def _name_and_version(distribution: Distribution) -> tuple[str, str]:
@@ -132,6 +139,13 @@ def _name_and_version(distribution: Distribution) -> tuple[str, str]:
 def packages_digest() -> str:
     """Return a short digest of `packages`, to detect drift."""
     return hashlib.sha256(repr(packages()).encode()).hexdigest()[:16]
+
+
+def packages_age_s() -> float:
+    """Return how many seconds ago a package was last installed or removed, by the file system's clock."""
+    folders = {Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
+    changed = [folder.stat().st_mtime for folder in folders if folder.is_dir()]
+    return time.time() - max(changed, default=0.0)
 
 
 def git_environment() -> dict[str, str]:

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from orchestrator.api.launching import CheckedLaunch, failed_cells, run_settings_of
-from orchestrator.api.reconciling import has_only_notices, notifier_of, requests_of
+from orchestrator.api.reconciling import NOTICES_S, has_only_notices, notifier_of, requests_of
 from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
@@ -36,8 +36,9 @@ def configure_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="only print what would be submitted (Slurm, Ray)"
     )
-    add_wait(parser)
-    parser.add_argument(
+    stays = parser.add_mutually_exclusive_group()
+    add_wait(stays)
+    stays.add_argument(
         "--detach", action="store_true", help="return at once; the launch goes on without a terminal"
     )
 
@@ -91,8 +92,9 @@ def configure_rerun(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     parser.add_argument("--yes", action="store_true", help="do not ask on a terminal")
-    parser.add_argument("--detach", action="store_true", help="return at once")
-    add_wait(parser)
+    stays = parser.add_mutually_exclusive_group()
+    stays.add_argument("--detach", action="store_true", help="return at once")
+    add_wait(stays)
 
 
 def run_rerun(args: argparse.Namespace) -> int:
@@ -168,7 +170,7 @@ def run_reconcile(args: argparse.Namespace) -> int:
     view.check()
     if not args.dry_run and has_only_notices(view):
         print(f"{view.title} was launched without jobs; notices that are due are sent")
-        notifier_of(view, next(r for r in reversed(view.requests) if r.settings), indented).finish()
+        notifier_of(view, next(r for r in reversed(view.requests) if r.settings), indented).finish(NOTICES_S)
         return 0
     asked = requests_of(view, indented)
     if args.dry_run:

@@ -72,7 +72,7 @@ def no_overrides(words: Sequence[str]) -> str | None:
     return url
 
 
-def add_wait(parser: argparse.ArgumentParser) -> None:
+def add_wait(parser: argparse._ActionsContainer) -> None:
     """Add ``--wait``, which keeps a verb running until all cells have ended."""
     parser.add_argument(
         "--wait",
@@ -320,6 +320,7 @@ class LongStep:
             redirect_stdout=sys.stdout.isatty(),
         ) as bar:
             shown = bar.add_task(self._what, total=None, count="")
+            bar.tasks[0].start_time = bar.get_time() - DELAY_S
             while not self._over.wait(REFRESH_S):
                 number, of = self._parts
                 of = None if number == of else of  # what follows the last part cannot be counted

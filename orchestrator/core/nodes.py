@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -62,18 +63,24 @@ class LeftOut(NamedTuple):
     reports: tuple[NodeReport, ...]
 
 
+MAX_DOUBLINGS = 5
+"""How often the time for which a node is left out is doubled, at most; ours."""
+
+
 def left_out(reports: Iterable[AgedReport], limit_s: float) -> dict[tuple[str, str], LeftOut]:
     """Return the nodes that are left out, by cluster and name.
 
     A node is left out when it fails its check, or fails `NUM_FAILURES` times within the limit. It comes back
-    when the last of these failures is older than the limit, or when a user clears it:
+    when the last of these failures is older than the limit, or when a user clears it. If it fails again
+    within the limit after it came back, it is left out at once, and twice as long as the last time::
 
-        limit 60 min    failed 70 min ago, 50 min ago    left out for 10 more minutes
-                        failed 70 min ago,  5 min ago    not left out: too far apart
+        limit 60 min    failed 70 min ago, 50 min ago     left out for 10 more minutes
+                        failed 70 min ago,  5 min ago     not left out: too far apart
+                        failed 90, 85 and 15 min ago      left out for 105 more minutes
 
     Args:
         reports: in the order of their numbers.
-        limit_s: how long a node is left out, in seconds; 0 for never.
+        limit_s: how long a node is left out at first, in seconds; 0 for never.
     """
     evidence: dict[tuple[str, str], list[AgedReport]] = {}
     for each in reports:
@@ -84,9 +91,15 @@ def left_out(reports: Iterable[AgedReport], limit_s: float) -> dict[tuple[str, s
             evidence.setdefault(place, []).append(each)
     found = {}
     for place, seen in evidence.items():
+        times, back_s = 0, math.inf  # how often it was left out, and how long ago it came back from that
         for index, last in enumerate(seen):
             first = seen[max(0, index + 1 - NUM_FAILURES)]
             is_enough = index + 1 >= NUM_FAILURES and first.age_s - last.age_s <= limit_s
-            if (is_enough or last.report.kind == "check") and last.age_s < limit_s:
-                found[place] = LeftOut(limit_s - last.age_s, tuple(one.report for one in seen[: index + 1]))
+            is_out = times > 0 and last.age_s > back_s
+            is_again = times > 0 and 0 <= back_s - last.age_s <= limit_s
+            if is_enough or is_again or last.report.kind == "check":
+                times = times if is_out else times + 1 if is_again else 1
+                back_s = last.age_s - limit_s * 2 ** min(times - 1, MAX_DOUBLINGS)
+                if back_s < 0:
+                    found[place] = LeftOut(-back_s, tuple(one.report for one in seen[: index + 1]))
     return found

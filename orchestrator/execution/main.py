@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
@@ -27,8 +27,9 @@ from orchestrator.core.sweep import ComposedSweep, preload
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
-from orchestrator.jobs.records import OTHER_CODE, REFUSED
-from orchestrator.jobs.submissions import spending_now
+from orchestrator.jobs.nodes import NodeReports
+from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED
+from orchestrator.jobs.submissions import request_of, spending_now
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, wait_out
@@ -93,7 +94,8 @@ def run(
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
         checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
         # Before the first claim: a worker that cannot work must cost no attempt.
-        if problem := _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger):
+        problem = _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger)
+        if problem := problem or _package_problem(ledger, order):
             say(f"{problem.what}: this worker claims nothing")
             return problem.code
         # A job that is to claim nothing should give its GPUs back before it imports anything large.
@@ -232,6 +234,42 @@ def _code_problem(
     return _Problem(
         f"this worker was started from {here.parents[1]}, not from the snapshot {there}", OTHER_CODE
     )
+
+
+def _package_problem(ledger: Ledger, order: Assignment) -> _Problem | None:
+    """Return which packages of this node differ from those of the launch; None if none does.
+
+    A node whose packages differ is left out for a while, and others take its work. If they were changed
+    since the launch, as in an environment that all nodes share, no node is at fault.
+    """
+    quarantine_s, is_ray = order.settings.policy.quarantine_s, order.settings.launcher.get("name") == "ray"
+    # Ray has compared its nodes with the launch already, and lets users accept differences.
+    if not order.request or is_ray or quarantine_s <= 0:
+        return None
+    request = request_of(ledger, order.sweep, order.request)
+    then = request.provenance
+    # Another interpreter, such as in a container, is meant to have its own packages.
+    if then.get("executable") != sys.executable or provenance.packages_digest() == then.get(
+        "packages_digest"
+    ):
+        return None
+    # A project's own folder may hold metadata too.
+    differing = _differences(provenance.packages(order.import_paths), then.get("packages", {}))
+    if not differing:
+        return None
+    what = f"other packages than at the launch: {differing}"
+    if provenance.age_s(request.at) > provenance.packages_age_s():
+        return _Problem(f"{what}; they were changed since: launch again", OTHER_CODE)
+    owner = this_owner(order, os.getpid())
+    NodeReports(ledger, quarantine_s).add(owner.cluster, owner.host, "check", what, sweep=order.sweep)
+    return _Problem(f"node {owner.host} has {what}", BROKEN_NODE)
+
+
+def _differences(here: Mapping[str, str], there: Mapping[str, str]) -> str:
+    """Return the packages of the launch that differ here, each with the version here and the one there."""
+    names = (name for name, version in there.items() if here.get(name) != version)
+    named = [f"{name} {here.get(name, 'is missing')} (and not {there[name]})" for name in sorted(names)]
+    return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
 
 
 def _is_spent(ledger: Ledger, order: Assignment) -> bool:

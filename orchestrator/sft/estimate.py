@@ -124,8 +124,11 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     )
 
 
-START_S, COMPILE_S = 60.0, 30.0
-"""Seconds of a rehearsal: starts of processes, scoring and two answers; and to compile layers, once; ours."""
+START_S, COMPILE_S = 50.0, 30.0
+"""Seconds of a rehearsal: starts of processes, scoring and two answers; and to compile layers, once.
+
+Together as measured with a model of 0.4 B parameters on an H100 (docs/gpu.md).
+"""
 
 
 def rehearse(

@@ -42,6 +42,8 @@ NUM_STEPS = 3
 """Steps of the training: one before the checkpoint, one to warm up after it, and one that is measured."""
 LEAST_SCORING_S = 180.0
 """Least seconds that two answers may take with the load of the model; else half of all before. Ours."""
+SHORT_S = 20.0
+"""Seconds within which a rehearsal does not end for a stop; far less than `policy.grace_s`. Ours."""
 _PHASES = 4
 MAX_NAMED = 3
 """Most items that a message names."""
@@ -72,18 +74,20 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         StageFailure: what `train` or `evaluate` raised; or the scorer calls a reference wrong (cause
             ``data``).
     """
-    start_s = time.monotonic()
+    phases = _Phases(context)
     runtime.start(context, seed=0)
     languages = list(inputs.each("prepare")) if "prepare" in inputs else []
     num_references = check_references(config, context.uses, languages)
-    _end_phase(context, 1)
+    phases.end(1)
     tree = settings_of(config, context.uses, languages[:1])
-    trained = _rehearse_training(config, inputs, context, tree, languages) if languages else _Trained(inputs)
+    trained = _Trained(inputs)
+    if languages:
+        trained = _rehearse_training(config, inputs, context, tree, languages, phases)
     third = _within(context, "third", tree)
-    seconds = max(LEAST_SCORING_S, (time.monotonic() - start_s) / 2)
+    seconds = max(LEAST_SCORING_S, phases.seconds / 2)
     with _at_most(seconds, "two answers were not generated and scored"):
         scored = evaluate.main(Config(tree), trained.inputs, third)
-    _end_phase(context, 4)
+    phases.end(4)
     return [
         {
             **{name: scored[0][name] for name in ("model", "family", "num_parameters", "task")},
@@ -103,7 +107,12 @@ class _Trained(NamedTuple):
 
 
 def _rehearse_training(
-    config: Config, inputs: Inputs, context: Context, tree: dict[str, Any], languages: Sequence[str]
+    config: Config,
+    inputs: Inputs,
+    context: Context,
+    tree: dict[str, Any],
+    languages: Sequence[str],
+    phases: _Phases,
 ) -> _Trained:
     """Train a few steps on the longest rows of the class, with a checkpoint and a new process between."""
     shard = context.scratch / "shard"
@@ -117,13 +126,13 @@ def _rehearse_training(
     try:
         _train(tree, given, first)
     except StopRequested:
-        _end_phase(context, 2)
+        phases.end(2)
     (folder,) = (path.parent for path in (first.folder / "checkpoints").glob(f"*/{MANIFEST}"))
     saved = Checkpoint(int(folder.name), folder)
     speeds = _Speeds()
     second = _within(context, "second", tree, resume=saved, trackers=(speeds,))
     _train(tree, given, second, in_new_process=True)
-    _end_phase(context, 3)
+    phases.end(3)
     found = json.loads((second.output / train.SUMMARY).read_text(encoding="utf-8"))
     if len(found["loss"]) != NUM_STEPS:
         raise StageFailure("code", f"{len(found['loss'])} of {NUM_STEPS} steps after the checkpoint")
@@ -285,10 +294,27 @@ def _with_input(inputs: Inputs, stage: str, folders: Mapping[str, Path]) -> Inpu
     return Inputs({**kept, stage: folders})
 
 
-def _end_phase(context: Context, number: int) -> None:
-    """Report progress, and end here if a stop was requested: nothing is kept of a rehearsal."""
-    context.report(number, num_steps=_PHASES)
-    context.stop_if_asked()
+class _Phases:
+    """The phases of a rehearsal. A stop ends it between two of them, and nothing is kept of it.
+
+    One that began less than `SHORT_S` ago goes on instead: it ends before anybody kills it, and would never
+    end where stops come more often than that.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context, self._start_s = context, time.monotonic()
+        self._was_asked = context.stop_asked
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._start_s
+
+    def end(self, number: int) -> None:
+        """Report progress after a phase, and end here if a stop was requested."""
+        self._context.report(number, num_steps=_PHASES)
+        if self._was_asked or self.seconds >= SHORT_S:
+            self._context.stop_if_asked()
 
 
 def _merged(one: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

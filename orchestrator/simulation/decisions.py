@@ -49,6 +49,7 @@ class Outcome(NamedTuple):
         num_left_out: how often a node was left out, since attempts failed on it at once.
         faults: number of faults by their names.
         goodput: where the held time of the GPUs went; None if no stage needs one.
+        gate_gpu_hours: what gates took that were passed. It is no loss, and makes no result.
     """
 
     hours: float
@@ -58,6 +59,7 @@ class Outcome(NamedTuple):
     num_left_out: int
     faults: dict[str, int]
     goodput: Goodput | None
+    gate_gpu_hours: float = 0.0
 
 
 class Decisions:
@@ -141,6 +143,7 @@ class Decisions:
             self._nodes.num_left_out,
             dict(tally.faults),
             next((each for each in found if each.unit == "gpu_seconds"), None),
+            tally.gate_gpu_s / 3600,
         )
 
     # Jobs
@@ -267,6 +270,8 @@ class Decisions:
 
     def _succeed(self, job: SimulatedJob, attempt: RunningAttempt) -> None:
         spent = self._spent(job, attempt, kept_s=self._scenario.stages[attempt.digest].seconds)
+        if attempt.digest in self._scenario.gates.instances:
+            self._tally.gate_gpu_s += spent.seconds * job.num_gpus
         self._close(job, attempt, "succeeded")
         self._records.end(attempt.digest, "succeeded", spent)
         self._touch(attempt.digest)

@@ -72,6 +72,7 @@ class Tally:
 
     end_s: float = 0.0
     num_jobs: int = 0
+    gate_gpu_s: float = 0.0
     attempts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     holders: list[Holder] = field(default_factory=list)

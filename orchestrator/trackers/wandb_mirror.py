@@ -118,6 +118,9 @@ class WandbMirror:
 
     def open(self, cell: Described) -> WandbRun:
         """Open or resume the run of a cell; use another id if that run was deleted in W&B."""
+        os.environ.setdefault(
+            "WANDB_SILENT", "true"
+        )  # the settings of a run come too late for its first lines
         import wandb
 
         if self.mode != "online" or self._open or time.monotonic() < self._retry_s:

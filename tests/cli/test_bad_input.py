@@ -49,6 +49,7 @@ def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
         (["simulate", "good.yaml", "--gpus", "99999999999"], "at most 10,000,000 GPUs"),
         (["plan", "good.yaml", "--only", ""], "the selector is empty"),
         (["plan", "good.yaml", "--only", "failure="], "unknown failure ''"),
+        (["launch", "good.yaml", "--wait", "--detach"], "not allowed with argument"),
         (["launch", "good.yaml", "speed=3"], "unknown key 'speed'"),
         (["launch", "good.yaml", "count.num_step=3"], "count.num_steps"),
         (["launch", "good.yaml", "seed="], "seed"),

@@ -32,6 +32,11 @@ def report(
         pytest.param(
             [report(1, 5), report(2, 4, "cleared"), report(3, 3)], None, id="what was before counts no more"
         ),
+        pytest.param([report(1, 90), report(2, 85), report(3, 15)], 105, id="again: at once, and longer"),
+        pytest.param([report(1, 200), report(2, 190), report(3, 15)], None, id="well for a while meanwhile"),
+        pytest.param(
+            [report(1, 300), report(2, 295), report(3, 230), report(4, 100)], 140, id="and longer again"
+        ),
         pytest.param([report(1, 5), report(2, 4, node="n2")], None, id="another node"),
         pytest.param([report(1, 5), report(2, 4, cluster="d")], None, id="of the same name elsewhere"),
         pytest.param([report(1, 5, "unknown"), report(2, 4, "unknown")], None, id="of a later version"),

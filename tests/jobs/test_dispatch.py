@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -371,3 +372,14 @@ def test_a_node_on_which_jobs_fail_fast_twice_is_bad_until_that_has_expired():
         JobEnd(index=n, word="FAILED", cause=Cause.UNKNOWN, node="node1", seconds=1.0) for n in range(3)
     ]
     assert bad_nodes([filed(tasks=tasks, over=claimed)], {1}, fast_s=600) == ()
+
+
+@pytest.mark.parametrize("detail", ["exit code 137", "Killed: signal 9"])
+def test_a_node_on_which_whole_jobs_are_killed_twice_is_bad_too(detail):
+    tasks = tuple((str(n),) for n in range(3))
+    end = JobEnd(index=0, word="FAILED", cause=Cause.UNKNOWN, node="node1", seconds=9.0, detail=detail)
+    ends = [end, msgspec.structs.replace(end, index=1)]
+    assert bad_nodes([filed(tasks=tasks, over=ends)], {1}, fast_s=600) == ("node1",)
+    for_memory = [msgspec.structs.replace(each, cause=Cause.OOM_HOST) for each in ends]
+    assert bad_nodes([filed(tasks=tasks, over=for_memory)], {1}, fast_s=600) == ()
+    assert bad_nodes([filed(tasks=tasks, over=ends[:1])], {1}, fast_s=600) == ()

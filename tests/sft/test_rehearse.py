@@ -126,6 +126,23 @@ def test_a_stop_ends_a_rehearsal_between_two_phases(ground, tmp_path) -> None:
         run(ground, tmp_path, stop=stop)
 
 
+def test_a_rehearsal_that_is_nearly_over_goes_on_when_it_is_stopped(ground, tmp_path, monkeypatch) -> None:
+    config, inputs = chain.small("languages=[]"), {n: ground.inputs[n] for n in ("tokenizer", "base")}
+    stop = StopSignal()
+
+    def stopped_meanwhile(*args: Any) -> int:
+        stop.ask("preempted")
+        return check_references(*args)
+
+    monkeypatch.setattr(rehearse, "check_references", stopped_meanwhile)
+    (row,) = chain.run(stages.REHEARSE, config, tmp_path / "short", inputs, stop=stop)[1]
+    assert row["num_scored"] == 1
+    monkeypatch.setattr(rehearse, "SHORT_S", 0.0)
+    stop = StopSignal()
+    with pytest.raises(StopRequested, match="preempted"):
+        chain.run(stages.REHEARSE, config, tmp_path / "long", inputs, stop=stop)
+
+
 def test_the_shipped_tasks_score_their_own_references_as_right(ground) -> None:
     for name in ("math", "api_calling"):
         config = chain.small("languages=[en,es]", f"task={name}")

@@ -37,6 +37,28 @@ def test_of_two_nodes_the_one_that_fails_is_left_out_of_later_submissions(jobs):
     assert jobs.submissions("alone")[-1]["exclude"] == []
 
 
+def test_a_node_with_another_version_of_a_package_claims_nothing_and_is_left_out(jobs):
+    wrong = jobs.folder.parent / "wrong"
+    (wrong / "numpy-99.dist-info").mkdir(parents=True)
+    (wrong / "numpy-99.dist-info/METADATA").write_text("Name: numpy\nVersion: 99\n")
+    name = jobs.write(cells=2, stage="train")
+    jobs.write_stages(STAGE.replace('== "node1"', '== "nowhere"'))
+    setup = f"[ $SLURMD_NODENAME != node1 ] || export PYTHONPATH={wrong}"
+    jobs.launch(name, *TWO_NODES, f"cluster.setup=['{setup}']")
+    jobs.until(lambda: not jobs.cluster.job_states())
+    (node,) = jobs.json("nodes")
+    assert (node["node"], node["left_out"]) == ("node1", True)
+    (report, *_) = node["reports"]
+    assert (
+        report["kind"] == "check" and "other packages than at the launch: numpy 99 (and not" in report["why"]
+    )
+    jobs("reconcile", "jobs")
+    jobs.until_done(2)
+    rows = [row for product in jobs.products() for row in product["rows"]]
+    assert {row["node"] for row in rows} == {"node2"}
+    assert {product["attempt"] for product in jobs.products()} == {1}, "it cost no attempt"
+
+
 def jobs_words(sbatch: str) -> tuple[str, ...]:
     """What launches on the test bed with options of sbatch."""
     return ("launcher=slurm", "cluster=testbed", "cluster.memory_gib=1", f"cluster.sbatch={{{sbatch}}}")

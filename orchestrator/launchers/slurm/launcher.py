@@ -38,14 +38,18 @@ from orchestrator.launchers.slurm.settings import (
 from orchestrator.provenance import age_s
 from orchestrator.store.ledger import Ledger
 
+_KILLED = re.compile(r"(exit code 137|signal 9)$")
+"""How the detail of an end by SIGKILL closes; as Slurm and a shell report it."""
+
 MIN_FAST_FAILS = 2
 """Early ends that it takes at least to exclude a node; one may be chance."""
 
 
 def bad_nodes(filed: Sequence[SubmissionState], recent: Collection[int], *, fast_s: float) -> tuple[str, ...]:
-    """Return nodes on which jobs ended early without claiming anything, too often for chance.
+    """Return nodes on which jobs ended early without claiming anything, or were killed, too often for chance.
 
-    A node is excluded after at least `MIN_FAST_FAILS` early ends, if they outnumber its good ends.
+    A job that was killed for its memory, or cancelled, has another cause than ``unknown``. A node is excluded
+    after at least `MIN_FAST_FAILS` such ends, if they outnumber its good ends.
 
     Args:
         filed: all submissions.
@@ -58,7 +62,9 @@ def bad_nodes(filed: Sequence[SubmissionState], recent: Collection[int], *, fast
         if each.submission.number not in recent:
             continue
         for over in each.over.values():
-            if over.node and over.idle and over.cause and over.seconds is not None and over.seconds <= fast_s:
+            is_fast = over.seconds is not None and over.seconds <= fast_s
+            is_killed = over.cause is Cause.UNKNOWN and _KILLED.search(over.detail) is not None
+            if over.node and is_fast and over.cause and (over.idle or is_killed):
                 bad[over.node] += 1
             elif over.node and over.cause is None:
                 good[over.node] += 1
