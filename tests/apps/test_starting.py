@@ -91,11 +91,9 @@ def test_the_schemas_are_current_and_take_every_sweep_that_ships() -> None:
         )
     for path in sorted((ROOT / "sweeps").glob("*.yaml")):
         jsonschema.validate(yaml.safe_load(path.read_text()), schemas()["sweep"])
-    pages = [(ROOT / f"docs/{page}.md").read_text() for page in ("commands", "hydra-apps")]
-    for page in pages:
-        for text in re.findall(
-            r"```yaml\n# file: \w+\.yaml\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.S
-        ):
-            jsonschema.validate(yaml.safe_load(text), schemas()["sweep"])
+    for page in ("commands", "hydra-apps"):
+        text = (ROOT / f"docs/{page}.md").read_text()
+        for sweep in re.findall(r"```yaml\n# file: \w+\.yaml\n(.*?)```", text, re.DOTALL):
+            jsonschema.validate(yaml.safe_load(sweep), schemas()["sweep"])
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"stages": {"a": {"comand": "x"}}}, schemas()["sweep"])
