@@ -84,8 +84,8 @@ BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.buc
 INDEXED = "orchestrator.store.looking:indexed"
 """A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
-KEPT = "orchestrator.store.kept:read_products"
-"""A function that reads the records of many products from a folder, each only once on this machine."""
+KEPT = "orchestrator.store.kept:plain_products"
+"""A function that reads many products from a folder, each record only once on this machine."""
 
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",

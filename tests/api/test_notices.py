@@ -91,6 +91,7 @@ def test_what_was_sent_is_not_sent_again_and_readers_send_nothing(ended: Any, re
     assert ended.json("status", "s")["undelivered"] == [] and "not delivered" not in ended("status", "s")
 
 
+@pytest.mark.long
 def test_a_launch_that_does_nothing_is_no_end_and_another_attempt_is(ended: Any, receiver: Receiver) -> None:
     ended("launch", "s.yaml")
     assert receiver.kinds == ["done"]
@@ -159,6 +160,7 @@ def test_refusals_are_tried_three_times_more_and_an_unclear_answer_never(
     assert left["why"].startswith("refused 4 times: HTTP 500")
 
 
+@pytest.mark.long
 def test_channels_are_told_apart_and_one_without_its_variable_waits_for_another_sender(
     ended: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -206,6 +208,7 @@ def test_an_address_in_place_of_its_variable_is_refused_and_not_shown(sweep: Any
     assert not sweep.store.exists()
 
 
+@pytest.mark.long
 def test_a_hanging_sender_delays_the_end_of_a_launch_by_a_bounded_time(
     ended: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
