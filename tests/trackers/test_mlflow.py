@@ -181,6 +181,7 @@ def test_addresses_and_names_that_no_server_takes() -> None:
         MlflowMirror({"experimnt": "x"})
 
 
+@pytest.mark.long
 def test_a_slow_server_holds_up_neither_the_cells_nor_another_mirror_nor_the_end(
     two: Any, server: SmallMlflow
 ) -> None:
