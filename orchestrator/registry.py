@@ -192,7 +192,7 @@ def require(extra: str, *, what: str) -> None:
         UserError: one is not installed.
     """
     for name in EXTRAS[extra]:
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
+        if sys.modules.get(name) is None and importlib.util.find_spec(name) is None:
             raise _missing(name, extra, what)
 
 

@@ -149,6 +149,7 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "list": Verb("status", "the sweeps that exist, with their number of cells"),
+    "import": Verb("importing", "results of old Hydra multiruns, as done cells"),
     "new": Verb("new", "a starting sweep file for a script or Hydra app of one's own"),
     "plan": Verb("plan", "what would run, why, and at what cost; changes nothing"),
     "simulate": Verb("plan", "how long it would take on a cluster, also with failures; starts nothing"),
