@@ -84,8 +84,8 @@ BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.buc
 INDEXED = "orchestrator.store.looking:indexed"
 """A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
-KEPT = "orchestrator.store.kept:read_products"
-"""A function that reads the records of many products from a folder, each only once on this machine."""
+KEPT = "orchestrator.store.kept:plain_products"
+"""A function that reads many products from a folder, each record only once on this machine."""
 
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
@@ -109,6 +109,7 @@ MIRRORS: Mapping[str, str] = {
     "wandb": "orchestrator.trackers.wandb_mirror:WandbMirror",
     "mlflow": "orchestrator.trackers.mlflow_mirror:MlflowMirror",
     "tensorboard": "orchestrator.trackers.tensorboard_mirror:TensorboardMirror",
+    "trackio": "orchestrator.trackers.trackio_mirror:TrackioMirror",
 }
 """Names in `TrackerSettings.mirrors` to a class that is a `Mirror`, which follows the store, not a stage."""
 
@@ -160,6 +161,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "serve": ("starlette", "uvicorn", "jinja2"),
     "wandb": ("wandb",),
     "mlflow": ("httpx",),
+    "trackio": ("httpx",),
     "tensorboard": ("tensorboard",),
     "notify": ("apprise",),
     "vllm": ("vllm",),
@@ -192,7 +194,7 @@ def require(extra: str, *, what: str) -> None:
         UserError: one is not installed.
     """
     for name in EXTRAS[extra]:
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
+        if sys.modules.get(name) is None and importlib.util.find_spec(name) is None:
             raise _missing(name, extra, what)
 
 

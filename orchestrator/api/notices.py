@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from orchestrator import provenance
 from orchestrator.api.state import SweepState, current_revision, sealed_view
 from orchestrator.core.evidence import Attempt
+from orchestrator.core.failure import Cause
 from orchestrator.core.notices import (
     AlikeFailures,
     NextTry,
@@ -40,8 +41,8 @@ from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.trackers.channels import can_send, send
 
-MAX_LOOK_S = 35.0
-"""Longest pause before the second look at a sweep that seems to stand still, in seconds."""
+MAX_LOOK_S, SPARE_S = 45.0, 10.0
+"""Seconds: longest pause before a second look at what seems to stand still, and the time left after it."""
 
 
 def settings_now(view: SweepState) -> NotifySettings:
@@ -92,17 +93,18 @@ def _failures(view: SweepState, cells: Sequence[Cell]) -> list[AlikeFailures]:
     seen: set[str] = set()
     for cell in cells:
         status = view.cells[cell.id]
+        alike = {instance.digest: failure.digest for instance, failure in view.failures(cell)}
+        # No retry is left of these.
+        failed = {d: view.stages[d] for d in view.chain(cell) if view.stages[d].state is State.FAILED}
         found = []
-        for instance, alike in view.failures(cell):
-            stage = view.stages[instance.digest]
-            if instance.digest not in seen and stage.state is State.FAILED:  # no retry is left
-                seen.add(instance.digest)
-                found.append(
-                    AlikeFailures(alike, alike.cause, f"{instance.name} of {cell.id}", stage.reason, 1)
-                )
-        of_stage = any(stage.state is State.FAILED for stage in view.stages_of(cell).values())
-        if status.state is State.FAILED and not of_stage:
-            found.append(AlikeFailures(None, str(status.cause), cell.id, status.reason, 1))
+        for digest, stage in failed.items():
+            where, cause = f"{view.instances[digest].name} of {cell.id}", stage.cause or Cause.UNKNOWN
+            if digest not in seen:
+                found.append(AlikeFailures(alike.get(digest, "lost"), str(cause), where, stage.reason, 1))
+        seen |= failed.keys()
+        if status.state is State.FAILED and not failed:
+            cause = status.cause or Cause.UNKNOWN
+            found.append(AlikeFailures("job", str(cause), cell.id, status.reason, 1))
         for each in found:
             first = groups.get(each.event)
             groups[each.event] = first._replace(number=first.number + 1) if first else each
@@ -268,7 +270,10 @@ def _stands_still(view: SweepState, limit_s: float) -> bool:
     beats = _beats(view)
     if not beats:
         return True
-    pause_s = min(MAX_LOOK_S, limit_s / 2, 1.0 + view.policy.lease_s / 3)
+    # A running stage has a new heartbeat at each third of the lease.
+    pause_s = min(MAX_LOOK_S, 1.0 + view.policy.lease_s / 3)
+    if pause_s > limit_s - SPARE_S:
+        return False  # another sender has more time
     time.sleep(pause_s)
     return _beats(view.fresh()) == beats
 
@@ -341,11 +346,15 @@ def undelivered(view: SweepState) -> list[Undelivered]:
         return []
     book = NoticeBook(view.ledger, view.sweep.name)
     book.read()
+    launched = next(r.revision for r in reversed(view.requests) if r.settings)
+    due = due_now(view, settings) if view.number == launched else []
     found = []
     for (event, channel), tries in book.tries.items():
-        if why := book.next(event, channel).why:
+        following = book.next(event, channel)
+        if why := following.why:
+            is_past = following.number and all(notice.id != event for notice in due)
+            why = why.replace("to be tried again", "and no longer so") if is_past else why
             found.append(Undelivered(event, channel, why, len(tries), tries[-1].sent.text))
-    due = due_now(view, settings)
     is_within = {notice.id for notice in within_limit(due, book.events)}
     for notice in due:
         for channel in settings.channels:

@@ -28,6 +28,9 @@ WAIT_S, MAX_WAIT_S = 2.0, 30.0
 HOLD_S = 600.0
 """Seconds before a full scheduler is tried again. It is tried earlier if a job has ended."""
 
+NOTICES_S = 60.0
+"""Seconds for the notices of a single pass. No job waits for them."""
+
 SECOND_LOOK_S = 5.0
 """Seconds between two listings, both of which must lack a job before it counts as vanished."""
 
@@ -234,7 +237,7 @@ class Notifies(Protocol):
     def pulse(self) -> None:
         """Send what is due in the background, at times."""
 
-    def finish(self) -> None:
+    def finish(self, limit_s: float = ...) -> None:
         """Send what is due at the end, in bounded time."""
 
 

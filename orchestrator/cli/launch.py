@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from orchestrator.api.launching import CheckedLaunch, failed_cells, run_settings_of
-from orchestrator.api.reconciling import has_only_notices, notifier_of, requests_of
+from orchestrator.api.reconciling import NOTICES_S, has_only_notices, notifier_of, requests_of
 from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
@@ -170,7 +170,7 @@ def run_reconcile(args: argparse.Namespace) -> int:
     view.check()
     if not args.dry_run and has_only_notices(view):
         print(f"{view.title} was launched without jobs; notices that are due are sent")
-        notifier_of(view, next(r for r in reversed(view.requests) if r.settings), indented).finish()
+        notifier_of(view, next(r for r in reversed(view.requests) if r.settings), indented).finish(NOTICES_S)
         return 0
     asked = requests_of(view, indented)
     if args.dry_run:

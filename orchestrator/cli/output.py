@@ -320,6 +320,7 @@ class LongStep:
             redirect_stdout=sys.stdout.isatty(),
         ) as bar:
             shown = bar.add_task(self._what, total=None, count="")
+            bar.tasks[0].start_time = bar.get_time() - DELAY_S
             while not self._over.wait(REFRESH_S):
                 number, of = self._parts
                 of = None if number == of else of  # what follows the last part cannot be counted

@@ -138,7 +138,7 @@ def _print_outcome(found: Simulated) -> None:
     states = Counter(str(status.state) for status in outcome.cells.values())
     cells = ", ".join(f"{counted(number, 'cell')} {state}" for state, number in states.most_common())
     ends = ", ".join(f"{number} {how}" for how, number in sorted(outcome.attempts.items()))
-    print(f"  {cells}; attempts: {ends}")
+    print(f"  {cells}; attempts: {ends or 'none'}")
     if outcome.faults:
         faults = sorted(outcome.faults.items(), key=lambda fault: -fault[1])
         print(f"  faults: {', '.join(f'{number} {name}' for name, number in faults)}")

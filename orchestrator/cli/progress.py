@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.api.launching import composed_or_sealed
-from orchestrator.api.reconciling import JobPasses, PendingLaunch, notifier_of, submit_pass
+from orchestrator.api.reconciling import NOTICES_S, JobPasses, PendingLaunch, notifier_of, submit_pass
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import SubmitResult
@@ -259,7 +259,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
     print_failures(view, list(view.sweep.cells))
     if counts[State.DONE]:
         write_reports(view)
-    notifier_of(view, asked[-1].request, indented).finish()
+    notifier_of(view, asked[-1].request, indented).finish(NOTICES_S)
     print(f"  sweep status {view.sweep.name}{view.hint}")
     return 1 if counts[State.FAILED] or counts[State.BLOCKED] or view.jobs.stuck() else 0
 

@@ -165,7 +165,8 @@ def run_best(args: argparse.Namespace) -> int:
     if args.top < 0:
         raise UserError(f"--top is {args.top}", allowed="0 for all, or how many to show")
     view = open_view(args.sweep, no_overrides(args.words))
-    rows = labelled(rows_of(view, args.only), {cell.id: cell.axes for cell in view.sweep.cells})
+    with LongStep("collecting"):
+        rows = labelled(rows_of(view, args.only), {cell.id: cell.axes for cell in view.sweep.cells})
     known = list(dict.fromkeys(axis for cell in view.sweep.cells for axis in cell.axes))
     for axis in args.over:
         if axis not in known:

@@ -21,6 +21,7 @@ from orchestrator.api.status import (
     undelivered_of,
 )
 from orchestrator.cli.output import (
+    LongStep,
     add_cell,
     add_store,
     add_sweep,
@@ -86,7 +87,8 @@ def run_status(args: argparse.Namespace) -> int:
         if args.only:
             raise UserError("--spent is about the whole sweep", fix="leave --only out")
         return _print_spent(view, as_json=args.json)
-    cells = view.select(args.only)
+    with LongStep("reading the store"):
+        cells, _ = view.select(args.only), view.cells
     if args.json:
         print_json(status_json(view, cells))
         return 0

@@ -110,8 +110,8 @@ def hosted(
         merged.add_file(file.overrides, root, where=where)
         merged.num_of_file = len(merged.cell)
         merged.add_command_line(words, root)
-        stage = _stage(file, spec, program)
-        yield Hosted(merged, AppConfigs(process, merged, spec.volatile, where=where), stage)
+        stages = _stages(file, spec, program)
+        yield Hosted(merged, AppConfigs(process, merged, spec.volatile, where=where), stages)
 
 
 def _program(script: str, folder: Path, where: str) -> tuple[list[str], list[str]]:
@@ -133,14 +133,23 @@ def _program(script: str, folder: Path, where: str) -> tuple[list[str], list[str
     return program, arguments
 
 
-def _stage(file: SweepFile, spec: AppSpec, program: list[str]) -> dict[str, dict[str, Any] | None]:
-    others = file.stages if isinstance(file.stages, dict) else dict.fromkeys(file.stages)
-    fields: dict[str, Any] = {
+def stage_fields(program: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of the stage that runs an app.
+
+    Args:
+        program: the script, or ``-m`` and a module.
+    """
+    return {
         "command": f"python {{hydra_app}} run {shlex.join(program)}",
         "reads": ["*"],
         "uses": ["hydra.sealed", "hydra.resume"],
         "results": hydra_app.ROWS,
     }
+
+
+def _stages(file: SweepFile, spec: AppSpec, program: list[str]) -> dict[str, dict[str, Any] | None]:
+    others = file.stages if isinstance(file.stages, dict) else dict.fromkeys(file.stages)
+    fields = stage_fields(program)
     if spec.python is not None:
         fields["python"] = spec.python
     if spec.checkpoints is not None:

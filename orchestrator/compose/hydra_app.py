@@ -349,7 +349,7 @@ def _write_rows(output: Path, returned: Any) -> None:
     columns = _columns(returned)
     path = output / METRICS
     found: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rows = [{**_flat(each), **columns} for each in (found if isinstance(found, list) else [found])]
+    rows = [{**flat(each), **columns} for each in (found if isinstance(found, list) else [found])]
     for row in rows:
         for key, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -364,7 +364,7 @@ def _columns(returned: Any) -> dict[str, Any]:
     if isinstance(value, (bool, int, float)):
         return {"value": value}
     if hasattr(value, "items"):
-        return _flat(value)
+        return flat(value)
     if (
         isinstance(value, (tuple, list))
         and value
@@ -374,13 +374,13 @@ def _columns(returned: Any) -> dict[str, Any]:
     return {}
 
 
-def _flat(tree: Any, root: str = "") -> dict[str, Any]:
+def flat(tree: Any, root: str = "") -> dict[str, Any]:
     """Return the leaves of a mapping by dotted keys; a leaf that is no scalar is left out."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         value = _scalar(value)
         if hasattr(value, "items"):
-            found.update(_flat(value, root + str(key) + "."))
+            found.update(flat(value, root + str(key) + "."))
         elif value is None or isinstance(value, (bool, int, float, str)):
             found[root + str(key)] = value
     return found

@@ -295,9 +295,11 @@ class Identity:
         del self.touched[:]
         try:
             found = node._maybe_dereference_node(throw_on_resolution_failure=True)
-        except Exception:  # noqa: BLE001 - Hydra's own errors, and those of resolvers
+        except Exception as error:  # noqa: BLE001 - Hydra's own errors, and those of resolvers
             if self.touched:
                 return self._leave(full, self.touched[0])
+            if type(error).__name__ == "UnsupportedInterpolationType":  # of an app that is not there
+                return self._leave(full, "a resolver of the app")
             return node._value()  # missing, or an interpolation that leads nowhere: so it is for the task
         return self._plain(found, full, False)
 

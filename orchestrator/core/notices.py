@@ -21,7 +21,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.core.evidence import Holds
-from orchestrator.core.failure import Fingerprint
 from orchestrator.core.records import Record
 from orchestrator.core.settings import NoticeKind, SpendingLimit
 from orchestrator.core.state import FINAL, CellStatus, State
@@ -111,14 +110,15 @@ class AlikeFailures(NamedTuple):
     """Failures that look alike.
 
     Attributes:
-        failure: their fingerprint; None for jobs that failed before they could start a stage.
+        name: digest of their fingerprint; ``lost`` for attempts that left no end, and ``job`` for jobs that
+            failed before they could start a stage.
         cause: of the failures.
         where: cell and stage of one of them.
         message: of this one.
         number: of stages, or of cells for jobs.
     """
 
-    failure: Fingerprint | None
+    name: str
     cause: str
     where: str
     message: str
@@ -127,7 +127,7 @@ class AlikeFailures(NamedTuple):
     @property
     def event(self) -> str:
         """The id of the event that a failure like these was seen for the first time."""
-        return f"failure-{self.cause}-{self.failure.digest if self.failure else 'job'}"
+        return f"failure-{self.cause}-{self.name}"
 
 
 class NoticeFacts(NamedTuple):
@@ -202,7 +202,7 @@ def _digest(value: object) -> str:
 def _failures(facts: NoticeFacts) -> Iterable[Notice]:
     for group in facts.failures:
         more = "" if group.number == 1 else f" (and {group.number - 1} more alike)"
-        kind = "failure" if group.failure else "job failure"
+        kind = "job failure" if group.name == "job" else "failure"
         text = f": first {kind} by {group.cause}: {group.where}{more}: {one_line(group.message, MAX_TEXT)}"
         yield _notice(
             *(facts, "failure", group.event, f"{text} (sweep failures {facts.sweep})"),

@@ -146,7 +146,8 @@ def take_results(spec: StageSpec, context: Context) -> tuple[Row, ...]:
         rows = read_rows(context.output / spec.results) if spec.results else ()
         if not spec.metric:
             return rows
-        printed = printed_row(spec.metric, context.folder / layout.LOG)
+        log = (context.folder / layout.LOG).read_text(encoding="utf-8", errors="replace")
+        printed = printed_row(spec.metric, log)
         return tuple({**row, **printed} for row in rows or ({},))
     except StageFailure as failure:
         raise Unread(failure.cause, str(failure)) from None

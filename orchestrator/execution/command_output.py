@@ -160,17 +160,16 @@ def metrics_in(line: str) -> dict[str, Any] | None:
     return {"step": int(step[1]), **total, **finite}
 
 
-def printed_row(patterns: Mapping[str, str], log: Path) -> Row:
+def printed_row(patterns: Mapping[str, str], text: str) -> Row:
     """Return the row of the last matches of some patterns in a log.
 
     Args:
         patterns: column to a regular expression with one group.
-        log: what the command printed.
+        text: what the command printed.
 
     Raises:
         StageFailure: a pattern matches nothing (cause ``data``), or a number is not finite (cause ``nan``).
     """
-    text = log.read_text(encoding="utf-8", errors="replace")
     row: dict[str, Any] = {}
     for name, pattern in patterns.items():
         last = None

@@ -117,7 +117,6 @@ def cell_live(site: Site, served: Served, request: Request) -> Response:
 
 
 def _cell_facts(served: Served, seen: Seen, cell: Cell, part: str) -> dict[str, Any]:
-    drawn = next(each for each in seen.found.cells if each.id == cell.id)
     # Reading the content of large products would take minutes. Their sizes are compared.
     evidence = explain(seen.view, cell, content=False)
     return {
@@ -125,7 +124,6 @@ def _cell_facts(served: Served, seen: Seen, cell: Cell, part: str) -> dict[str, 
         "id": part,
         "served": served,
         "cell": cell,
-        "drawn": drawn,
         "why": evidence,
     }
 

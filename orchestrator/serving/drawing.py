@@ -202,8 +202,10 @@ def _box(found: Overview, spot: Spot, address: str) -> Box:
         return Box(state, SYMBOLS[state], f"{done}/{len(cells)}", f"{counts} of {len(cells)} cells", address)
     (cell,) = cells
     text = f"{100 * cell.progress:.0f} %" if cell.progress is not None and state == State.RUNNING else ""
-    details = filter(None, (f"{cell.id}: {state}", cell.cause, cell.stage, text, cell.reason))
-    return Box(state, SYMBOLS[state], text, "; ".join(details), address)
+    # The reason of a running cell holds the age of its heartbeat, and would make every look another one.
+    details = (cell.stage, text) if state == State.RUNNING else (cell.reason,)
+    title = "; ".join(filter(None, (f"{cell.id}: {state}", *details)))
+    return Box(state, SYMBOLS[state], text, title, address)
 
 
 def nowhere(spot: Spot) -> str:

@@ -222,9 +222,10 @@ class EvidenceReader:
                 self._list(stage)
             except OSError as error:  # only this stage's folder fails; the other stages are still read
                 self.unlisted[stage] = _unreadable(error)
-        if title and ledger.objects.in_place and len(self._instances) >= MANY:
-            ledger.learn(load(KEPT)(ledger, self._instances.values(), self.listed, title))
         self._evidence: dict[str, Evidence] = {}
+        if title and check_files and ledger.objects.in_place and len(self._instances) >= MANY:
+            some = [each for each in self._instances.values() if each.stage not in self.unlisted]
+            self._evidence |= load(KEPT)(ledger, some, self.listed, self._trusted, title)
 
     def _list(self, stage: str) -> None:
         ledger, listed = self._ledger, self.listed[stage]

@@ -23,15 +23,18 @@ import struct
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from orchestrator import formats
+from orchestrator.core.evidence import Attempt, Evidence
 from orchestrator.core.records import Done, StoreMark
 from orchestrator.core.sweep import StageInstance
+from orchestrator.errors import InfrastructureError
+from orchestrator.manifest import File
 from orchestrator.store import layout
 from orchestrator.store.access import StageIndex
 from orchestrator.store.index import index_folder, name_of
@@ -70,20 +73,69 @@ class _Kept(NamedTuple):
 _NOTHING = _Kept({}, b"[]")
 
 
-def read_products(
-    ledger: Ledger, instances: Iterable[StageInstance], listed: Mapping[str, StageIndex], title: str
-) -> list[Done]:
-    """Return the records of products that were not read before, as far as they can be read.
+def plain_products(
+    ledger: Ledger,
+    instances: Collection[StageInstance],
+    listed: Mapping[str, StageIndex],
+    trusted: set[tuple[str, int]],
+    title: str,
+) -> dict[str, Evidence]:
+    """Return the evidence of the stages whose product needs no second thought, by digest.
 
-    Nothing is raised or judged here: what is missing is read one by one, by who needs it.
+    Most stages of a large sweep are such, and one loop over them takes half the time of one call for each.
+    Nothing is raised or judged here: stages with a void, a retirement, damage, a later attempt or a record
+    that cannot be read are left out.
 
     Args:
-        ledger: the records of a folder.
-        instances: stage instances.
+        ledger: the records of a folder; takes over those that are read.
+        instances: stage instances whose folders could be listed.
         listed: stage to what the folder holds now.
+        trusted: (digest, generation) of products whose files were compared before; grows.
         title: of the sweep and revision, such as ``smoke@2``.
     """
     objects = ledger.objects
+    if not isinstance(objects, PosixStore):
+        return {}
+    ledger.learn(_products(ledger, objects, instances, listed, title))
+    found = {}
+    for instance in instances:
+        index, digest = listed[instance.stage], instance.digest
+        generation = max(index.done.get(digest, ()), default=0)
+        if digest in index.void or digest in index.retired or not ledger.has_read(instance, generation):
+            continue
+        done, _ = ledger.product(instance, generation)
+        if done is None or any(
+            t.stage in listed and t.digest in listed[t.stage].void for t in instance.inputs
+        ):
+            continue
+        if (digest, generation) not in trusted:
+            if not _are_whole(f"{objects.root}/{layout.output(instance, done.attempt)}", done.files):
+                continue
+            trusted.add((digest, generation))
+        if not objects.seems_there(layout.attempt(instance, done.attempt + 1, layout.CLAIM)):
+            found[digest] = Evidence((Attempt(done.attempt),), done, generation)
+    return found
+
+
+def _are_whole(place: str, files: Iterable[File]) -> bool:
+    """Return whether all files are there with their sizes, as far as that can be found out."""
+    try:
+        for file in files:
+            if os.stat(f"{place}/{file.path}").st_size != file.size:  # noqa: PTH116 - `Path` is slow
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def _products(
+    ledger: Ledger,
+    objects: PosixStore,
+    instances: Iterable[StageInstance],
+    listed: Mapping[str, StageIndex],
+    title: str,
+) -> list[Done]:
+    """Return the records of products that were not read before, as far as they can be read."""
     wanted = {}
     for instance in instances:
         index, digest = listed[instance.stage], instance.digest
@@ -91,7 +143,7 @@ def read_products(
             generation = max(generations)
             if generation not in index.void.get(digest, ()) and not ledger.has_read(instance, generation):
                 wanted[layout.done(instance, generation)] = (instance.stage, digest, generation)
-    if not wanted or not isinstance(objects, PosixStore):
+    if not wanted:
         return []
     path = _place(ledger, objects, title)
     began_s = time.time()
@@ -113,7 +165,7 @@ def read_products(
 
 def _place(ledger: Ledger, objects: PosixStore, title: str) -> Path | None:
     """Return the path of the file; None if this machine has no place for it, or the store has no mark."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, InfrastructureError):
         mark, _ = ledger.read(layout.STORE, StoreMark)
         if mark is not None:
             # A copy of a store has the nonce of the original, so its address counts too.

@@ -163,15 +163,16 @@ def _run(
         addresses: to keep out of what is returned.
         unclear: the exit code of a failure after which the message may have arrived.
     """
-    # Files instead of pipes: what the command leaves in the background would keep a pipe open.
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
-        given.write(json.dumps(message).encode())
-        given.seek(0)
+    with contextlib.ExitStack() as files:
         try:
+            # Files instead of pipes: what the command leaves in the background would keep a pipe open.
+            given, output = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+            given.write(json.dumps(message).encode())
+            given.seek(0)
             process = subprocess.Popen(
                 command, stdin=given, stdout=output, stderr=output, start_new_session=True
             )
-        except OSError as error:
+        except OSError as error:  # such as a full disk
             return Sent("refused", without_address(f"cannot be started: {error}", addresses))
         try:
             code = process.wait(SEND_S)

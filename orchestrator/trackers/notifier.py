@@ -85,24 +85,28 @@ class Notifier:
             return
         self._start(LIMIT_S)
 
-    def finish(self) -> None:
-        """Send what is due at the end, and wait for that, for a bounded time."""
+    def finish(self, limit_s: float = FINISH_S) -> None:
+        """Send what is due at the end, and wait for that.
+
+        Args:
+            limit_s: seconds after which no further message is sent.
+        """
         if not self._is_on:
             return
-        end_s = time.monotonic() + FINISH_S
+        end_s = time.monotonic() + limit_s
         if self._process is not None:
-            self._wait(FINISH_S)
+            self._wait(limit_s)
         # Even a late one may record what it could not send.
         self._start(max(1.0, end_s - time.monotonic()), is_last=True)
         self._wait(max(1.0, end_s - time.monotonic()) + KILL_S)
         self._kill()
 
     def _start(self, limit_s: float, *, is_last: bool = False) -> None:
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         self._start_s = time.monotonic()
         self._next_s = self._start_s + INTERVAL_S
         words = [f"{limit_s:.1f}", "last" if is_last else "now"]
         try:
+            self._output = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
             self._process = subprocess.Popen(
                 [*self._command, *words],
                 stdin=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -11,17 +12,16 @@ from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal
-from textual.message import Message
 from textual.widgets import Input, Static
 
 from orchestrator.api.grid import GridCell
 from orchestrator.api.overview import Overview, Watched
-from orchestrator.api.status import explain, explanation_lines
 from orchestrator.core.state import State
 from orchestrator.errors import counted
 from orchestrator.watching.actions import Question, ask
 from orchestrator.watching.board import Board
 from orchestrator.watching.drawing import COLOURS, duration, labels_of, pace, standing, totals
+from orchestrator.watching.filtering import FailureFilters
 from orchestrator.watching.reading import (
     Broken,
     Detail,
@@ -29,9 +29,11 @@ from orchestrator.watching.reading import (
     Looked,
     News,
     Reader,
+    ReaderNews,
     Refused,
     Selection,
     Silent,
+    evidence,
 )
 from orchestrator.watching.screens import Confirm, LogPage, Page, help_text
 from orchestrator.watching.side import Side, cell_text
@@ -47,14 +49,6 @@ SILENT_S, MESSAGE_S = 15.0, 8.0
 
 KEYS = "↑↓←→ move  w why  l log  r rerun  c cancel  / filter  ? help  q quit"
 FEW_KEYS = "? help  q quit"
-
-
-class ReaderNews(Message):
-    """News of the reader, in the application's thread."""
-
-    def __init__(self, news: News) -> None:
-        super().__init__()
-        self.news = news
 
 
 class WatchApp(App[None]):
@@ -84,6 +78,7 @@ class WatchApp(App[None]):
         Binding("C", "change('cancel', True)", show=False),
         Binding("slash", "filter", show=False),
         Binding("escape", "leave_filter", show=False),
+        Binding("f", "failures", show=False),
         Binding("f5", "look", show=False),
     ]
 
@@ -106,6 +101,7 @@ class WatchApp(App[None]):
         self._wanted = Selection()
         self._problem = ""
         self._message = ("", 0.0)
+        self._failures = FailureFilters()
         self._page: tuple[str, Page] | None = None
 
     def compose(self) -> ComposeResult:
@@ -199,7 +195,7 @@ class WatchApp(App[None]):
                 f"  {counted(number, 'cell')}" if not found.only else f"  {number} of {found.num_cells} cells"
             )
             if found.only:
-                head.append(f"  filter: {' '.join(found.only)}", "bold yellow")
+                head.append(f"  filter: {' or '.join(found.only)}", "bold yellow")
             age_s = self._clock() - found.at
             if self._problem or age_s > max(SILENT_S, 4 * self._interval_s):
                 since = time.strftime("%H:%M:%S", time.localtime(found.at))
@@ -228,9 +224,10 @@ class WatchApp(App[None]):
 
     def _show_cell(self) -> None:
         """Draw the selected cell: where it is, its facts, its curve and the end of its log."""
-        cell, found = self.cell, self.found
-        if found is None or not self.query("#place"):
+        found = self.found
+        if found is None or not self.query("#place"):  # nothing yet, or nothing any more
             return
+        cell = self.cell
         here = Text()
         if cell is not None:
             axes = (*found.grid.column_axes, *found.grid.row_axes, *found.grid.folded_axes)
@@ -315,19 +312,11 @@ class WatchApp(App[None]):
 
     def action_why(self) -> None:
         """Show the evidence for the state of the selected cell."""
-        if (cell := self.cell) is None:
-            return
-        page, id_ = (
-            Page(f"why {cell.id}", Text("reading, and verifying files of products ...", "dim")),
-            cell.id,
-        )
-
-        def job(watched: Watched) -> str:
-            with watched.lock:
-                return "\n".join(explanation_lines(explain(watched.view, watched.view.cell(id_))))
-
-        self.push_screen(page)
-        self.reader.do(job, lambda result: page.show(Text(str(result))))
+        if (cell := self.cell) is not None:
+            page = Page(f"why {cell.id}", Text("reading, and verifying files of products ...", "dim"))
+            self.push_screen(page)
+            job = functools.partial(evidence, cell=cell.id)
+            self.reader.do(job, lambda result: page.show(Text(str(result))))
 
     # Changes
 
@@ -378,10 +367,16 @@ class WatchApp(App[None]):
         """Look at once."""
         self.reader.look_now()
 
+    def action_failures(self) -> None:
+        """Show the cells of the next group of failures; after the last one the filter of before."""
+        if self.found is not None:
+            self.reader.filter(self._failures.after(self.found))
+
     def action_filter(self) -> None:
         """Open the line in which selectors are typed."""
         line = self.query_one("#filter", Input)
-        line.value = " ".join(self.found.only) if self.found else ""
+        # A line is one selector. Several of the command line, of which one must hold, have no such form.
+        line.value = self.found.only[0] if self.found and len(self.found.only) == 1 else ""
         line.display = True
         self.query_one("#foot").display = False
         line.focus()

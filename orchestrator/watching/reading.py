@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from textual.message import Message
+
 from orchestrator.api.grid import GridCell
 from orchestrator.api.logs import LogTail, MetricCurve, curve, log_tail, metrics_of
 from orchestrator.api.overview import Overview, Watched
+from orchestrator.api.status import explain, explanation_lines
 from orchestrator.core.state import State
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.store.access import error_line
@@ -70,6 +73,16 @@ class Broken(NamedTuple):
 
 
 News = Looked | Silent | Refused | Detail | JobResult | Broken
+
+
+class ReaderNews(Message):
+    """News of the reader, in the application's thread."""
+
+    def __init__(self, news: News) -> None:
+        super().__init__()
+        self.news = news
+
+
 Job = Callable[[Watched], Any]
 
 
@@ -205,6 +218,12 @@ def detail(watched: Watched, wanted: Selection) -> Detail:
         stage, name = wanted.metric if wanted.metric in metrics else metrics[0] if metrics else ("", "")
         found = curve(view, cell, reader, name, stage) if metrics else MetricCurve()
         return Detail(cell.id, found, metrics, log_tail(view, cell, lines=LOG_LINES))
+
+
+def evidence(watched: Watched, cell: str) -> str:
+    """Return the evidence for a cell's state, as `sweep why` prints it."""
+    with watched.lock:
+        return "\n".join(explanation_lines(explain(watched.view, watched.view.cell(cell))))
 
 
 def _line(error: BaseException) -> str:

@@ -23,9 +23,10 @@ KEYS = (
     ("m", "next metric of the cell"),
     ("w", "why the cell is in its state: the evidence"),
     ("l", "log of the cell, which follows"),
-    ("r  R", "rerun the cells here; R: all shown that failed, were lost or are blocked"),
+    ("r  R", "rerun the cells here; R: all shown that failed, lost or blocked"),
     ("c  C", "cancel the cells here; C: all shown"),
     ("/", "filter: selectors as for --only, such as model=a state=failed"),
+    ("f", "filter: one group of failures after the other, then as before"),
     ("F5", "look now"),
     ("?", "this help"),
     ("q", "quit; cells go on"),
@@ -97,14 +98,13 @@ class LogPage(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """Return a title, the log and a line on keys."""
         yield Static(id="title", classes="title")
-        yield Log(id="log", max_lines=None)
+        yield Log(id="log", max_lines=5000)
         yield Static(Text("Esc closes · ↑↓ Page Up Page Down · End follows", "dim"), classes="foot")
 
     def on_mount(self) -> None:
         """Show what is known."""
         self._fill([] if self._tail is None else self._tail.lines)
-        # Where the end is follows from a layout that is yet to come.
-        self.call_after_refresh(self.action_jump, 1)
+        self.action_jump(1)
 
     def show(self, log: LogTail) -> None:
         """Show the log as it is now; what was added is appended."""
@@ -145,7 +145,10 @@ class LogPage(ModalScreen[None]):
         """Go to the first line, or to the last one and follow."""
         log = self.query_one(Log)
         log.auto_scroll = bool(end)
-        log.scroll_to(y=log.max_scroll_y if end else 0, animate=False)
+        if end:
+            log.scroll_end(animate=False)  # after lines that are yet to be laid out
+        else:
+            log.scroll_home(animate=False)
 
 
 def _added(before: Sequence[str], now: Sequence[str]) -> list[str] | None:

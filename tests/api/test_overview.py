@@ -193,6 +193,21 @@ def test_a_store_that_goes_away_is_an_error_and_one_that_comes_back_is_read_agai
     assert watched.look().counts == before.counts
 
 
+def test_a_sweep_that_was_never_launched_is_shown_and_its_launch_is_seen(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+):
+    (sweep.folder / "own.yaml").write_text(
+        "config: {seed: 0, count: {num_steps: 1, checkpoint_every: 1, step_s: 0.0, fail: null}}\n"
+        "axes: {seed: [0, 1]}\nstages: [count]\n"
+    )
+    monkeypatch.chdir(sweep.folder)
+    watched = Watched("own.yaml", str(sweep.store))
+    assert watched.look().counts == {"pending": 2}
+    sweep("launch", "own.yaml")
+    found = watched.look()
+    assert (found.title, found.counts) == ("own@1", {"done": 2})
+
+
 def test_a_new_revision_is_followed_unless_one_was_named(tmp_path: Path):
     root = tmp_path / "store"
     states.make(root)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def test_wrong_words_are_refused_before_anything_is_read(lines: Any) -> None:
 
 def test_without_duckdb_the_extra_is_named(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)  # as if it were not installed
-    with pytest.raises(UserError, match="DuckDB") as error:
+    with pytest.raises(UserError, match="the package duckdb") as error:
         Store(lines.store).query("select 1")
     assert "polysweep[query]" in str(error.value)
 
@@ -237,3 +238,10 @@ def test_the_attempts_of_rehearsals_are_found_and_a_stage_that_waits_for_one_sho
         ("fit", "blocked"),
         ("fit", "done"),
     ]
+
+
+def test_a_query_that_is_a_process_of_its_own_ends_without_a_word_of_the_library(lines: Any) -> None:
+    words = [sys.executable, "-m", "orchestrator", "query", "select count(*) as n from cells", "--json"]
+    env = {**os.environ, "SWEEP_STORE": str(lines.store)}
+    done = subprocess.run(words, cwd=lines.folder, env=env, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and json.loads(done.stdout)[0]["n"] > 0

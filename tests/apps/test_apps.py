@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,17 @@ def test_a_sweep_file_names_an_app(composed: Composed) -> None:
         ("high", 2),
     ]
     assert sweep.cells[0].config["opt"]["lr"] == 0.9
+
+
+@pytest.mark.long
+def test_220_cells_are_composed_in_5_s_of_one_core(composed: Composed) -> None:
+    def cpu_s() -> float:
+        # Of this process and of the app's, which has ended and was waited for.
+        return sum(os.times()[:4])
+
+    start_s = cpu_s()
+    composed("required=x")
+    one_s = cpu_s() - start_s
+    sweep = composed("model=small,wide", "seed=range(0,110)", "required=x").sweep
+    assert len(sweep.cells) == 220
+    assert cpu_s() - start_s - 2 * one_s < 5

@@ -18,19 +18,22 @@ from orchestrator.cli import output
 output.DELAY_S = {delay_s}
 with output.LongStep("collecting", writes=True) as step:
     step(1, 4)
-    time.sleep(0.4)
+    while {waits} and "rich.progress" not in sys.modules:
+        time.sleep(0.02)
+    time.sleep(0.8)
     print("a line of the step")
     with open("big", "wb") as file:
         file.write(b"x" * 3_000_000)
     step(3, 4)
-    time.sleep(0.6)
+    time.sleep(0.8)
 print("[1]")
 """
 
 
 def run(folder: Path, *, delay_s: float = 0.1, out: bool = False, **environment: str) -> tuple[str, str]:
-    """Run the program; see `on_terminal`."""
-    return on_terminal(folder, "-c", PROGRAM.format(delay_s=delay_s), out=out, **environment)
+    """Run the program; see `on_terminal`. Without a longer delay it waits for the bar."""
+    program = PROGRAM.format(delay_s=delay_s, waits=delay_s < 1 and not environment)
+    return on_terminal(folder, "-c", program, out=out, **environment)
 
 
 def on_terminal(folder: Path, *words: str, out: bool = False, **environment: str) -> tuple[str, str]:
@@ -96,7 +99,14 @@ def test_lines_of_the_step_stay_above_the_bar(tmp_path: Path) -> None:
     assert "3 of 4" in shown and screen(shown) == ["a line of the step", "[1]"]
 
 
-@pytest.mark.parametrize("quiet", [{"delay_s": 5.0}, {"TERM": "dumb"}, {"NO_COLOR": "1"}])
+@pytest.mark.parametrize(
+    "quiet",
+    [
+        {"delay_s": 5.0},
+        pytest.param({"TERM": "dumb"}, marks=pytest.mark.long),
+        pytest.param({"NO_COLOR": "1"}, marks=pytest.mark.long),
+    ],
+)
 def test_a_short_step_and_a_terminal_that_cannot_show_bars_show_none(
     tmp_path: Path, quiet: dict[str, object]
 ) -> None:
@@ -105,7 +115,10 @@ def test_a_short_step_and_a_terminal_that_cannot_show_bars_show_none(
 
 def test_without_a_terminal_nothing_is_shown(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(delay_s=0.0)], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM.format(delay_s=0.0, waits=False)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert (done.stdout, done.stderr) == ("a line of the step\n[1]\n", "")
 

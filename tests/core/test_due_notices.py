@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from orchestrator.core.evidence import Hold, Holds
-from orchestrator.core.failure import Cause, Fingerprint
+from orchestrator.core.failure import Cause
 from orchestrator.core.notices import (
     MAX_FAILURES,
     MAX_PAUSE_S,
@@ -54,8 +54,7 @@ def kinds(found: NoticeFacts, stalled_s: float = 600.0) -> list[str]:
 
 
 def alike(digest: str = "f0", number: int = 1) -> AlikeFailures:
-    failure = Fingerprint(digest, "train", "code", "ValueError", "bad row", ())
-    return AlikeFailures(failure, "code", "train of a", "ValueError: bad <row>", number)
+    return AlikeFailures(digest, "code", "train of a", "ValueError: bad <row>", number)
 
 
 def test_a_sweep_has_ended_when_no_launched_cell_can_go_on():
@@ -77,7 +76,7 @@ def test_the_end_is_another_event_after_another_attempt_product_or_cell():
 
 
 def test_failures_are_one_event_for_each_fingerprint_and_jobs_one_for_each_cause():
-    job = AlikeFailures(None, "timeout", "a", "TIME LIMIT", 2)
+    job = AlikeFailures("job", "timeout", "a", "TIME LIMIT", 2)
     found = facts("failed running", failures=[alike(number=3), alike("f1"), job])
     assert due(found) == [
         ("failure", "failure-code-f0"),

@@ -15,3 +15,5 @@ def test_jobs_start_no_cell_like_those_that_failed_alike_and_stop_where_the_budg
     jobs: OnSlurm,
 ) -> None:
     assert_box_is_held_until_mended_and_budget_ends(jobs, *SLURM, *GPUS, "launcher.max_running=1")
+    logs = [path.read_text() for path in (jobs.store / "sweeps/jobs/logs").rglob("*.log")]
+    assert any("held back: 3 cells with task=b failed alike" in log for log in logs)

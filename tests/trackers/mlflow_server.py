@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -65,8 +68,9 @@ class SmallMlflow:
                 if outer.retry_after:
                     self.send_header("Retry-After", outer.retry_after)
                 self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
+                with contextlib.suppress(OSError):  # a client that waited in vain has left
+                    self.end_headers()
+                    self.wfile.write(text)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -179,5 +183,5 @@ def real_mlflow(folder: Path) -> Iterator[str]:
                 time.sleep(0.2)
         yield address
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)  # its server is a child of the command
         process.wait(timeout=30)

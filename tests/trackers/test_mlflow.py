@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
+from orchestrator.trackers.http import retry_after
 from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean
-from orchestrator.trackers.mlflow_server import Server, address_of, retry_after
+from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
-from tests.trackers.mlflow_server import SmallMlflow, free_port
+from tests.trackers.mlflow_server import SmallMlflow, free_port, real_mlflow
 from tests.trackers.test_wandb import TWO
 
 
@@ -163,7 +164,7 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     assert call(server.address).retry_s == 17.0
     server.status, server.retry_after = 404, ""
     assert call(server.address).is_final  # no MLflow server
-    monkeypatch.setattr("orchestrator.trackers.mlflow_server.REQUEST_S", 0.2)
+    monkeypatch.setattr("orchestrator.trackers.http.REQUEST_S", 0.2)
     server.status, server.delay_s = 0, 1.0
     assert "does not answer" in call(server.address).what
     assert retry_after("nonsense") is None and retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
@@ -178,3 +179,64 @@ def test_addresses_and_names_that_no_server_takes() -> None:
     assert not clean("/../x").startswith(("/", ".")) and len(clean("x" * 300)) <= 250
     with pytest.raises(UserError):
         MlflowMirror({"experimnt": "x"})
+
+
+@pytest.mark.long
+def test_a_slow_server_holds_up_neither_the_cells_nor_another_mirror_nor_the_end(
+    two: Any, server: SmallMlflow
+) -> None:
+    server.delay_s = 60.0
+    start_s = time.monotonic()
+    said = two("launch", "two.yaml", "tracker=[mlflow,tensorboard]")
+    assert "2 cells: 2 done" in said and "TensorBoard: 2 runs" in said
+    assert said.count("does not answer within") == 1 and "sweep sync two --to mlflow" in said
+    assert time.monotonic() - start_s < 45  # one request is waited for, 10 s
+
+
+def test_a_cell_with_more_than_a_request_holds_is_sent_whole(
+    two: Any, server: SmallMlflow, tmp_path: Path
+) -> None:
+    many = {f"key{n}": n for n in range(230)}
+    config = f"{{seed: 0, note: {'x' * 700}, many: {many}, "
+    text = TWO.replace("{seed: 0, ", config).replace("'", "")
+    (two.folder / "two.yaml").write_text(text)
+    two("launch", "two.yaml", "seed=0", "count.num_steps=1500", "count.step_s=0")
+    assert "sent 1,500 points and 1 result of 1 cell" in two("sync", "two", "--to", "mlflow")
+    (run,) = [run for run in server.runs.values() if "polysweep.cell" in run["tags"]]
+    assert steps(run) == list(range(1, 1501))
+    assert len(run["params"]) == 236 and run["params"]["note"] == "x" * 500
+
+
+@pytest.mark.long
+def test_mlflows_own_server_shows_the_sweep_its_cells_and_each_point_once(
+    two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    with real_mlflow(tmp_path) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        fail = "count.fail={how: data, step: 6, attempts: 1}"
+        two("launch", "two.yaml", fail, "tracker=mlflow", code=1)
+        client = MlflowClient(address)
+        (experiment,) = client.search_experiments(filter_string="name = 'polysweep'")
+
+        def runs() -> dict[str, Any]:
+            return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+        assert {run.info.status for run in runs().values()} == {"FAILED"}
+        two("rerun", "two", "--yes")
+        # A cursor that was lost after its points arrived: they are sent again, and the server keeps one each.
+        cell = next(name for name in runs() if name != "two")
+        for tag in [tag for tag in runs()[cell].data.tags if tag.startswith("polysweep.sent.")]:
+            client.delete_tag(runs()[cell].info.run_id, tag)
+        assert "sent 10 points and 0 results of 1 cell" in two("sync", "two", "--to", "mlflow")
+        assert "nothing was missing" in two("sync", "two", "--to", "mlflow")
+        found = runs()
+        assert len(found) == 3 and {run.info.status for run in found.values()} == {"FINISHED"}
+        parent = found.pop("two").info.run_id
+        for run in found.values():
+            assert run.data.tags["mlflow.parentRunId"] == parent
+            assert run.data.params["count.num_steps"] == "8"
+            points = client.get_metric_history(run.info.run_id, "count/value")
+            assert sorted(point.step for point in points) == [1, 2, 3, 4, 4, 5, 5, 6, 7, 8]
+            assert run.data.metrics["count/num_steps"] == 8.0

@@ -71,3 +71,26 @@ def test_a_project_that_takes_nothing_of_ours_is_named_and_the_runs_are_kept_her
     assert [len(run.history) for run in runs_in(sweep.store / "sweeps/two")] == [8, 8]
     (log,) = sweep.store.glob("sweeps/two/logs/request-1-mirror.log")
     assert "W&B takes no runs, they are kept here" in log.read_text() and "denied" in log.read_text()
+
+
+@pytest.mark.long
+def test_runs_that_an_outage_kept_here_are_sent_by_a_sync_once_and_go(
+    sweep: Any, server: WandbServer
+) -> None:
+    (sweep.folder / "two.yaml").write_text(TWO)
+    server.refuses = 403
+    said = sweep("launch", "two.yaml", "tracker=wandb")
+    assert said.count("sweep sync two --to wandb") == 2  # while it ran, and at its end
+    assert "W&B" in sweep("sync", "two", "--to", "wandb", code=3)
+    server.refuses = 0
+    assert "sent 16 points and 2 results of 2 cells" in sweep("sync", "two", "--to", "wandb")
+    whole = [(1, n) for n in range(1, 9)]
+    assert [steps(lines) for lines in server.history.values()] == [whole, whole]
+    assert not runs_in(sweep.store / "sweeps/two")
+    assert "nothing was missing" in sweep("sync", "two", "--to", "wandb")
+    # A mirror that was killed before it noted what it had sent: the server counts its lines.
+    for path in sweep.store.glob("sweeps/two/wandb/online-*.json"):
+        path.unlink()
+    server.history[next(iter(server.history))].pop()
+    assert "sent 1 point" in sweep("sync", "two", "--to", "wandb")
+    assert [steps(lines) for lines in server.history.values()] == [whole, whole]

@@ -118,7 +118,7 @@ class WandbServer:
             "config": "{}",
             "tags": [],
             "notes": "",
-            "wandbConfig": "{}",
+            "wandbConfig": '{"t": 1}',  # without it, the run counts as never started
         }
 
     def stream(self, run: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

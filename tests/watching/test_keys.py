@@ -185,6 +185,19 @@ def test_a_filter_is_a_selector_and_a_wrong_one_leaves_the_last(root: Path):
     run(keys())
 
 
+def test_f_goes_through_the_groups_of_failures_and_back_to_the_filter_of_before(root: Path):
+    async def keys() -> None:
+        async with terminal(str(root), only=("model=small",)) as shown:
+            for number, cause in ((1, "data"), (1, "oom_gpu"), (1, "config")):
+                await shown.press("f")
+                await shown.until_shown(f"{number} of 20 cells  filter: model=small failure=")
+                await shown.until_shown(f"{number} {cause} ")
+            await shown.press("f")
+            await shown.until_shown("10 of 20 cells  filter: model=small")
+
+    run(keys())
+
+
 def test_a_filter_of_the_command_line_is_there_from_the_start(root: Path):
     async def keys() -> None:
         async with terminal(str(root), only=("mixture=en",)) as shown:
