@@ -26,7 +26,7 @@ import psutil
 
 from tests.store import states
 
-SECONDS = 30.0
+SECONDS = 20.0
 AXES = {
     230: {"model": range(5), "task": range(2), "mixture": range(23)},
     10_000: {"rate": range(2500), "name": range(2), "seed": range(2)},

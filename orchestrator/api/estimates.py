@@ -194,8 +194,8 @@ def gpus_held(
     """
     needs = {cell.id: of_cell(cell, estimates, view.chain(cell)) for cell in cells}
     if isinstance(launcher, Submitter):
-        if (hardware := launcher.hardware()) is not None and hardware.device == "cpu":
-            needs = dict.fromkeys(needs)
+        if (hardware := launcher.hardware()) is None or hardware.device == "cpu":
+            needs = dict.fromkeys(needs)  # as in a submission, where jobs have no GPUs by an estimate then
         known = [view.subject(cell) for cell in view.sweep.cells]
         asked = [(view.subject(cell), needs[cell.id], Shortfalls(0, 0)) for cell in cells]
         side = settings.launcher.get("workers_per_job") or 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.settings import split_store
 from orchestrator.errors import SweepError, UserError, one_line, words_of
+from orchestrator.registry import require
 from orchestrator.serving import security, server
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run_serve(args: argparse.Namespace) -> int:
             return _write(args, words, url)
         if args.every is not None:
             raise UserError("--every is of --file; the pages of a server renew themselves")
-        server.check_installed()
+        require("serve", what="sweep serve without --file")
         return _serve(args, words, url)
 
 

@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
@@ -22,21 +21,6 @@ LAST_S = 1.5
 """After so many seconds a stop does not wait for answers any more."""
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-
-
-def check_installed() -> None:
-    """Raise if the server's packages are missing.
-
-    Raises:
-        UserError: one of them is not installed.
-    """
-    for name in ("starlette", "uvicorn"):
-        if find_spec(name) is None:
-            raise UserError(
-                f"the page needs {name}, which is not installed",
-                allowed="sweep serve --file page.html SWEEP writes a page without a server",
-                fix="pip install 'polysweep[serve]'",
-            )
 
 
 def listen(host: str, port: int, *, beyond: bool = False) -> socket.socket:
@@ -119,7 +103,6 @@ def run(app: Any, server: socket.socket) -> None:
 
     async def main() -> None:
         quiet = Quiet(config)
-
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -133,6 +116,8 @@ def run(app: Any, server: socket.socket) -> None:
             loop.add_signal_handler(number, stop)
         await quiet.serve(sockets=[server])
 
+    # While a look at a large sweep computes, the pages would wait five times as long for their turn.
+    sys.setswitchinterval(0.001)
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(main())
     sys.stderr.flush()

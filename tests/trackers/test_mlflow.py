@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
+from orchestrator.trackers.http import retry_after
 from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean
-from orchestrator.trackers.mlflow_server import Server, address_of, retry_after
+from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
 from tests.trackers.mlflow_server import SmallMlflow, free_port, real_mlflow
 from tests.trackers.test_wandb import TWO
@@ -163,7 +164,7 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     assert call(server.address).retry_s == 17.0
     server.status, server.retry_after = 404, ""
     assert call(server.address).is_final  # no MLflow server
-    monkeypatch.setattr("orchestrator.trackers.mlflow_server.REQUEST_S", 0.2)
+    monkeypatch.setattr("orchestrator.trackers.http.REQUEST_S", 0.2)
     server.status, server.delay_s = 0, 1.0
     assert "does not answer" in call(server.address).what
     assert retry_after("nonsense") is None and retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
@@ -180,6 +181,7 @@ def test_addresses_and_names_that_no_server_takes() -> None:
         MlflowMirror({"experimnt": "x"})
 
 
+@pytest.mark.long
 def test_a_slow_server_holds_up_neither_the_cells_nor_another_mirror_nor_the_end(
     two: Any, server: SmallMlflow
 ) -> None:
