@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestrator.core.evidence import FAILED, Evidence
+from orchestrator.core.identity import SEALED
 from orchestrator.core.records import Claim, Revision, StartRecord, StoreMark
 from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.core.tree import without_key
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
@@ -240,7 +242,7 @@ class Follower:
                     cell=cell.id,
                     sweep=self._sweep.name,
                     revision=self._revision.number,
-                    config=cell.config,
+                    config=without_key(cell.config, SEALED),
                     axes=cell.axes,
                     stages=tuple(dict.fromkeys(instance.name for instance in own)),
                     began=next((self._started(i, 1) for i in own if self._ledger.numbers(i)), 0.0),
