@@ -93,7 +93,7 @@ class MlflowMirror:
         address_of(os.environ)
 
     def begin(self, sweep: Followed) -> None:
-        """Remember the sweep; the server is asked when something is to be sent."""
+        """Remember the sweep. The first request is made when something is to be sent."""
         self._server = Server(os.environ)
         self._sweep = sweep
 
