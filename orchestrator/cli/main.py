@@ -116,7 +116,7 @@ def _run(words: list[str]) -> int:
         return 0
     run, parser = verb_of(words[0])
     args = parser.parse_intermixed_args(with_store(words[1:]))
-    if words[0] in ("status", "collect", "query"):
+    if words[0] in ("best", "collect", "failures", "query", "show", "status", "why"):
         # A third of the time of reading 10,000 cells went into searches for garbage, of which there is none.
         gc.disable()
     return run(args)
