@@ -109,6 +109,7 @@ MIRRORS: Mapping[str, str] = {
     "wandb": "orchestrator.trackers.wandb_mirror:WandbMirror",
     "mlflow": "orchestrator.trackers.mlflow_mirror:MlflowMirror",
     "tensorboard": "orchestrator.trackers.tensorboard_mirror:TensorboardMirror",
+    "trackio": "orchestrator.trackers.trackio_mirror:TrackioMirror",
 }
 """Names in `TrackerSettings.mirrors` to a class that is a `Mirror`, which follows the store, not a stage."""
 
@@ -160,6 +161,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "serve": ("starlette", "uvicorn", "jinja2"),
     "wandb": ("wandb",),
     "mlflow": ("httpx",),
+    "trackio": ("httpx",),
     "tensorboard": ("tensorboard",),
     "notify": ("apprise",),
     "vllm": ("vllm",),

@@ -64,9 +64,9 @@ class Run:
 
 
 def preempted(run: Run) -> int:
-    """Stop the launch every 4 seconds, and start it again, until all is done."""
-    for _ in range(60):
-        if (code := run.launch(timeout_s=4)) == 0:
+    """Stop the launch every 15 seconds, and start it again, until all is done."""
+    for _ in range(40):
+        if (code := run.launch(timeout_s=15)) == 0:
             return code
     return 1
 

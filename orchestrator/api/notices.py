@@ -346,12 +346,15 @@ def undelivered(view: SweepState) -> list[Undelivered]:
         return []
     book = NoticeBook(view.ledger, view.sweep.name)
     book.read()
-    found = []
-    for (event, channel), tries in book.tries.items():
-        if why := book.next(event, channel).why:
-            found.append(Undelivered(event, channel, why, len(tries), tries[-1].sent.text))
     launched = next(r.revision for r in reversed(view.requests) if r.settings)
     due = due_now(view, settings) if view.number == launched else []
+    found = []
+    for (event, channel), tries in book.tries.items():
+        following = book.next(event, channel)
+        if why := following.why:
+            is_past = following.number and all(notice.id != event for notice in due)
+            why = why.replace("to be tried again", "and no longer so") if is_past else why
+            found.append(Undelivered(event, channel, why, len(tries), tries[-1].sent.text))
     is_within = {notice.id for notice in within_limit(due, book.events)}
     for notice in due:
         for channel in settings.channels:

@@ -8,7 +8,9 @@ from typing import Any
 
 from orchestrator.api.state import SweepState, sealed_view
 from orchestrator.core.evidence import Evidence
+from orchestrator.core.gates import gates_of
 from orchestrator.core.goodput import CATEGORIES, Goodput, HeldJob, Holder, goodput, shares_of
+from orchestrator.core.state import Gates
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.judgement import SubmissionState
@@ -39,12 +41,14 @@ def spent_of(view: SweepState) -> list[Goodput]:
 
 
 def _all_stages(view: SweepState) -> Iterator[tuple[str, Evidence]]:
-    """Yield name and evidence of each stage that any revision has."""
+    """Yield name and evidence of each stage that any revision has, and of each gate of its launches."""
     others = [n for n in view.ledger.revision_numbers(view.sweep.name) if n != view.number]
     seen: set[str] = set()
     for number in (None, *reversed(others)):
         state = view if number is None else sealed_view(view.ledger, view.sweep.name, number)
-        instances = {d: instance for d, instance in state.sweep.stages.items() if d not in seen}
+        if gates := _all_gates(state):
+            state = state.with_gates(Gates(gates))
+        instances = {d: instance for d, instance in state.instances.items() if d not in seen}
         seen.update(instances)
         ledger = _having_read_attempts(view.ledger, list(instances.values()))
         for digest, instance in instances.items():
@@ -52,6 +56,13 @@ def _all_stages(view: SweepState) -> Iterator[tuple[str, Evidence]]:
             with contextlib.suppress(OSError, InfrastructureError):
                 attempts = ledger.attempts(instance)
                 yield instance.stage, state.reader.evidence(digest)._replace(attempts=attempts)
+
+
+def _all_gates(state: SweepState) -> dict[str, StageInstance]:
+    """Return the gates of all launches and reruns of a revision. Other code has other ones."""
+    asked = [each for each in state.requests if each.gates is not None and each.revision == state.number]
+    found = (gates_of(state.sweep, each.gates, each.cells).instances for each in asked)
+    return {digest: instance for gates in found for digest, instance in gates.items()}
 
 
 def _having_read_attempts(ledger: Ledger, instances: Sequence[StageInstance]) -> Ledger:

@@ -116,7 +116,7 @@ def _run(words: list[str]) -> int:
         return 0
     run, parser = verb_of(words[0])
     args = parser.parse_intermixed_args(with_store(words[1:]))
-    if words[0] in ("status", "collect", "query"):
+    if words[0] in ("best", "collect", "failures", "query", "show", "status", "why"):
         # A third of the time of reading 10,000 cells went into searches for garbage, of which there is none.
         gc.disable()
     return run(args)
@@ -172,7 +172,7 @@ VERBS: Final = {
     "report": Verb("rows", "tables, figures and a page from the rows that there are"),
     "serve": Verb("serve", "pages about it: grid, curves, logs and results, on this machine; or as one file"),
     "query": Verb("query", "SQL over cells, attempts, metrics, results, predictions, failures and jobs"),
-    "sync": Verb("sync", "send to W&B, MLflow or TensorBoard what they lack of a sweep"),
+    "sync": Verb("sync", "send to W&B, MLflow, TensorBoard or Trackio what they lack of a sweep"),
     "best": Verb("rows", "the cells with the lowest or highest value of a metric"),
     "data": Verb("data", "describe, import, check and translate parallel task data"),
     "completion": Verb("completion", "a script for the shell: completes verbs, options and names of sweeps"),

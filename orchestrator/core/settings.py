@@ -53,18 +53,20 @@ class TrackerSettings(Settings, frozen=True):
         options: options of that tracker.
         mlflow: options of the mirror in MLflow; None without one.
         tensorboard: options of the mirror to TensorBoard's files; None without one.
+        trackio: options of the mirror in Trackio; None without one.
     """
 
     name: str = "store"
     options: dict[str, Any] = {}
     mlflow: Annotated[dict[str, Any] | None, SINCE_2] = None
     tensorboard: Annotated[dict[str, Any] | None, SINCE_2] = None
+    trackio: Annotated[dict[str, Any] | None, SINCE_2] = None
 
     @property
     def mirrors(self) -> dict[str, dict[str, Any]]:
         """The mirrors of a launch, by name in `orchestrator.registry.MIRRORS`, each with its options."""
         found = {"wandb": self.options} if self.name == "wandb" else {}
-        sections = {"mlflow": self.mlflow, "tensorboard": self.tensorboard}
+        sections = {"mlflow": self.mlflow, "tensorboard": self.tensorboard, "trackio": self.trackio}
         return found | {name: options for name, options in sections.items() if options is not None}
 
 

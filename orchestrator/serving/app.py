@@ -47,12 +47,18 @@ REPORT_POLICY = POLICY.replace("script-src 'self'; style-src 'self'", "style-src
 
 _STYLES = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL | re.IGNORECASE)
 
-_STATIC = {
-    path.relative_to(drawing.HERE / "static").as_posix(): path
-    for path in (drawing.HERE / "static").rglob("*")
-    if path.suffix in (".js", ".css")
+SHEETS = ("grid.css", "dark.css", "app.css")
+"""The style sheets of every page. They are served as one, since each answer delays the first paint."""
+
+_STATIC: Mapping[str, bytes] = {
+    "pages.css": "".join(map(drawing.style, SHEETS)).encode(),
+    **{
+        path.relative_to(drawing.HERE / "static").as_posix(): path.read_bytes()
+        for path in (drawing.HERE / "static").rglob("*")
+        if path.suffix in (".js", ".css")
+    },
 }
-"""Name of a static file to its path; no other file is served."""
+"""Name of a static file to its content; no other file is served."""
 
 View = Callable[[Site, Served, Request], Response]
 
@@ -318,14 +324,14 @@ def report_file(site: Site, served: Served, request: Request) -> Response:
 # Files of the pages themselves
 
 
-def static(request: Request) -> Response:
+async def static(request: Request) -> Response:
     """Return a static file; a browser may keep it, because its address changes with its content."""
     name = request.path_params["file"]
-    path = _STATIC.get(name)
-    if path is None or request.path_params["version"] != version():
+    data = _STATIC.get(name)
+    if data is None or request.path_params["version"] != version():
         raise HTTPException(404)
     keep = {"cache-control": "private, max-age=31536000, immutable"}
-    return Response(path.read_bytes(), media_type=SERVED_TYPES[path.suffix], headers=keep)
+    return Response(data, media_type=SERVED_TYPES[name[name.rfind(".") :]], headers=keep)
 
 
 def favicon(request: Request) -> Response:

@@ -13,7 +13,7 @@ These functions build the keys, so that the whole layout can be seen in one plac
     sweeps/<sweep>/workers/<nonce>.json           for how long a worker has held its GPUs
     sweeps/<sweep>/notices/<event>/               a try to send a notice: <channel>.<n>.json, and then
                                                   <channel>.<n>.outcome.json
-    sweeps/<sweep>/{report,logs,wandb,mlflow,tensorboard}/
+    sweeps/<sweep>/{report,logs,wandb,mlflow,tensorboard,trackio}/
     nodes/<n>.json                                what happened on a node, in order
     records/<stage>/<digest>/spec.json
     records/<stage>/<digest>/<n>/{claim,start,heartbeat,end}.json

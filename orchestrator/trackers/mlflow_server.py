@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError, one_line
+from orchestrator.trackers.http import HttpServer
 from orchestrator.trackers.protocol import BROKEN, DONE, RUNNING, STOPPED, Unavailable
 
-if TYPE_CHECKING:
-    import httpx
-
-REQUEST_S = 10.0
-"""Seconds to wait for each answer."""
 MAX_FOUND = 1000
 """Runs in one answer of a search."""
 STATUS = {DONE: "FINISHED", BROKEN: "FAILED", STOPPED: "KILLED", RUNNING: "RUNNING"}
@@ -49,16 +44,13 @@ class Server:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        import httpx
-
-        self._url = address_of(environment)
         user, token = environment.get("MLFLOW_TRACKING_USERNAME"), environment.get("MLFLOW_TRACKING_TOKEN")
-        auth = (user, environment.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
         certificate = environment.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
         insecure = environment.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true")
-        self._client: httpx.Client = httpx.Client(
-            timeout=REQUEST_S,
-            auth=auth,
+        self._http = HttpServer(
+            address_of(environment),
+            names="MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN",
+            auth=(user, environment.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None,
             headers={"Authorization": f"Bearer {token}"} if token and not user else None,
             verify=not insecure if insecure or not certificate else _trusting(certificate),
         )
@@ -75,25 +67,20 @@ class Server:
             Unavailable: the server takes nothing.
             RequestRefused: it refuses this request.
         """
-        import httpx
-
-        url = f"{self._url}/api/2.0/mlflow/{name}"
+        answer = self._http.request(f"/api/2.0/mlflow/{name}", body, query)
         try:
-            if body is None:
-                answer = self._client.get(url, params=query)
-            else:
-                answer = self._client.post(url, json=body)
-        except httpx.TimeoutException:
-            raise Unavailable(f"{self.host} does not answer within {REQUEST_S:.0f} s") from None
-        except httpx.HTTPError as error:
-            raise Unavailable(f"{self.host} cannot be reached: {one_line(str(error))}") from None
-        return _read(answer, self.host)
-
-    @property
-    def host(self) -> str:
-        """The server's address, without what a URL may hold beside it."""
-        parts = urlsplit(self._url)
-        return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+            found = answer.json()
+        except ValueError:
+            found = None
+        if answer.status_code == 200 and isinstance(found, dict):
+            return found
+        text = found if isinstance(found, dict) else {}
+        code, message = str(text.get("error_code", "")), one_line(str(text.get("message", "")))
+        if code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+            raise self._http.refused(f" ({code})")
+        if not code:
+            raise self._http.strange(answer.status_code, "MLFLOW_TRACKING_URI")
+        raise RequestRefused(code, message)
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment; create it if necessary.
@@ -142,32 +129,6 @@ class Server:
         self.call("runs/update", body)
 
 
-def _read(answer: httpx.Response, host: str) -> Any:
-    """Return the JSON of an answer, or raise what the status means."""
-    try:
-        found = answer.json()
-    except ValueError:
-        found = None
-    status = answer.status_code
-    if status == 200 and isinstance(found, dict):
-        return found
-    text = found if isinstance(found, dict) else {}
-    code, message = str(text.get("error_code", "")), one_line(str(text.get("message", "")))
-    if status in (401, 403) or code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
-        names = "MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        raise Unavailable(f"{host} refuses us ({status})", fix=f"check {names}", is_final=True)
-    if status == 429:
-        retry_s = retry_after(answer.headers.get("Retry-After", ""))
-        raise Unavailable(f"{host} takes no more for now (429)", retry_s=retry_s)
-    if status >= 500:
-        retry_s = retry_after(answer.headers.get("Retry-After", ""))
-        raise Unavailable(f"{host} fails ({status})", retry_s=retry_s)
-    if not code:
-        fix = "check MLFLOW_TRACKING_URI"
-        raise Unavailable(f"{host} answers as no MLflow server does ({status})", fix=fix, is_final=True)
-    raise RequestRefused(code, message)
-
-
 def _trusting(certificate: str) -> Any:
     import ssl
 
@@ -190,16 +151,6 @@ def address_of(environment: Mapping[str, str]) -> str:
             fix="export MLFLOW_TRACKING_URI=http://HOST:PORT",
         )
     return url
-
-
-def retry_after(text: str) -> float | None:
-    """Return the seconds of a header ``Retry-After`` (RFC 9110, 10.2.3); None if it is malformed."""
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
 
 
 def milliseconds(at: float) -> int:

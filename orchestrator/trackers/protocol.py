@@ -14,6 +14,7 @@ import msgspec
 from orchestrator.formats import SINCE_2
 from orchestrator.provenance import without_secrets
 from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import ObjectStore
 
 DONE, RUNNING, STOPPED, BROKEN = "done", "running", "stopped", "failed"
 """The states of a cell as a mirror shows them."""
@@ -76,6 +77,45 @@ class MirrorProgress(msgspec.Struct, kw_only=True):
     id: Annotated[str, SINCE_2] = ""
     lines: Annotated[int, SINCE_2] = 0
     state: Annotated[str, SINCE_2] = ""
+
+
+class Notes:
+    """What runs were sent, by their id, in a file beside the mirror's own.
+
+    A run is noted after it was sent, so a mirror that is killed notes too little, never too much.
+
+    Args:
+        objects: the store.
+        prefix: the mirror's folder in it.
+        name: of the file.
+    """
+
+    def __init__(self, objects: ObjectStore, prefix: str, name: str) -> None:
+        self._objects = objects
+        self._key = f"{prefix}/{name}"
+        self._path = objects.workspace(prefix) / name
+        if not objects.in_place and (data := objects.get(self._key)) is not None:
+            self._path.write_bytes(data)  # an earlier launch may have run on another machine
+
+    def of(self, id: str) -> MirrorProgress:
+        """Return what a run was sent."""
+        return self._all().get(id, MirrorProgress())
+
+    def note(self, id: str, progress: MirrorProgress) -> None:
+        """Note what a run was sent, and keep the notes of all others."""
+        data = msgspec.json.encode({**self._all(), id: progress})
+        # Replaced as a whole: a crash while writing must not lose the notes of all cells.
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_bytes(data)
+        temporary.replace(self._path)
+        if not self._objects.in_place:
+            self._objects.put(self._key, data)
+
+    def _all(self) -> dict[str, MirrorProgress]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, MirrorProgress])
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return {}
 
 
 class MirroredRun(Protocol):

@@ -22,13 +22,13 @@ from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, one_line, words_of
 from orchestrator.store import layout
-from orchestrator.store.objects import ObjectStore
 from orchestrator.trackers.protocol import (
     DONE,
     Described,
     Followed,
     MetricPoint,
     MirrorProgress,
+    Notes,
     log,
     summary_of,
 )
@@ -279,45 +279,6 @@ class WandbRun:
         """End the run, with exit code 0 if the cell is done."""
         self._run.finish(exit_code=0 if state == DONE else 1)
         self._closed(self.progress)
-
-
-class Notes:
-    """What runs were sent, by their id, in a file beside the mirror's own.
-
-    A run is noted when it was closed in order, so a mirror that is killed notes too little, never too much.
-
-    Args:
-        objects: the store.
-        prefix: the mirror's folder in it.
-        name: of the file.
-    """
-
-    def __init__(self, objects: ObjectStore, prefix: str, name: str) -> None:
-        self._objects = objects
-        self._key = f"{prefix}/{name}"
-        self._path = objects.workspace(prefix) / name
-        if not objects.in_place and (data := objects.get(self._key)) is not None:
-            self._path.write_bytes(data)  # an earlier launch may have run on another machine
-
-    def of(self, id: str) -> MirrorProgress:
-        """Return what a run was sent."""
-        return self._all().get(id, MirrorProgress())
-
-    def note(self, id: str, progress: MirrorProgress) -> None:
-        """Note what a run was sent, and keep the notes of all others."""
-        data = msgspec.json.encode({**self._all(), id: progress})
-        # Replaced as a whole: a crash while writing must not lose the notes of all cells.
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(data)
-        temporary.replace(self._path)
-        if not self._objects.in_place:
-            self._objects.put(self._key, data)
-
-    def _all(self) -> dict[str, MirrorProgress]:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, MirrorProgress])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return {}
 
 
 def mode_of(environment: Mapping[str, str]) -> str:

@@ -120,6 +120,8 @@ def test_a_class_that_failed_blocks_its_cells_alone_and_is_tried_again_by_a_reru
     assert "AssertionError" in gated("logs", "gated", "model=large mixture=en")
     failures = gated.json("failures", "gated")
     assert "check" in json.dumps(failures)
+    (spent,) = gated.json("status", "gated", "--spent")["spent"]
+    assert spent["by_stage"]["check"]["lost"] > 0, "a rehearsal that failed is lost time"
     why = gated("why", "gated", "model=large mixture=en")
     assert "check[large]" in why
     (again,) = [line for line in why.splitlines() if line.startswith("when mended: sweep rerun gated")]

@@ -18,7 +18,7 @@ from orchestrator.errors import UserError
         ("tracker=[mlflow]", {"mlflow"}),
         ("tracker=[wandb,store]", {"wandb"}),
         ("tracker=[store,wandb,wandb]", {"wandb"}),
-        ("tracker=[tensorboard,mlflow,wandb]", {"wandb", "mlflow", "tensorboard"}),
+        ("tracker=[trackio,tensorboard,mlflow,wandb]", {"wandb", "mlflow", "tensorboard", "trackio"}),
     ],
 )
 def test_each_combination_is_its_mirrors_in_whatever_order(word: str, found: set[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -181,5 +183,5 @@ def real_mlflow(folder: Path) -> Iterator[str]:
                 time.sleep(0.2)
         yield address
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)  # its server is a child of the command
         process.wait(timeout=30)

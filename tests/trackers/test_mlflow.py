@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
+from orchestrator.trackers.http import retry_after
 from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean
-from orchestrator.trackers.mlflow_server import Server, address_of, retry_after
+from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
+from tests.cli.launches import Running, wait_for
 from tests.trackers.mlflow_server import SmallMlflow, free_port, real_mlflow
 from tests.trackers.test_wandb import TWO
 
@@ -106,6 +108,22 @@ def test_a_cell_that_failed_is_failed_there_and_goes_on_in_its_run_when_it_is_ru
     assert steps(run) == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
 
 
+def test_a_launch_that_is_stopped_leaves_its_cells_killed_there_and_the_next_goes_on_in_them(
+    two: Any, server: SmallMlflow
+) -> None:
+    slow = ("two.yaml", "seed=0", "count.num_steps=40", "count.step_s=0.1", "tracker=mlflow")
+    running = Running(two.folder, two.store, ("launch", *slow))
+    wait_for(lambda: any(run["points"] for run in server.runs.values()), 60)
+    assert {run["info"]["status"] for run in server.runs.values()} == {"RUNNING"}
+    running.interrupt()
+    running.end()
+    assert {run["info"]["status"] for run in server.runs.values()} == {"KILLED"}
+    two("launch", *slow)
+    assert [run["info"]["status"] for run in server.runs.values()] == ["FINISHED", "FINISHED"]
+    (run,) = [run for run in server.runs.values() if "polysweep.cell" in run["tags"]]
+    assert set(steps(run)) == set(range(1, 41))
+
+
 @pytest.mark.parametrize(
     ("status", "retry", "word"),
     [(401, "", "refuses us (401)"), (429, "3600", "takes no more for now (429)"), (503, "", "fails (503)")],
@@ -163,7 +181,7 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     assert call(server.address).retry_s == 17.0
     server.status, server.retry_after = 404, ""
     assert call(server.address).is_final  # no MLflow server
-    monkeypatch.setattr("orchestrator.trackers.mlflow_server.REQUEST_S", 0.2)
+    monkeypatch.setattr("orchestrator.trackers.http.REQUEST_S", 0.2)
     server.status, server.delay_s = 0, 1.0
     assert "does not answer" in call(server.address).what
     assert retry_after("nonsense") is None and retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
@@ -180,6 +198,7 @@ def test_addresses_and_names_that_no_server_takes() -> None:
         MlflowMirror({"experimnt": "x"})
 
 
+@pytest.mark.long
 def test_a_slow_server_holds_up_neither_the_cells_nor_another_mirror_nor_the_end(
     two: Any, server: SmallMlflow
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_project_that_takes_nothing_of_ours_is_named_and_the_runs_are_kept_her
     assert "W&B takes no runs, they are kept here" in log.read_text() and "denied" in log.read_text()
 
 
+@pytest.mark.long
 def test_runs_that_an_outage_kept_here_are_sent_by_a_sync_once_and_go(
     sweep: Any, server: WandbServer
 ) -> None:
