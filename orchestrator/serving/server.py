@@ -98,6 +98,7 @@ def run(app: Any, server: socket.socket) -> None:
         log_level="critical",  # no line of uvicorn's, since one could hold an address with the token
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # no proxy is in front of it
         timeout_graceful_shutdown=1,
     )
 

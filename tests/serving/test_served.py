@@ -302,6 +302,19 @@ def test_a_read_that_hangs_keeps_neither_other_pages_nor_the_end(tmp_path: Path)
         served.kill()
 
 
+def test_two_servers_of_one_host_do_not_overwrite_each_others_cookie(served: Served, root: Path) -> None:
+    other = Served(root / "store", "study")
+    try:
+        with served.client() as client:
+            assert client.get(other.url).status_code == 200
+            assert len(client.cookies) == 2
+            assert (
+                client.get(served.base + "/").status_code == client.get(other.base + "/").status_code == 200
+            )
+    finally:
+        other.kill()
+
+
 def test_ctrl_c_ends_it_quietly_too_and_a_token_may_come_from_the_environment(root: Path, made: Made) -> None:
     token = "chosen-by-me_0123456789"
     served = Served(root / "store", "study", "--token-env", "PAGE_TOKEN", env={"PAGE_TOKEN": token})
