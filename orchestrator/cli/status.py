@@ -32,8 +32,10 @@ from orchestrator.cli.output import (
     print_warnings,
 )
 from orchestrator.core.evidence import remaining_files
+from orchestrator.core.identity import SEALED
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
+from orchestrator.core.tree import without_key
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -208,7 +210,7 @@ def run_show(args: argparse.Namespace) -> int:
         )
         return 0
     print(f"{view.title} {cell.id}")
-    print(msgspec.yaml.encode(cell.config).decode())
+    print(msgspec.yaml.encode(without_key(cell.config, SEALED)).decode())
     for stage in stages:
         if stage["metrics"]:
             text = ", ".join(f"{key} {value}" for key, value in stage["metrics"].items())

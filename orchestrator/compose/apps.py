@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from orchestrator.compose import hydra_app
+from orchestrator.compose import hydra_seal
 from orchestrator.compose.app_process import AppProcess, AppRoot
 from orchestrator.compose.axes import Axis, KeyValue, Label, cut, grammar, plain
 from orchestrator.compose.interpolations import Overlaps
@@ -143,7 +143,7 @@ def stage_fields(program: Sequence[str]) -> dict[str, Any]:
         "command": f"python {{hydra_app}} run {shlex.join(program)}",
         "reads": ["*"],
         "uses": ["hydra.sealed", "hydra.resume"],
-        "results": hydra_app.ROWS,
+        "results": hydra_seal.ROWS,
     }
 
 

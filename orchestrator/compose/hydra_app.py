@@ -16,19 +16,12 @@ import copy
 import importlib.util
 import inspect
 import json
-import math
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-ROWS = "sweep-rows.json"
-"""File in the output folder with the result rows of a task."""
-
-METRICS = "metrics.json"
-"""File in the output folder that a task may write, with further columns of its rows."""
 
 _REPLACED = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.mode")
 _REPLACED_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper")
@@ -93,8 +86,9 @@ class Composer:
         self, hydra: Any, config_name: Any, task_function: Any, overrides: Any, *args: Any, **kwargs: Any
     ) -> None:
         self._loader, self._config_name = hydra.config_loader, config_name
-        self._repo = self._loader._parse_overrides_and_create_caching_repo(config_name, [])[1]
-        _compose_groups_once(self._loader, self._repo)
+        self._repo = _parsed(self._loader, config_name, [])[1]
+        if hasattr(self._loader, "_parse_overrides_and_create_caching_repo"):  # not before Hydra 1.3
+            _compose_groups_once(self._loader, self._repo)
 
     def serve(self, requests: Any, answers: Any) -> None:
         """Answer one request after another, and end the process at the end of the input."""
@@ -147,11 +141,12 @@ class Composer:
             overrides: in Hydra's grammar, each with one value.
             volatile: further keys to leave out of the identity.
         """
+        from hydra.conf import HydraConf
         from hydra.types import RunMode
         from omegaconf import OmegaConf, open_dict
 
-        mode = ["hydra.mode=MULTIRUN"] if hasattr(RunMode, "MULTIRUN") else []
-        parsed = self._loader._parse_overrides_and_create_caching_repo(self._config_name, overrides)[0]
+        mode = ["hydra.mode=MULTIRUN"] if "mode" in HydraConf.__dataclass_fields__ else []  # not in 1.1
+        parsed = _parsed(self._loader, self._config_name, overrides)[0]
         config = self._loader.load_configuration(self._config_name, [*mode, *overrides], run_mode=RunMode.RUN)
         given = {}
         for each in parsed:
@@ -242,6 +237,19 @@ def _lines(error: BaseException) -> list[str]:
         found += [line for line in text.splitlines() if line.strip() and line not in found]
         each = each.__cause__
     return found
+
+
+def _parsed(loader: Any, config_name: Any, overrides: list[str]) -> Any:
+    """Return parsed overrides, and a repository with the search path of the primary config."""
+    from hydra._internal.config_repository import CachingConfigRepository
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if hasattr(loader, "_parse_overrides_and_create_caching_repo"):
+        return loader._parse_overrides_and_create_caching_repo(config_name, overrides)
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    repo = CachingConfigRepository(loader.repository)
+    loader._process_config_searchpath(config_name, parsed, repo)
+    return parsed, repo
 
 
 def _compose_groups_once(loader: Any, shared: Any) -> None:
@@ -336,62 +344,8 @@ def run(hydra: Any, *args: Any, **kwargs: Any) -> Any:
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
-    _write_rows(Path(output), ended.return_value)  # raises what the task raised
+    _seal().write_rows(Path(output), ended.return_value)  # raises what the task raised
     return ended
-
-
-def _write_rows(output: Path, returned: Any) -> None:
-    """Write the result rows: what the task returned, and what it wrote as `METRICS`.
-
-    Raises:
-        FloatingPointError: a value is not finite.
-    """
-    columns = _columns(returned)
-    path = output / METRICS
-    found: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rows = [{**flat(each), **columns} for each in (found if isinstance(found, list) else [found])]
-    for row in rows:
-        for key, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise FloatingPointError("the task's " + key + " is " + str(value))
-    text = json.dumps([row for row in rows if row], default=str)
-    (output / ROWS).write_text(text, encoding="utf-8")
-
-
-def _columns(returned: Any) -> dict[str, Any]:
-    """Return the columns of what a task returned: a number, or a mapping; anything else gives none."""
-    value = _scalar(returned)
-    if isinstance(value, (bool, int, float)):
-        return {"value": value}
-    if hasattr(value, "items"):
-        return flat(value)
-    if (
-        isinstance(value, (tuple, list))
-        and value
-        and all(isinstance(_scalar(v), (int, float)) for v in value)
-    ):
-        return {"value" + (str(index) if index else ""): _scalar(v) for index, v in enumerate(value)}
-    return {}
-
-
-def flat(tree: Any, root: str = "") -> dict[str, Any]:
-    """Return the leaves of a mapping by dotted keys; a leaf that is no scalar is left out."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        value = _scalar(value)
-        if hasattr(value, "items"):
-            found.update(flat(value, root + str(key) + "."))
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            found[root + str(key)] = value
-    return found
-
-
-def _scalar(value: Any) -> Any:
-    """Return the number in an array or tensor of one item; any other value unchanged."""
-    try:
-        return value.item() if hasattr(value, "item") else value
-    except Exception:  # noqa: BLE001 - an array of several items
-        return value
 
 
 if __name__ == "__main__":

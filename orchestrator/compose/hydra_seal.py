@@ -17,6 +17,7 @@ import dataclasses
 import enum
 import functools
 import importlib
+import json
 import math
 import pathlib
 import re
@@ -27,6 +28,12 @@ from typing import Any
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf, base
 from omegaconf import nodes as kinds
 from omegaconf.basecontainer import BaseContainer
+
+ROWS = "sweep-rows.json"
+"""File in the output folder with the result rows of a task."""
+
+METRICS = "metrics.json"
+"""File in the output folder that a task may write, with further columns of its rows."""
 
 _OUTPUT = re.compile(
     r"(out|output|log|logs|logging|work|run|save|ckpt|checkpoints?|results?|tmp|temp|cache|default_root)"
@@ -321,4 +328,58 @@ class Identity:
             return str(value)
         if isinstance(value, str) and _PATH.match(value):
             return "literal:" + value if is_given else self._leave(full, "an absolute path")
+        return value
+
+
+def write_rows(output: pathlib.Path, returned: Any) -> None:
+    """Write the result rows: what the task returned, and what it wrote as `METRICS`.
+
+    Raises:
+        FloatingPointError: a value is not finite.
+    """
+    columns = _columns(returned)
+    path = output / METRICS
+    found: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = [{**flat(each), **columns} for each in (found if isinstance(found, list) else [found])]
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise FloatingPointError("the task's " + key + " is " + str(value))
+    text = json.dumps([row for row in rows if row], default=str)
+    (output / ROWS).write_text(text, encoding="utf-8")
+
+
+def _columns(returned: Any) -> dict[str, Any]:
+    """Return the columns of what a task returned: a number, or a mapping; anything else gives none."""
+    value = _scalar(returned)
+    if isinstance(value, (bool, int, float)):
+        return {"value": value}
+    if hasattr(value, "items"):
+        return flat(value)
+    if (
+        isinstance(value, (tuple, list))
+        and value
+        and all(isinstance(_scalar(v), (int, float)) for v in value)
+    ):
+        return {"value" + (str(index) if index else ""): _scalar(v) for index, v in enumerate(value)}
+    return {}
+
+
+def flat(tree: Any, root: str = "") -> dict[str, Any]:
+    """Return the leaves of a mapping by dotted keys; a leaf that is no scalar is left out."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        value = _scalar(value)
+        if hasattr(value, "items"):
+            found.update(flat(value, root + str(key) + "."))
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            found[root + str(key)] = value
+    return found
+
+
+def _scalar(value: Any) -> Any:
+    """Return the number in an array or tensor of one item; any other value unchanged."""
+    try:
+        return value.item() if hasattr(value, "item") else value
+    except Exception:  # noqa: BLE001 - an array of several items
         return value

@@ -12,7 +12,7 @@ from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
-from orchestrator.compose import hydra_app, hydra_seal
+from orchestrator.compose import hydra_seal
 from orchestrator.compose.apps import STAGE, stage_fields
 from orchestrator.compose.axes import Axis, list_axis, plain
 from orchestrator.compose.overrides import refuse_secrets
@@ -77,11 +77,11 @@ def read_jobs(
 
 
 def _rows(folder: Path, results: str | None, metrics: Mapping[str, str]) -> tuple[Row, ...]:
-    path = folder / (results or hydra_app.METRICS)
+    path = folder / (results or hydra_seal.METRICS)
     rows: tuple[Row, ...] = read_rows(path) if results or not metrics or path.is_file() else ({},)
     logs = "".join(log.read_text(encoding="utf-8", errors="replace") for log in sorted(folder.glob("*.log")))
     printed = printed_row(metrics, logs) if metrics else {}
-    return checked_rows([{**hydra_app.flat(row), **printed} for row in rows], cause="data")
+    return checked_rows([{**hydra_seal.flat(row), **printed} for row in rows], cause="data")
 
 
 def _config(folder: Path, volatile: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...], str]:

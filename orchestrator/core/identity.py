@@ -24,6 +24,9 @@ from orchestrator.stage import StageSpec
 ALL = "*"
 """In `reads`: the whole config."""
 
+SEALED = "hydra.sealed"
+"""Key of a cell's config with what a Hydra app's task gets: long, and of no use to people."""
+
 _NUM_ID_DIGITS = 8
 _MAX_NAME_BYTES = 160
 """Maximum length of the readable part of an id, in bytes.

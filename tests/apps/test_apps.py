@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.compose import hydra_seal
 from orchestrator.compose.given import given
 from orchestrator.compose.main import Composition, compose
 from orchestrator.errors import UserError
+from orchestrator.store.checkout import Checkout
 from tests.apps import app
 from tests.conftest import Sweep
 
@@ -215,3 +218,38 @@ def test_220_cells_are_composed_in_5_s_of_one_core(composed: Composed) -> None:
     sweep = composed("model=small,wide", "seed=range(0,110)", "required=x").sweep
     assert len(sweep.cells) == 220
     assert cpu_s() - start_s - 2 * one_s < 5
+
+
+def test_edits_of_yaml_files_are_no_other_code(composed: Composed, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    specs = composed("required=x").sweep.specs
+    checkout = Checkout(specs, [str(tmp_path)])
+    before = checkout.digest()
+    (tmp_path / "conf/model/small.yaml").write_text("width: 99\n")
+    assert checkout.digest() == before
+    (tmp_path / "train.py").write_text("print(3)\n")
+    assert checkout.digest() != before and checkout.changed() == ["train.py"]
+
+
+@pytest.mark.parametrize(
+    ("returned", "rows"),
+    [
+        (0.5, [{"value": 0.5}]),
+        ({"a": 1, "b": {"c": True, "d": [1]}}, [{"a": 1, "b.c": True}]),
+        ((1, 2.0), [{"value": 1, "value1": 2.0}]),
+        (None, []),
+        ("text", []),
+    ],
+)
+def test_what_a_task_returns_becomes_columns(returned: object, rows: list[object], tmp_path: Path) -> None:
+    hydra_seal.write_rows(tmp_path, returned)
+    assert json.loads((tmp_path / hydra_seal.ROWS).read_text()) == rows
+
+
+def test_a_value_that_is_not_finite_fails_the_task(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('[{"fold": 1}, {"fold": 2}]')
+    hydra_seal.write_rows(tmp_path, 3)
+    assert json.loads((tmp_path / hydra_seal.ROWS).read_text())[1] == {"fold": 2, "value": 3}
+    with pytest.raises(FloatingPointError, match="the task's value is nan"):
+        hydra_seal.write_rows(tmp_path, float("nan"))
