@@ -84,7 +84,9 @@ class AppProcess:
         if "error" in answer:
             first, *rest = answer["error"]
             raise UserError(
-                cut(first) if len(first) > 300 else first, where=self.where, allowed=" ".join(rest)[:300]
+                cut(first) if len(first) > 300 else first,
+                where=self.where,
+                allowed=" ".join(" ".join(rest).split())[:300],
             )
         return answer
 
