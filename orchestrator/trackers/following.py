@@ -88,7 +88,8 @@ class Follower:
         self._revision = revision
         self._sweep = revision.sweep
         self._mirror = mirror
-        self._cells = [cell for cell in self._sweep.cells if cells is None or cell.id in cells]
+        wanted = None if cells is None else set(cells)
+        self._cells = [cell for cell in self._sweep.cells if wanted is None or cell.id in wanted]
         mark, _ = ledger.read(layout.STORE, StoreMark)
         self._store = mark.nonce if mark else ""
         self._shared = _shared(self._sweep.cells)
@@ -128,6 +129,8 @@ class Follower:
         """
         for cell in self._cells:
             try:
+                if self._id(cell) in self._given:
+                    self._mark(cell, *self._states[cell.id])
                 self._close(cell)
             except Unavailable:
                 raise
@@ -141,10 +144,8 @@ class Follower:
         try:
             self._give(cell, reader)
             state, at = self._states[cell.id]
-            if cell.id in self._runs or self._progress(cell).state not in ("", state):
-                run = self._run(cell)
-                run.mark(state, at)
-                self._given[self._id(cell)] = run.progress
+            # Between two stages a cell looks stopped. Whether it is, the end of the launch shows.
+            self._mark(cell, RUNNING if state == STOPPED else state, at)
             if state == DONE:
                 self._close(cell)
                 self._cells.remove(cell)
@@ -160,6 +161,13 @@ class Follower:
             # The other system may refuse this one run for good. The other cells' passes must not wait for it.
             if self.failures[cell.id] == MAX_FAILURES:
                 self._cells.remove(cell)
+
+    def _mark(self, cell: Cell, state: str, at: float) -> None:
+        """Send the state of a cell, if its run is open or shows another one."""
+        if cell.id in self._runs or self._progress(cell).state not in ("", state):
+            run = self._run(cell)
+            run.mark(state, at)
+            self._given[self._id(cell)] = run.progress
 
     def _give(self, cell: Cell, reader: EvidenceReader) -> None:
         try:

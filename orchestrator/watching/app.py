@@ -197,7 +197,9 @@ class WatchApp(App[None]):
             if found.only:
                 head.append(f"  filter: {' or '.join(found.only)}", "bold yellow")
             age_s = self._clock() - found.at
-            if self._problem or age_s > max(SILENT_S, 4 * self._interval_s):
+            usual_s = self.watched.pause_s(self._interval_s) + found.seconds
+            is_late = age_s > max(SILENT_S, 3 * usual_s) and not self.reader.is_busy
+            if self._problem or is_late:
                 since = time.strftime("%H:%M:%S", time.localtime(found.at))
                 head.append(f"  store silent since {since} ({duration(age_s)})", "red bold reverse")
             else:
@@ -329,10 +331,10 @@ class WatchApp(App[None]):
         self.notice(f"checking what to {verb} ...")
 
         def answered(result: Any) -> None:
-            if not isinstance(result, Question):
-                self.notice(str(result).replace("\n ", ";"))
-                return
             self._message = ("", 0.0)
+            if not isinstance(result, Question):
+                self.push_screen(Page(f"{verb} refused", str(result)))
+                return
             self.push_screen(Confirm(result), lambda yes: self._decide(verb, result, yes=bool(yes)))
 
         self.reader.do(lambda watched: ask(watched, verb, ids), answered)
@@ -355,7 +357,10 @@ class WatchApp(App[None]):
             return
 
         def done(result: Any) -> None:
-            self.notice(str(result).replace("\n ", ";"))
+            if isinstance(result, str):
+                self.notice(result)
+            else:
+                self.push_screen(Page(f"{verb} failed", str(result)))
             self.reader.look_now()
 
         self.notice(f"{verb} ...")

@@ -144,9 +144,10 @@ class Board(ScrollView, can_focus=True):
         grid = self.grid
         if grid is None:
             return
-        self._label_width = min(self._row_label_width(), max(6, self.size.width // 2))
         least = 3 if grid.folded_axes else 2
         number = max(1, len(grid.columns))
+        room = max(6, self.size.width // 2, self.size.width - least * number - 1)
+        self._label_width = min(self._row_label_width(), room)
         room = (self.size.width - self._label_width - 1) // number
         self._width = max(least, min(self._wanted_width(), room))
         self.virtual_size = Size(

@@ -103,6 +103,10 @@ class Reader(threading.Thread):
         only: selectors of the cells.
         interval_s: between two looks, at least.
         post: called in this thread with each piece of news.
+
+    Attributes:
+        watched: the sweep.
+        is_busy: whether it does a single job now, such as to verify files, so that no look can be expected.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class Reader(threading.Thread):
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._wanted = Selection()
         self._cells: dict[str, GridCell] = {}
+        self.is_busy = False
 
     # Called by the application's thread
 
@@ -200,10 +205,13 @@ class Reader(threading.Thread):
 
     def _do(self, job: Job, take: Callable[[Any], None]) -> None:
         result: Any
+        self.is_busy = True
         try:
             result = job(self.watched)
         except (SweepError, OSError) as error:
             result = error
+        finally:
+            self.is_busy = False
         self._post(JobResult(take, result))
 
 

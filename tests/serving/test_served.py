@@ -302,6 +302,19 @@ def test_a_read_that_hangs_keeps_neither_other_pages_nor_the_end(tmp_path: Path)
         served.kill()
 
 
+def test_two_servers_of_one_host_do_not_overwrite_each_others_cookie(served: Served, root: Path) -> None:
+    other = Served(root / "store", "study")
+    try:
+        with served.client() as client:
+            assert client.get(other.url).status_code == 200
+            assert len(client.cookies) == 2
+            assert (
+                client.get(served.base + "/").status_code == client.get(other.base + "/").status_code == 200
+            )
+    finally:
+        other.kill()
+
+
 def test_ctrl_c_ends_it_quietly_too_and_a_token_may_come_from_the_environment(root: Path, made: Made) -> None:
     token = "chosen-by-me_0123456789"
     served = Served(root / "store", "study", "--token-env", "PAGE_TOKEN", env={"PAGE_TOKEN": token})
@@ -318,6 +331,7 @@ def test_mistakes_are_named_before_anything_is_served(root: Path, made: Made) ->
     assert "known: " in run("serve", "nothing", code=2) or "did you mean" in run("serve", "nothing", code=2)
     assert "can be reached from other machines" in run("serve", "study", "--host", "0.0.0.0", code=2)
     assert "holds no token" in run("serve", "study", "--token-env", "NO_SUCH_NAME", code=2)
+    assert "99999 is no port" in run("serve", "study", "--port", "99999", code=2)
     assert "named twice" in run("serve", "study", "study@1", code=2)
     assert "--every is of --file" in run("serve", "study", "--every", "3", code=2)
     with socket.create_server(("127.0.0.1", 0)) as taken:

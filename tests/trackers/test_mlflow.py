@@ -14,6 +14,7 @@ from orchestrator.trackers.http import retry_after
 from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean
 from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
+from tests.cli.launches import Running, wait_for
 from tests.trackers.mlflow_server import SmallMlflow, free_port, real_mlflow
 from tests.trackers.test_wandb import TWO
 
@@ -105,6 +106,22 @@ def test_a_cell_that_failed_is_failed_there_and_goes_on_in_its_run_when_it_is_ru
     assert [run["info"]["status"] for run in server.runs.values()] == ["FINISHED", "FINISHED"]
     (run,) = [run for run in server.runs.values() if "polysweep.cell" in run["tags"]]
     assert steps(run) == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
+
+
+def test_a_launch_that_is_stopped_leaves_its_cells_killed_there_and_the_next_goes_on_in_them(
+    two: Any, server: SmallMlflow
+) -> None:
+    slow = ("two.yaml", "seed=0", "count.num_steps=40", "count.step_s=0.1", "tracker=mlflow")
+    running = Running(two.folder, two.store, ("launch", *slow))
+    wait_for(lambda: any(run["points"] for run in server.runs.values()), 60)
+    assert {run["info"]["status"] for run in server.runs.values()} == {"RUNNING"}
+    running.interrupt()
+    running.end()
+    assert {run["info"]["status"] for run in server.runs.values()} == {"KILLED"}
+    two("launch", *slow)
+    assert [run["info"]["status"] for run in server.runs.values()] == ["FINISHED", "FINISHED"]
+    (run,) = [run for run in server.runs.values() if "polysweep.cell" in run["tags"]]
+    assert set(steps(run)) == set(range(1, 41))
 
 
 @pytest.mark.parametrize(
