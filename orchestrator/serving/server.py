@@ -35,6 +35,8 @@ def listen(host: str, port: int, *, beyond: bool = False) -> socket.socket:
         UserError: the address is not loopback, is not of this machine, or its port is in use.
     """
     where = f"--host {host} --port {port}"
+    if not 0 <= port < 2**16:
+        raise UserError(f"{port} is no port", where=where, allowed="1 to 65535; 0 or none for a free one")
     if not beyond and not is_loopback(host):
         raise UserError(
             f"{host} can be reached from other machines",
@@ -48,9 +50,8 @@ def listen(host: str, port: int, *, beyond: bool = False) -> socket.socket:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(address)
         server.listen(128)
-    except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None)
-        if number == errno.EADDRINUSE:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             fix = "another --port, or none for a free one"
             raise UserError(f"port {port} is in use", where=where, fix=fix) from error
         raise UserError(f"cannot serve at {host}:{port}: {error}", where=where) from error

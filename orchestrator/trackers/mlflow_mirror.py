@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ from orchestrator.trackers.protocol import (
     Followed,
     MetricPoint,
     MirrorProgress,
+    as_text,
+    flat,
     is_number,
     summary_of,
 )
@@ -91,7 +93,7 @@ class MlflowMirror:
         address_of(os.environ)
 
     def begin(self, sweep: Followed) -> None:
-        """Remember the sweep; the server is asked when something is to be sent."""
+        """Remember the sweep. The first request is made when something is to be sent."""
         self._server = Server(os.environ)
         self._sweep = sweep
 
@@ -113,7 +115,7 @@ class MlflowMirror:
             **{f"axis.{clean(name)}": label for name, label in cell.axes.items()},
         }
         run = self._create(cell.id, cell.cell, parent.id, tags, cell.began)
-        params = {clean(key): value[:MAX_VALUE] for key, value in flat(masked(cell.config))}
+        params = {clean(key): as_text(value)[:MAX_VALUE] for key, value in flat(masked(cell.config))}
         missing = [{"key": key, "value": value} for key, value in params.items() if key not in run.params]
         for first in range(0, len(missing), MAX_PARAMS):
             server.call("runs/log-batch", {"run_id": run.id, "params": missing[first : first + MAX_PARAMS]})
@@ -276,12 +278,3 @@ def entry(name: str, value: float, step: int, at: float) -> dict[str, Any]:
 def pairs(tags: Mapping[str, str]) -> list[dict[str, str]]:
     """Return tags as a request has them."""
     return [{"key": clean(key), "value": value[:MAX_TAG]} for key, value in tags.items()][:MAX_TAGS]
-
-
-def flat(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the values of a config by dotted key, as text."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}.{key}", text) for key, text in flat(value))
-        else:
-            yield str(name), value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -215,6 +215,20 @@ class Unavailable(Exception):
 def is_number(value: Any) -> bool:
     """Return whether a metric is a number that a float can hold."""
     return isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
+
+
+def flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a config by dotted key."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", inner) for key, inner in flat(value))
+        else:
+            yield str(name), value
+
+
+def as_text(value: Any) -> str:
+    """Return a value of a config as text: JSON, unless it is text already."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def summary_of(stage: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
 from orchestrator.errors import counted
 from orchestrator.store import layout
@@ -22,6 +23,8 @@ from orchestrator.trackers.protocol import (
     Followed,
     MetricPoint,
     MirrorProgress,
+    as_text,
+    flat,
     is_number,
     summary_of,
 )
@@ -86,7 +89,7 @@ class TensorboardMirror:
     def open(self, cell: Described) -> TensorboardRun:
         """Open the file of a cell."""
         self._opened.add(cell.id)
-        return TensorboardRun(self._folder / cell.id, cell.id)
+        return TensorboardRun(self._folder / cell.id, cell)
 
     def forget(self, id: str) -> bool:
         """Do nothing: the note beside the file is what counts."""
@@ -107,12 +110,13 @@ class TensorboardRun:
 
     Args:
         folder: the cell's folder.
-        id: its name.
+        cell: the cell.
     """
 
-    def __init__(self, folder: Path, id: str) -> None:
+    def __init__(self, folder: Path, cell: Described) -> None:
         self._folder = folder
-        self.id = id
+        self._cell = cell
+        self.id = cell.id
         note = noted(folder)
         self.progress = note.progress
         self._size = note.size
@@ -149,11 +153,23 @@ class TensorboardRun:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if not self._size and not self._records:
-            self._records.append(Event(wall_time=at, file_version="brain.Event:2").SerializeToString())
+            version = Event(wall_time=at, file_version="brain.Event:2")
+            config = Event(wall_time=at, summary=self._hparams())
+            self._records += [version.SerializeToString(), config.SerializeToString()]
         found = [Summary.Value(tag=k, simple_value=float(v)) for k, v in values.items() if is_number(v)]
         if found:
             event = Event(wall_time=at, step=step, summary=Summary(value=found))
             self._records.append(event.SerializeToString())
+
+    def _hparams(self) -> Any:
+        """Return the config as the hyperparameters of a session, for TensorBoard's table of runs."""
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        values = {
+            key: value if isinstance(value, str | bool) or is_number(value) else as_text(value)
+            for key, value in flat(masked(self._cell.config))
+        }
+        return hparams_pb(values, trial_id=self.id, start_time_secs=self._cell.began)
 
     def _write(self) -> None:
         """Append the new records, then replace the note."""

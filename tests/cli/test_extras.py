@@ -110,6 +110,8 @@ def test_a_light_installation_runs_a_sweep_and_brings_its_table(light: Light, tm
         ("launch curve.yaml launcher=slurm", "slurm"),
         ("launch curve.yaml launcher=ray", "ray"),
         ("launch curve.yaml tracker=wandb", "wandb"),
+        ("launch curve.yaml tracker=[mlflow,wandb]", "wandb"),
+        ("launch curve.yaml tracker=tensorboard", "tensorboard"),
         ("launch curve.yaml store.url=s3://bucket/x", "s3"),
         ("plan smoke", "sft"),
         ("launch smoke", "sft"),

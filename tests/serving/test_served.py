@@ -331,6 +331,7 @@ def test_mistakes_are_named_before_anything_is_served(root: Path, made: Made) ->
     assert "known: " in run("serve", "nothing", code=2) or "did you mean" in run("serve", "nothing", code=2)
     assert "can be reached from other machines" in run("serve", "study", "--host", "0.0.0.0", code=2)
     assert "holds no token" in run("serve", "study", "--token-env", "NO_SUCH_NAME", code=2)
+    assert "99999 is no port" in run("serve", "study", "--port", "99999", code=2)
     assert "named twice" in run("serve", "study", "study@1", code=2)
     assert "--every is of --file" in run("serve", "study", "--every", "3", code=2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
