@@ -92,7 +92,7 @@ def measure(num_cells: int) -> None:
         axes = {axis: [f"{axis}{n}" for n in labels] for axis, labels in AXES[num_cells].items()}
         states.make(Path(folder, "store"), axes)
         terminal = Terminal("watch", "study", "--store", f"{folder}/store")
-        first_s = terminal.until(b"pending")
+        first_s = terminal.until(b" old")
         begun_s, first_cpu_s = time.perf_counter(), terminal.cpu_s()
         keys: list[float] = []
         while time.perf_counter() - begun_s < SECONDS:

@@ -83,9 +83,8 @@ class AppProcess:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             first, *rest = answer["error"]
-            raise UserError(
-                cut(first) if len(first) > 300 else first, where=self.where, allowed=" ".join(rest)[:300]
-            )
+            more = " ".join(" ".join(rest).split())[:300]
+            raise UserError(cut(first) if len(first) > 300 else first, where=self.where, allowed=more)
         return answer
 
     def _ended(self) -> UserError:

@@ -14,6 +14,7 @@ from rich.text import Text
 from orchestrator.api.grid import GridCell, Spot
 from orchestrator.api.overview import Overview
 from orchestrator.core.state import State
+from orchestrator.errors import counted
 
 MARKS: Mapping[State, str] = {
     State.DONE: "#",
@@ -125,7 +126,7 @@ def pace(found: Overview) -> Text:
     if gpus.asked:
         parts.append(f"{gpus.in_use:g} of {gpus.asked:g} GPUs in use")
     elif gpus.num_workers:
-        parts.append(f"{gpus.num_workers} workers")
+        parts.append(counted(gpus.num_workers, "worker"))
     if found.tokens_per_second is not None:
         parts.append(f"{amount(found.tokens_per_second)} tokens/s")
     if gpus.hours >= 0.05:

@@ -101,6 +101,8 @@ def _log_text(detail: Detail, height: int) -> Text:
     log = detail.log
     where = f"attempt {log.attempt}" if log.attempt else "never started"
     text = Text(f"log of {log.stage}, {where}", "bold")
+    if log.attempt and not log.lines:
+        text.append("\nempty", "not bold dim")
     for line in log.lines[-max(1, height - 1) :]:
         text.append(f"\n{line}", "not bold")
     return text

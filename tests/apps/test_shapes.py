@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.apps import app, shapes
 from tests.conftest import Sweep
 
 
+@pytest.mark.long
 def test_a_template_project_runs_and_goes_on_from_its_checkpoint(sweep: Sweep) -> None:
     app.write(sweep.folder, shapes.TEMPLATE)
     user = Sweep(sweep.folder, sweep.store, app.environment())
@@ -34,6 +37,7 @@ def test_structured_configs_alone_and_tasks_in_their_output_folders(sweep: Sweep
     assert len([*sweep.store.glob("payload/app/*/1/output/here.txt")]) == 2
 
 
+@pytest.mark.long
 def test_a_package_with_a_search_path_and_a_launcher_of_its_own(sweep: Sweep) -> None:
     app.write(sweep.folder, shapes.PACKAGE)
     user = Sweep(sweep.folder, sweep.store, app.environment())

@@ -25,6 +25,7 @@ def user(sweep: Sweep) -> Sweep:
     return Sweep(sweep.folder, sweep.store, app.environment())
 
 
+@pytest.mark.long
 def test_cells_of_an_old_multirun_are_the_cells_of_the_app(user: Sweep) -> None:
     app.plainly(user.folder, "-m", "model=small,wide", "seed=4", "+opt.extra.more=3", "required=x")
     (user.folder / "multi/1/metrics.json").unlink()
