@@ -33,7 +33,7 @@ class Composed:
 
     def __call__(self, *words: str, script: str = "train.py", **options: list[str]) -> Composition:
         """Compose sweeps as ``sweep plan --app train.py WORD ...`` does."""
-        every = ("python", "volatile", "checkpoints", "results", "metric", "keep")
+        every = ("python", "volatile", "checkpoints", "results", "metric", "keep", "shell")
         name, tree = given(script, None, words, {**{name: [] for name in every}, **options})
         return compose(name, words, cwd=self.folder, given=tree)
 
@@ -253,3 +253,25 @@ def test_a_value_that_is_not_finite_fails_the_task(tmp_path: Path) -> None:
     assert json.loads((tmp_path / hydra_seal.ROWS).read_text())[1] == {"fold": 2, "value": 3}
     with pytest.raises(FloatingPointError, match="the task's value is nan"):
         hydra_seal.write_rows(tmp_path, float("nan"))
+
+
+def test_groups_that_differ_in_places_and_resolvers_alone_are_other_cells(composed: Composed) -> None:
+    conf = composed.folder / "conf"
+    (conf / "model/far.yaml").write_text("_target_: __main__.Model\nwidth: 2\nweights: /models/far\n")
+    (conf / "model/near.yaml").write_text("_target_: __main__.Model\nwidth: 2\nweights: /models/near\n")
+    (conf / "model/more.yaml").write_text("_target_: __main__.Model\nwidth: 2\nweights: ${twice:3}\n")
+    sweep = composed("model=far,near,more", "required=x").sweep
+    assert len({*sweep.stages}) == len(sweep.cells) == 3
+    # What no choice sets stays left out, and a choice that is the default changes nothing.
+    assert composed.digest("model=small") == composed.digest()
+    before = composed.digest("model=far")
+    path = conf / "config.yaml"
+    path.write_text(path.read_text().replace("/data/there", "/elsewhere"))
+    assert composed.digest("model=far") == before
+
+
+def test_arguments_of_the_script_reach_each_cell_and_those_of_hydra_do_not(composed: Composed) -> None:
+    own = "import sys\nsys.argv = [word for word in sys.argv if word not in ('--gpu', '3')]\n"
+    (composed.folder / "gpu.py").write_text(own + app.SCRIPT)
+    command = composed(script="gpu.py --gpu 3 --config-name config -cp conf").sweep.specs["app"].command
+    assert command is not None and command.endswith("run gpu.py --gpu 3")
