@@ -1,4 +1,4 @@
-"""Names that other distributions bring by entry points: found, refused with their distribution, free of cost."""
+"""Names that other distributions bring by entry points: found, refused with their origin, free of cost."""
 
 from __future__ import annotations
 
