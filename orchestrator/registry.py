@@ -5,7 +5,8 @@ other tables let the engine use the science without importing it, and a layer us
 behind ``sweep data``, the stores in buckets, the writer of reports and the reader of tables.
 
 An object's module is imported when its name is first used. A user's own object needs no entry: it is named
-``module:object`` directly, see `lookup`. CONTRIBUTING.md lists what else an addition needs.
+``module:object`` directly, see `lookup`. An installed distribution adds names to the tables in `PLUGGABLE` by
+entry points. CONTRIBUTING.md lists what else an addition needs.
 """
 
 from __future__ import annotations
@@ -147,6 +148,21 @@ GRID = "orchestrator.serving.drawing:fragment_of"
 TABLE_READER = "orchestrator.study.tables.results:read_table"
 """A function ``(path) -> rows`` that reads a table made elsewhere."""
 
+PLUGGABLE: Mapping[str, Mapping[str, str]] = {
+    "stages": STAGES,
+    "tasks": TASKS,
+    "generators": GENERATORS,
+    "launchers": LAUNCHERS,
+    "schedulers": SCHEDULERS,
+    "trackers": TRACKERS,
+    "mirrors": MIRRORS,
+    "reports": REPORTS,
+}
+"""Group of entry points, without ``polysweep.``, to the table that it extends; see docs/plugins.md."""
+
+_POINTS, _IMPORTED = "orchestrator.plugins:points", "orchestrator.plugins:imported"
+"""Functions that find and import plugins, imported only for a name that no table has."""
+
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "slurm": ("submitit",),
     "s3": ("obstore",),
@@ -254,6 +270,24 @@ def load(target: str, *, where: str = "") -> Any:
     return getattr(module, attribute)
 
 
+def known(table: Mapping[str, str]) -> list[str]:
+    """Return the names of a table, then those of plugins."""
+    return [*table, *(name for name in load(_POINTS)(_group(table)) if name not in table)]
+
+
+def is_known(table: Mapping[str, str], name: str) -> bool:
+    """Return whether a table or an installed plugin has a name. The table's own come first.
+
+    Raises:
+        UserError: several distributions have plugins of this name.
+    """
+    return name in table or name in load(_POINTS)(_group(table), name)
+
+
+def _group(table: Mapping[str, str]) -> str:
+    return next((group for group, each in PLUGGABLE.items() if each is table), "")
+
+
 def lookup(table: Mapping[str, str], name: str, *, kind: str) -> Any:
     """Load the object that a name stands for; a ``module:object`` outside the table is loaded directly.
 
@@ -263,14 +297,17 @@ def lookup(table: Mapping[str, str], name: str, *, kind: str) -> Any:
         kind: what it names, for the message.
 
     Raises:
-        UserError: the name is not in the table and is not a ``module:object``.
+        UserError: the name is neither in the table nor a plugin's nor a ``module:object``, or the plugin
+            cannot be imported.
     """
     # A name of ours comes first. A colon marks an object of the user's, which needs no entry.
     if name in table:
         return load(table[name])
     if ":" in name:
         return load(name, where=kind)
-    raise UserError(f"unknown {kind} {name!r}", allowed=nearest(name, table))
+    if is_known(table, name):
+        return load(_IMPORTED)(_group(table), name)
+    raise UserError(f"unknown {kind} {name!r}", allowed=nearest(name, known(table)))
 
 
 def check_trackers(name: str, mirrors: Mapping[str, Mapping[str, Any]], *, here: bool = False) -> None:

@@ -14,7 +14,7 @@ from orchestrator.compose.overrides import run_settings, run_settings_with
 from orchestrator.core.records import Request
 from orchestrator.core.settings import TrackerSettings
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import MIRRORS
+from orchestrator.registry import MIRRORS, is_known, known
 from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
 from orchestrator.trackers.mirror import MirrorOutcome, MirrorPasses
@@ -39,9 +39,9 @@ def sync(view: SweepState, to: Sequence[str], overrides: Sequence[str] = ()) -> 
     Raises:
         UserError: there is no such mirror, it lacks something here, or the sweep was never launched.
     """
-    unknown = [name for name in to if name not in MIRRORS]
-    if unknown:
-        raise UserError(f"unknown mirror {unknown[0]!r}", allowed=nearest(unknown[0], MIRRORS))
+    for name in to:
+        if not is_known(MIRRORS, name):
+            raise UserError(f"unknown mirror {name!r}", allowed=nearest(name, known(MIRRORS)))
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
     ledger = open_ledger(view.ledger.objects.url)
@@ -88,5 +88,8 @@ def _with_options(tracker: TrackerSettings, request: Request) -> TrackerSettings
         for name, options in request.settings.tracker.mirrors.items()
         if name in tracker.mirrors
     }
-    changes: dict[str, Any] = {{"wandb": "options"}.get(name, name): each for name, each in launched.items()}
-    return msgspec.structs.replace(tracker, **changes)
+    changes: dict[str, Any] = {
+        {"wandb": "options"}.get(name, name): each for name, each in launched.items() if name in MIRRORS
+    }
+    others = {name: each for name, each in launched.items() if name not in MIRRORS}
+    return msgspec.structs.replace(tracker, plugins=tracker.plugins | others, **changes)

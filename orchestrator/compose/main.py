@@ -29,7 +29,7 @@ from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, parse, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import REPORTS, STAGES, importable, load, lookup
+from orchestrator.registry import REPORTS, STAGES, importable, is_known, known, load, lookup
 from orchestrator.stage import StageSpec
 
 
@@ -210,12 +210,12 @@ def _cell_root(file: SweepFile, folders: list[Path], where: str) -> Root:
 
 def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str, StageSpec]:
     def registered(name: str) -> StageSpec | None:
-        if name not in STAGES:
+        if not is_known(STAGES, name):
             return None
         spec: StageSpec = lookup(STAGES, name, kind="stage")
         return spec
 
-    specs = stage_specs(file, registered, known=list(STAGES), where=where)
+    specs = stage_specs(file, registered, known=lambda: known(STAGES), where=where)
     for name, spec in specs.items():
         if spec.run is not None:
             _check_module(f"stage {name!r} runs {spec.run!r}", spec.run, import_paths, where)
@@ -233,8 +233,8 @@ def _check_reports(names: Sequence[str], import_paths: Sequence[str], where: str
     for name in names:
         if re.fullmatch(r"[\w.]+:\w+", name):
             _check_module(f"report {name!r} is asked for", name, import_paths, where)
-        elif name not in REPORTS:
-            raise UserError(f"unknown report {name!r}", where=where, allowed=nearest(name, REPORTS))
+        elif not is_known(REPORTS, name):
+            raise UserError(f"unknown report {name!r}", where=where, allowed=nearest(name, known(REPORTS)))
 
 
 def _check_module(what: str, target: str, import_paths: Sequence[str], where: str) -> None:

@@ -18,7 +18,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -33,10 +33,12 @@ from orchestrator.compose.axes import cut
 from orchestrator.compose.reading import SCHEME, register, yaml_error
 from orchestrator.core.tree import dotted_keys, pick
 from orchestrator.errors import UserError, nearest
+from orchestrator.registry import load
 
 _INLINE = "polysweep_inline_config"
 _VERSION_BASE = "1.3"
 _COMPOSING = threading.Lock()
+_CONF_FOLDERS = "orchestrator.plugins:conf_folders"  # imported only for a file that no other folder has
 
 
 class Root:
@@ -54,6 +56,7 @@ class Root:
     ) -> None:
         self.primary, self.folders, self.where, self.also = primary, tuple(folders), where, tuple(also)
         self._tree: DictConfig | None = None
+        self._has_plugins = False
 
     @classmethod
     def inline(
@@ -105,7 +108,10 @@ class Root:
             if "${" in str(name):
                 continue
             inner, _, last = str(name).rpartition("/")
-            options = self.options(f"{group}/{inner}" if inner else group)
+            place = f"{group}/{inner}" if inner else group
+            options = self.options(place)
+            if last not in options and self._add_plugins():
+                options = self.options(place)
             if last not in options:
                 raise UserError(
                     f"unknown {group} {str(name)!r}",
@@ -141,7 +147,12 @@ class Root:
             UserError: Hydra refuses the config or an override.
         """
         try:
-            return self._compose(overrides)
+            try:
+                return self._compose(overrides)
+            except MissingConfigException:
+                if not self._add_plugins():
+                    raise
+                return self._compose(overrides)
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises all three
             raise self._explained(error, overrides) from None
         except yaml.YAMLError as error:
@@ -151,6 +162,18 @@ class Root:
                 f"the config cannot be read: {error.strerror or error}",
                 where=cut(str(error.filename or self.where)),
             ) from None
+
+    def _add_plugins(self) -> bool:
+        """Add the config folders of plugins to the end of the search path; return whether there are new ones.
+
+        Only for a file that is in no other folder: a sweep without plugins need not look for them.
+        """
+        if self._has_plugins:
+            return False
+        self._has_plugins = True
+        more = tuple(load(_CONF_FOLDERS)())
+        self.folders += more
+        return bool(more)
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         with _searching(self.folders), initialize(config_path=None, version_base=_VERSION_BASE):

@@ -54,6 +54,7 @@ class TrackerSettings(Settings, frozen=True):
         mlflow: options of the mirror in MLflow; None without one.
         tensorboard: options of the mirror to TensorBoard's files; None without one.
         trackio: options of the mirror in Trackio; None without one.
+        plugins: names of mirrors that plugins bring, each with its options.
     """
 
     name: str = "store"
@@ -61,11 +62,12 @@ class TrackerSettings(Settings, frozen=True):
     mlflow: Annotated[dict[str, Any] | None, SINCE_2] = None
     tensorboard: Annotated[dict[str, Any] | None, SINCE_2] = None
     trackio: Annotated[dict[str, Any] | None, SINCE_2] = None
+    plugins: Annotated[dict[str, dict[str, Any]], SINCE_2] = {}
 
     @property
     def mirrors(self) -> dict[str, dict[str, Any]]:
         """The mirrors of a launch, by name in `orchestrator.registry.MIRRORS`, each with its options."""
-        found = {"wandb": self.options} if self.name == "wandb" else {}
+        found = {**self.plugins, **({"wandb": self.options} if self.name == "wandb" else {})}
         sections = {"mlflow": self.mlflow, "tensorboard": self.tensorboard, "trackio": self.trackio}
         return found | {name: options for name, options in sections.items() if options is not None}
 

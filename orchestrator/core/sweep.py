@@ -257,14 +257,18 @@ def _short(name: str) -> str:
 
 
 def stage_specs(
-    file: SweepFile, registered: Callable[[str], StageSpec | None], *, known: list[str], where: str
+    file: SweepFile,
+    registered: Callable[[str], StageSpec | None],
+    *,
+    known: Callable[[], list[str]],
+    where: str,
 ) -> dict[str, StageSpec]:
     """Return the spec of each stage of a sweep, in the order of the file.
 
     Args:
         file: the sweep file.
-        registered: returns the spec of a built-in stage, None for other names.
-        known: the names of the built-in stages.
+        registered: returns the spec of a stage that is built in or a plugin's, None for other names.
+        known: returns these names, for an error.
         where: the file, for messages.
 
     Raises:
@@ -282,7 +286,7 @@ def stage_specs(
                 where=where,
                 allowed="their folders would be one where a file system ignores case",
             )
-        specs[name] = spec = _spec(name, fields or {}, registered(name), known, where)
+        specs[name] = spec = _spec(name, fields or {}, registered, known, where)
         if spec.limit_s is not None and not spec.limit_s > 0:  # also catches NaN
             raise UserError(f"stages.{name}.limit_s is {spec.limit_s!r}", where=where, allowed="more than 0")
     for name, spec in specs.items():
@@ -339,19 +343,24 @@ def _check_gates(name: str, specs: Mapping[str, StageSpec], where: str) -> None:
 
 
 def _spec(
-    name: str, fields: Mapping[str, Any], shipped: StageSpec | None, known: list[str], where: str
+    name: str,
+    fields: Mapping[str, Any],
+    registered: Callable[[str], StageSpec | None],
+    known: Callable[[], list[str]],
+    where: str,
 ) -> StageSpec:
     key = f"stages.{name}"
     is_whole = "run" in fields or "command" in fields
+    shipped = None if is_whole else registered(name)
     if not is_whole and shipped is None:
         raise UserError(
             f"unknown stage {name!r}",
             where=where,
-            allowed=nearest(name, known),
+            allowed=nearest(name, known()),
             fix="a stage of one's own has either `run: module:function` or `command: ...`",
         )
     # A built-in stage with some fields changed, such as its limit.
-    if not is_whole and shipped is not None:
+    if shipped is not None:
         changes = convert(dict(fields), StageSpec, where=where, key=key)
         spec = msgspec.structs.replace(shipped, **{field: getattr(changes, field) for field in fields})
         check_remedies(name, spec, where)

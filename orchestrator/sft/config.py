@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import GENERATORS, TASKS
+from orchestrator.registry import GENERATORS, TASKS, is_known, known
 from orchestrator.sft import data
 from orchestrator.sft.workload import CostsConfig
 from orchestrator.tasks.base import LANGUAGES, Strict, Task, load_task
@@ -106,8 +106,8 @@ class TaskConfig(Strict, frozen=True, kw_only=True):
     target: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in TASKS and self.target is None:
-            raise ValueError(f"unknown task {self.name!r}; {nearest(self.name, TASKS)}")
+        if self.target is None and not is_known(TASKS, self.name):
+            raise ValueError(f"unknown task {self.name!r}; {nearest(self.name, known(TASKS))}")
 
 
 class TrainerConfig(Strict, frozen=True, kw_only=True):
@@ -280,8 +280,9 @@ class EvaluationConfig(Strict, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.languages:
             raise ValueError("evaluation.languages is empty")
-        if self.engine not in GENERATORS:
-            raise ValueError(f"unknown evaluation.engine {self.engine!r}; {nearest(self.engine, GENERATORS)}")
+        if not is_known(GENERATORS, self.engine):
+            allowed = nearest(self.engine, known(GENERATORS))
+            raise ValueError(f"unknown evaluation.engine {self.engine!r}; {allowed}")
         force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
         if self.engine == "vllm":
             force_setattr(self, "batch_size", UNUSED_BATCH_SIZE)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.errors import UserError
-from orchestrator.registry import TASKS, lookup
+from orchestrator.registry import TASKS, known, lookup
 from orchestrator.tasks import dataset
 from orchestrator.tasks.base import LANGUAGES, Item, Split, Strict, Task
 from orchestrator.tasks.sources import Source, open_source
@@ -179,7 +179,7 @@ def guess_task(path: Path) -> str:
     Raises:
         UserError: it does not exist, or it resembles no task.
     """
-    for name in TASKS:
+    for name in known(TASKS):
         task: Task = lookup(TASKS, name, kind="task")
         try:
             first = next(open_source(path, name).rows(), None)
@@ -189,7 +189,7 @@ def guess_task(path: Path) -> str:
             continue
         if first is not None and task.looks_like(first.row):
             return name
-    options = " or ".join(f"--task {name}" for name in TASKS)
+    options = " or ".join(f"--task {name}" for name in known(TASKS))
     raise UserError(f"{path} looks like the data of no task", fix=options)
 
 

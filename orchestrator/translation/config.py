@@ -12,7 +12,7 @@ from msgspec.structs import force_setattr
 
 from orchestrator.errors import UserError, nearest
 from orchestrator.manifest import Stamp, stamps
-from orchestrator.registry import GENERATORS
+from orchestrator.registry import GENERATORS, is_known, known
 from orchestrator.tasks.base import LANGUAGES
 from orchestrator.tasks.sources import open_source
 
@@ -142,10 +142,9 @@ class TranslationConfig(_Frozen, frozen=True, kw_only=True):
             UserError: an engine, the source or a correction cannot be used.
         """
         check_languages(self.to)
-        if self.engine not in (ENDPOINT, *GENERATORS):
-            raise UserError(
-                f"unknown engine {self.engine!r}", allowed=nearest(self.engine, [ENDPOINT, *GENERATORS])
-            )
+        if self.engine != ENDPOINT and not is_known(GENERATORS, self.engine):
+            allowed = nearest(self.engine, [ENDPOINT, *known(GENERATORS)])
+            raise UserError(f"unknown engine {self.engine!r}", allowed=allowed)
         if self.engine != ENDPOINT and self.model.path is None:
             raise UserError(f"engine={self.engine} needs weights", fix="model.path=FOLDER_OR_HUB_ID")
         _check_source(Path(self.source.path).expanduser(), self.task)

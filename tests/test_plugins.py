@@ -1,0 +1,169 @@
+"""Names that other distributions bring by entry points: found, refused with their origin, free of cost."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.settings import TrackerSettings
+from orchestrator.errors import UserError
+from orchestrator.registry import LAUNCHERS, PLUGGABLE, REPORTS, check_trackers, is_known, known, lookup
+from tests.conftest import Sweep
+
+Installed = Callable[..., None]
+
+MODULE = """
+from pathlib import Path
+
+from orchestrator.stage import StageSpec
+
+TRIPLE = StageSpec(name="triple", run="bring_one:triple", reads=("seed",))
+
+
+def triple(config, inputs, context):
+    return [{"tripled": 3 * config.seed}]
+
+
+def listing(rows, folder):
+    path = Path(folder) / "listing.txt"
+    path.write_text("".join(f"{row['tripled']}\\n" for row in rows))
+    return [path]
+"""
+SWEEP = """
+description: a stage and a report of a plugin
+config: {seed: 0}
+axes: {seed: [1, 2]}
+stages: [triple]
+report: [listing]
+"""
+
+
+def install(folder: Path, name: str, points: str, files: dict[str, str] | None = None) -> None:
+    """Write a distribution as pip leaves it in a folder."""
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points)
+    for path, text in (files or {}).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installed:
+    """Return a function that installs a distribution for this process."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+
+    def install_here(name: str, points: str, files: dict[str, str] | None = None) -> None:
+        install(folder, name, points, files)
+        importlib.invalidate_caches()
+
+    return install_here
+
+
+def test_a_plugin_s_name_is_found_and_listed_and_one_of_ours_comes_first(installed: Installed) -> None:
+    points = "[polysweep.reports]\nlisting = bring_one:listing\nstudy = bring_one:listing\n"
+    installed("bring-one", points, {"bring_one.py": MODULE})
+    assert is_known(REPORTS, "listing") and known(REPORTS) == [*REPORTS, "listing"]
+    assert lookup(REPORTS, "listing", kind="report").__module__ == "bring_one"
+    assert lookup(REPORTS, "study", kind="report").__module__.startswith("orchestrator.")
+    with pytest.raises(UserError, match="unknown report 'listings'") as caught:
+        lookup(REPORTS, "listings", kind="report")
+    assert caught.value.allowed == "did you mean listing?"
+
+
+def test_each_group_extends_its_own_table_alone(installed: Installed) -> None:
+    groups = "".join(f"[polysweep.{group}]\nof_{group} = sys:path\n" for group in PLUGGABLE)
+    installed("bring-all", groups)
+    for group, table in PLUGGABLE.items():
+        assert known(table) == [*table, f"of_{group}"]
+        assert lookup(table, f"of_{group}", kind=group) is sys.path
+
+
+def test_two_plugins_of_one_name_are_refused_with_both_distributions(installed: Installed) -> None:
+    for name in ("bring-one", "bring-two"):
+        installed(name, "[polysweep.launchers]\npbs = bring:Launcher\n")
+    for look in (lambda: lookup(LAUNCHERS, "pbs", kind="launcher"), lambda: is_known(LAUNCHERS, "pbs")):
+        with pytest.raises(UserError, match="several plugins are named 'pbs'") as caught:
+            look()
+        assert "bring-one 1.0 and bring-two 1.0" in caught.value.allowed
+
+
+@pytest.mark.parametrize(
+    ("value", "cause"),
+    [
+        ("absent_module:made", "ModuleNotFoundError: No module named 'absent_module'"),
+        ("broken_module:made", "RuntimeError: no licence"),
+        ("sys:made", "AttributeError: module 'sys' has no attribute 'made'"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_refused_with_its_distribution(
+    installed: Installed, value: str, cause: str
+) -> None:
+    files = {"broken_module.py": "raise RuntimeError('no licence')"}
+    installed("bring-none", f"[polysweep.mirrors]\nlost = {value}\n", files)
+    with pytest.raises(UserError) as caught:
+        check_trackers("store", {"lost": {}})
+    assert caught.value.what == f"the plugin 'lost' of bring-none 1.0 cannot be imported: {cause}"
+    assert caught.value.where == f"entry point polysweep.mirrors: {value}"
+
+
+def test_built_in_names_do_not_search_for_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.distributions", None)
+    monkeypatch.delitem(sys.modules, "orchestrator.plugins", raising=False)
+    for table in PLUGGABLE.values():
+        assert all(is_known(table, name) for name in table)
+    lookup(REPORTS, "general", kind="report")
+    assert "orchestrator.plugins" not in sys.modules
+
+
+def test_options_of_a_plugin_s_mirror_are_those_of_its_section() -> None:
+    settings = TrackerSettings(name="wandb", options={"project": "x"}, plugins={"lost": {"file": "y"}})
+    assert settings.mirrors == {"lost": {"file": "y"}, "wandb": {"project": "x"}}
+
+
+def test_a_sweep_uses_the_stage_report_launcher_and_config_of_plugins(sweep: Sweep, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    points = """
+[polysweep.stages]
+triple = bring_one:TRIPLE
+[polysweep.reports]
+listing = bring_one:listing
+[polysweep.launchers]
+two = bring_launcher:Two
+[polysweep.conf]
+bring = bring_launcher
+"""
+    files = {
+        "bring_one.py": MODULE,
+        "bring_launcher/__init__.py": LAUNCHER,
+        "bring_launcher/conf/launcher/two.yaml": "name: two\nworkers: 2\n",
+    }
+    install(site, "bring-one", points, files)
+    (sweep.folder / "thrice.yaml").write_text(SWEEP)
+    sweep.env = {**os.environ, "SWEEP_STORE": str(sweep.store), "PYTHONPATH": str(site)}
+    said = sweep("launch", "thrice.yaml", "launcher=two")
+    assert "2 done" in said
+    assert (sweep.store / "sweeps/thrice/report/listing.txt").read_text() == "3\n6\n"
+    sweep.env.pop("PYTHONPATH")
+    said = sweep("launch", "thrice.yaml", code=2)
+    assert "unknown stage 'triple'" in said
+    said = sweep("launch", "smoke", "launcher=two", code=2)
+    assert "unknown launcher 'two'" in said and "local, ray, slurm" in said
+
+
+LAUNCHER = """
+from orchestrator.launchers.local import LocalLauncher
+
+
+class Two(LocalLauncher):
+    def __init__(self, settings, num_cells, cluster=None):
+        super().__init__({**settings, "name": "local"}, num_cells, cluster)
+"""
