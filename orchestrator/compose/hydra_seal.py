@@ -372,8 +372,9 @@ def _columns(returned: Any) -> dict[str, Any]:
         return {"value": value}
     if hasattr(value, "items"):
         return flat(value)
-    if isinstance(value, (tuple, list)) and value and all(isinstance(_scalar(v), (int, float)) for v in value):
-        return {"value" + (str(index) if index else ""): _scalar(v) for index, v in enumerate(value)}
+    items = [_scalar(item) for item in value] if isinstance(value, (tuple, list)) else []
+    if items and all(isinstance(item, (int, float)) for item in items):
+        return {"value" + (str(index) if index else ""): item for index, item in enumerate(items)}
     if value is not None:
         print("the task returned", type(value).__name__, "which gives no column: a number or a mapping does")
     return {}
