@@ -366,7 +366,7 @@ def write_rows(output: pathlib.Path, returned: Any) -> None:
 
 
 def _columns(returned: Any) -> dict[str, Any]:
-    """Return the columns of what a task returned: a number, numbers, or a mapping; anything else gives none."""
+    """Return the columns of what a task returned: a number, numbers or a mapping; other values give none."""
     value = _scalar(returned)
     if isinstance(value, (bool, int, float)):
         return {"value": value}
