@@ -330,9 +330,17 @@ class AppConfigs:
         self._overlaps.check(labels)
         self._process.where = where
         texts = self._overrides.texts(labels, self._root)
-        answer = self._process.ask(
-            "cell", number=self._number, overrides=texts, volatile=list(self._volatile)
-        )
+        try:
+            answer = self._process.ask(
+                "cell", number=self._number, overrides=texts, volatile=list(self._volatile)
+            )
+        except UserError as error:
+            own = [
+                name for name in self._overrides.own if repr(name) in error.what or f"'{name}/" in error.what
+            ]
+            if own:
+                error.fix = f"the app has {own[0]} too; the setting of Polysweep is {OWN_PREFIX}{own[0]}=..."
+            raise
         self._number += 1
         self.left_out |= answer["left_out"]
         self._unused |= dict.fromkeys(answer["unused"])

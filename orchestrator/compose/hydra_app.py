@@ -142,7 +142,7 @@ class Composer:
         return self._loader.load_configuration(self._config_name, [*mode, *overrides], run_mode=RunMode.RUN)
 
     def base(self, volatile: list[str]) -> dict[str, Any]:
-        """Return what `Identity.texts` is of the config without overrides: nothing if it needs an override."""
+        """Return `Identity.texts` of the config without overrides: nothing if it needs an override."""
         from omegaconf import open_dict
 
         key = tuple(volatile)
@@ -258,6 +258,8 @@ def _lines(error: BaseException) -> list[str]:
     each: BaseException | None = error
     while each is not None:
         text = str(each).strip() or type(each).__name__
+        if isinstance(each, KeyError):  # its text is the key alone
+            text = type(each).__name__ + ": " + text
         found += [line for line in text.splitlines() if line.strip() and line not in found]
         each = each.__cause__
     return found
@@ -352,7 +354,8 @@ def run(hydra: Any, *args: Any, **kwargs: Any) -> Any:
                 source.path = str(Path(source.path).absolute())
         config.hydra.run.dir = config.hydra.sweep.dir = output.replace("$", "\\$")
         for name in config.hydra.job.env_copy:
-            config.hydra.job.env_set[name] = os.environ[name]
+            # Hydra sets the value itself, and so writes it into .hydra/hydra.yaml, which the store keeps.
+            config.hydra.job.env_set[name] = "${oc.env:" + name + "}"
         checkpoint = os.environ.get("SWEEP_CHECKPOINT")
         for key in given["resume"] if checkpoint else ():
             OmegaConf.update(config, key, checkpoint, merge=True, force_add=True)
