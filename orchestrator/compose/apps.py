@@ -139,6 +139,9 @@ def _program(script: str, folder: Path, where: str) -> tuple[list[str], list[str
         raise UserError("app names no script", where=where, allowed="train.py, or -m package.module")
     number = 2 if words[0] == "-m" else 1
     program, arguments = words[:number], words[number:]
+    if number == 1 and (folder / program[0]).is_relative_to(folder):
+        # ./train.py and its absolute path are the same script, and so the same cells.
+        program = [os.path.relpath(folder / program[0], folder)]
     if number == 1 and not (folder / program[0]).is_file():
         beside = sorted(path.name for path in folder.glob("*.py"))
         raise UserError(f"no script {cut(program[0])!r}", where=where, allowed=nearest(program[0], beside))

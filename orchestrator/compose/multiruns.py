@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,7 +146,10 @@ def sweep_of(jobs: Sequence[HydraJob], script: str, name: str) -> ComposedSweep:
     keys = list(dict.fromkeys(key for each in values for key in each))
     varying = [key for key in keys if len({scalar_text(each.get(key)) for each in values}) > 1]
     specs = {
-        STAGE: convert(stage_fields(script.split() if script.startswith("-m ") else [script]), StageSpec)
+        STAGE: convert(
+            stage_fields(script.split() if script.startswith("-m ") else [os.path.normpath(script)]),
+            StageSpec,
+        )
     }
     grid = Grid(Selectors((), (), {}), {}, specs, where="the imported jobs")
     grid.check_labels([])

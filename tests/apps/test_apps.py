@@ -134,6 +134,8 @@ def test_what_an_override_sets_is_identity_as_it_is_written(composed: Composed) 
     assert composed.digest("home=${oc.env:APP_HOME}") not in (base, composed.digest("home=${oc.env:HOME}"))
     assert composed.digest("hydra.job.chdir=true") != base
     assert composed.digest("hydra.sweep.dir=there") == base
+    here = [composed(script=f"{place}/train.py").sweep.stages for place in (".", composed.folder)]
+    assert [list(stages) for stages in here] == [[base], [base]]
     assert composed.digest(volatile=["name"]) != base == composed.digest("seed=0")
 
 
