@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,12 +44,18 @@ class HydraJob(NamedTuple):
 
 
 def read_jobs(
-    root: Path, *, results: str | None, metrics: Mapping[str, str], volatile: Sequence[str]
+    root: Path,
+    *,
+    results: str | None,
+    metrics: Mapping[str, str],
+    volatile: Sequence[str],
+    base: Callable[[str], dict[str, Any]],
 ) -> tuple[list[HydraJob], dict[str, str]]:
     """Return the jobs that have results, and the folder of each other job with the reason.
 
     Args:
         root, results, metrics, volatile: see `orchestrator.api.importing.import_jobs`.
+        base: name of a job to `orchestrator.compose.hydra_seal.Identity`'s base.
 
     Raises:
         UserError: there is no job, or none with results.
@@ -64,7 +70,7 @@ def read_jobs(
         except StageFailure as failure:
             left_out[str(folder)] = str(failure)
             continue
-        config, overrides, name = _config(folder, volatile)
+        config, overrides, name = _config(folder, volatile, base)
         jobs.append(HydraJob(folder, overrides, config, rows, name))
     if not jobs:
         first, reason = next(iter(left_out.items()))
@@ -84,7 +90,9 @@ def _rows(folder: Path, results: str | None, metrics: Mapping[str, str]) -> tupl
     return checked_rows([{**hydra_seal.flat(row), **printed} for row in rows], cause="data")
 
 
-def _config(folder: Path, volatile: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...], str]:
+def _config(
+    folder: Path, volatile: Sequence[str], base: Callable[[str], dict[str, Any]]
+) -> tuple[dict[str, Any], tuple[str, ...], str]:
     """Return a job's config as a cell has it, its overrides, and the name of its task."""
     where = str(folder / ".hydra")
     try:
@@ -105,7 +113,7 @@ def _config(folder: Path, volatile: Sequence[str]) -> tuple[dict[str, Any], tupl
         )
         if each.get_key_element().lstrip("+~") not in choices and not each.is_delete()
     }
-    seen = hydra_seal.Identity(list(volatile), given)
+    seen = hydra_seal.Identity(list(volatile), given, base(str(hydra.job.name)))
     with hydra_seal.without_resolvers() as touched:
         seen.touched = touched
         tree = seen.tree(config)
