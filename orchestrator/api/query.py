@@ -36,11 +36,7 @@ _LOCKED = (
     "enable_external_access=false",
     "lock_configuration=true",
 )
-"""Settings without which a query could read and write files, or fetch extensions; and the time zone.
-
-The last one is final.
-"""
-
+"""Settings without which a query could read and write files, or fetch extensions. The last one is final."""
 
 T = TypeVar("T")
 
