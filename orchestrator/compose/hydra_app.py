@@ -80,12 +80,15 @@ class Composer:
     Args:
         hydra: the app's Hydra, with its search path.
         config_name: of the primary config.
+        overrides: those that the script passes on by itself.
     """
 
     def __init__(
         self, hydra: Any, config_name: Any, task_function: Any, overrides: Any, *args: Any, **kwargs: Any
     ) -> None:
         self._loader, self._config_name = hydra.config_loader, config_name
+        # Those that the script itself adds to sys.argv. They come last, as where they are appended there.
+        self._own = [each for each in overrides or () if not each.startswith("hydra.mode=")]
         self._repo = _parsed(self._loader, config_name, [])[1]
         self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
         if hasattr(self._loader, "_parse_overrides_and_create_caching_repo"):  # not before Hydra 1.3
@@ -139,7 +142,8 @@ class Composer:
         from hydra.types import RunMode
 
         mode = ["hydra.mode=MULTIRUN"] if "mode" in HydraConf.__dataclass_fields__ else []  # not in 1.1
-        return self._loader.load_configuration(self._config_name, [*mode, *overrides], run_mode=RunMode.RUN)
+        every = [*mode, *overrides, *self._own]
+        return self._loader.load_configuration(self._config_name, every, run_mode=RunMode.RUN)
 
     def base(self, volatile: list[str]) -> dict[str, Any]:
         """Return `Identity.texts` of the config without overrides: nothing if it needs an override."""
@@ -170,7 +174,7 @@ class Composer:
         """
         from omegaconf import OmegaConf, open_dict
 
-        parsed = _parsed(self._loader, self._config_name, overrides)[0]
+        parsed = _parsed(self._loader, self._config_name, [*overrides, *self._own])[0]
         config = self._composed(overrides)
         given = {}
         for each in parsed:
@@ -204,7 +208,7 @@ class Composer:
                 if key.split(".")[0] == "hydra" and not _replaced(key)
             },
             "left_out": seen.left_out,
-            "unused": sorted(set(_unused(hydra, overrides))),
+            "unused": sorted(set(_unused(hydra, [*overrides, *self._own]))),
             "sealed": json.dumps(_seal().seal(config), separators=(",", ":")),
         }
 

@@ -63,6 +63,11 @@ _BY_TYPE = {
     "TypeError": Cause.CODE,
     "LookupError": Cause.CODE,
     "NotImplementedError": Cause.CODE,
+    "ConfigAttributeError": Cause.CODE,  # these five are OmegaConf's, of Hydra apps
+    "ConfigKeyError": Cause.CODE,
+    "MissingMandatoryValue": Cause.CONFIG,
+    "InterpolationKeyError": Cause.CONFIG,
+    "InterpolationResolutionError": Cause.CONFIG,
     "UserError": Cause.CONFIG,
     "InfrastructureError": Cause.STORAGE,
 }

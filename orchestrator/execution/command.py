@@ -149,7 +149,9 @@ def take_results(spec: StageSpec, context: Context) -> tuple[Row, ...]:
         rows = read_rows(context.output / spec.results) if spec.results else ()
         if not spec.metric:
             return rows
-        log = (context.folder / layout.LOG).read_text(encoding="utf-8", errors="replace")
+        earlier = context.scratch / layout.LOG  # of the attempt whose output is read again
+        path = earlier if earlier.is_file() else context.folder / layout.LOG
+        log = path.read_text(encoding="utf-8", errors="replace")
         printed = printed_row(spec.metric, log)
         return tuple({**row, **printed} for row in rows or ({},))
     except StageFailure as failure:

@@ -98,7 +98,12 @@ def adopt_unread(
     key, target = layout.payload(instance, attempt.number), folder / layout.OUTPUT
     source = ledger.objects.fetch(f"{key}/{layout.OUTPUT}", outcome.files, pulse=pulse)
     taking(attempt.number)
-    return attempt.number if _bring(outcome.files, source, target, pulse) else None
+    if not _bring(outcome.files, source, target, pulse):
+        return None
+    printed = folder / layout.SCRATCH / layout.LOG  # its results may be in what it printed
+    printed.parent.mkdir(parents=True, exist_ok=True)
+    printed.write_bytes(ledger.objects.get(f"{key}/{layout.LOG}") or b"")
+    return attempt.number
 
 
 def adopt_checkpoint(

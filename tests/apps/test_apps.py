@@ -282,3 +282,11 @@ def test_arguments_of_the_script_reach_each_cell_and_those_of_hydra_do_not(compo
     (composed.folder / "gpu.py").write_text(own + app.SCRIPT)
     command = composed(script="gpu.py --gpu 3 --config-name config -cp conf").sweep.specs["app"].command
     assert command is not None and command.endswith("run gpu.py --gpu 3")
+
+
+def test_overrides_that_the_script_itself_adds_count_last(composed: Composed) -> None:
+    own = "import sys\nsys.argv += ['seed=4', 'hydra.run.dir=.']\n"
+    (composed.folder / "adds.py").write_text(own + app.SCRIPT)
+    found = composed("seed=3", "required=x", script="adds.py")
+    assert found.sweep.cells[0].config["seed"] == 4
+    assert "hydra.run.dir=." in " ".join(found.notes)

@@ -143,6 +143,23 @@ def test_after_the_name_of_the_file_is_mended_the_training_becomes_the_product(s
     assert {path.read_text() for path in sweep.store.rglob("output/log")} == {random}
 
 
+def test_after_a_pattern_is_mended_it_is_looked_for_in_what_the_command_had_printed(sweep: Any) -> None:
+    text = (
+        "config: {seed: 1}\naxes: {seed: [1]}\nstages:\n  fit:\n    reads: [seed]\n"
+        "    metric: {acc: PATTERN}\n"
+        "    command: bash -c 'echo acc is 0.5; echo $RANDOM > {output}/log'\n"
+    )
+    (sweep.folder / "s.yaml").write_text(text.replace("PATTERN", "'acc: (.*)'"))
+    sweep("launch", "s.yaml", code=1)
+    (random,) = [path.read_text() for path in sweep.store.rglob("output/log")]
+    (sweep.folder / "s.yaml").write_text(text.replace("PATTERN", "'acc.*? ([0-9.]+)'"))
+    sweep("launch", "s.yaml", code=None)
+    sweep("rerun", "s", code=None)
+    (row,) = sweep.json("collect", "s")
+    assert (row["acc"], row["attempts"]) == (0.5, 2)
+    assert {path.read_text() for path in sweep.store.rglob("output/log")} == {random}
+
+
 def test_rows_of_a_function_that_cannot_be_taken_name_row_and_column_and_cost_no_checkpoint(
     store: Path, run: Jobs
 ) -> None:
