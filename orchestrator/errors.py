@@ -138,6 +138,19 @@ def escaped(text: str) -> str:
     return _ACTING.sub(_escape, text)
 
 
+def printable(text: str) -> str:
+    """Return a text without characters that move the cursor, change colours or break the line."""
+    return text if text.isprintable() else escaped(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def inert(value: object) -> object:
+    """Return a value of a template of a page with a text escaped; markup, a subclass, stays as it is.
+
+    Control characters are no HTML, and others reverse the text around them.
+    """
+    return escaped(value) if type(value) is str else value
+
+
 def _escape(match: re.Match[str]) -> str:
     number = ord(match[0])
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

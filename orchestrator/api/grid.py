@@ -18,7 +18,7 @@ import msgspec
 from orchestrator.api.state import SweepState
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import UserError, nearest, one_line
+from orchestrator.errors import UserError, nearest, one_line, printable
 from orchestrator.results import is_seed
 
 MAX_COLUMNS = 64
@@ -111,7 +111,7 @@ class GridCell(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     Attributes:
         id: of the cell.
         row, column: indexes of its position in the grid.
-        axes: axis to label.
+        axes: axis to label, printable.
         state: of the cell.
         stage: name of the stage that runs now, or else that failed; "" for neither.
         progress: share of that stage's steps that are done, from 0 to 1; None where it is not known.
@@ -156,7 +156,7 @@ class CellGrid(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         row_axes, column_axes: names of axes.
         folded_axes: axes along which cells share a position.
-        rows, columns: the labels of each row and column, one for each axis.
+        rows, columns: the labels of each row and column, one for each axis, printable.
         spots: the positions that have cells, row by row.
     """
 
@@ -192,8 +192,8 @@ def placed(
         row_axes=arranged.rows,
         column_axes=arranged.columns,
         folded_axes=arranged.folded,
-        rows=rows,
-        columns=columns,
+        rows=_printable(rows),
+        columns=_printable(columns),
         spots=spots,
     )
     return grid, tuple(found)
@@ -211,6 +211,11 @@ def _places(
     )
     index = {key: number for number, key in enumerate(ordered)}
     return tuple(ordered), [index[key] for key in keys]
+
+
+def _printable(labels: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """Return labels of which none breaks a line, moves the cursor or reverses the text around it."""
+    return tuple(tuple(map(printable, each)) for each in labels)
 
 
 _RANK = {state: number for number, state in enumerate(SHOWN)}
@@ -236,11 +241,12 @@ def _grid_cell(view: SweepState, cell: Cell, row: int, column: int) -> GridCell:
                 if beat is not None and each.state is State.RUNNING:
                     step, num_steps = beat.step, beat.num_steps
                 break
+    is_plain = all(map(str.isprintable, cell.axes.values()))
     return GridCell(
         id=cell.id,
         row=row,
         column=column,
-        axes=cell.axes,
+        axes=cell.axes if is_plain else {axis: printable(label) for axis, label in cell.axes.items()},
         state=status.state,
         stage=stage,
         progress=min(1.0, step / num_steps) if step is not None and num_steps else None,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
 from orchestrator import provenance
 from orchestrator.api.launching import as_view, seal
 from orchestrator.api.state import SweepState
+from orchestrator.compose.apps import base_texts
 from orchestrator.compose.main import Composition
 from orchestrator.compose.multiruns import HydraJob, digests_of, read_jobs, sweep_of
 from orchestrator.compose.overrides import run_settings
@@ -70,10 +72,16 @@ def import_jobs(
     Raises:
         UserError: there is no job, no script, or no job with results.
     """
-    jobs, left_out = read_jobs(root, results=results, metrics=metrics or {}, volatile=volatile)
+
+    @functools.cache
+    def base(name: str) -> dict[str, Any]:
+        own = script or f"{name}.py"
+        if not own.startswith("-m ") and not Path(own).is_file():
+            raise UserError(f"there is no script {own!r} here", fix="--app SCRIPT, as for `sweep launch`")
+        return base_texts(own, volatile, folder=Path.cwd())
+
+    jobs, left_out = read_jobs(root, results=results, metrics=metrics or {}, volatile=volatile, base=base)
     script = script or f"{jobs[0].name}.py"
-    if not script.startswith("-m ") and not Path(script).is_file():
-        raise UserError(f"there is no script {script!r} here", fix="--app SCRIPT, as for `sweep launch`")
     sweep = sweep_of(jobs, script, check_name(name or Path(script).stem, what="sweep"))
     ledger = open_ledger(store_url(url), create=True, at=provenance.now())
     source = yaml.safe_dump({"description": sweep.description, "app": script})

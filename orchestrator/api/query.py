@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _LOCKED = (
+    "timezone='UTC'",  # so that `now() - started` is right: the times of the tables are in UTC
     "python_enable_replacements=false",  # a name in a query is never a variable of this program
     "autoinstall_known_extensions=false",
     "autoload_known_extensions=false",
@@ -37,7 +38,6 @@ _LOCKED = (
 )
 """Settings without which a query could read and write files, or fetch extensions. The last one is final."""
 
-
 T = TypeVar("T")
 
 
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     """The result of a query.
 
     Attributes:
-        columns: their names, which may repeat.
+        columns: their names; none repeats.
         rows: a value for each column.
     """
 
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 
 def answer_of(ledger: Ledger, sql: str, sweeps: Sequence[str] = ()) -> Answer:
     """Return the result of a query as rows of Python's values; see `query_of`."""
-    return _run(ledger, sql, sweeps, lambda found: Answer(list(found.columns), found.fetchall()))
+    return _run(ledger, sql, sweeps, lambda found: Answer(_distinct(found.columns), _values(found)))
 
 
 def query_of(ledger: Ledger, sql: str, sweeps: Sequence[str] = ()) -> pyarrow.Table:
@@ -70,7 +70,29 @@ def query_of(ledger: Ledger, sql: str, sweeps: Sequence[str] = ()) -> pyarrow.Ta
     Raises:
         UserError: the SQL is wrong, a sweep is not in the store, or DuckDB is not installed.
     """
-    return _run(ledger, sql, sweeps, lambda found: found.to_arrow_table())
+    return _run(
+        ledger, sql, sweeps, lambda found: found.to_arrow_table().rename_columns(_distinct(found.columns))
+    )
+
+
+def _values(found: duckdb.DuckDBPyRelation) -> list[tuple[Any, ...]]:
+    """Return the rows of a result. DuckDB would need a further package for a time with a zone."""
+    if not any("TIME ZONE" in str(each) for each in found.types):
+        rows: list[tuple[Any, ...]] = found.fetchall()
+        return rows
+    return list(zip(*(column.to_pylist() for column in found.to_arrow_table().columns), strict=True))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return names of columns of which none repeats: ``a``, ``a_1``, as DuckDB names those of a table."""
+    found: dict[str, str] = {}  # by lower case: SQL does not distinguish `Loss` from `loss`
+    for name in names:
+        number, free = 0, name
+        while free.lower() in found:
+            number += 1
+            free = f"{name}_{number}"
+        found[free.lower()] = free
+    return list(found.values())
 
 
 def _run(ledger: Ledger, sql: str, sweeps: Sequence[str], take: Callable[[duckdb.DuckDBPyRelation], T]) -> T:

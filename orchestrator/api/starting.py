@@ -30,7 +30,7 @@ def starting_file(script: str, folder: Path, *, python: str | None = None) -> st
     """Return a sweep file for a script, with what could be swept as comments.
 
     A script that names ``hydra.main`` is a Hydra app, and its groups and keys are listed. Of any other Python
-    script the options of argparse are listed, as its source has them; it is not run.
+    script the options of argparse or click are listed, as its source has them; it is not run.
 
     Args:
         script: its path, relative to the folder.
@@ -95,19 +95,23 @@ class _Option(NamedTuple):
 
     Attributes:
         name: without its dashes.
+        is_positional: whether the script takes the value by its place.
         default: a plain value; None if it is not in the source.
         choices: its values, if the source lists them.
         help: one line.
     """
 
     name: str
+    is_positional: bool
     default: Any
     choices: Sequence[Any]
     help: str
 
 
 def _of_script(script: str, source: str) -> Iterator[str]:
-    options = list(_options(source)) if script.endswith(".py") else []
+    found = list(_options(source)) if script.endswith(".py") else []
+    options = [each for each in found if not each.is_positional]
+    places = [each for each in found if each.is_positional]
     out = [each.name for each in options if _OUT.fullmatch(each.name.replace("-", "_"))]
     resume = [each.name for each in options if _RESUME.fullmatch(each.name.replace("-", "_"))]
     swept = [each for each in options if each.name not in (*out, *resume)]
@@ -117,11 +121,19 @@ def _of_script(script: str, source: str) -> Iterator[str]:
         yield f"  {each.name}: {_text(value)}" + (f"  # {each.help}" if each.help else "")
     yield "axes: {}"
     yield "# Take the signs away where something should vary (and the {} above):"
-    for each in swept or [_Option("seed", 0, (), "")]:
+    if not found:
+        yield "# No option was found in the script, so --seed stands for one."
+    for each in swept or [_Option("seed", False, 0, (), "")]:
         values = each.choices or [each.default]
         yield f"#   {each.name}: [{', '.join(map(_text, values))}]"
     program = "python" if script.endswith(".py") else "bash" if script.endswith((".sh", ".bash")) else ""
-    words = [*filter(None, [program]), script, "{args}", *(f"--{name} {{output}}" for name in out[:1])]
+    for each in places:
+        yield f"# Put its value in place of {each.name.upper()} in the command" + (
+            f": {each.help}" if each.help else ""
+        )
+    # Before the options, of which one may take all words that follow.
+    words = [*filter(None, [program]), script, *(each.name.upper() for each in places)]
+    words += ["{args}", *(f"--{name} {{output}}" for name in out[:1])]
     words += [f"--{name} '{{checkpoint}}'" for name in resume[:1]]
     yield "stages:"
     yield f"  {re.sub(r'[^A-Za-z0-9._+-]', '-', Path(script).stem)}:"
@@ -134,25 +146,41 @@ def _of_script(script: str, source: str) -> Iterator[str]:
 
 
 def _options(source: str) -> Iterator[_Option]:
-    """Yield the options of the calls of ``add_argument`` in a source."""
+    """Yield the options of the calls of ``add_argument`` and of click in a source."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
         return
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"):
+        if not (isinstance(node, ast.Call) and getattr(node.func, "attr", "") in _DECLARING):
             continue
         names = [
             each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)
         ]
-        long = next((name for name in names if name.startswith("--")), None)
+        long = next((name for name in names if name.startswith("--")), "")
         given = {each.arg: _literal(each.value) for each in node.keywords if each.arg}
-        if long is None or given.get("action") in ("help", "version"):
+        is_positional = bool(names) and not names[0].startswith("-")
+        if not (long or is_positional) or given.get("action") in ("help", "version"):
             continue
-        default = given.get("default", False if given.get("action") == "store_true" else None)
-        choices = given.get("choices")
+        is_flag = given.get("action") == "store_true" or given.get("is_flag")
+        default = given.get("default", False if is_flag else None)
+        choices = given.get("choices") or next(filter(None, map(_choices, node.keywords)), None)
         text = " ".join(str(given.get("help") or "").split())[:80]
-        yield _Option(long[2:], default, choices if isinstance(choices, list | tuple) else (), text)
+        # click writes both names of a switch as one: --verbose/--no-verbose.
+        name = names[0] if is_positional else long[2:].partition("/")[0]
+        yield _Option(
+            name, is_positional, default, choices if isinstance(choices, list | tuple) else (), text
+        )
+
+
+_DECLARING = ("add_argument", "option", "argument")
+
+
+def _choices(keyword: ast.keyword) -> Any:
+    """Return the values of ``type=click.Choice([...])``."""
+    call = keyword.value
+    is_choice = isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "Choice"
+    return _literal(call.args[0]) if is_choice and isinstance(call, ast.Call) and call.args else None
 
 
 def _literal(node: ast.AST) -> Any:

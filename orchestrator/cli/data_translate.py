@@ -15,7 +15,7 @@ from orchestrator.cli.output import LongStep, print_lines, print_table, print_wa
 from orchestrator.compose.axes import grammar
 from orchestrator.core.settings import split_store
 from orchestrator.entry import outlive_the_reader
-from orchestrator.errors import UserError, counted
+from orchestrator.errors import UserError, counted, escaped
 from orchestrator.registry import DATA, load
 
 TRANSLATED = {"api_calling": "translate_api_calling"}
@@ -70,7 +70,7 @@ def translate(args: argparse.Namespace, task: str, source: str, overrides: Seque
             fix=f"sweep launch {sweep} with it, then this command without it",
         )
     sealed = checked.seal(print)
-    print(f"{sealed.title}: {sealed.sweep.description}")
+    print(f"{sealed.title}: {escaped(sealed.sweep.description)}")
     print_lines([f"note: {note}" for note in notes], indent=2)
     print_warnings(sealed)
     code = follow(checked, sealed, wait=True, is_detached=False)

@@ -27,7 +27,7 @@ from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
-from orchestrator.errors import UserError, counted, one_line
+from orchestrator.errors import UserError, counted, escaped, one_line
 
 
 def configure_launch(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def run_launch(args: argparse.Namespace) -> int:
         return print_scripts(checked.dispatch().dry_run(), notes)
     # From here on, the store is changed.
     sealed = checked.seal(print)
-    print(f"{sealed.title}: {sealed.sweep.description}")
+    print(f"{sealed.title}: {escaped(sealed.sweep.description)}")
     for note in (*(composition.notes if composition else ()), *notes):
         print(f"  note: {note}")
     print_warnings(sealed)

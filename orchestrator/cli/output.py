@@ -15,7 +15,7 @@ import msgspec
 
 from orchestrator.api.state import SweepState
 from orchestrator.core.settings import split_store
-from orchestrator.errors import UserError, counted, escaped
+from orchestrator.errors import UserError, counted, printable
 
 
 def add_sweep(parser: argparse.ArgumentParser, *, only: bool = False, json: bool = True) -> None:
@@ -253,11 +253,6 @@ def styled(stream: TextIO | None = None) -> bool:
 def _coloured(text: str, number: int) -> str:
     """Return a text between the escape sequences that set and reset a style."""
     return f"\x1b[{number}m{text}\x1b[0m"
-
-
-def printable(text: str) -> str:
-    """Return a text without characters that move the cursor, change colours or break the line."""
-    return text if text.isprintable() else escaped(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 DELAY_S, REFRESH_S = 2.0, 0.2

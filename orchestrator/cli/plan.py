@@ -30,7 +30,7 @@ from orchestrator.core.settings import HardwareSettings, split_store
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell, gates_among
 from orchestrator.costs import DEVICES, Estimate, together
-from orchestrator.errors import UserError, counted, one_line
+from orchestrator.errors import UserError, counted, escaped, one_line
 from orchestrator.launchers.base import LaunchGpus
 
 MAX_NEEDS_SHOWN = 8
@@ -63,7 +63,7 @@ def run_plan(args: argparse.Namespace) -> int:
         print_json(found if timed is None else {**found, "makespan": timed.makespan._asdict()})
         return 0
     gpus = plan.gpus(there)
-    print(f"{view.title}: {view.sweep.description}")
+    print(f"{view.title}: {escaped(view.sweep.description)}")
     for note in composition.notes if composition else ():
         print(f"  note: {note}")
     print_warnings(view)

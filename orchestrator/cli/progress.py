@@ -52,6 +52,7 @@ def add_composing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="COMMAND", help="in place of SWEEP: 'python train.py --lr {lr}'")
     for name, (metavar, does) in _GIVEN.items():
         parser.add_argument(f"--{name}", metavar=metavar, action="append", default=[], help=does)
+    parser.add_argument("--shell", action="store_true", help="with --run: the command is a line of bash")
     add_only(parser)
 
 
@@ -74,7 +75,7 @@ def composed(
     With ``--app`` and ``--run`` all words are overrides; `args` gets the name of the sweep. `step` is called
     with the number of composed points and of all points.
     """
-    options = {name: getattr(args, name) for name in _GIVEN}
+    options = {name: getattr(args, name) for name in _GIVEN} | {"shell": ["true"] * args.shell}
     given = None
     if args.app is not None or args.run is not None:
         args.overrides = [*filter(None, [args.sweep]), *args.overrides]
@@ -92,6 +93,7 @@ def again(verb: str, args: argparse.Namespace) -> str:
     named = [("name", args.name), ("app", args.app), ("run", args.run)]
     several = [(name, value) for name in ("only", *_GIVEN) for value in getattr(args, name)]
     options = [word for name, value in (*named, *several) if value for word in (f"--{name}", value)]
+    options += ["--shell"] * args.shell
     sweep = [] if args.app or args.run else [args.sweep]
     # The user copies this line into a shell, so selectors with spaces and brackets must be quoted.
     return shlex.join(["sweep", verb, *sweep, *args.overrides, *options])

@@ -24,6 +24,7 @@ from orchestrator.cli.output import (
     to_stderr,
 )
 from orchestrator.core.settings import split_store
+from orchestrator.core.state import State
 from orchestrator.errors import UserError, counted, nearest
 from orchestrator.registry import GENERAL, TABLE_READER, load
 from orchestrator.results import (
@@ -78,6 +79,9 @@ def run_collect(args: argparse.Namespace) -> int:
     if args.wide:
         rows = widened(rows)
     title = ", ".join(view.title for view in views)
+    if not rows and any(cell.state is State.DONE for view in views for cell in view.cells.values()):
+        hint = "cells are done without result rows: the stage's command needs `results` or `metric`"
+        print(f"{hint}; then `sweep discard` and launch", file=sys.stderr)
     if args.out is None:
         if kind == "json":
             print_json(rows)

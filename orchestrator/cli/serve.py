@@ -156,11 +156,15 @@ def _write(args: argparse.Namespace, words: Sequence[str], url: str | None) -> i
     for name in ("port", "host", "token_env"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is of a server, not of --file")
-    path: Path = args.file.absolute()
+    # A link stays, and what it leads to is replaced.
+    path: Path = args.file.resolve()
     if not path.parent.is_dir():
         raise UserError(f"no folder {path.parent}", where=f"--file {args.file}")
     if path.is_dir():
         raise UserError(f"{path} is a folder", where=f"--file {args.file}")
+    if path.exists() and not path.is_file():
+        # Such as /dev/stdout: it would be replaced, for all users of the machine.
+        raise UserError(f"{path} is no regular file", where=f"--file {args.file}")
     if args.every is not None and not SHORTEST_S <= args.every < float("inf"):
         raise UserError(f"--every {args.every:g}", allowed=f"at least {SHORTEST_S:g} seconds")
     watched = _open(words, url)

@@ -11,9 +11,9 @@ import msgspec
 from orchestrator.api.events import Event, History, after
 from orchestrator.api.state import open_view, parse_reference
 from orchestrator.api.waiting import STALL_S, wait_until
-from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_json, printable, to_stderr
+from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_json, to_stderr
 from orchestrator.core.waiting import Goal, Outlook
-from orchestrator.errors import UserError, counted
+from orchestrator.errors import UserError, counted, printable
 
 FOLLOW_S = 0.5
 """Shortest pause between two looks of ``--follow``, in seconds."""

@@ -110,8 +110,26 @@ def hosted(
         merged.add_file(file.overrides, root, where=where)
         merged.num_of_file = len(merged.cell)
         merged.add_command_line(words, root)
-        stages = _stages(file, spec, program)
+        stages = _stages(file, spec, [*program, *_own_arguments(arguments)])
         yield Hosted(merged, AppConfigs(process, merged, spec.volatile, where=where), stages)
+
+
+def base_texts(script: str, volatile: Sequence[str], *, folder: Path) -> dict[str, Any]:
+    """Return the base of `hydra_seal.Identity` of an app.
+
+    Args:
+        script: as in `AppSpec`.
+        volatile: keys to leave out of the identity.
+        folder: in which the app runs.
+
+    Raises:
+        UserError: there is no such script, or it cannot be executed up to ``hydra.main``.
+    """
+    where = "the command line"
+    program, arguments = _program(script, folder, where)
+    with AppProcess.started([*program, *arguments], None, folder, where) as process:
+        texts: dict[str, Any] = process.ask("base", volatile=list(volatile))["texts"]
+        return texts
 
 
 def _program(script: str, folder: Path, where: str) -> tuple[list[str], list[str]]:
@@ -121,6 +139,9 @@ def _program(script: str, folder: Path, where: str) -> tuple[list[str], list[str
         raise UserError("app names no script", where=where, allowed="train.py, or -m package.module")
     number = 2 if words[0] == "-m" else 1
     program, arguments = words[:number], words[number:]
+    if number == 1 and (folder / program[0]).is_relative_to(folder):
+        # ./train.py and its absolute path are the same script, and so the same cells.
+        program = [os.path.relpath(folder / program[0], folder)]
     if number == 1 and not (folder / program[0]).is_file():
         beside = sorted(path.name for path in folder.glob("*.py"))
         raise UserError(f"no script {cut(program[0])!r}", where=where, allowed=nearest(program[0], beside))
@@ -133,11 +154,26 @@ def _program(script: str, folder: Path, where: str) -> tuple[list[str], list[str
     return program, arguments
 
 
+_HYDRAS = re.compile(r"--config-(?:name|path|dir)|-c[npd]")
+"""Options of Hydra, which say what is composed. Other arguments are read by the script itself."""
+
+
+def _own_arguments(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments that the script gets in each cell, besides the overrides."""
+    is_value = False
+    for word in arguments:
+        name, equals, _ = word.partition("=")
+        is_hydras = bool(_HYDRAS.fullmatch(name))
+        if not is_hydras and not is_value:
+            yield word
+        is_value = is_hydras and not equals
+
+
 def stage_fields(program: Sequence[str]) -> dict[str, Any]:
     """Return the fields of the stage that runs an app.
 
     Args:
-        program: the script, or ``-m`` and a module.
+        program: the script, or ``-m`` and a module, and its own arguments.
     """
     return {
         "command": f"python {{hydra_app}} run {shlex.join(program)}",
@@ -297,9 +333,17 @@ class AppConfigs:
         self._overlaps.check(labels)
         self._process.where = where
         texts = self._overrides.texts(labels, self._root)
-        answer = self._process.ask(
-            "cell", number=self._number, overrides=texts, volatile=list(self._volatile)
-        )
+        try:
+            answer = self._process.ask(
+                "cell", number=self._number, overrides=texts, volatile=list(self._volatile)
+            )
+        except UserError as error:
+            own = [
+                name for name in self._overrides.own if repr(name) in error.what or f"'{name}/" in error.what
+            ]
+            if own:
+                error.fix = f"the app has {own[0]} too; the setting of Polysweep is {OWN_PREFIX}{own[0]}=..."
+            raise
         self._number += 1
         self.left_out |= answer["left_out"]
         self._unused |= dict.fromkeys(answer["unused"])

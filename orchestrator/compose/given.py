@@ -27,7 +27,7 @@ STAGE = "run"
 """Name of the stage that runs a command of the command line."""
 
 _OF_APP = ("python", "volatile", "checkpoints")
-_OF_RUN = ("python", "results", "metric", "checkpoints", "keep")
+_OF_RUN = ("python", "results", "metric", "checkpoints", "keep", "shell")
 
 
 def given(
@@ -101,6 +101,8 @@ def _of_command(command: str, words: Sequence[str], options: Options) -> tuple[s
     for name in ("python", "results", "checkpoints"):
         if options[name]:
             stage[name] = options[name][0].removeprefix("{output}/")
+    if options["shell"]:
+        stage["shell"] = True
     if options["keep"]:
         stage["keep"] = list(options["keep"])
     if options["metric"]:

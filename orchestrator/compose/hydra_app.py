@@ -67,7 +67,7 @@ def execute(words: list[str], replacement: Callable[..., Any]) -> None:
         path = os.path.abspath(words[0])  # noqa: PTH100 - links stay, as for Python itself
         sys.path.insert(0, str(Path(path).parent))
     main.__file__ = path
-    sys.argv = [path, *words[1:]]
+    sys.argv = [words[0] if main.__spec__ is None else path, *words[1:]]  # as for Python itself
     code = compile(Path(path).read_bytes(), path, "exec")
     # A process that multiprocessing spawns, and a pickle, find the app's classes under this name.
     sys.modules["__main__"] = main
@@ -87,6 +87,7 @@ class Composer:
     ) -> None:
         self._loader, self._config_name = hydra.config_loader, config_name
         self._repo = _parsed(self._loader, config_name, [])[1]
+        self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
         if hasattr(self._loader, "_parse_overrides_and_create_caching_repo"):  # not before Hydra 1.3
             _compose_groups_once(self._loader, self._repo)
 
@@ -133,6 +134,32 @@ class Composer:
         leaves = _leaves({key: value for key, value in tree.items() if key != "hydra"})
         return {"groups": {name: found for name, found in groups.items() if found}, "keys": dict(leaves)}
 
+    def _composed(self, overrides: list[str]) -> Any:
+        from hydra.conf import HydraConf
+        from hydra.types import RunMode
+
+        mode = ["hydra.mode=MULTIRUN"] if "mode" in HydraConf.__dataclass_fields__ else []  # not in 1.1
+        return self._loader.load_configuration(self._config_name, [*mode, *overrides], run_mode=RunMode.RUN)
+
+    def base(self, volatile: list[str]) -> dict[str, Any]:
+        """Return `Identity.texts` of the config without overrides: nothing if it needs an override."""
+        from omegaconf import open_dict
+
+        key = tuple(volatile)
+        if key not in self._bases:
+            seen = _seal().Identity(volatile, {})
+            try:
+                config = self._composed([])
+            except Exception:  # noqa: BLE001 - a group must be chosen: Hydra's own errors
+                config = None
+            if config is not None:
+                with open_dict(config), _seal().without_resolvers() as touched:
+                    seen.touched = touched
+                    del config["hydra"]
+                    seen.tree(config)
+            self._bases[key] = seen.texts
+        return {"texts": self._bases[key]}
+
     def cell(self, number: int, overrides: list[str], volatile: list[str]) -> dict[str, Any]:
         """Return the sealed config of a cell, and the part of it that is its identity.
 
@@ -141,13 +168,10 @@ class Composer:
             overrides: in Hydra's grammar, each with one value.
             volatile: further keys to leave out of the identity.
         """
-        from hydra.conf import HydraConf
-        from hydra.types import RunMode
         from omegaconf import OmegaConf, open_dict
 
-        mode = ["hydra.mode=MULTIRUN"] if "mode" in HydraConf.__dataclass_fields__ else []  # not in 1.1
         parsed = _parsed(self._loader, self._config_name, overrides)[0]
-        config = self._loader.load_configuration(self._config_name, [*mode, *overrides], run_mode=RunMode.RUN)
+        config = self._composed(overrides)
         given = {}
         for each in parsed:
             is_key = not self._repo.group_exists(each.key_or_group) or isinstance(each.value(), dict)
@@ -165,7 +189,7 @@ class Composer:
                 if (source.path + os.sep).startswith(hydra.runtime.cwd + os.sep):
                     source.path = os.path.relpath(source.path, hydra.runtime.cwd)
             hydra.runtime.cwd = "."
-            seen = _seal().Identity(volatile, given)
+            seen = _seal().Identity(volatile, given, self.base(volatile)["texts"])
             with _seal().without_resolvers() as touched:
                 seen.touched = touched
                 del config["hydra"]
@@ -234,6 +258,8 @@ def _lines(error: BaseException) -> list[str]:
     each: BaseException | None = error
     while each is not None:
         text = str(each).strip() or type(each).__name__
+        if isinstance(each, KeyError):  # its text is the key alone
+            text = type(each).__name__ + ": " + text
         found += [line for line in text.splitlines() if line.strip() and line not in found]
         each = each.__cause__
     return found
@@ -328,7 +354,8 @@ def run(hydra: Any, *args: Any, **kwargs: Any) -> Any:
                 source.path = str(Path(source.path).absolute())
         config.hydra.run.dir = config.hydra.sweep.dir = output.replace("$", "\\$")
         for name in config.hydra.job.env_copy:
-            config.hydra.job.env_set[name] = os.environ[name]
+            # Hydra sets the value itself, and so writes it into .hydra/hydra.yaml, which the store keeps.
+            config.hydra.job.env_set[name] = "${oc.env:" + name + "}"
         checkpoint = os.environ.get("SWEEP_CHECKPOINT")
         for key in given["resume"] if checkpoint else ():
             OmegaConf.update(config, key, checkpoint, merge=True, force_add=True)
@@ -337,13 +364,18 @@ def run(hydra: Any, *args: Any, **kwargs: Any) -> Any:
     context = {"config_loader": hydra.config_loader}
     if "callbacks" in inspect.signature(HydraContext).parameters:
         context["callbacks"] = Callbacks(config)
-    ended = run_job(
-        hydra_context=HydraContext(**context),
-        task_function=bound["task_function"],
-        config=config,
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )
+    try:
+        ended = run_job(
+            hydra_context=HydraContext(**context),
+            task_function=bound["task_function"],
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+    except SystemExit as error:
+        if error.code in (None, 0):  # the task ends the process by itself, and has returned nothing
+            _seal().write_rows(Path(output), None)
+        raise
     _seal().write_rows(Path(output), ended.return_value)  # raises what the task raised
     return ended
 

@@ -267,11 +267,20 @@ class Identity:
     Args:
         volatile: keys that the user leaves out.
         given: keys that an axis or an override sets; their values count as they are written.
+        base: `texts` of the config without overrides. A chosen group sets keys too: what differs counts.
+
+    Attributes:
+        left_out: key to the reason why it is no part of the identity.
+        texts: key to the value as it is written, of those that are places or resolve in the attempt.
+        touched: resolvers that were called.
     """
 
-    def __init__(self, volatile: list[str], given: dict[str, str]) -> None:
-        self._volatile, self._given = volatile, given
+    def __init__(
+        self, volatile: list[str], given: dict[str, str], base: dict[str, Any] | None = None
+    ) -> None:
+        self._volatile, self._given, self._base = volatile, given, base
         self.left_out: dict[str, str] = {}
+        self.texts: dict[str, Any] = {}
         self.touched: list[str] = []
 
     def tree(self, config: Any, path: str = "", is_given: bool = False) -> Any:
@@ -304,30 +313,37 @@ class Identity:
             found = node._maybe_dereference_node(throw_on_resolution_failure=True)
         except Exception as error:  # noqa: BLE001 - Hydra's own errors, and those of resolvers
             if self.touched:
-                return self._leave(full, self.touched[0])
+                return self._written(node, full, self.touched[0])
             if type(error).__name__ == "UnsupportedInterpolationType":  # of an app that is not there
-                return self._leave(full, "a resolver of the app")
+                return self._written(node, full, "a resolver of the app")
             return node._value()  # missing, or an interpolation that leads nowhere: so it is for the task
-        return self._plain(found, full, False)
+        return self._plain(found, full, False, node)
+
+    def _written(self, node: Any, full: str, reason: str) -> Any:
+        """Leave a key out, unless a chosen group sets it: then return its text."""
+        text = self.texts[full] = str(node._value())
+        if self._base is None or self._base.get(full) == text:
+            return self._leave(full, reason)
+        return "literal:" + text
 
     def _leave(self, full: str, reason: str) -> Any:
         self.left_out[full] = reason
         return _LEFT_OUT
 
-    def _plain(self, node: Any, full: str, is_given: bool) -> Any:
+    def _plain(self, node: Any, full: str, is_given: bool, written: Any = None) -> Any:
         if isinstance(node, Container) and isinstance(node._content, (dict, list)):
             return self.tree(node, full, is_given)
         value = node._value()
         if hasattr(value, "_metadata"):
             value = value._value()
-        if isinstance(value, (bytes, pathlib.Path)) or hasattr(value, "name"):
-            value = (
-                value.name if hasattr(value, "name") and not isinstance(value, pathlib.Path) else str(value)
-            )
+        if isinstance(value, (bytes, pathlib.Path)):
+            value = str(value)
+        elif hasattr(value, "name"):
+            value = value.name
         if isinstance(value, float) and not math.isfinite(value):
             return str(value)
         if isinstance(value, str) and _PATH.match(value):
-            return "literal:" + value if is_given else self._leave(full, "an absolute path")
+            return "literal:" + value if is_given else self._written(written, full, "an absolute path")
         return value
 
 
@@ -350,18 +366,17 @@ def write_rows(output: pathlib.Path, returned: Any) -> None:
 
 
 def _columns(returned: Any) -> dict[str, Any]:
-    """Return the columns of what a task returned: a number, or a mapping; anything else gives none."""
+    """Return the columns of what a task returned: a number, numbers or a mapping; other values give none."""
     value = _scalar(returned)
     if isinstance(value, (bool, int, float)):
         return {"value": value}
     if hasattr(value, "items"):
         return flat(value)
-    if (
-        isinstance(value, (tuple, list))
-        and value
-        and all(isinstance(_scalar(v), (int, float)) for v in value)
-    ):
-        return {"value" + (str(index) if index else ""): _scalar(v) for index, v in enumerate(value)}
+    items = [_scalar(item) for item in value] if isinstance(value, (tuple, list)) else []
+    if items and all(isinstance(item, (int, float)) for item in items):
+        return {"value" + (str(index) if index else ""): item for index, item in enumerate(items)}
+    if value is not None:
+        print("the task returned", type(value).__name__, "which gives no column: a number or a mapping does")
     return {}
 
 

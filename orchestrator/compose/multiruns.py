@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,12 +45,18 @@ class HydraJob(NamedTuple):
 
 
 def read_jobs(
-    root: Path, *, results: str | None, metrics: Mapping[str, str], volatile: Sequence[str]
+    root: Path,
+    *,
+    results: str | None,
+    metrics: Mapping[str, str],
+    volatile: Sequence[str],
+    base: Callable[[str], dict[str, Any]],
 ) -> tuple[list[HydraJob], dict[str, str]]:
     """Return the jobs that have results, and the folder of each other job with the reason.
 
     Args:
         root, results, metrics, volatile: see `orchestrator.api.importing.import_jobs`.
+        base: name of a job to `orchestrator.compose.hydra_seal.Identity`'s base.
 
     Raises:
         UserError: there is no job, or none with results.
@@ -64,7 +71,7 @@ def read_jobs(
         except StageFailure as failure:
             left_out[str(folder)] = str(failure)
             continue
-        config, overrides, name = _config(folder, volatile)
+        config, overrides, name = _config(folder, volatile, base)
         jobs.append(HydraJob(folder, overrides, config, rows, name))
     if not jobs:
         first, reason = next(iter(left_out.items()))
@@ -84,7 +91,9 @@ def _rows(folder: Path, results: str | None, metrics: Mapping[str, str]) -> tupl
     return checked_rows([{**hydra_seal.flat(row), **printed} for row in rows], cause="data")
 
 
-def _config(folder: Path, volatile: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...], str]:
+def _config(
+    folder: Path, volatile: Sequence[str], base: Callable[[str], dict[str, Any]]
+) -> tuple[dict[str, Any], tuple[str, ...], str]:
     """Return a job's config as a cell has it, its overrides, and the name of its task."""
     where = str(folder / ".hydra")
     try:
@@ -105,7 +114,7 @@ def _config(folder: Path, volatile: Sequence[str]) -> tuple[dict[str, Any], tupl
         )
         if each.get_key_element().lstrip("+~") not in choices and not each.is_delete()
     }
-    seen = hydra_seal.Identity(list(volatile), given)
+    seen = hydra_seal.Identity(list(volatile), given, base(str(hydra.job.name)))
     with hydra_seal.without_resolvers() as touched:
         seen.touched = touched
         tree = seen.tree(config)
@@ -137,7 +146,10 @@ def sweep_of(jobs: Sequence[HydraJob], script: str, name: str) -> ComposedSweep:
     keys = list(dict.fromkeys(key for each in values for key in each))
     varying = [key for key in keys if len({scalar_text(each.get(key)) for each in values}) > 1]
     specs = {
-        STAGE: convert(stage_fields(script.split() if script.startswith("-m ") else [script]), StageSpec)
+        STAGE: convert(
+            stage_fields(script.split() if script.startswith("-m ") else [os.path.normpath(script)]),
+            StageSpec,
+        )
     }
     grid = Grid(Selectors((), (), {}), {}, specs, where="the imported jobs")
     grid.check_labels([])

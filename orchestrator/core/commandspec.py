@@ -119,8 +119,15 @@ def _check_words(name: str, spec: StageSpec, where: str) -> None:
                 f"the command of stage {name!r} has {word!r}, which means something to a shell only",
                 where=where,
                 allowed="a command line runs without a shell; quote the word to pass it on as it is",
-                fix="shell: true",
+                fix="shell: true (--shell beside --run)",
             )
+    if words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0]):
+        raise UserError(
+            f"the command of stage {name!r} begins with {words[0]!r}, which a shell takes as a variable",
+            where=where,
+            allowed="the program first",
+            fix=f"env {words[0]} before the program",
+        )
 
 
 def quoted_placeholders(command: str) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 from orchestrator.core.failure import cause_of_command
-from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.errors import StageFailure, StopRequested, one_line
 from orchestrator.execution.assignment import end_of_log
 from orchestrator.execution.checkpoints import Sealer
 from orchestrator.execution.command_output import (
@@ -131,8 +131,11 @@ def run_command(
         raise FailedCommand("unknown", message, "")
     log = end_of_log(context.folder / layout.LOG)
     failed = cause_of_command(code, log, oom_killed=oom_kills() > kills)
-    # An exception locates the failure. Without one, the command line helps most.
-    ran = "" if failed.exception else f" ({shlex.join(words)})"
+    # An exception locates the failure. Without one, the command line and its last words help most:
+    # `sys.exit("a message")` prints the message last, and exits with code 1.
+    last = log.rstrip().rpartition("\n")[2] if code == 1 else ""
+    ran = "" if failed.exception else (f", last line: {one_line(last, 160)}" if last else "")
+    ran += "" if failed.exception else f" ({shlex.join(words)})"
     raise FailedCommand(failed.cause, f"the command {failed.message}{ran}", failed.exception)
 
 

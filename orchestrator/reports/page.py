@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jinja2
 
+from orchestrator.errors import inert
 from orchestrator.reporting import Fragment
 
 
@@ -143,7 +144,11 @@ def render(title: str, *, subtitle: str, sections: Sequence[Section]) -> str:
     """Return the page as HTML. All names and texts are escaped."""
     # Names come from users' configs: `autoescape` keeps them from being read as markup.
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=inert,
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, subtitle=subtitle, sections=sections) + "\n"

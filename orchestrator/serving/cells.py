@@ -25,6 +25,9 @@ MAX_CURVES = 40
 MAX_LISTED = 200
 """Cells of a list on one page."""
 
+MAX_VALUE = 1e100
+"""Largest absolute value that is drawn: a range that overflows a float leaves the whole plot empty."""
+
 DRAWN_FIRST = 6
 """Curves that are drawn before the viewer has chosen any."""
 
@@ -254,7 +257,7 @@ def _curves(
                     "label": id_,
                     "stage": each.stage,
                     "metric": each.metric,
-                    "points": each.points,
+                    "points": [point for point in each.points if abs(point[1]) <= MAX_VALUE],
                     "last": each.points[-1][1],
                     "step": each.points[-1][0],
                     "lowest": min(value for _, value in each.points),

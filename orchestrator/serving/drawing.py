@@ -20,6 +20,7 @@ from orchestrator.api.grid import CellGrid, Spot
 from orchestrator.api.overview import Overview, overview
 from orchestrator.api.state import SweepState
 from orchestrator.core.state import State
+from orchestrator.errors import inert
 from orchestrator.reporting import Fragment
 
 HERE = Path(__file__).parent
@@ -82,6 +83,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=inert,
     )
     found.globals.update(symbols=SYMBOLS)
     found.filters.update(

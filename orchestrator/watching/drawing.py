@@ -182,12 +182,14 @@ def curve_lines(points: Sequence[tuple[int, float]], width: int, height: int) ->
     names = [f"{high:.4g}", f"{low:.4g}"] if height > 1 else [f"{finite[-1][1]:.4g}"]
     margin = max(map(len, names)) + 1
     columns, rows = (width - margin) * 2, height * 4
+    # Halves, because the difference of two values may be infinite.
+    span = high / 2 - low / 2
     bits = [[0] * (width - margin) for _ in range(height)]
     first, last = finite[0][0], finite[-1][0]
     before: tuple[int, int] | None = None
     for step, value in finite:
         x = round((step - first) / max(1, last - first) * (columns - 1))
-        y = round((high - value) / (high - low) * (rows - 1)) if high > low else rows // 2
+        y = round((high / 2 - value / 2) / span * (rows - 1)) if span > 0 else rows // 2
         for dot_x, dot_y in _line(before or (x, y), (x, y)):
             bits[dot_y // 4][dot_x // 2] |= DOTS[dot_y % 4][dot_x % 2]
         before = x, y

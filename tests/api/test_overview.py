@@ -85,6 +85,14 @@ def test_states_are_those_of_status_and_counts_add_up(look: Overview, made: stat
     assert look.counts == {"done": 8, "running": 2, "failed": 6, "cancelled": 2, "pending": 2}
 
 
+def test_labels_neither_break_a_line_nor_act_on_a_terminal(tmp_path: Path):
+    states.make(tmp_path / "store", {"text": ("two\nlines", "\x1b[31mred", "\u202ertl", "日本")})
+    found = Watched("study", str(tmp_path / "store")).look()
+    shown = [r"two\nlines", r"\x1b[31mred", r"\u202ertl", "日本"]
+    assert [labels[0] for labels in found.grid.rows] == shown
+    assert [cell.axes["text"] for cell in found.cells] == shown
+
+
 def test_a_running_cell_shows_its_stage_and_how_far_it_is(look: Overview, made: states.Made):
     (cell, *_) = [cell for cell in look.cells if cell.state is State.RUNNING]
     assert (cell.stage, cell.step, cell.num_steps, cell.progress) == ("fit", 40, 100, 0.4)

@@ -245,3 +245,12 @@ def test_a_query_that_is_a_process_of_its_own_ends_without_a_word_of_the_library
     env = {**os.environ, "SWEEP_STORE": str(lines.store)}
     done = subprocess.run(words, cwd=lines.folder, env=env, capture_output=True, text=True, check=True)
     assert done.stderr == "" and json.loads(done.stdout)[0]["n"] > 0
+
+
+def test_times_with_a_zone_are_utc_and_no_column_is_lost_for_its_name(lines: Any) -> None:
+    sql = "select 1 as a, 2 as A, 3 as a_1, '2026-01-02 12:00:00+03'::timestamptz as t, hour(t) as hour"
+    lines.env["TZ"] = "Asia/Tokyo"
+    (found,) = lines.json("query", sql)
+    del lines.env["TZ"]
+    assert found == {"a": 1, "A_1": 2, "a_1_1": 3, "t": "2026-01-02T09:00:00+00:00", "hour": 9}
+    assert list(query(lines, "select 1 as a, 2 as a")[0]) == ["a", "a_1"]

@@ -65,6 +65,7 @@ def main(cfg):
         "resolved": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
         "model": [type(model).__name__, model.width],
         "cwd": os.getcwd(),
+        "token": HydraConfig.get().job.env_set.APP_TOKEN,
     }
     (out / "seen.json").write_text(json.dumps(seen, default=str))
     (out / "metrics.json").write_text(json.dumps({"width": model.width}))

@@ -33,7 +33,7 @@ class Composed:
 
     def __call__(self, *words: str, script: str = "train.py", **options: list[str]) -> Composition:
         """Compose sweeps as ``sweep plan --app train.py WORD ...`` does."""
-        every = ("python", "volatile", "checkpoints", "results", "metric", "keep")
+        every = ("python", "volatile", "checkpoints", "results", "metric", "keep", "shell")
         name, tree = given(script, None, words, {**{name: [] for name in every}, **options})
         return compose(name, words, cwd=self.folder, given=tree)
 
@@ -74,7 +74,9 @@ def test_a_task_gets_the_types_and_the_hydra_config_of_a_plain_run(project: Swee
         assert mine["model"] == its["model"]
         assert mine["cwd"] == its["cwd"] == str(project.folder)
         differ = {a[0] for a, b in zip(mine["hydra"], its["hydra"], strict=True) if a != b}
-        assert differ == {"/run/dir", "/sweep/dir", "/sweep/subdir", "/runtime/output_dir"}
+        places = {"/run/dir", "/sweep/dir", "/sweep/subdir", "/runtime/output_dir"}
+        assert differ == places | {"/job/env_set/APP_TOKEN"}  # an interpolation, since .hydra/ is kept
+        assert mine["token"] == app.ENVIRONMENT["APP_TOKEN"]
     # The sweep has the name of the script; what it returned and its metrics.json are one row.
     rows = project.json("collect", "train")
     assert [(row["model"], row["width"], row["value"]) for row in rows] == [
@@ -84,7 +86,8 @@ def test_a_task_gets_the_types_and_the_hydra_config_of_a_plain_run(project: Swee
     output = next(project.store.glob("payload/app/*/1/output"))
     assert {"own.log", ".hydra"} <= {path.name for path in output.iterdir()}
     for path in project.store.rglob("*"):
-        if path.is_file() and "output" not in path.parts:
+        # The test's app writes what it saw, as a program that keeps its own secrets would not.
+        if path.is_file() and path.name != "seen.json":
             assert app.ENVIRONMENT["APP_TOKEN"] not in path.read_text(errors="replace"), path
 
 
@@ -131,6 +134,8 @@ def test_what_an_override_sets_is_identity_as_it_is_written(composed: Composed) 
     assert composed.digest("home=${oc.env:APP_HOME}") not in (base, composed.digest("home=${oc.env:HOME}"))
     assert composed.digest("hydra.job.chdir=true") != base
     assert composed.digest("hydra.sweep.dir=there") == base
+    here = [composed(script=f"{place}/train.py").sweep.stages for place in (".", composed.folder)]
+    assert [list(stages) for stages in here] == [[base], [base]]
     assert composed.digest(volatile=["name"]) != base == composed.digest("seed=0")
 
 
@@ -160,6 +165,8 @@ def test_a_name_that_the_app_has_too_means_the_apps(composed: Composed) -> None:
     assert found.sweep.cells[0].config["launcher"] == {"thrust": 3}
     assert (found.engine.launcher["workers"], found.engine.policy.grace_s) == (3, 7)
     assert "polysweep.launcher=" in " ".join(found.notes)
+    with pytest.raises(UserError, match=r"polysweep\.launcher="):
+        composed("launcher=local")
     with pytest.raises(UserError, match="no setting of the engine"):
         composed("polysweep.seed=3")
 
@@ -253,3 +260,25 @@ def test_a_value_that_is_not_finite_fails_the_task(tmp_path: Path) -> None:
     assert json.loads((tmp_path / hydra_seal.ROWS).read_text())[1] == {"fold": 2, "value": 3}
     with pytest.raises(FloatingPointError, match="the task's value is nan"):
         hydra_seal.write_rows(tmp_path, float("nan"))
+
+
+def test_groups_that_differ_in_places_and_resolvers_alone_are_other_cells(composed: Composed) -> None:
+    conf = composed.folder / "conf"
+    (conf / "model/far.yaml").write_text("_target_: __main__.Model\nwidth: 2\nweights: /models/far\n")
+    (conf / "model/near.yaml").write_text("_target_: __main__.Model\nwidth: 2\nweights: /models/near\n")
+    (conf / "model/more.yaml").write_text("_target_: __main__.Model\nwidth: 2\nweights: ${twice:3}\n")
+    sweep = composed("model=far,near,more", "required=x").sweep
+    assert len({*sweep.stages}) == len(sweep.cells) == 3
+    # What no choice sets stays left out, and a choice that is the default changes nothing.
+    assert composed.digest("model=small") == composed.digest()
+    before = composed.digest("model=far")
+    path = conf / "config.yaml"
+    path.write_text(path.read_text().replace("/data/there", "/elsewhere"))
+    assert composed.digest("model=far") == before
+
+
+def test_arguments_of_the_script_reach_each_cell_and_those_of_hydra_do_not(composed: Composed) -> None:
+    own = "import sys\nsys.argv = [word for word in sys.argv if word not in ('--gpu', '3')]\n"
+    (composed.folder / "gpu.py").write_text(own + app.SCRIPT)
+    command = composed(script="gpu.py --gpu 3 --config-name config -cp conf").sweep.specs["app"].command
+    assert command is not None and command.endswith("run gpu.py --gpu 3")

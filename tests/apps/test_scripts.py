@@ -15,7 +15,7 @@ from orchestrator.execution.command_output import metrics_in, printed_row
 from tests.apps import app
 from tests.conftest import Sweep
 
-OPTIONS = ("python", "volatile", "checkpoints", "results", "metric", "keep")
+OPTIONS = ("python", "volatile", "checkpoints", "results", "metric", "keep", "shell")
 
 SCRIPT = """
 import argparse, json, os, sys, time
@@ -60,6 +60,8 @@ def test_a_command_line_alone_gives_rows_metrics_and_goes_on_from_a_checkpoint_f
     user("launch", "--run", command, "lr=1e-3", "width=64", *options)
     rows = user.json("collect", "fit")
     assert [(row["width"], row["start"], row["best"], row["attempts"]) for row in rows] == [(64, 2, 0.75, 2)]
+    (end,) = sweep.store.glob("records/run/*/1/end.json")
+    assert "code 1, last line: node failure (python" in end.read_text()
     metrics = [path.read_text() for path in sweep.store.glob("payload/run/*/2/metrics.jsonl")]
     assert [json.loads(line)["step"] for line in metrics[0].splitlines()] == [3, 4]
     assert json.loads(metrics[0].splitlines()[0])["num_steps"] == 4
@@ -74,6 +76,7 @@ def test_names_in_braces_become_keys_and_the_sweep_has_the_name_of_the_script() 
         "command": "python src/fit.py {config.lr} {config.opt.name} {output} {config.seed}",
         "reads": ["lr", "opt.name", "seed"],
     }
+    assert of_run("fit {lr} | tee x", "lr=1", shell=["true"])[1]["stages"]["run"]["shell"] is True
     assert of_run("torchrun {args}", "lr=1", "launcher=slurm", "policy.grace_s=3")[0] == "torchrun"
 
 

@@ -65,6 +65,14 @@ def test_a_starting_file_of_a_script_has_its_options(tmp_path: Path) -> None:
     }
     assert "#   width: [64, 128]" in text and "# of it" in text
     jsonschema.validate(tree, schemas()["sweep"])
+    (tmp_path / "clicks.py").write_text(
+        "import click\n\n\n@click.command()\n@click.option('--opt', type=click.Choice(['sgd', 'adam']))\n"
+        "@click.option('--loud/--quiet', default=True)\n@click.argument('data')\n"
+        "def main(opt, loud, data): ...\n"
+    )
+    tree = yaml.safe_load(starting_file("clicks.py", tmp_path))
+    assert tree["config"] == {"opt": "sgd", "loud": True}
+    assert tree["stages"]["clicks"]["command"] == "python clicks.py DATA {args}"
     with pytest.raises(UserError, match="no script"):
         starting_file("fitt.py", tmp_path)
 

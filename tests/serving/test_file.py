@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -91,10 +92,20 @@ def test_the_file_is_replaced_again_and_again_as_a_whole_until_a_signal(root: Pa
         (("--file", "page.html", "--port", "1"), "--port is of a server"),
         (("--file", "page.html", "--every", "0"), "at least 1 seconds"),
         (("--file", "."), "is a folder"),
+        (("--file", "pipe"), "is no regular file"),
     ],
 )
 def test_a_wrong_file_is_refused(root: Path, made: Made, words: tuple[str, ...], said: str) -> None:
+    if words[1] == "pipe":
+        os.mkfifo(root / "pipe")
     assert said in Sweep(root, root / "store")("serve", "study", *words, code=2)
+
+
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(root: Path, made: Made) -> None:
+    (root / "published").mkdir()
+    (root / "link.html").symlink_to("published/page.html")
+    Sweep(root, root / "store")("serve", "study", "--file", "link.html")
+    assert (root / "link.html").is_symlink() and "mixture-22" in (root / "published/page.html").read_text()
 
 
 def test_a_report_embeds_the_grid(tmp_path: Path) -> None:
@@ -117,6 +128,7 @@ def test_a_grid_of_ten_thousand_positions_is_cut_into_pages(tmp_path: Path) -> N
 
 
 def test_texts_of_others_are_escaped_in_a_file(tmp_path: Path) -> None:
-    states.make(tmp_path / "store", {"text": ("<img src=x onerror=alert(1)>", "b")})
+    states.make(tmp_path / "store", {"text": ("<img src=x onerror=alert(1)>", "\u202eab\x1b[31m")})
     page = drawing.file_page([Watched("study", str(tmp_path / "store")).look()])
+    assert not {"\u202e", "\x1b"} & {*page} and r"\u202eab\x1b[31m" in page
     assert "<img" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page

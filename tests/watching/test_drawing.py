@@ -53,6 +53,13 @@ def test_a_curve_of_one_value_or_in_no_room_is_none_and_what_is_not_finite_is_le
     assert len(curve_lines([(1, 2.0), (2, 2.0)], 30, 1)) == 1
 
 
+def test_a_curve_may_span_more_than_a_float_holds():
+    lines = curve_lines([(1, 1e308), (2, -1e308), (3, 0.0)], 30, 4)
+    assert lines[0].startswith("1e+308 ") or lines[0].startswith(" 1e+308 ")
+    assert lines[-1].startswith("-1e+308 ") and len(lines) == 4
+    assert len(curve_lines([(1, 0.0), (2, 5e-324)], 30, 4)) == 4
+
+
 def test_a_cut_label_keeps_its_beginning_and_its_end():
     assert fit("math", 6) == "math  "
     assert [fit(name, 7) for name in ("qwen3-0.6b", "qwen3-1.7b")] == ["qwe~.6b", "qwe~.7b"]
