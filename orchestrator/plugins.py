@@ -7,6 +7,8 @@ name that is not built in.
 
 from __future__ import annotations
 
+import functools
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +27,7 @@ def points(group: str, name: str | None = None) -> dict[str, EntryPoint]:
     Raises:
         UserError: several distributions have an entry point of the name.
     """
-    found = sorted(entry_points(group=f"polysweep.{group}"), key=lambda each: (each.name, _origin(each)))
+    found = _sorted_points(group, tuple(sys.path))
     if name is None:
         return {each.name: each for each in found}
     same = [each for each in found if each.name == name]
@@ -37,6 +39,12 @@ def points(group: str, name: str | None = None) -> dict[str, EntryPoint]:
             fix=f"pip uninstall {_origin(same[-1]).partition(' ')[0]}",
         )
     return {each.name: each for each in same}
+
+
+@functools.lru_cache(maxsize=64)
+def _sorted_points(group: str, path: tuple[str, ...]) -> list[EntryPoint]:
+    """Return the entry points of a group; `path` only completes the key of the cache."""
+    return sorted(entry_points(group=f"polysweep.{group}"), key=lambda each: (each.name, _origin(each)))
 
 
 def imported(group: str, name: str) -> Any:
