@@ -7,6 +7,7 @@ name that is not built in.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -72,14 +73,20 @@ def conf_folders() -> tuple[Path, ...]:
     """
     found = []
     for point in points("conf").values():
-        spec = find_spec(point.value.partition(".")[0]) and find_spec(point.value)
+        spec = None
+        with contextlib.suppress(
+            Exception
+        ):  # the package around a nested one is imported, and may raise anything
+            spec = find_spec(point.value)
         places = [Path(place) / "conf" for place in (spec and spec.submodule_search_locations) or ()]
-        if not any(place.is_dir() for place in places):
+        folders = [place for place in places if place.is_dir()]
+        if not folders:
             raise UserError(
                 f"the plugin {point.name!r} of {_origin(point)} has no folder conf",
                 where=f"entry point polysweep.conf: {point.value}",
+                fix=f"pip uninstall {_origin(point).partition(' ')[0]}, or upgrade it",
             )
-        found += places
+        found += folders
     return tuple(found)
 
 
