@@ -7,6 +7,9 @@ name that is not built in.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +28,7 @@ def points(group: str, name: str | None = None) -> dict[str, EntryPoint]:
     Raises:
         UserError: several distributions have an entry point of the name.
     """
-    found = sorted(entry_points(group=f"polysweep.{group}"), key=lambda each: (each.name, _origin(each)))
+    found = _sorted_points(group, tuple(sys.path))
     if name is None:
         return {each.name: each for each in found}
     same = [each for each in found if each.name == name]
@@ -37,6 +40,12 @@ def points(group: str, name: str | None = None) -> dict[str, EntryPoint]:
             fix=f"pip uninstall {_origin(same[-1]).partition(' ')[0]}",
         )
     return {each.name: each for each in same}
+
+
+@functools.lru_cache(maxsize=64)
+def _sorted_points(group: str, path: tuple[str, ...]) -> list[EntryPoint]:
+    """Return the entry points of a group; `path` only completes the key of the cache."""
+    return sorted(entry_points(group=f"polysweep.{group}"), key=lambda each: (each.name, _origin(each)))
 
 
 def imported(group: str, name: str) -> Any:
@@ -64,14 +73,20 @@ def conf_folders() -> tuple[Path, ...]:
     """
     found = []
     for point in points("conf").values():
-        spec = find_spec(point.value.partition(".")[0]) and find_spec(point.value)
+        spec = None
+        with contextlib.suppress(
+            Exception
+        ):  # the package around a nested one is imported, and may raise anything
+            spec = find_spec(point.value)
         places = [Path(place) / "conf" for place in (spec and spec.submodule_search_locations) or ()]
-        if not any(place.is_dir() for place in places):
+        folders = [place for place in places if place.is_dir()]
+        if not folders:
             raise UserError(
                 f"the plugin {point.name!r} of {_origin(point)} has no folder conf",
                 where=f"entry point polysweep.conf: {point.value}",
+                fix=f"pip uninstall {_origin(point).partition(' ')[0]}, or upgrade it",
             )
-        found += places
+        found += folders
     return tuple(found)
 
 

@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import forked
 
+pytest.register_assert_rewrite("orchestrator.testing")
+
+from orchestrator.testing import SweepCommand  # noqa: E402 - after its registration
+
 # On a busy machine, time tells nothing about a test.
 settings.register_profile("any_load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_load")
 
 
-class Sweep:
+class Sweep(SweepCommand):
     """Runs ``sweep VERB ...`` in a folder, with a store of the test's own."""
 
-    def __init__(self, folder: Path, store: Path, env: Mapping[str, str] | None = None) -> None:
-        self.folder, self.store = folder, store
-        self.env = None if env is None else {**env, "SWEEP_STORE": str(store)}
-
-    def __call__(self, *words: str, code: int | None = 0, timeout_s: float = 120) -> str:
-        """Runs a verb; returns both streams, and checks the exit code unless it is None."""
-        env = self.env or {**os.environ, "SWEEP_STORE": str(self.store)}
+    def run(self, words: tuple[str, ...], env: Mapping[str, str], timeout_s: float) -> tuple[int, str, str]:
+        """Forks a process that has the imports done, if the environment allows that."""
         if forked.fits(env):
-            code_of, out, err = forked.run(words, self.folder, env, timeout_s)
-        else:
-            done = subprocess.run(
-                [sys.executable, "-m", "orchestrator", *words],
-                cwd=self.folder,
-                env=env,
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                timeout=timeout_s,
-                check=False,
-            )
-            code_of, out, err = done.returncode, done.stdout, done.stderr
-        assert "Traceback" not in err, err
-        said = out + err
-        assert code is None or code_of == code, f"exit {code_of}\n{said}"
-        return said
-
-    def json(self, *words: str) -> Any:
-        """Runs a reading verb with ``--json``."""
-        return json.loads(self(*words, "--json"))
+            return forked.run(words, self.folder, env, timeout_s)
+        return super().run(words, env, timeout_s)
 
 
 @pytest.hookimpl(wrapper=True)

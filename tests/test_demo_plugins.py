@@ -126,3 +126,13 @@ def test_its_task_is_scored_by_its_generator_and_fails_by_config_without_the_plu
     assert [(row["task"], row["accuracy"]) for row in rows] == [("spelling", 0.0)]
     assert "unknown task 'spelling'" in run("launch", "spelling.yaml", code=2, plain=True)
     assert "spelling" in run("data", "describe", "spelling")
+
+
+@pytest.mark.long
+def test_its_launcher_passes_the_suite_of_all_launchers(place: Path, tmp_path: Path) -> None:
+    suite = [str(place / "venv/bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    env = {**os.environ, "PYTHONPATH": "", "PYTEST_ADDOPTS": f"--basetemp={tmp_path / 'suite'}"}
+    ran = subprocess.run(
+        suite, cwd=place / "source", env=env, capture_output=True, text=True, check=False, timeout=400
+    )
+    assert ran.returncode == 0 and "7 passed" in ran.stdout, ran.stdout

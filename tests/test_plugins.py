@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.compose.overrides import run_settings
 from orchestrator.core.settings import TrackerSettings
 from orchestrator.errors import UserError
 from orchestrator.registry import LAUNCHERS, PLUGGABLE, REPORTS, check_trackers, is_known, known, lookup
@@ -113,6 +114,17 @@ def test_a_plugin_that_cannot_be_imported_is_refused_with_its_distribution(
         check_trackers("store", {"lost": {}})
     assert caught.value.what == f"the plugin 'lost' of bring-none 1.0 cannot be imported: {cause}"
     assert caught.value.where == f"entry point polysweep.mirrors: {value}"
+
+
+@pytest.mark.parametrize("value", ["absent_package", "broken_module.inner", "brought"])
+def test_a_plugin_without_its_folder_of_config_is_refused_with_its_distribution(
+    installed: Installed, tmp_path: Path, value: str
+) -> None:
+    files = {"broken_module.py": "raise RuntimeError('no licence')", "brought/__init__.py": ""}
+    installed("bring-conf", f"[polysweep.conf]\nlost = {value}\n", files)
+    with pytest.raises(UserError, match=r"the plugin 'lost' of bring-conf 1\.0 has no folder conf"):
+        run_settings(["launcher=lost"], tmp_path)
+    assert run_settings(["launcher=local"], tmp_path).launcher["name"] == "local"
 
 
 def test_built_in_names_do_not_search_for_plugins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.testing import LauncherContract
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.conftest import Sweep
-from tests.launchers.contract import LauncherContract
 
 
 @pytest.mark.long

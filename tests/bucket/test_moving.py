@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.testing import SHARED, SHARED_MODULE
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.cli.launches import Running, records, running_heartbeats, wait_for
 from tests.cli.test_survival import expected
 from tests.cli.test_training_survives import CELL, weights
 from tests.conftest import Sweep
-from tests.launchers.contract import SHARED, SHARED_MODULE
 
 ONE = """
 description: one cell that counts

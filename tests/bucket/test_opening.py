@@ -19,8 +19,8 @@ from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.opening import open_objects
+from orchestrator.testing import COUNT
 from tests.bucket.buckets import Bucket, BucketSweep
-from tests.launchers.contract import COUNT
 from tests.store.projects import repository
 
 

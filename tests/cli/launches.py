@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from orchestrator.testing import checkpoints as checkpoints
+from orchestrator.testing import records as records
+from orchestrator.testing import running_heartbeats as running_heartbeats
+from orchestrator.testing import wait_for as wait_for
 
 SLOW = """
 description: slow counting
@@ -43,34 +44,3 @@ class Running:
         """Waits for the end; returns exit code and output."""
         output, _ = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, output
-
-
-def records(store: Path, name: str) -> list[dict[str, Any]]:
-    """Reads all records of one kind, such as ``claim.json``, with the folder they lie in."""
-    return [
-        {**json.loads(path.read_text()), "folder": path.parent}
-        for path in store.glob(f"records/*/*/*/{name}")
-    ]
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 30) -> Any:
-    """Waits until a condition holds and returns its value."""
-    deadline_s = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.02)
-    return value
-
-
-def running_heartbeats(store: Path) -> list[dict[str, Any]]:
-    """Returns the heartbeats, with the child's process, of attempts that have not ended."""
-    beats = []
-    for beat in records(store, "heartbeat.json"):
-        if beat["child"] and not (beat["folder"] / "end.json").exists():
-            beats.append(beat)
-    return beats
-
-
-def checkpoints(store: Path) -> list[Path]:
-    """Returns the manifests of all checkpoints."""
-    return list(store.glob("payload/*/*/*/checkpoints/*/manifest.json"))

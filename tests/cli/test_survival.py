@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -14,15 +13,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.store.ledger import open_ledger
+from orchestrator.testing import checkpoints, counted, records, running_heartbeats, wait_for
 from orchestrator.trackers.base import history
-from tests.cli.launches import checkpoints, records, running_heartbeats, wait_for
 
 
 def expected(seed: int, num_steps: int = 30) -> str:
-    state = str(seed)
-    for step in range(1, num_steps + 1):
-        state = hashlib.sha256(f"{state}:{step}".encode()).hexdigest()
-    return state
+    return counted(seed, num_steps)
 
 
 def assert_all_done_once(sweep, name: str = "slow") -> None:

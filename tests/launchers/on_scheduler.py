@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.cli.launches import checkpoints, records, wait_for
+from orchestrator.testing import checkpoints, counted, records, wait_for
 from tests.conftest import Sweep
 
 COUNT = """
@@ -116,14 +115,6 @@ class OnScheduler(Sweep):
         for done in records_of(self.store / "done/count"):
             path = self.store / f"payload/count/{done['digest']}/{done['attempt']}/output/count.txt"
             assert path.read_text() in {f"{steps} {counted(seed, steps)}\n" for seed in range(64)}
-
-
-def counted(seed: int, steps: int) -> str:
-    """The last digest of a count."""
-    state = str(seed)
-    for step in range(1, steps + 1):
-        state = hashlib.sha256(f"{state}:{step}".encode()).hexdigest()
-    return state
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:

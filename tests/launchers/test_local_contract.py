@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from tests.launchers.contract import LauncherContract
+import pytest
+
+from orchestrator.testing import LauncherContract
+from tests.conftest import Sweep
 
 
 class TestLocal(LauncherContract):
     words = ("launcher=local", "launcher.workers=2")
+
+    @pytest.fixture
+    def on(self, sweep: Sweep) -> Sweep:
+        return sweep

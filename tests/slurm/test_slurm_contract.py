@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.testing import LauncherContract
 from tests.conftest import Sweep
-from tests.launchers.contract import LauncherContract
 from tests.slurm.sweeps import SLURM, OnSlurm
 
 
