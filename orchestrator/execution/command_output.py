@@ -54,10 +54,10 @@ class CheckpointFiles:
         self._step = context.resume.step if context.resume else 0
         self._mine: list[Path] = []
         self._taken: _File | None = None
-        self._seen: _File | None = None
+        self._seen: dict[Path, _File] = {}
 
     def look(self, *, is_last: bool = False) -> None:
-        """Take the newest file if it is complete.
+        """Take the newest file that is complete.
 
         Args:
             is_last: whether the command has ended by itself, so that one look is enough.
@@ -67,9 +67,12 @@ class CheckpointFiles:
         """
         if self._pattern is None:
             return
-        newest = max(self._files(self._pattern), key=lambda each: each.written_ns, default=None)
-        seen, self._seen = self._seen, newest
-        if newest is None or newest == self._taken or not (is_last or newest == seen):
+        files = {each.path: each for each in self._files(self._pattern)}
+        seen, self._seen = self._seen, files
+        # A program that saves often has always begun a newer one, so the newest complete one is taken.
+        whole = [each for each in files.values() if is_last or seen.get(each.path) == each]
+        newest = max(whole, key=lambda each: each.written_ns, default=None)
+        if newest is None or (self._taken is not None and newest.written_ns <= self._taken.written_ns):
             return
         numbers = _DIGITS.findall(newest.path.stem)
         step = max(self._step + 1, int(numbers[-1][:15]) if numbers else 0)

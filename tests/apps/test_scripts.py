@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from orchestrator import log
 from orchestrator.compose.given import given
 from orchestrator.errors import StageFailure, UserError
-from orchestrator.execution.command_output import metrics_in, printed_row
+from orchestrator.execution.command_output import CheckpointFiles, metrics_in, printed_row
+from orchestrator.stage import Context, StageSpec
 from tests.apps import app
 from tests.conftest import Sweep
 
@@ -138,3 +140,17 @@ def test_log_writes_for_a_sweep_and_does_nothing_without(
     log(2, loss=float("nan"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.5, "num_steps": 2}, {"step": 2, "loss": None}]
+
+
+def test_of_a_program_that_saves_often_the_newest_complete_file_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    files = CheckpointFiles(StageSpec(command="x", checkpoints="e=*.ckpt"), Context(tmp_path))
+    for number in range(1, 4):  # at each look the newest is another file
+        (tmp_path / f"output/e={number}.ckpt").write_text(str(number))
+        os.utime(tmp_path / f"output/e={number}.ckpt", (number, number))
+        files.look()
+    taken = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert taken == ["1", "2"]
+    (tmp_path / "output/e=3.ckpt").unlink()
+    files.look()  # an older file is no newer checkpoint
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == taken
