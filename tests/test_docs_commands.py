@@ -39,7 +39,6 @@ ELSEWHERE = {
 """Programs that are not of this project, each with the reason why no command of it is checked."""
 
 SKIPPED = {
-    "sweep help VERB": "VERB stands for a verb",
 }
 """Commands that are not checked, each with the reason."""
 
