@@ -8,6 +8,7 @@ A Hydra app, and a command with names of keys in braces::
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -79,10 +80,21 @@ def _of_command(command: str, words: Sequence[str], options: Options) -> tuple[s
             raise UserError(
                 f"{word!r} goes with a config", allowed="with --run: KEY=VALUE or KEY=VALUE,VALUE"
             )
+        if key in PLAIN:
+            raise UserError(
+                f"{key} is a name of Polysweep's own in a command",
+                where=word,
+                fix=f"another name for the key: --{key} {{my_{key}}} in the command, and my_{key}=VALUE",
+            )
         keys.append(key)
         place(config, key, values_of(override)[0])
     named = [name for name in PLACEHOLDER.findall(command) if name not in PLAIN and not _is_rooted(name)]
     if missing := [name for name in named if name not in keys]:
+        if is_engine_key(name := missing[0]):
+            raise UserError(
+                f"the command has {{{name}}}, but {name}=VALUE is a setting of Polysweep",
+                fix=f"another name for the key: {{my_{name}}} in the command, and my_{name}=VALUE",
+            )
         raise UserError(
             f"the command has {{{missing[0]}}}, but nothing sets it",
             allowed=nearest(missing[0], [*keys, *PLAIN]),
@@ -127,7 +139,9 @@ def _name_of(command: str) -> str:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
+    module = next((name for flag, name in itertools.pairwise(words) if flag == "-m"), "")
     plain = [word for word in words if "{" not in word and not word.startswith("-")]
-    scripts = [word for word in plain if re.search(r"\.\w{1,4}$", word)]
-    stem = Path((scripts or plain or ["run"])[0]).stem
+    files = [word for word in plain if re.search(r"\.\w{1,4}$", word)]
+    scripts = [word for word in files if re.search(r"\.(py|sh|bash|R|jl|pl|rb|lua)$", word)]
+    stem = module.rpartition(".")[2] or Path((scripts or files or plain or ["run"])[0]).stem
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", stem).strip("-.")[:MAX_NAME] or STAGE

@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -104,6 +105,12 @@ def run_command(
     """
     python = interpreter_of(spec.python, folder)
     words = _words(spec, values_of(spec, config, inputs, context, python))
+    if python is not None:
+        # Without this, the next `python` in the PATH would run in its place.
+        if shutil.which(python) is None:
+            raise StageFailure("config", f"there is no interpreter {spec.python!r} here")
+        if words[0] == "python":
+            words[0] = python
     marker = _Marker(spec, context)
     kills = oom_kills()
     try:

@@ -77,6 +77,8 @@ def test_names_in_braces_become_keys_and_the_sweep_has_the_name_of_the_script() 
         "reads": ["lr", "opt.name", "seed"],
     }
     assert of_run("fit {lr} | tee x", "lr=1", shell=["true"])[1]["stages"]["run"]["shell"] is True
+    assert of_run("python -m pkg.mod {lr}", "lr=1")[0] == "mod"
+    assert of_run("accelerate launch --config x.yaml src/train.py {lr}", "lr=1")[0] == "train"
     assert of_run("torchrun {args}", "lr=1", "launcher=slurm", "policy.grace_s=3")[0] == "torchrun"
 
 
@@ -86,6 +88,8 @@ def test_names_in_braces_become_keys_and_the_sweep_has_the_name_of_the_script() 
         ("fit {lr}", [], {}, "{lr}, but nothing sets it"),
         ("fit {lr}", ["lr=1", "seed=2"], {}, "seed is set, but the command does not use it"),
         ("fit {lr}", ["+lr=1"], {}, "goes with a config"),
+        ("fit {output}", ["output=1"], {}, "output is a name of Polysweep's own"),
+        ("fit {policy}", ["policy=1"], {}, "policy=VALUE is a setting of Polysweep"),
         ("fit", [], {"volatile": ["x"]}, "--volatile does not go with --run"),
         ("fit", [], {"results": ["a", "b"]}, "given 2 times"),
         ("fit", [], {"metric": ["loss"]}, "NAME=REGEX"),

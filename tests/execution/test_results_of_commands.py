@@ -143,6 +143,11 @@ def test_after_the_name_of_the_file_is_mended_the_training_becomes_the_product(s
     assert {path.read_text() for path in sweep.store.rglob("output/log")} == {random}
 
 
+def test_an_interpreter_that_is_not_there_is_not_replaced_by_another(run: Jobs) -> None:
+    end = run(StageSpec(command="python -c 1", python="/nope")).end(1)
+    assert (end.cause, end.message) == ("config", "there is no interpreter '/nope' here")
+
+
 def test_after_a_pattern_is_mended_it_is_looked_for_in_what_the_command_had_printed(sweep: Any) -> None:
     text = (
         "config: {seed: 1}\naxes: {seed: [1]}\nstages:\n  fit:\n    reads: [seed]\n"
