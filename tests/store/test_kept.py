@@ -240,6 +240,9 @@ def test_ten_readers_share_the_file_while_the_store_is_written(sealed: Ledger, t
         for instance in INSTANCES:
             _make(sealed, instance)
         looks = [result.get(60) for result in results]
+        # Leaving the block sends SIGTERM, which a handler of this process, inherited, may catch for ever.
+        pool.close()
+        pool.join()
     for seen in looks:
         # Nothing that was seen goes away, and nothing is seen that was never made.
         assert all(set(a) <= set(b) <= set(SWEEP.stages) for a, b in itertools.pairwise(seen))
