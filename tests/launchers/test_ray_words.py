@@ -21,7 +21,7 @@ from orchestrator.jobs.submissions import gone_of
 from orchestrator.launchers.base import overrides_of
 from orchestrator.launchers.ray import lost_workers
 from orchestrator.launchers.ray.api import JobDetails
-from orchestrator.launchers.ray.boot import differences
+from orchestrator.launchers.ray.boot import differences, our_packages
 from orchestrator.launchers.ray.launcher import check_version
 from orchestrator.launchers.ray.scheduler import RayScheduler, seen_of
 from orchestrator.launchers.ray.settings import (
@@ -366,3 +366,9 @@ def test_workers_that_fail_before_a_claim_are_paused_avoid_their_node_and_are_gi
     for _ in range(3):
         failures.end_well("a")
     assert failures.avoided == ["b"]
+
+
+def test_the_packages_of_extras_that_workers_import_are_compared() -> None:
+    compared = set(our_packages())
+    assert {"msgspec", "hydra-core", "ray", "obstore", "torch", "transformers", "wandb"} <= compared
+    assert not {"textual", "duckdb", "uvicorn"} & compared

@@ -123,13 +123,22 @@ def check_environment(api: Api, settings: RaySettings, store: str, mark: bytes |
         )
 
 
+WORKERS_EXTRAS = ("ray", "s3", "report", "sft", "wandb")
+"""Extras of the distribution whose packages, if they are installed here, must be the same on the cluster."""
+
+
 def our_packages() -> dict[str, str]:
-    """Return the versions of what this package requires, Ray among them."""
+    """Return the versions of what workers may import of what this package requires, Ray among them.
+
+    What only readers of a store import, as ``sweep watch`` does, may differ.
+    """
     try:
         required = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:  # this checkout is not installed
         required = ["ray", "msgspec"]
-    names = [re.split(r"[\s\[<>=!~;(]", text)[0] for text in required if "extra ==" not in text]
+    extras = {text: re.search(r"extra == ['\"](\w+)", text) for text in required}
+    needed = [text for text, extra in extras.items() if extra is None or extra[1] in WORKERS_EXTRAS]
+    names = dict.fromkeys(re.split(r"[\s\[<>=!~;(]", text)[0] for text in needed)
     found = {}
     for name in names:
         try:
