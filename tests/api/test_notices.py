@@ -177,6 +177,7 @@ def test_channels_are_told_apart_and_one_without_its_variable_waits_for_another_
     assert len(send_now(ended)) == 1 and receiver.kinds == ["done"]
 
 
+@pytest.mark.long
 def test_cron_tells_of_a_launch_that_was_killed_and_a_launch_checks_its_channels(
     sweep: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ stages: [count]
 """
 
 
+@pytest.mark.long
 def test_senders_of_two_nodes_send_each_notice_once(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

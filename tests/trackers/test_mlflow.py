@@ -210,6 +210,7 @@ def test_a_slow_server_holds_up_neither_the_cells_nor_another_mirror_nor_the_end
     assert time.monotonic() - start_s < 45  # one request is waited for, 10 s
 
 
+@pytest.mark.long
 def test_a_cell_with_more_than_a_request_holds_is_sent_whole(
     two: Any, server: SmallMlflow, tmp_path: Path
 ) -> None:
