@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
@@ -89,6 +91,27 @@ class Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def pause(seconds: float) -> None:
+    """Wait, unless the reader of standard output leaves meanwhile.
+
+    A verb that follows a quiet sweep writes nothing for hours. The end of ``| head -1`` shows at the next write
+    only, so the pipe itself is watched.
+
+    Raises:
+        ReaderLeft: standard output is a pipe or a socket, and nobody reads it any more.
+    """
+    end_s = time.monotonic() + seconds
+    watched = select.poll()
+    try:
+        watched.register(sys.stdout.fileno(), 0)  # errors are reported without being requested
+    except (OSError, ValueError):
+        pass  # a notebook's stream has no descriptor
+    else:
+        if any(flags & select.POLLERR for _, flags in watched.poll(1000 * seconds)):
+            raise ReaderLeft
+    time.sleep(max(0.0, end_s - time.monotonic()))
 
 
 def prepare() -> None:

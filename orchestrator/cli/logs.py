@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import sys
-import time
 
 from orchestrator.api.failures import failure_lines, failures_of
 from orchestrator.api.logs import end_of, interesting_stage, named_stage
@@ -20,6 +19,7 @@ from orchestrator.cli.output import (
     print_warnings,
 )
 from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.entry import pause
 from orchestrator.errors import UserError, one_line
 from orchestrator.jobs.records import Submission
 from orchestrator.store import layout
@@ -164,7 +164,7 @@ def _print(key: str, view: SweepState, instance: StageInstance, number: int, *, 
             )
         if ended or not follow:
             return
-        time.sleep(POLL_S)
+        pause(POLL_S)
 
 
 def configure_failures(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from orchestrator.api.state import open_view, parse_reference
 from orchestrator.api.waiting import STALL_S, wait_until
 from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_json, to_stderr
 from orchestrator.core.waiting import Goal, Outlook
+from orchestrator.entry import pause
 from orchestrator.errors import UserError, counted, printable
 
 FOLLOW_S = 0.5
@@ -117,7 +118,7 @@ def run_events(args: argparse.Namespace) -> int:
             if event.id not in printed:
                 printed.add(event.id)
                 _print(event, as_json=args.json)
-        time.sleep(max(FOLLOW_S, view.ledger.objects.poll_s, 5 * (time.monotonic() - look_s)))
+        pause(max(FOLLOW_S, view.ledger.objects.poll_s, 5 * (time.monotonic() - look_s)))
 
 
 def _print(event: Event, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,9 @@ def test_reading_verbs_end_with_their_reader_and_name_what_they_cannot_write(she
             "error: cannot write standard output: No space left on device"
         ]
         assert shell(f"sweep {verb} <&- >&- 2>&-").returncode == 0, verb
+    began = time.monotonic()
+    assert shell("set -o pipefail; sweep events words --follow | head -1").returncode == 0
+    assert time.monotonic() - began < 20  # nothing more happens, so no further write ends it
     wrong = shell("sweep status nothing 2>/dev/full")
     assert wrong.returncode == 2 and not wrong.stdout
 
