@@ -96,8 +96,8 @@ class Stream:
 def pause(seconds: float) -> None:
     """Wait, unless the reader of standard output leaves meanwhile.
 
-    A verb that follows a quiet sweep writes nothing for hours. The end of ``| head -1`` shows at the next write
-    only, so the pipe itself is watched.
+    A verb that follows a quiet sweep writes nothing for hours, and a write alone shows that ``| head -1`` has
+    ended. So the pipe itself is watched.
 
     Raises:
         ReaderLeft: standard output is a pipe or a socket, and nobody reads it any more.
