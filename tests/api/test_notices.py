@@ -24,6 +24,8 @@ from tests.cli.launches import SLOW, Running, wait_for
 from tests.conftest import Sweep
 from tests.trackers.receiver import PATH, Receiver, receiving
 
+pytestmark = pytest.mark.xdist_group("notices")  # they share what is expensive to make
+
 SWEEP = """
 config: {seed: 0, count: {num_steps: 2, checkpoint_every: 1, step_s: 0, fail: null}}
 axes: {seed: [0, 1]}

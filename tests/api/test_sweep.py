@@ -144,6 +144,7 @@ def test_a_notebook_uses_two_sweeps_in_turn_and_stays_as_it_was(
     assert process_state() == before and counts.revision == 1 and not sweep.store.exists()
 
 
+@pytest.mark.long
 def test_threads_of_a_notebook_do_not_disturb_each_other(sweep: Command, counts: Sweep) -> None:
     (sweep.folder / "two.yaml").write_text(
         TWO.replace('run: "stages:fit"', 'command: "true"').partition("report:")[0]

@@ -24,6 +24,7 @@ def test_a_template_project_runs_and_goes_on_from_its_checkpoint(sweep: Sweep) -
     assert {"train.log", "checkpoints", ".hydra"} <= {path.name for path in output.iterdir()}
 
 
+@pytest.mark.long
 def test_structured_configs_alone_and_tasks_in_their_output_folders(sweep: Sweep) -> None:
     app.write(sweep.folder, shapes.STORE)
     user = Sweep(sweep.folder, sweep.store, app.environment())

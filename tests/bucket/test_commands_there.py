@@ -78,6 +78,7 @@ def test_a_work_folder_is_refused_by_plan(nodes: tuple[BucketSweep, BucketSweep]
     assert "work folder" in first("plan", "s.yaml", f"store.url={first.bucket.url}", code=2)
 
 
+@pytest.mark.long
 def test_an_output_that_was_read_again_in_vain_is_not_read_once_more(bucket: Bucket) -> None:
     command = "bash -c 'echo trains; echo NaN > {output}/r.json'"
     sweep = sweep_of(1, {"fit": StageSpec(command=command, reads=("seed",), results="r.json")})

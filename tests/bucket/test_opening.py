@@ -95,6 +95,7 @@ def test_a_launch_over_a_server_that_ignores_the_condition_is_refused(on: Bucket
     assert not list(on.store.glob("records/**/*.json"))
 
 
+@pytest.mark.long
 def test_doctor_tries_the_bucket_itself(on: BucketSweep) -> None:
     said = on("doctor", code=None)
     assert "create is exclusive among 8 writers" in said and on.bucket.url in said

@@ -69,6 +69,7 @@ def test_an_edit_stops_the_claims_and_the_next_launch_goes_on_and_says_what_diff
     assert "made by different code" in edited("status", "act")
 
 
+@pytest.mark.long
 def test_launches_with_nothing_edited_show_no_drift_whatever_the_stages_wrote_beside_the_code(
     edited: Any,
 ) -> None:
@@ -151,6 +152,7 @@ def test_what_belongs_to_the_code(project: Path, name: str) -> None:
     assert bool(code.changed()) is changes
 
 
+@pytest.mark.long
 def test_what_a_command_writes_is_no_edit_and_a_second_launch_has_the_same_version(edited: Any) -> None:
     """Logs, checkpoints and results in the working folder; with a word that is no possible file name."""
     command = "python s.py {output} {config.seed} | tee -a run.log; touch best.ckpt; "

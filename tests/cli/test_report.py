@@ -119,6 +119,7 @@ def test_a_half_finished_sweep_is_reported_at_the_end_of_its_launch_with_what_is
     assert {"model", "languages", "task.name"} <= differs
 
 
+@pytest.mark.long
 def test_a_sweep_without_a_row_says_that_nothing_is_done(made_up: Any) -> None:
     assert "nothing is done yet" in made_up("report", "made.yaml")
     assert not made_up.store.exists()
@@ -177,6 +178,7 @@ def test_a_folder_that_cannot_be_written_is_no_traceback(made_up: Any) -> None:
         assert "error: " in said and "/proc/nowhere" in said
 
 
+@pytest.mark.long
 def test_a_short_report_is_printed_in_full_beside_a_long_one(made_up: Any) -> None:
     text = (made_up.folder / "made.yaml").read_text()
     (made_up.folder / "made.yaml").write_text(text.replace("report: [study]", "report: [accuracy, study]"))

@@ -129,6 +129,7 @@ def test_two_ctrl_c_end_everything_at_once_and_lose_nothing_that_was_recorded(sl
     assert_all_done_once(slow)
 
 
+@pytest.mark.long
 def test_a_ctrl_c_while_the_libraries_are_still_loading_starts_nothing_and_leaves_nobody(sweep, background):
     (sweep.folder / "heavy.py").write_text("import time\ntime.sleep(4)\ndef main(*_):\n    return []\n")
     (sweep.folder / "heavy.yaml").write_text(

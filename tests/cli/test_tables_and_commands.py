@@ -234,6 +234,7 @@ def test_a_commands_own_metrics_file_may_hold_lines_that_are_no_metrics(tmp_path
 
 
 @pytest.mark.parametrize("address", ["ray://h:abc", "h:99999", "ray://", "http://[::1", "ray://a..b:1"])
+@pytest.mark.long
 def test_doctor_survives_an_address_of_ray_that_is_none(
     sweep: Any, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:

@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("study sweeps")  # they share what is expensive to make
+
 CORE = ("en", "es", "ja", "bn", "sw")
 EXTRAS = ("fr", "de", "ru", "zh", "th")
 MODELS = {"qwen3-0.6b", "qwen3-1.7b", "qwen3-8b", "gemma3-1b", "gemma3-4b"}

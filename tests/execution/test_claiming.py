@@ -110,6 +110,7 @@ def test_stages_that_fail_at_once_do_not_look_like_a_worker_that_cannot_start_an
     assert sorted(done) == sorted(cell.stage_digests[0] for cell in good.cells)
 
 
+@pytest.mark.long
 def test_stages_that_die_at_once_do_not_look_like_a_worker_that_cannot_start_any(store: Path) -> None:
     bad = sweep_of(4, fail={"how": "exit", "step": 1, "attempts": 99})
     good = sweep_of(2, first_seed=10)

@@ -125,6 +125,7 @@ def test_training_whose_results_cannot_be_read_is_read_again_first_and_runs_agai
     assert "will run the command again" in ends[1].message
 
 
+@pytest.mark.long
 def test_after_the_name_of_the_file_is_mended_the_training_becomes_the_product(sweep: Any) -> None:
     text = (
         "config: {seed: 1}\naxes: {seed: [1]}\nstages:\n  fit:\n    reads: [seed]\n    results: NAME\n"

@@ -182,6 +182,7 @@ def test_a_worker_killed_at_any_step_of_a_retirement_leaves_what_the_next_finish
     assert k > AT_ONCE + 1 and halves > 2
 
 
+@pytest.mark.long
 def test_two_workers_that_finish_the_last_two_takers_retire_once(store: Path, start: Start) -> None:
     sweep = choices(4)
     revision = seal(store, sweep)

@@ -67,6 +67,7 @@ def wrapper(jobs: OnRay, script: str) -> str:
 # What is asked of nodes
 
 
+@pytest.mark.long
 def test_why_tells_what_is_missing_and_the_largest_free_node_while_other_cells_go_on(jobs):
     jobs.launch(jobs.write(cells=3), "launcher.resources=[{only: 'seed=0', gpus: 64}]")
     jobs.until(lambda: list(jobs.states().values())[1:] == ["done", "done"])
@@ -171,6 +172,7 @@ class NoRay(BaseHTTPRequestHandler):
         """Keeps quiet."""
 
 
+@pytest.mark.long
 def test_addresses_that_lead_nowhere_are_short_errors_within_seconds(jobs):
     name = jobs.write("refused", cells=1)
     server = HTTPServer(("127.0.0.1", 0), NoRay)

@@ -98,6 +98,7 @@ def test_selective_recomputation_takes_the_time_of_none_and_a_memory_between_the
     assert activations == sorted(activations, reverse=True) and len(set(activations)) == 3
 
 
+@pytest.mark.long
 def test_the_utilisation_follows_from_the_sizes_of_model_and_device_and_is_said() -> None:
     guesses = {}
     for model in ("gemma3-1b", "qwen3-1.7b", "gemma3-4b", "qwen3-8b"):

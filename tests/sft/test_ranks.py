@@ -42,6 +42,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_all_ranks_share_one_context_and_know_nothing_of_the_job_around_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

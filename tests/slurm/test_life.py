@@ -99,6 +99,7 @@ def test_a_job_whose_start_takes_most_of_its_time_is_not_started_anew_for_ever(j
     assert not records(jobs.store, "claim.json")
 
 
+@pytest.mark.long
 def test_running_and_waiting_tasks_that_somebody_cancels_stay_so_until_the_next_launch(jobs):
     name = jobs.write(cells=3, steps=40, step_s=0.1)
     held = ("cluster.sbatch.hold=true", "cluster.settle_s=3", "--only", "seed=1,2")

@@ -56,6 +56,7 @@ def test_a_job_whose_reply_was_lost_is_found_by_its_name_at_once(jobs):
     assert_one_job_each(jobs, 4)
 
 
+@pytest.mark.long
 def test_a_job_whose_reply_was_lost_is_found_later_when_squeue_failed_too(jobs):
     name = jobs.write(cells=2)
     jobs.wrap("sbatch", LOST)
@@ -71,6 +72,7 @@ def test_a_job_whose_reply_was_lost_is_found_later_when_squeue_failed_too(jobs):
     assert_done_once(jobs, 2)
 
 
+@pytest.mark.long
 def test_of_a_store_that_was_removed_and_made_again_no_old_job_is_taken_for_a_new_one(jobs):
     name = jobs.write(cells=1)
     jobs.launch(name, HELD)

@@ -108,6 +108,7 @@ def test_a_cell_that_failed_is_failed_there_and_goes_on_in_its_run_when_it_is_ru
     assert steps(run) == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.long
 def test_a_launch_that_is_stopped_leaves_its_cells_killed_there_and_the_next_goes_on_in_them(
     two: Any, server: SmallMlflow
 ) -> None:
