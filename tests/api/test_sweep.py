@@ -102,6 +102,7 @@ def test_failed_cells_run_again_and_a_store_gives_the_sweep_back(counts: Sweep, 
     assert sealed["counts"] == opened.status().counts
 
 
+@pytest.mark.long
 def test_a_launch_that_is_stopped_goes_on_where_it_was(sweep: Command, counts: Sweep) -> None:
     (sweep.folder / "slow.yaml").write_text(
         COUNTS.split("axes:")[0]

@@ -58,6 +58,7 @@ def test_a_killed_worker_is_replaced_and_its_attempt_is_resumed_in_the_same_laun
     assert "is gone" in superseding[0]["supersedes"]["evidence"]
 
 
+@pytest.mark.long
 def test_the_child_of_a_killed_worker_ends_too(slow, background):
     launch = background("launch", "slow.yaml", "launcher.workers=1")
     beat = wait_for(lambda: running_heartbeats(slow.store))[0]

@@ -209,6 +209,7 @@ def test_addresses_that_lead_nowhere_are_short_errors_within_seconds(jobs):
 # Status, why, logs, cancel
 
 
+@pytest.mark.long
 def test_from_outside_a_launch_returns_and_every_verb_tells_of_it_until_a_cancel(jobs):
     name = jobs.write(cells=2, steps=400, step_s=0.1)
     before = {job["submission_id"] for job in jobs.cluster.ask("/api/jobs/")}

@@ -193,6 +193,7 @@ def test_in_reduced_precision_a_resume_changes_no_text(trained: Ground, tmp_path
     assert read(tmp_path / "second/output") == read(tmp_path / "whole/output")
 
 
+@pytest.mark.long
 def test_an_evaluation_killed_in_the_middle_ends_with_the_same_predictions(
     trained: Ground, tmp_path: Path
 ) -> None:

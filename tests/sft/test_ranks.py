@@ -111,6 +111,7 @@ def in_process(folder: Path) -> None:
     run("fail", Context(folder), how="wait", rank=0, folder=str(folder / "pids"))
 
 
+@pytest.mark.long
 def test_no_rank_and_nothing_that_ranks_started_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     pids.mkdir()

@@ -45,6 +45,7 @@ def assert_went_on(jobs: OnSlurm, steps: int) -> None:
     jobs.assert_counted(steps)
 
 
+@pytest.mark.long
 def test_a_job_near_its_limit_saves_a_checkpoint_starts_itself_anew_and_goes_on(jobs):
     jobs.launch(jobs.write(cells=1, steps=40, step_s=0.1), *SHORT)
     jobs.until_checkpoints(2)

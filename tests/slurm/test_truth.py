@@ -156,7 +156,10 @@ def test_four_commands_at_once_give_no_cell_two_jobs(jobs, first):
         for words in commands
     ]
     said = [each.communicate(timeout=120)[0] for each in running]
-    assert [each.returncode for each in running] == [0] * 4, said
+    for words, each, text in zip(commands, running, said, strict=True):
+        # The jobs of one reconcile die at once too, and the other may be late enough to find that out.
+        died_again = words == reconcile and "5 cells: 5 failed" in text
+        assert each.returncode == (1 if died_again else 0), said
     held = jobs.open_jobs()
     if first:
         assert all_open_once(jobs, 5), (held, said)

@@ -198,6 +198,7 @@ def test_a_killed_rank_on_the_second_node_ends_all_and_is_named(
     until(lambda: not job.steps(), timeout_s=5)
 
 
+@pytest.mark.long
 def test_a_killed_rank_is_named_though_its_node_reports_it_long_after_its_peer_has_failed(
     tmp_path: Path, submit: Submit
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_server_that_is_not_there_leaves_the_runs_here_and_the_cells_quick(
     assert all(row["seconds"] < 10 for row in rows)  # the server is waited for 20 s, by no cell
 
 
+@pytest.mark.long
 def test_a_mirror_that_is_killed_costs_no_cell_and_leaves_no_process(two: Any) -> None:
     running = Running(
         two.folder,
