@@ -190,7 +190,7 @@ def gpus_held(
 
     Raises:
         UserError: a cell fits on nothing that a scheduler has.
-        InfrastructureError: a scheduler was asked and does not answer.
+        InfrastructureError: a scheduler that is needed does not answer.
     """
     needs = {cell.id: of_cell(cell, estimates, view.chain(cell)) for cell in cells}
     if isinstance(launcher, Submitter):
@@ -336,12 +336,12 @@ def sized(
     Args:
         view: the sweep state.
         cells: that run, or wait to.
-        request: a launch or rerun, whose settings say whether GPUs are chosen.
+        request: a launch or rerun. GPUs are chosen if `hardware.moldable` is set in its settings.
         launcher: of the request.
         import_paths: folders from which the user's hooks are imported.
 
     Raises:
-        UserError: a cell does not fit, or the launcher's settings do not say how many GPUs there are.
+        UserError: a cell does not fit, or the launcher's settings lack the number of GPUs.
     """
     settings = request.settings
     hardware = launcher.hardware() if settings is None else hardware_for(launcher, settings)

@@ -15,10 +15,12 @@ import yaml  # type: ignore[import-untyped]
 from orchestrator import provenance
 from orchestrator.api.launching import as_view, seal
 from orchestrator.api.state import SweepState
-from orchestrator.compose.apps import base_texts
+from orchestrator.compose.apps import base_texts, program_of
+from orchestrator.compose.given import app_name
 from orchestrator.compose.main import Composition
 from orchestrator.compose.multiruns import HydraJob, digests_of, read_jobs, sweep_of
 from orchestrator.compose.overrides import run_settings
+from orchestrator.core.commandspec import check_pattern
 from orchestrator.core.records import Claim, Done, End, Owner
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance, check_name
@@ -70,19 +72,22 @@ def import_jobs(
         url: of the store.
 
     Raises:
-        UserError: there is no job, no script, or no job with results.
+        UserError: there is no job, no script, or no job with results, or a pattern is malformed.
     """
 
     @functools.cache
     def base(name: str) -> dict[str, Any]:
         own = script or f"{name}.py"
-        if not own.startswith("-m ") and not Path(own).is_file():
+        if script is None and not Path(own).is_file():
             raise UserError(f"there is no script {own!r} here", fix="--app SCRIPT, as for `sweep launch`")
         return base_texts(own, volatile, folder=Path.cwd())
 
+    for column, pattern in (metrics or {}).items():
+        check_pattern(f"--metric {column}", pattern)
     jobs, left_out = read_jobs(root, results=results, metrics=metrics or {}, volatile=volatile, base=base)
     script = script or f"{jobs[0].name}.py"
-    sweep = sweep_of(jobs, script, check_name(name or Path(script).stem, what="sweep"))
+    program = program_of(script, folder=Path.cwd())
+    sweep = sweep_of(jobs, program, check_name(name or app_name(script), what="sweep"))
     ledger = open_ledger(store_url(url), create=True, at=provenance.now())
     source = yaml.safe_dump({"description": sweep.description, "app": script})
     composition = Composition(sweep, run_settings(), (), source, (str(Path.cwd()),))

@@ -211,11 +211,11 @@ class Plan:
         """Return the GPUs that a launch would choose, by cell; empty unless `hardware.moldable` is set.
 
         Args:
-            there: the GPUs that the launch may use; None to ask its launcher.
+            there: the GPUs that the launch may use; None for those of its launcher.
 
         Raises:
-            UserError: the launcher's settings do not say how many GPUs there are, or they are too few.
-            InfrastructureError: the launcher asks a cluster, which does not answer.
+            UserError: the launcher's settings lack the number of GPUs, or there are too few.
+            InfrastructureError: the launcher needs a cluster that does not answer.
         """
         if not self.settings.hardware.moldable:
             return {}

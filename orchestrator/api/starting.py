@@ -58,7 +58,7 @@ def starting_file(script: str, folder: Path, *, python: str | None = None) -> st
 _COMMON = (
     "# exclude: [model=a seed=1]      # points of the grid to leave out",
     "# expect_cells: 6                # refuse a grid of another size",
-    "# How it is run, such as launcher.workers=4 or launcher=slurm, is said on the command line.",
+    "# Settings of how it runs, such as launcher.workers=4 or launcher=slurm, go on the command line.",
 )
 
 

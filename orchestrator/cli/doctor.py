@@ -126,7 +126,7 @@ def _package(name: str) -> Check:
 
 
 def _torch_gpus(gpus: Sequence[str]) -> Check:
-    """Check that torch sees the GPUs. A process of its own asks it: CUDA may hang, or abort the process."""
+    """Check that torch sees the GPUs. A process of its own calls it: CUDA may hang, or abort the process."""
     if importlib.util.find_spec("torch") is None:
         return Check("torch's gpus", None, "torch is not installed")
     try:

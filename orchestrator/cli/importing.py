@@ -7,7 +7,8 @@ from pathlib import Path
 
 from orchestrator.api.importing import import_jobs
 from orchestrator.cli.output import add_store, no_overrides, print_lines
-from orchestrator.errors import UserError, counted, one_line
+from orchestrator.compose.given import metric
+from orchestrator.errors import counted, one_line
 
 MAX_SHOWN = 5
 """Jobs without results that are listed."""
@@ -34,15 +35,12 @@ def run_import(args: argparse.Namespace) -> int:
     Raises:
         UserError: the folder holds no job with results.
     """
-    pairs = [text.partition("=") for text in args.metric]
-    if wrong := next((pair for pair in pairs if not all(pair)), None):
-        raise UserError(f"--metric {''.join(wrong)!r}", allowed=r"NAME=REGEX, such as 'loss=loss: ([\d.]+)'")
     found = import_jobs(
         Path(args.folder),
         script=args.app,
         name=args.name,
         results=args.results,
-        metrics={name: pattern for name, _, pattern in pairs},
+        metrics=dict(map(metric, args.metric)),
         volatile=args.volatile,
         url=no_overrides(args.words),
     )

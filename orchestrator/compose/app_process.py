@@ -1,4 +1,4 @@
-"""The process in which a Hydra app composes its cells, and what overrides ask of its config groups."""
+"""The process in which a Hydra app composes its cells, and its config groups for the check of overrides."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from orchestrator.compose.axes import cut
 from orchestrator.compose.root import Root
 from orchestrator.errors import UserError
 from orchestrator.execution.command_text import interpreter_of, search_path
+
+POLL_S = 0.2
+"""Seconds between two checks of whether the app's process still runs, while it gives no answer."""
+
+_LOG_END_BYTES = 20_000
 
 
 class AppProcess:
@@ -77,7 +83,7 @@ class AppProcess:
         with contextlib.suppress(BrokenPipeError):
             self._requests.write(json.dumps({"do": do, **request}) + "\n")
             self._requests.flush()
-            line = self._answers.readline()
+            line = self._line()
         if not line:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
@@ -87,10 +93,22 @@ class AppProcess:
             raise UserError(cut(first) if len(first) > 300 else first, where=self.where, allowed=more)
         return answer
 
+    def _line(self) -> str:
+        """Return the next line of the answers, "" if the process has ended.
+
+        The end of the pipe is not enough: a process that the app forked holds it open.
+        """
+        while not wait([self._answers], POLL_S):
+            if self._process.poll() is not None:
+                return ""
+        line: str = self._answers.readline()
+        return line if line.endswith("\n") else ""
+
     def _ended(self) -> UserError:
         code = self._process.wait()
-        self._log.seek(0)
-        printed = self._log.read()[-20_000:].decode(errors="replace").splitlines()
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - _LOG_END_BYTES))
+        printed = self._log.read().decode(errors="replace").splitlines()
         lines = [line.strip() for line in printed if line.strip()]
         if code == 0:
             what = "the app's script ended without a call of a function under @hydra.main"
@@ -103,7 +121,7 @@ class AppProcess:
 
 
 class AppRoot(Root):
-    """The config root of an app, as far as overrides ask about it.
+    """The config root of an app: its groups and their options, which the check of overrides needs.
 
     Args:
         process: of the app.
@@ -123,7 +141,7 @@ class AppRoot(Root):
         return self._known(key.lstrip("+~").partition("@")[0]) is not None
 
     def check_option(self, key: str, option: Any, *, where: str = "") -> None:
-        """Leave the check to Hydra, which knows all places where an option may lie."""
+        """Do nothing: Hydra itself refuses an unknown option, since only its search path has all of them."""
 
     def _known(self, group: str) -> list[str] | None:
         if group not in self._options:

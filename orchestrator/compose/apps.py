@@ -27,8 +27,9 @@ from hydra.errors import HydraException
 from orchestrator.compose import hydra_seal
 from orchestrator.compose.app_process import AppProcess, AppRoot
 from orchestrator.compose.axes import Axis, KeyValue, Label, cut, grammar, plain
+from orchestrator.compose.given import app_words
 from orchestrator.compose.interpolations import Overlaps
-from orchestrator.compose.overrides import ENGINE_KEYS, Overrides, refuse_secrets
+from orchestrator.compose.overrides import ENGINE_KEYS, Overrides, key_of, refuse_secrets
 from orchestrator.compose.root import Root
 from orchestrator.core.secrets import known_values
 from orchestrator.core.sweep import SweepFile
@@ -53,8 +54,8 @@ class AppSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     Attributes:
         script: path of the script, or ``-m`` and a module; arguments such as ``--config-name`` may follow.
         python: the interpreter of the app; by default the first ``python`` in the PATH.
-        volatile: config keys that say nothing about the result, besides those that are left out anyway.
-        resume: ``KEY={checkpoint}``, set in an attempt that has a checkpoint to go on from.
+        volatile: further config keys to leave out of the identity, since no result depends on them.
+        resume: ``KEY={checkpoint}``, set in an attempt that resumes from a checkpoint.
         checkpoints: pattern of the files in the output folder that are checkpoints.
     """
 
@@ -102,16 +103,15 @@ def hosted(
         raise UserError("`config` is the app's own", where=where, allowed="`app` without `config`")
     with AppProcess.started([*program, *arguments], spec.python, folder, where) as process:
         root = AppRoot(process)
-        merged = AppOverrides(
-            dict(axes), own=tuple(process.ask("describe", names=sorted(ENGINE_KEYS))["own"])
-        )
+        own = process.ask("describe", names=sorted(ENGINE_KEYS))["own"]
+        merged = AppOverrides(dict(axes), own=tuple(own))
         if spec.resume is not None and not merged.take_resume(spec.resume):
             raise UserError(f"app.resume is {spec.resume!r}", where=where, allowed="KEY={checkpoint}")
         merged.add_file(file.overrides, root, where=where)
         merged.num_of_file = len(merged.cell)
         merged.add_command_line(words, root)
         stages = _stages(file, spec, [*program, *_own_arguments(arguments)])
-        yield Hosted(merged, AppConfigs(process, merged, spec.volatile, where=where), stages)
+        yield Hosted(merged, AppConfigs(process, root, merged, spec.volatile, where), stages)
 
 
 def base_texts(script: str, volatile: Sequence[str], *, folder: Path) -> dict[str, Any]:
@@ -132,9 +132,23 @@ def base_texts(script: str, volatile: Sequence[str], *, folder: Path) -> dict[st
         return texts
 
 
+def program_of(script: str, *, folder: Path) -> list[str]:
+    """Return the words that run an app in each cell: its script or module, and its own arguments.
+
+    Args:
+        script: as in `AppSpec`.
+        folder: in which the app runs.
+
+    Raises:
+        UserError: there is no such script.
+    """
+    program, arguments = _program(script, folder, "the command line")
+    return [*program, *_own_arguments(arguments)]
+
+
 def _program(script: str, folder: Path, where: str) -> tuple[list[str], list[str]]:
     """Return the words that name the program, and the arguments that it gets while it is composed."""
-    words = shlex.split(script)
+    words = app_words(script, where=where)
     if not words or (words[0] == "-m" and not words[1:]):
         raise UserError("app names no script", where=where, allowed="train.py, or -m package.module")
     number = 2 if words[0] == "-m" else 1
@@ -155,7 +169,7 @@ def _program(script: str, folder: Path, where: str) -> tuple[list[str], list[str
 
 
 _HYDRAS = re.compile(r"--config-(?:name|path|dir)|-c[npd]")
-"""Options of Hydra, which say what is composed. Other arguments are read by the script itself."""
+"""Options of Hydra, which choose the config. The script itself reads all other arguments."""
 
 
 def _own_arguments(arguments: Sequence[str]) -> Iterator[str]:
@@ -265,11 +279,11 @@ class AppOverrides(Overrides):
             found += [text for place, text in zip(places, rest, strict=True) if place == index] + texts
         found += [text for place, text in zip(places, rest, strict=True) if place >= len(settings)]
         # Hydra refuses two choices of one group. The last one counts, as in other sweeps.
-        last = {_group(text): number for number, text in enumerate(found)}
+        last = {key_of(text): number for number, text in enumerate(found)}
         return [
             text
             for number, text in enumerate(found)
-            if last[_group(text)] == number or not root.is_group(_group(text))
+            if last[key_of(text)] == number or not root.is_group(key_of(text))
         ]
 
     def _fix(self, override: Override, text: str, root: Root, where: str) -> None:
@@ -281,10 +295,6 @@ class AppOverrides(Overrides):
             refuse_secrets(value, key=key, where=where)
         self.cell.append(text)
         self._places.append(len(self.axes))
-
-
-def _group(text: str) -> str:
-    return text.lstrip("+~").partition("=")[0]
 
 
 def written(setting: KeyValue) -> str:
@@ -299,6 +309,7 @@ class AppConfigs:
 
     Args:
         process: of the app.
+        root: the app's config groups.
         overrides: the settings for all cells, and the axes.
         volatile: keys to leave out of the identity.
         where: the sweep file.
@@ -308,10 +319,12 @@ class AppConfigs:
     """
 
     def __init__(
-        self, process: AppProcess, overrides: AppOverrides, volatile: Sequence[str], *, where: str
+        self, process: AppProcess, root: Root, overrides: AppOverrides, volatile: Sequence[str], where: str
     ) -> None:
-        self._process, self._overrides, self._volatile, self._where = process, overrides, volatile, where
-        self._root = AppRoot(process)
+        self._process = process
+        self._root = root
+        self._overrides = overrides
+        self._volatile = list(volatile)
         self._overlaps = Overlaps(list(overrides.axes.values()), self._root.is_group, where=where)
         self._before: dict[str, Any] = {}
         self._sealed: Any = {}
@@ -334,9 +347,7 @@ class AppConfigs:
         self._process.where = where
         texts = self._overrides.texts(labels, self._root)
         try:
-            answer = self._process.ask(
-                "cell", number=self._number, overrides=texts, volatile=list(self._volatile)
-            )
+            answer = self._process.ask("cell", number=self._number, overrides=texts, volatile=self._volatile)
         except UserError as error:
             own = [
                 name for name in self._overrides.own if repr(name) in error.what or f"'{name}/" in error.what
@@ -357,11 +368,11 @@ class AppConfigs:
         return {**tree, "hydra": hydra}
 
     def varying(self, sections: Sequence[str]) -> Iterator[str]:
-        """Yield nothing: what varies is no part of an app's identity."""
+        """Yield nothing: an app's identity has no sections of which only a part varies."""
         return iter(())
 
     def shown(self, labels: Sequence[Label], config: Mapping[str, Any], *, where: str) -> Sequence[Label]:
-        """Return the labels unchanged: Hydra applies an override last, so a label says what ran."""
+        """Return the labels unchanged: Hydra applies overrides last, so each label is the value that ran."""
         return labels
 
     @property
@@ -374,10 +385,9 @@ class AppConfigs:
         if self._unused:
             names = ", ".join(self._unused)
             notes.append(f"of no effect here, for cells run as attempts of this sweep: {names}")
-        own = [name for name in self._overrides.own if name in ENGINE_KEYS]
-        if own:
-            names = ", ".join(own)
-            notes.append(f"the app has its own {names}: {OWN_PREFIX}{own[0]}=... is the setting of Polysweep")
+        if own := self._overrides.own:
+            mine = f"{OWN_PREFIX}{own[0]}=... is the setting of Polysweep"
+            notes.append(f"the app has its own {', '.join(own)}: {mine}")
         return tuple(notes)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compose.axes import parse_override, values_of
+from orchestrator.compose.axes import cut, parse_override, values_of
 from orchestrator.compose.overrides import is_engine_key
 from orchestrator.core.commandspec import PLACEHOLDER, PLAIN
 from orchestrator.core.sweep import MAX_NAME
@@ -56,6 +56,24 @@ def given(
     return _of_app(app, options) if app is not None else _of_command(command or "", words, options)
 
 
+def app_words(script: str, *, where: str = "") -> list[str]:
+    """Return the words of an app's script: a path, or ``-m`` and a module, and arguments.
+
+    Raises:
+        UserError: a quote is not closed.
+    """
+    try:
+        return shlex.split(script)
+    except ValueError as error:
+        raise UserError(f"app is {cut(script)!r}: {str(error).lower()}", where=where) from None
+
+
+def app_name(script: str) -> str:
+    """Return the name of an app's sweep: the stem of its script, or the last part of its module."""
+    words = app_words(script) or [""]
+    return words[1].rpartition(".")[2] if words[0] == "-m" and words[1:] else Path(words[0]).stem
+
+
 def _of_app(script: str, options: Options) -> tuple[str, dict[str, Any]]:
     app: dict[str, Any] = {"script": script}
     if options["volatile"]:
@@ -63,9 +81,10 @@ def _of_app(script: str, options: Options) -> tuple[str, dict[str, Any]]:
     for name in ("python", "checkpoints"):
         if options[name]:
             app[name] = options[name][0]
-    words = shlex.split(script) or [""]
-    name = words[1].rpartition(".")[2] if words[0] == "-m" and words[1:] else Path(words[0]).stem
-    return name, {"description": f"the Hydra app {script}", "app": app if app.keys() > {"script"} else script}
+    return app_name(script), {
+        "description": f"the Hydra app {script}",
+        "app": app if app.keys() > {"script"} else script,
+    }
 
 
 def _of_command(command: str, words: Sequence[str], options: Options) -> tuple[str, dict[str, Any]]:
@@ -118,7 +137,7 @@ def _of_command(command: str, words: Sequence[str], options: Options) -> tuple[s
     if options["keep"]:
         stage["keep"] = list(options["keep"])
     if options["metric"]:
-        stage["metric"] = dict(map(_metric, options["metric"]))
+        stage["metric"] = dict(map(metric, options["metric"]))
     return _name_of(command), {"description": command, "config": config, "stages": {STAGE: stage}}
 
 
@@ -126,7 +145,12 @@ def _is_rooted(name: str) -> bool:
     return name.partition(".")[0] in ("config", "uses", "inputs") and "." in name
 
 
-def _metric(text: str) -> tuple[str, str]:
+def metric(text: str) -> tuple[str, str]:
+    """Return the column and the pattern of an option ``--metric NAME=REGEX``.
+
+    Raises:
+        UserError: the text has another form.
+    """
     name, equals, pattern = text.partition("=")
     if not (name and equals and pattern):
         raise UserError(f"--metric {text!r}", allowed=r"NAME=REGEX, such as 'loss=final loss: ([\d.]+)'")

@@ -28,7 +28,11 @@ _REPLACED_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.
 
 
 def main(words: list[str]) -> None:
-    """Compose or run, as the first word says."""
+    """Compose an app's cells, or run one of them.
+
+    Args:
+        words: ``compose``, two file descriptors and the app; or ``run`` and the app.
+    """
     if words[0] == "compose":
         requests = os.fdopen(int(words[1]), encoding="utf-8")
         answers = os.fdopen(int(words[2]), "w", encoding="utf-8")

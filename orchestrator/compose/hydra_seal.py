@@ -39,7 +39,7 @@ _OUTPUT = re.compile(
     r"(out|output|log|logs|logging|work|run|save|ckpt|checkpoints?|results?|tmp|temp|cache|default_root)"
     r"_?(dir|folder|root)|(out|output|log|save)_path"
 )
-"""Names of keys that hold output folders, which say where a result is and not what it is."""
+"""Names of keys that hold output folders: they change where a result lies, and not the result."""
 
 _PATH = re.compile(r"(?:/[^/\s]+(?:/[^\n]*)?|~/[^\n]*|file://[^\n]*)\Z")
 _PURE = ("oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values", "oc.select")

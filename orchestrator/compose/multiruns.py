@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,17 +139,18 @@ def _values(jobs: Sequence[HydraJob]) -> list[dict[str, Any]]:
     ]
 
 
-def sweep_of(jobs: Sequence[HydraJob], script: str, name: str) -> ComposedSweep:
-    """Return the sweep of some jobs; what differs between their overrides are its axes."""
+def sweep_of(jobs: Sequence[HydraJob], program: Sequence[str], name: str) -> ComposedSweep:
+    """Return the sweep of some jobs; what differs between their overrides are its axes.
+
+    Args:
+        jobs: with results.
+        program: see `orchestrator.compose.apps.program_of`.
+        name: of the sweep.
+    """
     values = _values(jobs)
     keys = list(dict.fromkeys(key for each in values for key in each))
     varying = [key for key in keys if len({scalar_text(each.get(key)) for each in values}) > 1]
-    specs = {
-        STAGE: convert(
-            stage_fields(script.split() if script.startswith("-m ") else [os.path.normpath(script)]),
-            StageSpec,
-        )
-    }
+    specs = {STAGE: convert(stage_fields(program), StageSpec)}
     grid = Grid(Selectors((), (), {}), {}, specs, where="the imported jobs")
     grid.check_labels([])
     for job, each in zip(jobs, values, strict=True):
@@ -161,7 +161,7 @@ def sweep_of(jobs: Sequence[HydraJob], script: str, name: str) -> ComposedSweep:
     cells, _ = grid.cells([len(jobs)])
     return ComposedSweep(
         name=name,
-        description=f"imported: the Hydra app {script}",
+        description=f"imported: the Hydra app {' '.join(program)}",
         specs=specs,
         stages=grid.stages,
         cells=cells,

@@ -112,11 +112,11 @@ class Overrides:
             root: the config root, which distinguishes groups from keys.
             chosen: the groups that the axes choose.
         """
-        last = {_key(text): index for index, text in enumerate(self.cell)}
+        last = {key_of(text): index for index, text in enumerate(self.cell)}
         return [
             text
             for index, text in enumerate(self.cell)
-            if not root.is_group(_key(text)) or (last[_key(text)] == index and _key(text) not in chosen)
+            if not root.is_group(key_of(text)) or (last[key_of(text)] == index and key_of(text) not in chosen)
         ]
 
     def add_file(self, overrides: Mapping[str, Any] | Sequence[str], root: Root, *, where: str) -> None:
@@ -259,7 +259,8 @@ def _flat(tree: Mapping[str, Any], root: Root, prefix: str = "") -> Iterable[Key
             yield KeyValue(full, value)
 
 
-def _key(text: str) -> str:
+def key_of(text: str) -> str:
+    """Return the key or group of an override, without ``+`` and ``~``."""
     return text.lstrip("+~").partition("=")[0]
 
 
@@ -314,11 +315,11 @@ def run_settings_with(
     allowed = "only engine settings may be changed here, such as launcher.workers="
     url, texts = _engine_texts(overrides, allowed)
     root = _root(config_folders((cwd or Path.cwd()).resolve()))
-    choices = [text for text in texts if root.is_group(_key(text))]
+    choices = [text for text in texts if root.is_group(key_of(text))]
     tree = msgspec.to_builtins(settings)
     if choices:
         composed = _tree(root, choices)
-        for section in {_key(text).partition("/")[0] for text in choices}:
+        for section in {key_of(text).partition("/")[0] for text in choices}:
             tree.pop(section, None)
             tree.update({section: composed[section]} if section in composed else {})
     changed = _tree(Root.inline(escaped(tree), ()), [text for text in texts if text not in choices])
@@ -345,8 +346,8 @@ def composed_run_settings(
 
 def _engine_texts(overrides: Sequence[str], allowed: str) -> tuple[str | None, list[str]]:
     for text in overrides:
-        if not is_engine_key(_key(text)):
-            raise UserError(f"{_key(text)!r} is no engine setting", allowed=allowed)
+        if not is_engine_key(key_of(text)):
+            raise UserError(f"{key_of(text)!r} is no engine setting", allowed=allowed)
     url, words = split_store(overrides)
     merged = Overrides({})
     merged.add_command_line(words, Root("engine", ()))
@@ -361,11 +362,11 @@ def _tree(root: Root, overrides: Sequence[str]) -> dict[str, Any]:
     merged = Overrides({})
     merged.cell = [f"++{text}" if text.startswith(_OPEN) else text for text in overrides]
     for text in overrides:
-        if root.is_group(_key(text)) and text.partition("=")[2]:
+        if root.is_group(key_of(text)) and text.partition("=")[2]:
             option = plain(parse_override(text)._value)
-            root.check_option(_key(text), option)
+            root.check_option(key_of(text), option)
             if isinstance(option, list):
-                merged.cell[merged.cell.index(text)] = root.several(_key(text), option)
+                merged.cell[merged.cell.index(text)] = root.several(key_of(text), option)
     config = root.compose(merged.fixed(root, ()))
     with translated(_WHERE):
         tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

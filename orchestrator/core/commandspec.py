@@ -191,13 +191,15 @@ def _check_files(name: str, spec: StageSpec, where: str) -> None:
     if spec.checkpoints is not None:
         named.append(("checkpoints", spec.checkpoints))
     for column, pattern in spec.metric.items():
-        _check_pattern(f"stages.{name}.metric.{column}", pattern, where)
+        check_pattern(f"stages.{name}.metric.{column}", pattern, where)
     for key, path in named:
         parts = path.split("/")
         # An absolute path, or one with "..", would collect or delete files that are not the attempt's own.
         is_long = max(len(part.encode(errors="replace")) for part in parts) > MAX_FILE_NAME
         is_inside = not path.startswith(("/", "~")) and {"..", ""}.isdisjoint(parts) and {*parts} != {"."}
-        if not is_inside or is_long or not path.isprintable():
+        # `**` stands for folders only as a whole part. `Path.glob` refuses it elsewhere.
+        is_glob = all(part == "**" or "**" not in part for part in parts)
+        if not is_inside or is_long or not is_glob or not path.isprintable():
             folder, example = _FILES[key]
             raise UserError(
                 f"stages.{name}.{key} is {path if len(path) <= 80 else path[:80] + '...'!r}",
@@ -206,8 +208,17 @@ def _check_files(name: str, spec: StageSpec, where: str) -> None:
             )
 
 
-def _check_pattern(key: str, pattern: str, where: str) -> None:
-    """Refuse an expression that is malformed, or whose match would name no single value."""
+def check_pattern(key: str, pattern: str, where: str = "") -> None:
+    """Check the regular expression of a metric.
+
+    Args:
+        key: of the pattern, for messages.
+        pattern: of Python's `re`.
+        where: the sweep file, for messages.
+
+    Raises:
+        UserError: the expression is malformed, or has not exactly one group.
+    """
     try:
         num_groups = re.compile(pattern).groups
     except re.error as error:

@@ -34,7 +34,7 @@ MAX_MESSAGE = 120
 """Characters of a failure's message in the reason of a hold."""
 
 _OF_MACHINES = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
-"""Causes that tell nothing about the cells that failed."""
+"""Causes that are no evidence against the cells that failed."""
 
 
 class SweepRecords(NamedTuple):

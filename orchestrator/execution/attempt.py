@@ -59,7 +59,7 @@ class AttemptRun:
     Args:
         ledger: the store.
         claimed: the attempt, and what it starts from.
-        hooks: what it asks its worker.
+        hooks: functions of its worker.
     """
 
     def __init__(self, ledger: Ledger, claimed: ClaimedAttempt, hooks: WorkerHooks) -> None:

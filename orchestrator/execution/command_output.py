@@ -175,14 +175,13 @@ def printed_row(patterns: Mapping[str, str], text: str) -> Row:
     """
     row: dict[str, Any] = {}
     for name, pattern in patterns.items():
-        last = None
-        for last in re.finditer(pattern, text, re.MULTILINE):  # noqa: B007 - the last one counts
-            pass
-        if last is None:
+        found = None
+        for match in re.finditer(pattern, text, re.MULTILINE):
+            found = found if match[1] is None else match[1]  # None: an alternative without the group
+        if found is None:
             raise StageFailure(
                 "data", f"nothing that the command printed matches the metric {name}: {pattern!r}"
             )
-        found = last[1]
         try:
             value: Any = int(found) if re.fullmatch(r"[+-]?\d{1,18}", found) else float(found)
         except ValueError:

@@ -290,7 +290,7 @@ RECHECK_S = 0.1
 
 
 class Products:
-    """The products of a sweep as one worker knows them: verified ones, and those that do not count.
+    """The products of a sweep in one worker: those that it has verified, and those that do not count.
 
     Args:
         ledger: the store.

@@ -30,7 +30,7 @@ from orchestrator.store.objects import Publisher
 
 
 class WorkerHooks(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attempt asks its worker while it runs.
+    """Functions of the worker that an attempt calls while it runs.
 
     Attributes:
         context: forks children.
@@ -52,7 +52,7 @@ class Supervision:
 
     Args:
         claimed: the attempt.
-        hooks: what it asks its worker.
+        hooks: functions of its worker.
         heartbeats: record what the child reports.
         fence: shows whether the product may still count.
 

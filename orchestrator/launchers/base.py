@@ -195,7 +195,7 @@ class Submitter(Protocol):
         """Return the GPUs among which those of each cell are chosen; None on a cluster without GPUs.
 
         Raises:
-            UserError: the settings do not say how many the launch may use.
+            UserError: the settings lack the number that the launch may use.
         """
 
     def meet(self, store: str, mark: bytes) -> None:

@@ -7,6 +7,10 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
+
+from orchestrator.compose.given import given
+from orchestrator.compose.main import Composition, compose
 
 SCRIPT = '''
 import dataclasses, enum, json, os, pathlib, typing
@@ -149,3 +153,26 @@ def environment() -> dict[str, str]:
     """Return the environment of a user whose PATH leads to this interpreter."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, **ENVIRONMENT, "PATH": path}
+
+
+class Composed:
+    """Composes the app in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *words: str, script: str = "train.py", **options: list[str]) -> Composition:
+        """Compose sweeps as ``sweep plan --app train.py WORD ...`` does."""
+        every = ("python", "volatile", "checkpoints", "results", "metric", "keep", "shell")
+        name, tree = given(script, None, words, {**{name: [] for name in every}, **options})
+        return compose(name, words, cwd=self.folder, given=tree)
+
+    def config(self, *words: str, **options: list[str]) -> dict[str, Any]:
+        """Return the config of the only cell."""
+        (cell,) = self(*words, **options).sweep.cells
+        return cell.config
+
+    def digest(self, *words: str, **options: list[str]) -> str:
+        """Return the identity of the only cell."""
+        (digest,) = self(*words, **options).sweep.stages
+        return digest

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.compose import hydra_seal
-from orchestrator.compose.given import given
-from orchestrator.compose.main import Composition, compose
+from orchestrator.compose.main import compose
 from orchestrator.errors import UserError
 from orchestrator.store.checkout import Checkout
 from tests.apps import app
+from tests.apps.app import Composed
 from tests.conftest import Sweep
 
 
@@ -23,37 +25,6 @@ from tests.conftest import Sweep
 def project(sweep: Sweep) -> Sweep:
     app.write(sweep.folder)
     return Sweep(sweep.folder, sweep.store, app.environment())
-
-
-class Composed:
-    """Composes the app in this process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, *words: str, script: str = "train.py", **options: list[str]) -> Composition:
-        """Compose sweeps as ``sweep plan --app train.py WORD ...`` does."""
-        every = ("python", "volatile", "checkpoints", "results", "metric", "keep", "shell")
-        name, tree = given(script, None, words, {**{name: [] for name in every}, **options})
-        return compose(name, words, cwd=self.folder, given=tree)
-
-    def config(self, *words: str, **options: list[str]) -> dict[str, Any]:
-        """Return the config of the only cell."""
-        (cell,) = self(*words, **options).sweep.cells
-        return cell.config
-
-    def digest(self, *words: str, **options: list[str]) -> str:
-        """Return the identity of the only cell."""
-        (digest,) = self(*words, **options).sweep.stages
-        return digest
-
-
-@pytest.fixture
-def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Composed:
-    app.write(tmp_path)
-    for name, value in app.environment().items():
-        monkeypatch.setenv(name, value)
-    return Composed(tmp_path)
 
 
 def seen(folder: Path, pattern: str) -> list[dict[str, Any]]:
@@ -290,3 +261,29 @@ def test_overrides_that_the_script_itself_adds_count_last(composed: Composed) ->
     found = composed("seed=3", "required=x", script="adds.py")
     assert found.sweep.cells[0].config["seed"] == 4
     assert "hydra.run.dir=." in " ".join(found.notes)
+
+
+def test_a_process_that_the_app_forked_does_not_delay_the_message_that_the_app_ended(
+    composed: Composed,
+) -> None:
+    (composed.folder / "forks.py").write_text(
+        "import os, pathlib, time\n"
+        "if os.fork() == 0:\n"
+        "    pathlib.Path('forked').write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+        "    os._exit(0)\n"
+        "while not pathlib.Path('forked').exists():\n"
+        "    time.sleep(0.01)\n"
+        "print('x' * 10_000_000)\n"
+        "raise SystemExit('no main here')\n"
+    )
+    start_s = time.monotonic()
+    with pytest.raises(UserError, match="the app cannot be composed: no main here"):
+        composed(script="forks.py")
+    os.kill(int((composed.folder / "forked").read_text()), signal.SIGKILL)  # it still held the pipe
+    assert time.monotonic() - start_s < 30
+
+
+def test_a_quote_of_the_app_that_is_not_closed_is_refused(composed: Composed) -> None:
+    with pytest.raises(UserError, match="no closing quotation"):
+        composed(script='train.py "x')

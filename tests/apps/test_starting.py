@@ -10,9 +10,11 @@ import jsonschema
 import pytest
 import yaml
 
+from orchestrator.api.importing import import_jobs
 from orchestrator.api.starting import schemas, starting_file
 from orchestrator.errors import UserError
 from tests.apps import app
+from tests.apps.app import Composed
 from tests.apps.test_scripts import SCRIPT
 from tests.conftest import Sweep
 
@@ -41,6 +43,22 @@ def test_cells_of_an_old_multirun_are_the_cells_of_the_app(user: Sweep) -> None:
     user("launch", "train")
     (row,) = user.json("collect", "train")
     assert (row["value"], row["width"]) == (pytest.approx(4.2), 2)
+
+
+@pytest.mark.parametrize("form", ["{folder}/fit.py", "-m package.fit"])
+def test_an_import_identifies_the_app_as_a_launch_does(composed: Composed, form: str) -> None:
+    fit = "import hydra\n\n@hydra.main(version_base='1.3', config_path=None)\ndef main(cfg): ...\n\nmain()\n"
+    app.write(composed.folder, {"fit.py": fit, "package/__init__.py": "", "package/fit.py": fit})
+    job = "hydra: {job: {name: fit}, overrides: {task: [+lr=1]}, runtime: {choices: {}}}\n"
+    app.write(composed.folder / "old/.hydra", {"config.yaml": "lr: 1\n", "hydra.yaml": job})
+    app.write(composed.folder / "old", {"metrics.json": '{"loss": 2}'})
+    script, url = form.format(folder=composed.folder), str(composed.folder / "store")
+    found = import_jobs(composed.folder / "old", script=script, url=url)
+    assert (found.view.sweep.name, found.num_new) == ("fit", 1)
+    usual = "fit.py" if form.startswith("{") else script
+    assert found.view.sweep.stages.keys() == composed("+lr=1", script=usual).sweep.stages.keys()
+    with pytest.raises(UserError, match="has 0 groups"):
+        import_jobs(composed.folder / "old", script=script, metrics={"loss": "x"}, url=url)
 
 
 def test_an_import_without_results_is_refused(user: Sweep) -> None:

@@ -214,7 +214,8 @@ def test_planning_imports_neither_torch_nor_transformers(project):
         "import sys; from orchestrator.compose.main import compose; compose('smoke');"
         "assert not {'torch', 'transformers', 'ray', 'submitit', 'matplotlib'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=project.folder)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project.folder)
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_configs_inside_sweep_files_are_composed_in_turn():

@@ -246,7 +246,7 @@ def test_what_only_sounds_like_a_secret_is_fine(project):
 
 
 def test_every_placeholder_that_a_worker_fills_in_is_fine(project):
-    project.sweep("""
+    composed = project.sweep("""
         config: {a: {b: 1}, d: 2, l: [x]}
         stages:
           p: {command: "echo {print this} {} {1}", reads: [d], each: {v: l}}
@@ -257,6 +257,8 @@ def test_every_placeholder_that_a_worker_fills_in_is_fine(project):
             uses: [d]
             after: [p]
     """)
+    assert [instance.stage for instance in composed.sweep.stages.values()] == ["p", "s"]
+    assert "{config.a.b} {uses.d} {inputs.p.x}" in (composed.sweep.specs["s"].command or "")
 
 
 def test_bad_yaml_names_file_and_line(study):

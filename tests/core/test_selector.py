@@ -134,15 +134,29 @@ def test_a_selector_that_cannot_be_meant_is_refused_with_the_nearest(text, what,
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["model=tiny-c*", "model=tiny-a", "tiny-b", "tiny-a*", "trainer.steps=99", "state=done", "seed=0.0"],
+    ("text", "found"),
+    [
+        ("model=tiny-c*", []),
+        ("model=tiny-a", [0, 1]),
+        ("tiny-b", [2]),
+        ("tiny-a*", [0, 1]),
+        ("trainer.steps=99", []),
+        ("state=done", []),
+        ("seed=0.0", [0, 1, 2]),
+    ],
 )
-def test_a_selector_that_can_be_meant_passes_even_if_it_matches_nothing(text):
-    Selector.parse(text).check(SUBJECTS)
+def test_a_selector_that_can_be_meant_passes_even_if_it_matches_nothing(text, found):
+    selector = Selector.parse(text)
+    selector.check(SUBJECTS)
+    assert [index for index, subject in enumerate(SUBJECTS) if selector.matches(subject)] == found
 
 
 def test_labels_that_were_narrowed_away_may_still_be_named():
-    Selector.parse("model=tiny-c").check(SUBJECTS, labels={"model": {"tiny-c"}})
+    selector = Selector.parse("model=tiny-c")
+    with pytest.raises(UserError, match="tiny-c"):
+        selector.check(SUBJECTS)
+    selector.check(SUBJECTS, labels={"model": {"tiny-c"}})
+    assert not any(map(selector.matches, SUBJECTS))
 
 
 def test_states_cannot_be_asked_for_before_there_are_any():

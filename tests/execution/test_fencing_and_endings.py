@@ -93,7 +93,10 @@ def test_a_child_and_its_own_children_exit_when_their_worker_is_killed(store: Pa
     scene = Scene(store, start, "waiting_with_a_grandchild")
     grandchild = pid_in(scene.folder(1) / "scratch/pid")
     scene.worker.process.kill()
-    until(lambda: not lives(scene.child) and not lives(grandchild), timeout_s=20.0)
+    until(lambda: not lives(scene.child), timeout_s=20.0)
+    until(lambda: not lives(grandchild), timeout_s=20.0)
+    # Only the worker writes the end of an attempt.
+    assert not (store / layout.attempt(scene.instance, 1, layout.END)).exists()
 
 
 def test_an_end_is_written_only_when_no_process_of_the_attempt_is_left(store: Path, start: Start) -> None:

@@ -126,6 +126,7 @@ def test_a_child_whose_worker_was_killed_ends_all_that_it_had_started(
     daemon = scene.daemon(1)
     scene.process.kill()
     until(lambda: not lives(daemon), timeout_s=5)
+    assert not (store / layout.attempt(scene.instance, 1, layout.END)).exists()  # only its worker writes it
 
 
 def test_where_nobody_survives_the_next_worker_ends_what_was_left(store: Path, scenes: list[Scene]) -> None:

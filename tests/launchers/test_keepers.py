@@ -97,4 +97,5 @@ def test_a_worker_is_asked_to_stop_when_its_keeper_is_killed(tmp_path: Path) -> 
     one.process.kill()
     one.process.wait()
     until(lambda: not lives(worker), timeout_s=10)
+    assert lives(left), "only the worker receives the signal"
     os.kill(left, signal.SIGKILL)  # this worker has no attempt that would have ended it
