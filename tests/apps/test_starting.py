@@ -46,7 +46,10 @@ def test_cells_of_an_old_multirun_are_the_cells_of_the_app(user: Sweep) -> None:
 
 
 @pytest.mark.parametrize("form", ["{folder}/fit.py", "-m package.fit"])
-def test_an_import_identifies_the_app_as_a_launch_does(composed: Composed, form: str) -> None:
+def test_an_import_identifies_the_app_as_a_launch_does(
+    composed: Composed, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(composed.folder)
     fit = "import hydra\n\n@hydra.main(version_base='1.3', config_path=None)\ndef main(cfg): ...\n\nmain()\n"
     app.write(composed.folder, {"fit.py": fit, "package/__init__.py": "", "package/fit.py": fit})
     job = "hydra: {job: {name: fit}, overrides: {task: [+lr=1]}, runtime: {choices: {}}}\n"
