@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,7 +131,7 @@ def log_tail(view: SweepState, cell: Cell, stage: str | None = None, lines: int 
     )
 
 
-_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """An escape sequence of a terminal (ECMA-48): a control sequence, a system command, or a short one."""
 
 
@@ -139,7 +140,7 @@ def shown_lines(text: str) -> list[str]:
 
     Of a progress bar, which goes back to the start of its line, the last state is kept.
     """
-    lines = _SEQUENCE.sub("", text).split("\n")
+    lines = SEQUENCE.sub("", text).split("\n")
     if not lines[-1]:
         lines.pop()
     return [escaped(line.rstrip("\r").rpartition("\r")[2].expandtabs()) for line in lines]
@@ -238,7 +239,7 @@ def curve(
     instance = named_stage(view, cell, stage)
     attempt, rows = reader.history(view.ledger, instance)
     chosen = metric or next(iter(_names(rows)), "")
-    known = (row for row in rows if "step" in row and _is_number(row.get(chosen)))
+    known = (row for row in rows if "step" in row and is_number(row.get(chosen)))
     points = [(row["step"], float(row[chosen])) for row in known]
     return MetricCurve(
         stage=stage,
@@ -272,7 +273,7 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         name
         for row in rows
         for name, value in row.items()
-        if name not in ("step", "time_s") and _is_number(value)
+        if name not in ("step", "time_s") and is_number(value)
     )
     return tuple(sorted(names, key=_rank))
 
@@ -281,5 +282,8 @@ def _rank(name: str) -> int:
     return 0 if name == "loss" else 1 if "loss" in name else 2
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    """Return whether a logged value is a number that a float holds; infinity and NaN are such."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, float)

@@ -182,7 +182,7 @@ def parse_metrics(text: str) -> list[dict[str, Any]]:
     for line in text.split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # too deep a line is no row either
             continue
         if isinstance(row, dict) and isinstance(row.get("step", 0), int):  # commands write their own
             rows.append(row)

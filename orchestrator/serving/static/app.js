@@ -113,6 +113,13 @@ function draw(chart, found) {
     legend: { live: true },
   };
   new uPlot(options, uPlot.join(tables), chart);
+  const hidden = found.curves.reduce((sum, curve) => sum + curve.num_hidden, 0);
+  if (hidden) {
+    const note = document.createElement("p");
+    note.className = "small soft";
+    note.textContent = `Not drawn: ${hidden} values that are no numbers, or larger than 1e100.`;
+    chart.append(note);
+  }
 }
 
 async function plot(chart) {
