@@ -8,10 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError, one_line
-from orchestrator.trackers.http import HttpServer
+from orchestrator.trackers.http import HttpServer, is_address
 from orchestrator.trackers.protocol import BROKEN, DONE, RUNNING, STOPPED, Unavailable
 
 MAX_FOUND = 1000
@@ -142,7 +141,7 @@ def address_of(environment: Mapping[str, str]) -> str:
         UserError: MLFLOW_TRACKING_URI is not set, or is no address of a server.
     """
     url = environment.get("MLFLOW_TRACKING_URI", "").rstrip("/")
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not is_address(url):
         # The value is not shown: it may hold a password.
         what = "names no server" if url else "is not set"
         raise UserError(

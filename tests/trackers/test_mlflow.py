@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import UserError
-from orchestrator.trackers.http import retry_after
+from orchestrator.errors import UserError, retry_after_s
 from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean
 from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
@@ -185,13 +184,14 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     monkeypatch.setattr("orchestrator.trackers.http.REQUEST_S", 0.2)
     server.status, server.delay_s = 0, 1.0
     assert "does not answer" in call(server.address).what
-    assert retry_after("nonsense") is None and retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after_s("nonsense") is None and retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
 def test_addresses_and_names_that_no_server_takes() -> None:
-    for url in ("", "sqlite:///m.db", "mlruns", "file:///tmp/x"):
-        with pytest.raises(UserError):
+    for url in ("", "sqlite:///m.db", "mlruns", "file:///tmp/x", "http://", "http://me:hunt/er2@host"):
+        with pytest.raises(UserError) as caught:
             address_of({"MLFLOW_TRACKING_URI": url})
+        assert "hunt" not in str(caught.value)
     assert clean("train/loss") == "train/loss"
     assert clean("a%b") != clean("a$b") and not set(clean("a%b")) & set("%$")
     assert not clean("/../x").startswith(("/", ".")) and len(clean("x" * 300)) <= 250
