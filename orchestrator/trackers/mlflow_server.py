@@ -85,11 +85,14 @@ class Server:
         """Return the id of an experiment; create it if necessary.
 
         Raises:
-            Unavailable: it was deleted there.
+            Unavailable: it was deleted there, or this is no MLflow server.
         """
         for _ in range(2):
             try:
-                found = self.call("experiments/get-by-name", experiment_name=name)["experiment"]
+                found = self.call("experiments/get-by-name", experiment_name=name).get("experiment")
+                # The first answer of a server. Another server's may be JSON too.
+                if not isinstance(found, dict) or "experiment_id" not in found:
+                    raise self._http.strange(200, "MLFLOW_TRACKING_URI")
                 if found.get("lifecycle_stage", "active") != "active":
                     fix = "restore it there, or choose another by tracker.mlflow.experiment=NAME"
                     raise Unavailable(f"the experiment {name} was deleted", fix=fix, is_final=True)

@@ -126,7 +126,11 @@ def test_a_launch_that_is_stopped_leaves_its_cells_killed_there_and_the_next_goe
 
 @pytest.mark.parametrize(
     ("status", "retry", "word"),
-    [(401, "", "refuses us (401)"), (429, "3600", "takes no more for now (429)"), (503, "", "fails (503)")],
+    [
+        (401, "", "refuses us (401)"),
+        (429, "99999999999", "takes no more for now (429)"),
+        (503, "", "fails (503)"),
+    ],
 )
 def test_a_server_that_takes_nothing_is_named_once_and_mended_later(
     two: Any, server: SmallMlflow, status: int, retry: str, word: str, tmp_path: Path
@@ -137,6 +141,8 @@ def test_a_server_that_takes_nothing_is_named_once_and_mended_later(
     assert "2 cells: 2 done" in said and "TensorBoard: 2 runs" in said
     assert said.count(word) == 1 and "sweep sync two --to mlflow" in said
     assert time.monotonic() - start_s < 30
+    (log,) = two.store.glob("sweeps/two/logs/request-1-mirror.log")
+    assert word in log.read_text() and "Traceback" not in log.read_text()
     server.status = 0
     assert "sent 16 points" in two("sync", "two", "--to", "mlflow")
 
@@ -181,6 +187,9 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     assert call(server.address).retry_s == 17.0
     server.status, server.retry_after = 404, ""
     assert call(server.address).is_final  # no MLflow server
+    server.status = 200  # nor is this one, although it answers in JSON
+    gone = call(server.address)
+    assert gone.is_final and "not of this API (200)" in gone.what
     monkeypatch.setattr("orchestrator.trackers.http.REQUEST_S", 0.2)
     server.status, server.delay_s = 0, 1.0
     assert "does not answer" in call(server.address).what
