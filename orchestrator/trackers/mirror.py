@@ -33,6 +33,8 @@ from orchestrator.trackers.protocol import Mirror, Unavailable, log, log_to
 
 POLL_S, MAX_POLL_S = 3.0, 60.0
 """Least and greatest seconds between two passes."""
+MAX_RETRY_S = 3600.0
+"""Longest pause that a server may request, in seconds."""
 MAX_FAILED_PASSES = 20
 """Consecutive failed passes after which a mirror gives up."""
 PAUSE_S, MAX_PAUSE_S = 2.0, 300.0
@@ -166,7 +168,7 @@ class MirrorPasses:
     def _put_off(self, error: Unavailable, failed: int) -> float:
         """Record that the server takes nothing, and return the seconds until the next try."""
         usual_s = min(MAX_PAUSE_S, PAUSE_S * 2 ** min(failed - 1, 10))
-        pause_s = usual_s if error.retry_s is None else error.retry_s
+        pause_s = usual_s if error.retry_s is None else min(error.retry_s, MAX_RETRY_S)
         self._not_before_s = time.monotonic() + pause_s
         self._report(error.what, error.fix)
         return pause_s

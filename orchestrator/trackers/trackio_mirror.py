@@ -18,7 +18,7 @@ from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.store import layout
-from orchestrator.trackers.http import HttpServer
+from orchestrator.trackers.http import HttpServer, is_address
 from orchestrator.trackers.protocol import (
     Described,
     Followed,
@@ -170,14 +170,15 @@ def server_of(environment: Mapping[str, str]) -> HttpServer:
     Raises:
         UserError: it is not set, or is no address of a server.
     """
-    url = urlsplit(environment.get(_URL, ""))
-    if url.scheme not in ("http", "https"):
+    text = environment.get(_URL, "")
+    if not is_address(text):
         # The value is not shown: it may hold the token.
         raise UserError(
-            f"{_URL} {'names no server' if url.geturl() else 'is not set'}, and tracker=trackio sends to one",
+            f"{_URL} {'names no server' if text else 'is not set'}, and tracker=trackio sends to one",
             allowed="the address with write_token that `trackio show` prints",
             fix=f"export {_URL}='http://127.0.0.1:7860?write_token=...'",
         )
+    url = urlsplit(text)
     token = parse_qs(url.query).get("write_token", [""])[0]
     address = url._replace(query="", fragment="").geturl().rstrip("/")
     return HttpServer(address, names=_URL, headers={"x-trackio-write-token": token})

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import UserError
-from orchestrator.trackers.http import retry_after
+from orchestrator.errors import UserError, retry_after_s
 from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean
 from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
@@ -127,7 +126,11 @@ def test_a_launch_that_is_stopped_leaves_its_cells_killed_there_and_the_next_goe
 
 @pytest.mark.parametrize(
     ("status", "retry", "word"),
-    [(401, "", "refuses us (401)"), (429, "3600", "takes no more for now (429)"), (503, "", "fails (503)")],
+    [
+        (401, "", "refuses us (401)"),
+        (429, "99999999999", "takes no more for now (429)"),
+        (503, "", "fails (503)"),
+    ],
 )
 def test_a_server_that_takes_nothing_is_named_once_and_mended_later(
     two: Any, server: SmallMlflow, status: int, retry: str, word: str, tmp_path: Path
@@ -138,6 +141,8 @@ def test_a_server_that_takes_nothing_is_named_once_and_mended_later(
     assert "2 cells: 2 done" in said and "TensorBoard: 2 runs" in said
     assert said.count(word) == 1 and "sweep sync two --to mlflow" in said
     assert time.monotonic() - start_s < 30
+    (log,) = two.store.glob("sweeps/two/logs/request-1-mirror.log")
+    assert word in log.read_text() and "Traceback" not in log.read_text()
     server.status = 0
     assert "sent 16 points" in two("sync", "two", "--to", "mlflow")
 
@@ -182,16 +187,20 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     assert call(server.address).retry_s == 17.0
     server.status, server.retry_after = 404, ""
     assert call(server.address).is_final  # no MLflow server
+    server.status = 200  # nor is this one, although it answers in JSON
+    gone = call(server.address)
+    assert gone.is_final and "not of this API (200)" in gone.what
     monkeypatch.setattr("orchestrator.trackers.http.REQUEST_S", 0.2)
     server.status, server.delay_s = 0, 1.0
     assert "does not answer" in call(server.address).what
-    assert retry_after("nonsense") is None and retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after_s("nonsense") is None and retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
 def test_addresses_and_names_that_no_server_takes() -> None:
-    for url in ("", "sqlite:///m.db", "mlruns", "file:///tmp/x"):
-        with pytest.raises(UserError):
+    for url in ("", "sqlite:///m.db", "mlruns", "file:///tmp/x", "http://", "http://me:hunt/er2@host"):
+        with pytest.raises(UserError) as caught:
             address_of({"MLFLOW_TRACKING_URI": url})
+        assert "hunt" not in str(caught.value)
     assert clean("train/loss") == "train/loss"
     assert clean("a%b") != clean("a$b") and not set(clean("a%b")) & set("%$")
     assert not clean("/../x").startswith(("/", ".")) and len(clean("x" * 300)) <= 250
