@@ -59,7 +59,7 @@ _STATIC: Mapping[str, bytes] = {
 }
 """Name of a static file to its content; no other file is served."""
 
-View = Callable[[Site, Served, Request], Response]
+Handler = Callable[[Site, Served, Request], Response]
 
 
 def application(sweeps: Mapping[str, Served]) -> Starlette:
@@ -81,7 +81,7 @@ def application(sweeps: Mapping[str, Served]) -> Starlette:
 
         return endpoint
 
-    def route(path: str, view: View) -> Route:
+    def route(path: str, view: Handler) -> Route:
         def make(request: Request) -> Response:
             return view(site, _served(site, request.path_params["sweep"]), request)
 
