@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -283,7 +282,5 @@ def _rank(name: str) -> int:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a logged value is a number that a float holds; infinity and NaN are such."""
-    if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return isinstance(value, float)
+    """Return whether a logged value is a number; infinity and NaN are such, booleans are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

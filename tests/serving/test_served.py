@@ -219,7 +219,7 @@ def test_a_curve_with_values_that_are_no_numbers_is_drawn_without_them(tmp_path:
         with served.client() as client:
             found, diverged = client.get("/s/study/curves.json", params=chosen).json()["curves"]
             page = client.get("/s/study/curves", params=chosen).text
-        assert (found["points"], found["num_hidden"]) == ([[0, 1.0], [6, 3.0]], 3)
+        assert (found["points"], found["num_hidden"]) == ([[0, 1.0], [6, 3.0]], 4)
         assert '<td class="number">inf</td>' in page and '<td class="number">nan</td>' in page
         assert (diverged["points"], diverged["num_hidden"]) == ([[0, 1.0]], 1)
     finally:
