@@ -28,7 +28,7 @@ TAIL_BYTES = 4096
 SPEEDS = ("tokens_per_second", "tokens_per_s")
 """Metrics that are a speed in tokens a second."""
 
-HOUR_S = 3600.0
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 
 
 class Gpus(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +142,18 @@ def eta_s(
             inputs = tuple(taken.digest for taken in view.instances[digest].inputs)
             work[digest] = PlannedStage(seconds / HOUR_S, 1, inputs)
     return lower_bound_hours(work, len(running)) * HOUR_S
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in at most two units, such as ``2 h 10 min``."""
+    whole = round(max(0.0, seconds))
+    if whole < MINUTE_S:
+        return f"{whole} s"
+    if whole < HOUR_S:
+        return f"{whole // MINUTE_S} min"
+    if whole < DAY_S:
+        return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
+    return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
 
 
 def _measured(

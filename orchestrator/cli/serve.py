@@ -157,7 +157,10 @@ def _write(args: argparse.Namespace, words: Sequence[str], url: str | None) -> i
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is of a server, not of --file")
     # A link stays, and what it leads to is replaced.
-    path: Path = args.file.resolve()
+    try:
+        path: Path = args.file.resolve()
+    except RuntimeError as error:  # links in a circle
+        raise UserError(str(error), where=f"--file {args.file}") from error
     if not path.parent.is_dir():
         raise UserError(f"no folder {path.parent}", where=f"--file {args.file}")
     if path.is_dir():

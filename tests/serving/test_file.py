@@ -93,11 +93,14 @@ def test_the_file_is_replaced_again_and_again_as_a_whole_until_a_signal(root: Pa
         (("--file", "page.html", "--every", "0"), "at least 1 seconds"),
         (("--file", "."), "is a folder"),
         (("--file", "pipe"), "is no regular file"),
+        (("--file", "circle"), "Symlink loop"),
     ],
 )
 def test_a_wrong_file_is_refused(root: Path, made: Made, words: tuple[str, ...], said: str) -> None:
     if words[1] == "pipe":
         os.mkfifo(root / "pipe")
+    if words[1] == "circle":
+        (root / "circle").symlink_to("circle")
     assert said in Sweep(root, root / "store")("serve", "study", *words, code=2)
 
 
