@@ -146,7 +146,7 @@ class MlflowMirror:
             self._followed()[1].set_state(run.id, state, 0.0)
             run.progress = msgspec.structs.replace(run.progress, state=state)
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done."""
         runs = f"{counted(len(self._opened), 'run')} in experiment {self.options.experiment}"
         return f"{self.title}: {runs if self._opened else 'nothing new'}"
