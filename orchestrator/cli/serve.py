@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.core.settings import split_store
-from orchestrator.errors import SweepError, UserError, one_line, words_of
+from orchestrator.errors import InfrastructureError, SweepError, UserError, one_line, words_of
 from orchestrator.registry import require
 from orchestrator.serving import security, server
 
@@ -185,7 +185,11 @@ def _write(args: argparse.Namespace, words: Sequence[str], url: str | None) -> i
 
 
 def _write_once(watched: Sequence[Watched], path: Path, every_s: float | None) -> int:
-    """Replace the file by a new one, and return its number of bytes."""
+    """Replace the file by a new one, and return its number of bytes.
+
+    Raises:
+        SweepError: the file cannot be written, or the store does not answer.
+    """
     from orchestrator.serving.drawing import file_page
     from orchestrator.store.opening import as_usual
 
@@ -196,6 +200,8 @@ def _write_once(watched: Sequence[Watched], path: Path, every_s: float | None) -
         try:
             temporary.write_bytes(page)
             temporary.replace(path)
+        except OSError as error:
+            raise InfrastructureError(f"cannot write {path}: {error.strerror}") from error
         finally:
             temporary.unlink(missing_ok=True)
     return len(page)

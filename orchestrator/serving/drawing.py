@@ -137,7 +137,6 @@ class Drawn(NamedTuple):
         num_columns: of the grid.
         first, last, total: numbers of the rows, from 1.
         folded: axes whose cells share a position.
-        num_boxes: positions in this part that have cells.
     """
 
     headers: Sequence[Header]
@@ -148,7 +147,6 @@ class Drawn(NamedTuple):
     last: int
     total: int
     folded: Sequence[str]
-    num_boxes: int
 
 
 Address = Callable[[Spot], str]
@@ -172,9 +170,9 @@ def drawn(found: Overview, address: Address, *, first: int = 0, most: int | None
     grid = found.grid
     last = len(grid.rows) if most is None else min(len(grid.rows), first + most)
     boxes = [[Box()] * len(grid.columns) for _ in range(first, last)]
-    spots = [spot for spot in grid.spots if first <= spot.row < last]
-    for spot in spots:
-        boxes[spot.row - first][spot.column] = _box(found, spot, address(spot))
+    for spot in grid.spots:
+        if first <= spot.row < last:
+            boxes[spot.row - first][spot.column] = _box(found, spot, address(spot))
     return Drawn(
         headers=[*_headers(grid)],
         row_axes=grid.row_axes,
@@ -184,7 +182,6 @@ def drawn(found: Overview, address: Address, *, first: int = 0, most: int | None
         last=last,
         total=len(grid.rows),
         folded=grid.folded_axes,
-        num_boxes=len(spots),
     )
 
 

@@ -116,6 +116,16 @@ def test_gpus_speed_and_the_time_left_are_those_of_the_running_stages(look: Over
     assert look.eta_s == pytest.approx((2 * 600 + 2 * 60 + 2 * 660) / 2)
 
 
+def test_a_speed_that_is_no_number_counts_as_none(tmp_path: Path):
+    made = states.make(tmp_path / "store", {"model": ("a", "b")}, ("running",))
+    first, second = (tmp_path / "store" / layout.metrics(made.fit(cell), 1) for cell in made.of("running"))
+    for value in ("NaN", "-Infinity", "9" * 400, '"fast"', "true"):
+        with first.open("a") as stream:
+            stream.write(f'{{"step": 41, "tokens_per_second": {value}}}\n')
+    second.write_text('{"step": 1, "tokens_per_second": Infinity}\n')
+    assert Watched("study", str(tmp_path / "store")).look().tokens_per_second == 1000.0
+
+
 def test_a_look_at_chosen_cells_keeps_rows_and_columns_where_they_are(made: states.Made):
     found = Watched("study", made.ledger.objects.url).look(["mixture=en model=small"])
     assert found.grid.row_axes == ("mixture",)
