@@ -208,7 +208,7 @@ def locked(path: Path, over: threading.Event) -> Iterator[None]:
         over: set when the launch has ended; then the wait ends after `LOCK_S`.
 
     Raises:
-        InfrastructureError: one still does when the launch is over.
+        InfrastructureError: one still holds it when the launch is over.
     """
     left_s = LOCK_S
     with path.open("w", encoding="utf-8") as stream:

@@ -248,7 +248,12 @@ class MlflowRun:
 def found_run(run: Any, tags: Mapping[str, str]) -> FoundRun:
     """Return a run of a search with the progress that its tags hold."""
     known = {status: state for state, status in STATUS.items()}
-    sent = {key.removeprefix(_SENT): int(n) for key, n in tags.items() if key.startswith(_SENT)}
+    # Anybody may edit tags there. What is sent again for a damaged one, the server keeps once.
+    sent = {
+        key.removeprefix(_SENT): int(n)
+        for key, n in tags.items()
+        if key.startswith(_SENT) and re.fullmatch("[0-9]+", n)
+    }
     progress = MirrorProgress(
         bytes=sent,
         products=[key.removeprefix(_RESULT) for key in tags if key.startswith(_RESULT)],

@@ -14,11 +14,12 @@ import pytest
 from orchestrator.errors import UserError, retry_after_s
 from orchestrator.store.ledger import open_ledger
 from orchestrator.trackers.mirror import MirrorPasses
-from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean
+from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean, found_run
 from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
 from tests.cli.launches import Running, wait_for
-from tests.trackers.mlflow_server import SmallMlflow, free_port, real_mlflow
+from tests.trackers.mlflow_server import SmallMlflow, real_mlflow
+from tests.trackers.receiver import free_port
 from tests.trackers.test_wandb import TWO
 
 
@@ -224,6 +225,13 @@ def test_addresses_and_names_that_no_server_takes() -> None:
     assert not clean("/../x").startswith(("/", ".")) and len(clean("x" * 300)) <= 250
     with pytest.raises(UserError):
         MlflowMirror({"experimnt": "x"})
+
+
+@pytest.mark.parametrize("text", ["", "12x", "-1", "1e3", "²"])
+def test_a_cursor_that_somebody_edited_counts_as_none(text: str) -> None:
+    run = {"info": {"run_id": "r", "status": "RUNNING"}, "data": {}}
+    tags = {"polysweep.sent.a": text, "polysweep.sent.b": "12"}
+    assert found_run(run, tags).progress.bytes == {"b": 12}
 
 
 @pytest.mark.long
