@@ -71,7 +71,6 @@ def send(channel: str, value: str, message: Mapping[str, Any]) -> Sent:
         channel: ``command``, ``webhook`` or ``apprise``.
         value: the command, or the name of the variable with the address.
         message: JSON values; ``text`` is for people.
-
     """
     if channel == "command":
         return _run(["bash", "-c", value], message, ())

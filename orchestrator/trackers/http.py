@@ -85,7 +85,7 @@ class HttpServer:
         """Return the error for credentials that the server does not accept."""
         return Unavailable(f"{self.host} refuses us{how}", fix=f"check {self._names}", is_final=True)
 
-    def strange(self, status: int, name: str) -> Unavailable:
+    def unexpected(self, status: int, name: str) -> Unavailable:
         """Return the error for an answer that is none of this API.
 
         Args:

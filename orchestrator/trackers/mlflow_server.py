@@ -78,7 +78,7 @@ class Server:
         if code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
             raise self._http.refused(f" ({code})")
         if not code:
-            raise self._http.strange(answer.status_code, "MLFLOW_TRACKING_URI")
+            raise self._http.unexpected(answer.status_code, "MLFLOW_TRACKING_URI")
         raise RequestRefused(code, message)
 
     def experiment(self, name: str) -> str:
@@ -92,7 +92,7 @@ class Server:
                 found = self.call("experiments/get-by-name", experiment_name=name).get("experiment")
                 # The first answer of a server. Another server's may be JSON too.
                 if not isinstance(found, dict) or "experiment_id" not in found:
-                    raise self._http.strange(200, "MLFLOW_TRACKING_URI")
+                    raise self._http.unexpected(200, "MLFLOW_TRACKING_URI")
                 if found.get("lifecycle_stage", "active") != "active":
                     fix = "restore it there, or choose another by tracker.mlflow.experiment=NAME"
                     raise Unavailable(f"the experiment {name} was deleted", fix=fix, is_final=True)

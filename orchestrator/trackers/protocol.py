@@ -199,7 +199,7 @@ class Mirror(Protocol):
     def end(self) -> None:
         """Finish what is shown of the sweep as a whole."""
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done, and what is left to do."""
 
 

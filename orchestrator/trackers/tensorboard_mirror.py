@@ -98,7 +98,7 @@ class TensorboardMirror:
     def end(self) -> None:
         """Do nothing: TensorBoard has nothing for a sweep but its folder."""
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done, and how to look at it."""
         if not self._opened:
             return f"{self.title}: nothing new"

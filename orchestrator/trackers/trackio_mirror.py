@@ -92,7 +92,7 @@ class TrackioMirror:
     def end(self) -> None:
         """Do nothing: a sweep is a group of runs."""
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done."""
         runs = f"{counted(len(self._opened), 'run')} in project {self.options.project}"
         return f"{self.title}: {runs if self._opened else 'nothing new'}"
@@ -155,7 +155,7 @@ class TrackioRun:
         try:
             error = str(answer.json().get("error") or "")
         except (ValueError, AttributeError):
-            raise self._server.strange(answer.status_code, _URL) from None
+            raise self._server.unexpected(answer.status_code, _URL) from None
         if "write_token" in error:
             raise self._server.refused("")
         if error or answer.status_code != 200:

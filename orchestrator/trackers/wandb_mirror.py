@@ -206,7 +206,7 @@ class WandbMirror:
             run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         return run
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done, and what is left to do."""
         parts = []
         if self._online:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import UserError, retry_after_s
-from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean
+from orchestrator.store.ledger import open_ledger
+from orchestrator.trackers.mirror import MirrorPasses
+from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean, found_run
 from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
 from tests.cli.launches import Running, wait_for
-from tests.trackers.mlflow_server import SmallMlflow, free_port, real_mlflow
+from tests.trackers.mlflow_server import SmallMlflow, real_mlflow
+from tests.trackers.receiver import free_port
 from tests.trackers.test_wandb import TWO
 
 
@@ -128,7 +133,7 @@ def test_a_launch_that_is_stopped_leaves_its_cells_killed_there_and_the_next_goe
     ("status", "retry", "word"),
     [
         (401, "", "refuses us (401)"),
-        (429, "99999999999", "takes no more for now (429)"),
+        (429, "3600", "takes no more for now (429)"),
         (503, "", "fails (503)"),
     ],
 )
@@ -145,6 +150,20 @@ def test_a_server_that_takes_nothing_is_named_once_and_mended_later(
     assert word in log.read_text() and "Traceback" not in log.read_text()
     server.status = 0
     assert "sent 16 points" in two("sync", "two", "--to", "mlflow")
+
+
+@pytest.mark.long
+def test_a_pause_of_years_is_bounded(two: Any, server: SmallMlflow) -> None:
+    two("launch", "two.yaml", "seed=0", "count.num_steps=1")
+    server.status, server.retry_after = 429, "99999999999"
+    ledger, said, over = open_ledger(str(two.store)), list[str](), threading.Event()
+    passes = MirrorPasses("mlflow", {}, ledger=ledger, revision=ledger.revision("two", 1), notify=said.append)
+    with ThreadPoolExecutor() as pool:
+        result = pool.submit(passes.run, over)
+        wait_for(lambda: said)
+        time.sleep(0.2)  # it waits now
+        over.set()
+    assert result.result().problem.endswith("takes no more for now (429)")
 
 
 def test_a_server_that_is_not_there_or_refuses_costs_a_sync_its_exit_code(
@@ -206,6 +225,13 @@ def test_addresses_and_names_that_no_server_takes() -> None:
     assert not clean("/../x").startswith(("/", ".")) and len(clean("x" * 300)) <= 250
     with pytest.raises(UserError):
         MlflowMirror({"experimnt": "x"})
+
+
+@pytest.mark.parametrize("text", ["", "12x", "-1", "1e3", "²"])
+def test_a_cursor_that_somebody_edited_counts_as_none(text: str) -> None:
+    run = {"info": {"run_id": "r", "status": "RUNNING"}, "data": {}}
+    tags = {"polysweep.sent.a": text, "polysweep.sent.b": "12"}
+    assert found_run(run, tags).progress.bytes == {"b": 12}
 
 
 @pytest.mark.long
