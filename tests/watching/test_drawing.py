@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
-
 from orchestrator.api.logs import shown_lines
 from orchestrator.core.state import State
 from orchestrator.watching.board import fit
