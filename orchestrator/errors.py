@@ -12,8 +12,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
+import time
 from collections.abc import Iterable
 
 
@@ -174,3 +176,18 @@ def words_of(error: object) -> str:
 def counted(number: int, noun: str) -> str:
     """Return ``1 cell`` or ``2 cells``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def retry_after_s(value: str) -> float | None:
+    """Return the seconds for which a server requests a pause; None if it requests none.
+
+    Args:
+        value: of the header ``Retry-After``: a number or a date (RFC 9110, 10.2.3).
+    """
+    from email.utils import parsedate_to_datetime  # slow to import, and few servers request a pause
+
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return None

@@ -72,7 +72,8 @@ def conf_folders() -> tuple[Path, ...]:
         UserError: there is no such package, or it has no such folder.
     """
     found = []
-    for point in points("conf").values():
+    # The name of a point with a folder stands for nothing, so that two distributions may have the same.
+    for point in _sorted_points("conf", tuple(sys.path)):
         spec = None
         with contextlib.suppress(
             Exception

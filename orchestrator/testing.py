@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,12 @@ class SweepCommand:
         folder: the working folder.
         store: where the store is or will be.
         env: the environment; None for that of this process.
+
+    Attributes:
+        program: the words before the verb, such as those of another environment's Python.
     """
+
+    program: Sequence[str] = (sys.executable, "-m", "orchestrator")
 
     def __init__(self, folder: Path, store: Path, env: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -107,7 +112,7 @@ class SweepCommand:
     def run(self, words: tuple[str, ...], env: Mapping[str, str], timeout_s: float) -> tuple[int, str, str]:
         """Run a verb in a process, and return its exit code and both streams."""
         done = subprocess.run(
-            [sys.executable, "-m", "orchestrator", *words],
+            [*self.program, *words],
             cwd=self.folder,
             env=env,
             capture_output=True,

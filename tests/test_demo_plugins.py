@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.testing import SweepCommand
+
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples/polysweep-demo"
 WALKS = """
@@ -72,19 +74,10 @@ def run(place: Path, tmp_path: Path) -> Command:
     """The command of that environment in an empty folder; without plugins on request."""
 
     def sweep(*words: str, code: int = 0, plain: bool = False) -> str:
+        on = SweepCommand(tmp_path, tmp_path / "store", {**os.environ, "PYTHONPATH": ""})
         python = sys.executable if plain else str(place / "venv/bin/python")
-        ran = subprocess.run(
-            [python, "-P", "-m", "orchestrator", *words],
-            cwd=tmp_path,
-            env={**os.environ, "SWEEP_STORE": str(tmp_path / "store"), "PYTHONPATH": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert ran.returncode == code, (words, ran.stdout, ran.stderr)
-        assert "Traceback" not in ran.stderr
-        return ran.stdout + ran.stderr
+        on.program = (python, "-P", "-m", "orchestrator")
+        return on(*words, code=code, timeout_s=300)
 
     return sweep
 

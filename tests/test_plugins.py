@@ -127,6 +127,16 @@ def test_a_plugin_without_its_folder_of_config_is_refused_with_its_distribution(
     assert run_settings(["launcher=local"], tmp_path).launcher["name"] == "local"
 
 
+def test_folders_of_config_of_plugins_with_one_name_are_all_searched(
+    installed: Installed, tmp_path: Path
+) -> None:
+    for name in ("bring_a", "bring_b"):
+        files = {f"{name}/__init__.py": "", f"{name}/conf/launcher/{name}.yaml": "name: local\n"}
+        installed(name.replace("_", "-"), f"[polysweep.conf]\nmine = {name}\n", files)
+    for name in ("bring_a", "bring_b"):
+        assert run_settings([f"launcher={name}"], tmp_path).launcher["name"] == "local"
+
+
 def test_built_in_names_do_not_search_for_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.distributions", None)
     monkeypatch.delitem(sys.modules, "orchestrator.plugins", raising=False)

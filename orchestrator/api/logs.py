@@ -130,7 +130,7 @@ def log_tail(view: SweepState, cell: Cell, stage: str | None = None, lines: int 
     )
 
 
-_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """An escape sequence of a terminal (ECMA-48): a control sequence, a system command, or a short one."""
 
 
@@ -139,7 +139,7 @@ def shown_lines(text: str) -> list[str]:
 
     Of a progress bar, which goes back to the start of its line, the last state is kept.
     """
-    lines = _SEQUENCE.sub("", text).split("\n")
+    lines = SEQUENCE.sub("", text).split("\n")
     if not lines[-1]:
         lines.pop()
     return [escaped(line.rstrip("\r").rpartition("\r")[2].expandtabs()) for line in lines]
@@ -238,7 +238,7 @@ def curve(
     instance = named_stage(view, cell, stage)
     attempt, rows = reader.history(view.ledger, instance)
     chosen = metric or next(iter(_names(rows)), "")
-    known = (row for row in rows if "step" in row and _is_number(row.get(chosen)))
+    known = (row for row in rows if "step" in row and is_number(row.get(chosen)))
     points = [(row["step"], float(row[chosen])) for row in known]
     return MetricCurve(
         stage=stage,
@@ -272,7 +272,7 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         name
         for row in rows
         for name, value in row.items()
-        if name not in ("step", "time_s") and _is_number(value)
+        if name not in ("step", "time_s") and is_number(value)
     )
     return tuple(sorted(names, key=_rank))
 
@@ -281,5 +281,6 @@ def _rank(name: str) -> int:
     return 0 if name == "loss" else 1 if "loss" in name else 2
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a logged value is a number; infinity and NaN are such, booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -164,20 +164,21 @@ class NoticeBook:
             if len(parts) != 3 or not event or not parts[1].isdigit():  # an outcome, or no record of ours
                 continue
             key = f"{prefix}/{path}"
+            # A damaged record still shows that somebody may have sent the notice.
             sent = _decoded(records.get(key), NoticeTry) or NoticeTry(
-                nonce="", event=event, channel=parts[0], number=int(parts[1])
+                nonce="", event=event, channel=parts[0], number=int(parts[1]), by="(its record is damaged)"
             )
             outcome = _decoded(records.get(f"{key.removesuffix('.json')}.outcome.json"), NoticeOutcome)
             self.tries.setdefault((event, parts[0]), []).append(SentTry(sent, outcome))
 
-    def next(self, event: str, channel: str) -> NextTry:
-        """Return whether a notice may be sent."""
+    def next(self, event: str, channel: str, *, is_due: bool = True) -> NextTry:
+        """Return whether a notice may be sent; see `next_try`."""
         tries = self.tries.get((event, channel), [])
         ages = {
             sent.number: provenance.age_s(outcome.at if outcome else sent.at) if sent.at else 1e9
             for sent, outcome in tries
         }
-        return next_try(tries, ages)
+        return next_try(tries, ages, is_due=is_due)
 
     def begin(self, notice: Notice, channel: str, number: int) -> NoticeTry | None:
         """Create the record of a try; return None if another sender was first.
@@ -348,12 +349,10 @@ def undelivered(view: SweepState) -> list[Undelivered]:
     book.read()
     launched = next(r.revision for r in reversed(view.requests) if r.settings)
     due = due_now(view, settings) if view.number == launched else []
+    is_true = {notice.id for notice in due}
     found = []
     for (event, channel), tries in book.tries.items():
-        following = book.next(event, channel)
-        if why := following.why:
-            is_past = following.number and all(notice.id != event for notice in due)
-            why = why.replace("to be tried again", "and no longer so") if is_past else why
+        if why := book.next(event, channel, is_due=event in is_true).why:
             found.append(Undelivered(event, channel, why, len(tries), tries[-1].sent.text))
     is_within = {notice.id for notice in within_limit(due, book.events)}
     for notice in due:

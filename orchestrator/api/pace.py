@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 
-from orchestrator.api.logs import size_of
+from orchestrator.api.logs import is_number, size_of
 from orchestrator.api.state import SweepState
 from orchestrator.core.schedule import PlannedStage, lower_bound_hours
 from orchestrator.core.state import FINAL, State
@@ -27,7 +28,7 @@ TAIL_BYTES = 4096
 SPEEDS = ("tokens_per_second", "tokens_per_s")
 """Metrics that are a speed in tokens a second."""
 
-HOUR_S = 3600.0
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 
 
 class Gpus(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,8 +97,8 @@ def speed_of(view: SweepState, running: Sequence[str]) -> float | None:
         key = layout.metrics(view.instances[digest], view.stages[digest].attempts)
         if size := size_of(objects, key):
             end = objects.read_from(key, max(0, size - TAIL_BYTES), TAIL_BYTES).decode(errors="replace")
-            found = [row[name] for row in parse_metrics(end) for name in SPEEDS if row.get(name)]
-            speeds += [float(speed) for speed in found[-1:] if isinstance(speed, int | float)]
+            found = [row[name] for row in parse_metrics(end) for name in SPEEDS if is_number(row.get(name))]
+            speeds += [float(speed) for speed in found if 0 < speed < math.inf][-1:]
     return sum(speeds) if speeds else None
 
 
@@ -141,6 +142,18 @@ def eta_s(
             inputs = tuple(taken.digest for taken in view.instances[digest].inputs)
             work[digest] = PlannedStage(seconds / HOUR_S, 1, inputs)
     return lower_bound_hours(work, len(running)) * HOUR_S
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in at most two units, such as ``2 h 10 min``."""
+    whole = round(max(0.0, seconds))
+    if whole < MINUTE_S:
+        return f"{whole} s"
+    if whole < HOUR_S:
+        return f"{whole // MINUTE_S} min"
+    if whole < DAY_S:
+        return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
+    return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
 
 
 def _measured(

@@ -20,7 +20,7 @@ from orchestrator.store.ledger import open_ledger
 from orchestrator.trackers.mirror import MirrorOutcome, MirrorPasses
 from orchestrator.trackers.protocol import log_to
 
-PATIENCE = 3
+RETRIES = 3
 """How often a server that takes nothing is tried again."""
 
 
@@ -47,7 +47,7 @@ def sync(view: SweepState, to: Sequence[str], overrides: Sequence[str] = ()) -> 
     ledger = open_ledger(view.ledger.objects.url)
     revision = ledger.revision(view.sweep.name, view.number)
     found = [
-        MirrorPasses(name, options, ledger=ledger, revision=revision, patience=PATIENCE)
+        MirrorPasses(name, options, ledger=ledger, revision=revision, retries=RETRIES)
         for name, options in _options(view, list(dict.fromkeys(to)), overrides).items()
     ]
     for passes in found:

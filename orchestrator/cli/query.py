@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.api.query import Answer, answer_of, query_of
 from orchestrator.api.tables import TABLES
-from orchestrator.cli.output import add_store, no_overrides, print_table
+from orchestrator.cli.output import add_store, no_overrides, print_table, to_stderr
 from orchestrator.errors import UserError, counted
+from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.opening import as_usual, store_url
 from orchestrator.store.table import flat
@@ -63,6 +64,8 @@ def run_query(args: argparse.Namespace) -> int:
     if args.out is not None and not args.out.absolute().parent.is_dir():
         raise UserError(f"no folder {args.out.absolute().parent}", where=f"--out {args.out}")
     ledger = open_ledger(store_url(no_overrides(args.words)))
+    if ledger.objects.get(layout.STORE) is None:
+        to_stderr(f"note: there is no store at {ledger.objects.url}, so the tables are empty")
     if kind == "parquet":
         table = query_of(ledger, args.sql, args.sweep)
         with as_usual():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.core.settings import split_store
-from orchestrator.errors import SweepError, UserError, one_line, words_of
+from orchestrator.errors import InfrastructureError, SweepError, UserError, one_line, words_of
 from orchestrator.registry import require
 from orchestrator.serving import security, server
 
@@ -157,7 +157,10 @@ def _write(args: argparse.Namespace, words: Sequence[str], url: str | None) -> i
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is of a server, not of --file")
     # A link stays, and what it leads to is replaced.
-    path: Path = args.file.resolve()
+    try:
+        path: Path = args.file.resolve()
+    except RuntimeError as error:  # links in a circle
+        raise UserError(str(error), where=f"--file {args.file}") from error
     if not path.parent.is_dir():
         raise UserError(f"no folder {path.parent}", where=f"--file {args.file}")
     if path.is_dir():
@@ -185,7 +188,11 @@ def _write(args: argparse.Namespace, words: Sequence[str], url: str | None) -> i
 
 
 def _write_once(watched: Sequence[Watched], path: Path, every_s: float | None) -> int:
-    """Replace the file by a new one, and return its number of bytes."""
+    """Replace the file by a new one, and return its number of bytes.
+
+    Raises:
+        SweepError: the file cannot be written, or the store does not answer.
+    """
     from orchestrator.serving.drawing import file_page
     from orchestrator.store.opening import as_usual
 
@@ -196,6 +203,8 @@ def _write_once(watched: Sequence[Watched], path: Path, every_s: float | None) -
         try:
             temporary.write_bytes(page)
             temporary.replace(path)
+        except OSError as error:
+            raise InfrastructureError(f"cannot write {path}: {error.strerror}") from error
         finally:
             temporary.unlink(missing_ok=True)
     return len(page)

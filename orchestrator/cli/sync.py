@@ -44,7 +44,7 @@ def run_sync(args: argparse.Namespace) -> int:
         print_json([_as_json(each) for each in outcomes])
     else:
         for each in outcomes:
-            print(f"{each.farewell}\n  {_amount(each)}")
+            print(f"{each.summary}\n  {_amount(each)}")
             if each.problem:
                 print(f"  {each.problem}" + (f"; {each.fix}" if each.fix else ""))
     return 3 if any(each.problem or each.num_lost for each in outcomes) else 0

@@ -9,7 +9,7 @@ in the store before it is made, so of several senders one makes it. What happene
     yes           refused              any sender makes the next try after a pause, at most `MAX_TRIES` in all
     yes           unclear, or absent   never again: the notice may have arrived
 
-So no notice is sent twice, and one whose fate is unclear may be lost (decision 41).
+So no notice is sent twice, and one whose fate is unclear may be lost (decision 42).
 """
 
 from __future__ import annotations
@@ -205,7 +205,10 @@ def _failures(facts: NoticeFacts) -> Iterable[Notice]:
         kind = "job failure" if group.name == "job" else "failure"
         text = f": first {kind} by {group.cause}: {group.where}{more}: {one_line(group.message, MAX_TEXT)}"
         yield _notice(
-            *(facts, "failure", group.event, f"{text} (sweep failures {facts.sweep})"),
+            facts,
+            "failure",
+            group.event,
+            f"{text} (sweep failures {facts.sweep})",
             cause=group.cause,
             where=group.where,
             message=one_line(group.message, MAX_TEXT),
@@ -276,12 +279,13 @@ class NextTry(NamedTuple):
     why: str = ""
 
 
-def next_try(tries: Sequence[SentTry], age_s: Mapping[int, float]) -> NextTry:
+def next_try(tries: Sequence[SentTry], age_s: Mapping[int, float], *, is_due: bool = True) -> NextTry:
     """Return whether another try may be made, given all tries of one notice through one channel.
 
     Args:
         tries: in the order of their numbers.
         age_s: number of a try to the seconds since it ended; without an outcome, since it began.
+        is_due: whether the event is still true of the sweep; of another one no notice is tried again.
     """
     if not tries:
         return NextTry(1)
@@ -297,6 +301,8 @@ def next_try(tries: Sequence[SentTry], age_s: Mapping[int, float]) -> NextTry:
         return NextTry(0, why=f"unclear, {outcome.detail}: not tried again")
     if sent.number >= MAX_TRIES:
         return NextTry(0, why=f"refused {sent.number} times: {outcome.detail}")
+    if not is_due:
+        return NextTry(0, why=f"refused, and no longer true of the sweep: {outcome.detail}")
     wait_s = max(0.0, outcome.pause_s - age)
     return NextTry(sent.number + 1, wait_s, f"refused, to be tried again: {outcome.detail}")
 

@@ -149,23 +149,13 @@ class LocalLauncher:
                 chosen=launch.gpus.chosen,
                 default=self._settings.gpus_per_worker,
             )
-        order = Assignment(
-            store=launch.store,
-            sweep=launch.sweep,
-            revision=launch.revision,
-            cells=launch.cells,
-            settings=launch.settings,
+        order = assignment_of(
+            launch,
             slot=slot,
             num_slots=len(self._slots),
             env=self._slots[slot] if shared is None else {},
             gpus=shared,
             num_threads=self._settings.cpus_per_worker,
-            import_paths=launch.import_paths,
-            code_digest=launch.code_digest,
-            job=launch.job,
-            code=launch.code,
-            named=launch.named,
-            request=launch.request,
             num_gpus=self._num_gpus(is_shared=shared is not None),
             device=self._device,
         )
@@ -347,6 +337,33 @@ def gpu_hardware(gpus: tuple[str, ...], per_worker: int) -> Hardware | None:
         memory_gib=_CUDA_SHARE * memory_mib / 1024,
         peak_tflops=known[0].peak_tflops if known else 100.0,
         max_gpus=per_worker,
+    )
+
+
+def assignment_of(launch: Launch, *, slot: int, num_slots: int, **more: Any) -> Assignment:
+    """Return the work of one worker of a launch.
+
+    Args:
+        launch: the launch.
+        slot: index of the worker.
+        num_slots: number of workers.
+        **more: fields of `Assignment` that the launcher chooses.
+    """
+    return Assignment(
+        store=launch.store,
+        sweep=launch.sweep,
+        revision=launch.revision,
+        cells=launch.cells,
+        settings=launch.settings,
+        slot=slot,
+        num_slots=num_slots,
+        import_paths=launch.import_paths,
+        code_digest=launch.code_digest,
+        job=launch.job,
+        code=launch.code,
+        named=launch.named,
+        request=launch.request,
+        **more,
     )
 
 

@@ -14,13 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.api.grid import Spot
-from orchestrator.api.overview import Overview, overview
+from orchestrator.api.overview import overview
 from orchestrator.errors import SweepError, UserError, one_line, words_of
 from orchestrator.serving import cells, drawing, results
 from orchestrator.serving.live import Look
 from orchestrator.serving.security import POLICY
-from orchestrator.serving.site import Seen, Served, Site, Unknown, query, version, whole
+from orchestrator.serving.site import Seen, Served, Site, Unknown, pages_of, query, version, whole
 from orchestrator.store import layout
 from orchestrator.store.table import write_csv
 
@@ -60,7 +59,7 @@ _STATIC: Mapping[str, bytes] = {
 }
 """Name of a static file to its content; no other file is served."""
 
-View = Callable[[Site, Served, Request], Response]
+Handler = Callable[[Site, Served, Request], Response]
 
 
 def application(sweeps: Mapping[str, Served]) -> Starlette:
@@ -82,7 +81,7 @@ def application(sweeps: Mapping[str, Served]) -> Starlette:
 
         return endpoint
 
-    def route(path: str, view: View) -> Route:
+    def route(path: str, view: Handler) -> Route:
         def make(request: Request) -> Response:
             return view(site, _served(site, request.path_params["sweep"]), request)
 
@@ -130,10 +129,10 @@ def _http_error(site: Site, error: Exception) -> Response:
 
 def _failure(site: Site, error: Exception) -> Response:
     """Return the page about an error: what the user asked for wrongly, or that the store does not answer."""
-    if isinstance(error, Unknown):
-        return site.page("error.html", None, 404, what=str(error))
     if isinstance(error, UserError):
-        return site.page("error.html", None, 400, what=str(error))
+        # A parameter that the message repeats may have any length.
+        what = "\n  ".join(one_line(line) for line in str(error).split("\n"))
+        return site.page("error.html", None, 404 if isinstance(error, Unknown) else 400, what=what)
     if isinstance(error, SweepError | OSError):
         what = error.what if isinstance(error, SweepError) else one_line(words_of(error))
         return site.page("error.html", None, 503, what=f"The store does not answer: {what}")
@@ -151,16 +150,10 @@ def _grid_facts(served: Served, seen: Seen, request: Request) -> dict[str, Any]:
     most = drawing.rows_a_page(found.grid)
     last = max(1, -(-len(found.grid.rows) // most))
     page = min(max(1, whole(request, "page", 1)), last)
-
-    def address(spot: Spot) -> str:
-        if len(spot.cells) == 1:
-            return served.cell_path(found.cells[spot.cells[0]].id)
-        return f"{served.path}/cells{query(row=str(spot.row), column=str(spot.column))}"
-
     return {
         "address": served.path + "/live" + query(only=only, page=str(page) if page > 1 else ""),
         "of": found,
-        "grid": drawing.drawn(found, address, first=(page - 1) * most, most=most),
+        "grid": drawing.drawn(found, served.address_in(found), first=(page - 1) * most, most=most),
         "facts": drawing.facts(found),
         "served": served,
         "only": only,
@@ -190,20 +183,11 @@ def _index_facts(site: Site, *, polled: bool) -> tuple[Look[Seen], dict[str, Any
         look, seen = served.polled() if polled else served.seen()
         oldest = look if oldest is None or look.at_s < oldest.at_s else oldest
         facts = {"served": served, "look": look, "of": seen.found, "facts": drawing.facts(seen.found)}
-        found.append({**facts, "grid": _small(served, seen.found)})
+        # The first rows are enough where several sweeps share a page.
+        most = min(30, drawing.rows_a_page(seen.found.grid))
+        found.append({**facts, "grid": drawing.drawn(seen.found, served.address_in(seen.found), most=most)})
     assert oldest is not None  # at least one sweep is served
     return oldest, {"address": "/live", "sweeps": found}
-
-
-def _small(served: Served, found: Overview) -> drawing.Drawn:
-    """Return the first rows of a grid, for the page of several sweeps."""
-
-    def address(spot: Spot) -> str:
-        if len(spot.cells) == 1:
-            return served.cell_path(found.cells[spot.cells[0]].id)
-        return f"{served.path}/cells{query(row=str(spot.row), column=str(spot.column))}"
-
-    return drawing.drawn(found, address, most=min(30, drawing.rows_a_page(found.grid)))
 
 
 def index_page(site: Site, request: Request) -> Response:
@@ -253,9 +237,6 @@ def results_page(site: Site, served: Served, request: Request) -> Response:
         # A second click turns the order round.
         return address(sort=name, desc="1" if name == sort and not descending else "")
 
-    def page(number: int) -> str:
-        return address(sort=sort, desc="1" if descending else "", page=str(number))
-
     return site.page(
         "results.html",
         look,
@@ -267,7 +248,12 @@ def results_page(site: Site, served: Served, request: Request) -> Response:
         sort=sort,
         descending=descending,
         sorted_by=sorted_by,
-        page=page,
+        pages=pages_of(
+            address(sort=sort, desc="1" if descending else ""),
+            found.number,
+            found.num_rows,
+            results.PAGE_ROWS,
+        ),
         shown=results.shown,
         csv=f"{served.path}/results.csv{query(**base, sort=sort, desc='1' if descending else '')}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrator.api.grid import GridCell
-from orchestrator.api.logs import curve, interesting_stage, metrics_of, named_stage
+from orchestrator.api.logs import MetricCurve, curve, interesting_stage, metrics_of, named_stage, size_of
 from orchestrator.api.status import explain
 from orchestrator.core.state import FINAL
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import escaped
 from orchestrator.serving import logs
-from orchestrator.serving.site import Seen, Served, Site, Unknown, query, whole
+from orchestrator.serving.site import Seen, Served, Site, Unknown, pages_of, query, whole
 from orchestrator.store import layout
 
 MAX_CURVES = 40
@@ -70,20 +71,8 @@ def cells_page(site: Site, served: Served, request: Request) -> Response:
         total=len(cells),
         shared=shared,
         only=params.get("only", ""),
-        pages=_pages(address, number, len(cells), MAX_LISTED),
+        pages=pages_of(address, number, len(cells), MAX_LISTED),
     )
-
-
-def _pages(address: str, number: int, total: int, most: int) -> dict[str, Any]:
-    """Return the links to the page before and after one."""
-    joint = "&" if "?" in address else "?"
-    last = max(1, -(-total // most))
-    return {
-        "number": number,
-        "last": last,
-        "before": f"{address}{joint}page={number - 1}" if number > 1 else "",
-        "after": f"{address}{joint}page={number + 1}" if number < last else "",
-    }
 
 
 def cell_page(site: Site, served: Served, request: Request) -> Response:
@@ -171,7 +160,7 @@ def log_text(site: Site, served: Served, request: Request) -> Response:
     cell = seen.cell(request.query_params.get("cell", ""))
     instance, number = _log_of(seen, cell, request)
     key, objects = layout.log(instance, number), seen.view.ledger.objects
-    if not number or not logs.size_of(objects, key):
+    if not number or not size_of(objects, key):
         raise Unknown(f"{instance.name} of {cell.id} has no log")
 
     def parts() -> Iterator[bytes]:
@@ -213,7 +202,7 @@ def curves_page(site: Site, served: Served, request: Request) -> Response:
         names=names,
         stages=list(known),
         only=request.query_params.get("only", ""),
-        curves=_curves(served, seen, wanted, metric, stage),
+        curves=[_in_numbers(id_, each) for id_, each in _curves(served, seen, wanted, metric, stage)],
         curve_query=query(cell=wanted, metric=metric, stage=stage),
     )
 
@@ -224,9 +213,11 @@ def curves_json(site: Site, served: Served, request: Request) -> Response:
     metric, stage = request.query_params.get("metric", ""), request.query_params.get("stage", "")
     wanted = _wanted(seen, request)
     found = _curves(served, seen, wanted, metric, stage)
-    names = [each["metric"] for each in found if each["metric"]]
     is_over = all(seen.view.cells[id_].state in FINAL for id_ in wanted)
-    return JSONResponse({"metric": names[0] if names else metric, "curves": found, "is_over": is_over})
+    curves = [_drawn(id_, each) for id_, each in found]
+    return JSONResponse(
+        {"metric": found[0][1].metric if found else metric, "curves": curves, "is_over": is_over}
+    )
 
 
 def _wanted(seen: Seen, request: Request) -> list[str]:
@@ -241,8 +232,8 @@ def _wanted(seen: Seen, request: Request) -> list[str]:
 
 def _curves(
     served: Served, seen: Seen, wanted: Sequence[str], metric: str, stage: str
-) -> list[dict[str, Any]]:
-    """Return the curves of cells: label, points (step, value) and the last value; none without points."""
+) -> list[tuple[str, MetricCurve]]:
+    """Return ids of cells with their curves, without those that have no points."""
     found = []
     for id_ in wanted:
         cell = seen.cell(id_)
@@ -251,17 +242,31 @@ def _curves(
         with served.lock:
             each = curve(seen.view, cell, served.metrics, metric or None, stage or None)
         if each.points:
-            found.append(
-                {
-                    "cell": id_,
-                    "label": id_,
-                    "stage": each.stage,
-                    "metric": each.metric,
-                    "points": [point for point in each.points if abs(point[1]) <= MAX_VALUE],
-                    "last": each.points[-1][1],
-                    "step": each.points[-1][0],
-                    "lowest": min(value for _, value in each.points),
-                    "highest": max(value for _, value in each.points),
-                }
-            )
+            found.append((id_, each))
     return found
+
+
+def _drawn(id_: str, found: MetricCurve) -> dict[str, Any]:
+    """Return a curve for the plot, with the number of its points that cannot be drawn."""
+    points = [point for point in found.points if abs(point[1]) <= MAX_VALUE]  # never NaN
+    return {
+        "cell": id_,
+        "label": id_,
+        "points": points,
+        "num_hidden": len(found.points) - len(points),
+    }
+
+
+def _in_numbers(id_: str, found: MetricCurve) -> dict[str, Any]:
+    """Return a curve for the table below the plot."""
+    step, last = found.points[-1]
+    values = [value for _, value in found.points if not math.isnan(value)] or [last]
+    return {
+        "cell": id_,
+        "stage": found.stage,
+        "metric": found.metric,
+        "last": last,
+        "step": step,
+        "lowest": min(values),
+        "highest": max(values),
+    }

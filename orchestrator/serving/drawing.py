@@ -18,6 +18,7 @@ import jinja2
 
 from orchestrator.api.grid import CellGrid, Spot
 from orchestrator.api.overview import Overview, overview
+from orchestrator.api.pace import duration
 from orchestrator.api.state import SweepState
 from orchestrator.core.state import State
 from orchestrator.errors import inert
@@ -41,21 +42,6 @@ SYMBOLS: Mapping[str, str] = {
     State.UNKNOWN: "?",
 }
 """State to its mark, so that no state is shown by its colour alone."""
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time for people, such as ``3 h 20 min``; "" for None."""
-    if seconds is None:
-        return ""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def utc(at_s: float) -> str:
@@ -86,9 +72,7 @@ def environment() -> jinja2.Environment:
         finalize=inert,
     )
     found.globals.update(symbols=SYMBOLS)
-    found.filters.update(
-        duration=duration, when=when, utc=utc, number=number, part=lambda text: quote(str(text), safe="")
-    )
+    found.filters.update(when=when, utc=utc, part=lambda text: quote(str(text), safe=""))
     return found
 
 
@@ -137,7 +121,6 @@ class Drawn(NamedTuple):
         num_columns: of the grid.
         first, last, total: numbers of the rows, from 1.
         folded: axes whose cells share a position.
-        num_boxes: positions in this part that have cells.
     """
 
     headers: Sequence[Header]
@@ -148,7 +131,6 @@ class Drawn(NamedTuple):
     last: int
     total: int
     folded: Sequence[str]
-    num_boxes: int
 
 
 Address = Callable[[Spot], str]
@@ -172,9 +154,9 @@ def drawn(found: Overview, address: Address, *, first: int = 0, most: int | None
     grid = found.grid
     last = len(grid.rows) if most is None else min(len(grid.rows), first + most)
     boxes = [[Box()] * len(grid.columns) for _ in range(first, last)]
-    spots = [spot for spot in grid.spots if first <= spot.row < last]
-    for spot in spots:
-        boxes[spot.row - first][spot.column] = _box(found, spot, address(spot))
+    for spot in grid.spots:
+        if first <= spot.row < last:
+            boxes[spot.row - first][spot.column] = _box(found, spot, address(spot))
     return Drawn(
         headers=[*_headers(grid)],
         row_axes=grid.row_axes,
@@ -184,7 +166,6 @@ def drawn(found: Overview, address: Address, *, first: int = 0, most: int | None
         last=last,
         total=len(grid.rows),
         folded=grid.folded_axes,
-        num_boxes=len(spots),
     )
 
 
@@ -259,7 +240,7 @@ def facts(found: Overview) -> dict[str, str]:
     gpus = found.gpus
     shares = {
         "cells done": f"{found.counts.get(State.DONE, 0):,} of {sum(found.counts.values()):,}",
-        "time left": duration(found.eta_s),
+        "time left": "" if found.eta_s is None else duration(found.eta_s),
         "workers": number(gpus.num_workers) if gpus.num_workers else "",
         "GPUs in use": f"{number(gpus.in_use)} of {number(gpus.held)}" if gpus.held else "",
         "GPUs waited for": number(gpus.asked - gpus.held) if gpus.asked > gpus.held else "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from orchestrator.api.logs import SEQUENCE, size_of
 from orchestrator.errors import escaped
 from orchestrator.store.objects import ObjectStore
 
@@ -14,11 +15,6 @@ TAIL = 2**16
 CHUNK = 2**18
 """Most bytes that are read for one answer."""
 
-_SEQUENCES = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor (ECMA-48)
-    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC: titles, links
-    r"|\x1b[@-Z\\^_]"
-)
 _UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]*)?$")
 """A sequence that a later part of the log finishes."""
 
@@ -37,12 +33,6 @@ class LogPart(NamedTuple):
     text: str
     start: int
     end: int
-
-
-def size_of(objects: ObjectStore, key: str) -> int:
-    """Return the number of bytes of a log; 0 if it does not exist."""
-    folder, _, name = key.rpartition("/")
-    return objects.trees([folder])[folder].get(name, 0)
 
 
 def last_part(objects: ObjectStore, key: str, length: int = TAIL) -> LogPart:
@@ -81,7 +71,7 @@ def _incomplete(data: bytes) -> int:
 
 def plain(text: str) -> str:
     """Return a text of a terminal as plain lines: of a line that was overwritten, the last state."""
-    text = _SEQUENCES.sub("", text).replace("\r\n", "\n")
+    text = SEQUENCE.sub("", text).replace("\r\n", "\n")
     if "\r" in text:
         text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return escaped(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
 import threading
@@ -16,6 +15,7 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from orchestrator.api.grid import Spot
 from orchestrator.api.logs import MetricsReader
 from orchestrator.api.overview import Overview, Watched
 from orchestrator.api.state import SweepState
@@ -122,12 +122,7 @@ class Served:
 
         def look() -> Seen:
             stamp = stamp_of(watched.view)
-            # A third of the time at ten thousand cells would go into searches for garbage.
-            gc.disable()
-            try:
-                found = watched.look()
-            finally:
-                gc.enable()
+            found = watched.look()
             return Seen(watched.view, found, stamp)
 
         self.live: Live[Seen] = Live(look)
@@ -146,6 +141,16 @@ class Served:
     def cell_path(self, id_: str) -> str:
         """Return the path of a cell's page."""
         return f"{self.path}/cell/{quote(id_, safe='')}"
+
+    def address_in(self, found: Overview) -> drawing.Address:
+        """Return what leads from a position of a grid to its cell, or to the list of its cells."""
+
+        def address(spot: Spot) -> str:
+            if len(spot.cells) == 1:
+                return self.cell_path(found.cells[spot.cells[0]].id)
+            return f"{self.path}/cells{query(row=spot.row, column=spot.column)}"
+
+        return address
 
     def polled(self) -> tuple[Look[Seen], Seen]:
         """Return the newest look for a page that is open. Large sweeps are looked at less often.
@@ -274,6 +279,25 @@ def query(**values: Any) -> str:
     """Return a query string with its question mark, without empty values; "" if all are empty."""
     kept = {name: value for name, value in values.items() if value not in (None, "", [], ())}
     return f"?{urlencode(kept, doseq=True)}" if kept else ""
+
+
+def pages_of(address: str, number: int, total: int, most: int) -> dict[str, Any]:
+    """Return the links to the page before and after one, for the template ``nav.html``.
+
+    Args:
+        address: of the first page.
+        number: of this page, from 1.
+        total: entries on all pages.
+        most: most entries on a page.
+    """
+    joint = "&" if "?" in address else "?"
+    last = max(1, -(-total // most))
+    return {
+        "number": number,
+        "last": last,
+        "before": f"{address}{joint}page={number - 1}" if number > 1 else "",
+        "after": f"{address}{joint}page={number + 1}" if number < last else "",
+    }
 
 
 def whole(request: Request, name: str, default: int) -> int:

@@ -193,16 +193,19 @@ def _unchanged(root: Path, kept: _Kept, wanted: Mapping[str, object]) -> dict[st
     """Return the wanted records of the file whose own files have not changed since."""
     if not kept.stamps:
         return {}
+    records: list[Done | None]
     try:
         records = msgspec.json.decode(kept.records, type=list[Done])
     except msgspec.ValidationError:
-        # A record of a later version. Each is decoded by itself, leniently.
+        # A record of a later version. Each is decoded by itself, leniently, or not at all.
         raw = msgspec.json.decode(kept.records, type=list[msgspec.Raw])
-        records = [formats.decode(bytes(data), Done) for data in raw]
+        records = [_decoded(bytes(data)) for data in raw]
     found = {}
     for (key, stamp), record in zip(kept.stamps.items(), records, strict=True):
+        if record is None or key not in wanted:
+            continue
         try:
-            if key in wanted and _stamp(os.stat(f"{root}/{key}")) == stamp:  # noqa: PTH116 - `Path` is slow
+            if _stamp(os.stat(f"{root}/{key}")) == stamp:  # noqa: PTH116 - `Path` is slow
                 found[key] = record
         except OSError:
             continue

@@ -176,13 +176,22 @@ def _former(start: StartRecord | None, own: Sequence[Mapping[str, Any]]) -> tupl
     return start.work, min(steps) - 1 if steps else None
 
 
+def _integer(digits: str) -> int | float:
+    """Return an integer of JSON, as a float if it has more than 64 bits: no table holds such an integer."""
+    number = float(digits)
+    return int(digits) if abs(number) < 2**63 else number
+
+
+_ROW = json.JSONDecoder(parse_int=_integer)
+
+
 def parse_metrics(text: str) -> list[dict[str, Any]]:
     """Return the rows of a metrics file, without incomplete lines and rows whose step is no integer."""
     rows = []
     for line in text.split("\n"):
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = _ROW.decode(line)
+        except (ValueError, RecursionError):  # too deep a line is no row either
             continue
         if isinstance(row, dict) and isinstance(row.get("step", 0), int):  # commands write their own
             rows.append(row)

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from orchestrator import provenance
 from orchestrator.core.secrets import MASK
-from orchestrator.errors import one_line
+from orchestrator.errors import one_line, retry_after_s
 
 SEND_S, CONNECT_S = 15.0, 5.0
 """Seconds that sending one notice may take, and connecting to a webhook."""
@@ -71,7 +71,6 @@ def send(channel: str, value: str, message: Mapping[str, Any]) -> Sent:
         channel: ``command``, ``webhook`` or ``apprise``.
         value: the command, or the name of the variable with the address.
         message: JSON values; ``text`` is for people.
-
     """
     if channel == "command":
         return _run(["bash", "-c", value], message, ())
@@ -125,9 +124,8 @@ def _answer(address: str, message: Mapping[str, Any]) -> Sent:
             said = ""
             with contextlib.suppress(httpx.HTTPError):
                 said = next(response.iter_bytes(MAX_DETAIL), b"").decode(errors="replace")
-            return Sent(
-                "refused", f"HTTP {code} {said}".strip(), _seconds(response.headers.get("Retry-After"))
-            )
+            pause_s = retry_after_s(response.headers.get("Retry-After", ""))
+            return Sent("refused", f"HTTP {code} {said}".strip(), pause_s)
     except (
         httpx.ConnectError,
         httpx.ConnectTimeout,
@@ -138,11 +136,6 @@ def _answer(address: str, message: Mapping[str, Any]) -> Sent:
         return Sent("refused", f"{type(error).__name__}: {error}")
     except Exception as error:  # noqa: BLE001 - whatever it is, the notice may have arrived
         return Sent("unclear", f"{type(error).__name__}: {error}")
-
-
-def _seconds(text: str | None) -> float | None:
-    """Return the seconds of a ``Retry-After`` header. Its other form, a date, is ignored."""
-    return float(text) if text is not None and re.fullmatch(r"\d{1,9}", text.strip()) else None
 
 
 # A command
@@ -177,7 +170,9 @@ def _run(
         try:
             code = process.wait(SEND_S)
             outcome: Literal["delivered", "refused", "unclear"]
-            outcome = "delivered" if code == 0 else "unclear" if code < 0 or code == unclear else "refused"
+            # bash returns 128 and the number of the signal that killed what it ran.
+            was_killed = code < 0 or 128 < code <= 128 + signal.SIGRTMAX
+            outcome = "delivered" if code == 0 else "unclear" if was_killed or code == unclear else "refused"
             how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):

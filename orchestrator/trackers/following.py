@@ -49,8 +49,8 @@ MAX_LINES = 200
 """Lines of metrics that are sent, and noted, together."""
 
 
-class _Anew(Exception):
-    """Signal that a run was opened that has other things than noted: compare everything again."""
+class _OtherRun(Exception):
+    """Signal that the opened run has other things than noted, so that everything is compared once more."""
 
 
 class SentCounts(NamedTuple):
@@ -173,7 +173,7 @@ class Follower:
         try:
             self._give_news(cell, reader)
         # The run that was opened has other things than noted: one more pass sends what it lacks.
-        except _Anew:
+        except _OtherRun:
             self._give_news(cell, reader)
 
     def _give_news(self, cell: Cell, reader: EvidenceReader) -> None:
@@ -231,7 +231,7 @@ class Follower:
         """Return the open run of a cell; open it if necessary.
 
         Raises:
-            _Anew: it has other things than noted.
+            _OtherRun: it has other things than noted.
         """
         if cell.id not in self._runs:
             own = [i for d in cell.stage_digests if not (i := self._sweep.stages[d]).label]
@@ -250,7 +250,7 @@ class Follower:
             )
             if run.progress != given:
                 self._given[self._id(cell)] = run.progress
-                raise _Anew
+                raise _OtherRun
         return self._runs[cell.id]
 
     def _close(self, cell: Cell) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from orchestrator.errors import one_line
+from orchestrator.errors import one_line, retry_after_s
 from orchestrator.trackers.protocol import Unavailable
 
 if TYPE_CHECKING:
@@ -16,6 +14,15 @@ if TYPE_CHECKING:
 
 REQUEST_S = 10.0
 """Seconds to wait for each answer."""
+
+
+def is_address(url: str) -> bool:
+    """Return whether a text is the address of a server, with a scheme, a host and a possible port."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # such as "http://me:pass/word@host", whose port would be "pass"
+        return False
 
 
 class HttpServer:
@@ -70,7 +77,7 @@ class HttpServer:
             raise self.refused(f" ({status})")
         if status == 429 or status >= 500:
             what = "takes no more for now" if status == 429 else "fails"
-            retry_s = retry_after(answer.headers.get("Retry-After", ""))
+            retry_s = retry_after_s(answer.headers.get("Retry-After", ""))
             raise Unavailable(f"{self.host} {what} ({status})", retry_s=retry_s)
         return answer
 
@@ -78,7 +85,7 @@ class HttpServer:
         """Return the error for credentials that the server does not accept."""
         return Unavailable(f"{self.host} refuses us{how}", fix=f"check {self._names}", is_final=True)
 
-    def strange(self, status: int, name: str) -> Unavailable:
+    def unexpected(self, status: int, name: str) -> Unavailable:
         """Return the error for an answer that is none of this API.
 
         Args:
@@ -87,13 +94,3 @@ class HttpServer:
         """
         what = f"{self.host} gives an answer that is not of this API ({status})"
         return Unavailable(what, fix=f"check {name}", is_final=True)
-
-
-def retry_after(text: str) -> float | None:
-    """Return the seconds of a header ``Retry-After`` (RFC 9110, 10.2.3); None if it is malformed."""
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None

@@ -33,6 +33,8 @@ from orchestrator.trackers.protocol import Mirror, Unavailable, log, log_to
 
 POLL_S, MAX_POLL_S = 3.0, 60.0
 """Least and greatest seconds between two passes."""
+MAX_RETRY_S = 3600.0
+"""Longest pause that a server may request, in seconds."""
 MAX_FAILED_PASSES = 20
 """Consecutive failed passes after which a mirror gives up."""
 PAUSE_S, MAX_PAUSE_S = 2.0, 300.0
@@ -52,7 +54,7 @@ class MirrorOutcome(NamedTuple):
         num_lost: cells whose run did not receive everything.
         problem: why not all was sent, "" if all was.
         fix: what to do about it.
-        farewell: one line for the user.
+        summary: one line for the user.
     """
 
     name: str
@@ -60,7 +62,7 @@ class MirrorOutcome(NamedTuple):
     num_lost: int
     problem: str
     fix: str
-    farewell: str
+    summary: str
 
 
 class MirrorPasses:
@@ -73,7 +75,7 @@ class MirrorPasses:
         revision: the sealed sweep.
         cells: ids of the cells to mirror; None for all.
         notify: called with the first problem.
-        patience: how often the last pass is repeated while a server takes nothing.
+        retries: how often the last pass is repeated while a server takes nothing.
 
     Raises:
         UserError: the options are wrong.
@@ -88,7 +90,7 @@ class MirrorPasses:
         revision: Revision,
         cells: Sequence[str] | None = None,
         notify: Callable[[str], None] = log,
-        patience: int = 0,
+        retries: int = 0,
     ) -> None:
         self.name = name
         self.mirror: Mirror = lookup(MIRRORS, name, kind="mirror")(options)
@@ -96,7 +98,7 @@ class MirrorPasses:
         self._revision = revision
         self._cells = cells
         self._notify = notify
-        self._patience = patience
+        self._retries = retries
         self._problem = self._fix = ""
         self._noticed = False
         self._not_before_s = 0.0
@@ -108,7 +110,7 @@ class MirrorPasses:
         follower = None
         try:
             self.mirror.check()
-            with alone(own / "lock", over):
+            with locked(own / "lock", over):
                 follower = Follower(self._ledger, self._revision, cells=self._cells, mirror=self.mirror)
                 self._make_passes(follower, over)
                 self._close(follower)
@@ -118,7 +120,7 @@ class MirrorPasses:
             log(traceback.format_exc())
             self._report(f"{type(error).__name__}: {error}")
         sent, lost = (follower.sent, len(follower.failures)) if follower else (SentCounts(), 0)
-        text = self.mirror.farewell()
+        text = self.mirror.summary()
         if lost:
             text += f"; {lost} not mirrored whole, see the log"
         if self._problem or lost:
@@ -155,7 +157,7 @@ class MirrorPasses:
                     if last or failed == MAX_FAILED_PASSES:
                         raise
                     self._problem = f"{type(error).__name__}: {error}"
-            if last and 0 < failed <= self._patience:
+            if last and 0 < failed <= self._retries:
                 time.sleep(min(pause_s, MAX_POLL_S))
                 self._not_before_s = 0.0
                 continue
@@ -166,7 +168,7 @@ class MirrorPasses:
     def _put_off(self, error: Unavailable, failed: int) -> float:
         """Record that the server takes nothing, and return the seconds until the next try."""
         usual_s = min(MAX_PAUSE_S, PAUSE_S * 2 ** min(failed - 1, 10))
-        pause_s = usual_s if error.retry_s is None else error.retry_s
+        pause_s = usual_s if error.retry_s is None else min(error.retry_s, MAX_RETRY_S)
         self._not_before_s = time.monotonic() + pause_s
         self._report(error.what, error.fix)
         return pause_s
@@ -198,11 +200,15 @@ class MirrorPasses:
 
 
 @contextlib.contextmanager
-def alone(path: Path, over: threading.Event) -> Iterator[None]:
-    """Wait until no other mirror writes the runs of this sweep.
+def locked(path: Path, over: threading.Event) -> Iterator[None]:
+    """Hold the lock of a mirror of this sweep. Wait until no other process on this machine holds it.
+
+    Args:
+        path: of the lock file.
+        over: set when the launch has ended; then the wait ends after `LOCK_S`.
 
     Raises:
-        InfrastructureError: one still does when the launch is over.
+        InfrastructureError: one still holds it when the launch is over.
     """
     left_s = LOCK_S
     with path.open("w", encoding="utf-8") as stream:
@@ -254,7 +260,7 @@ def follow_launch(
                 cells=request.cells,
                 notify=lambda line: show(f"{PROBLEM}{line}"),
             )
-            show(passes.run(over).farewell)
+            show(passes.run(over).summary)
         except Exception as error:  # noqa: BLE001 - one mirror's failure is not that of the others
             log(traceback.format_exc())
             show(f"{PROBLEM}{name}: {type(error).__name__}: {without_secrets(str(error))}")

@@ -146,7 +146,7 @@ class MlflowMirror:
             self._followed()[1].set_state(run.id, state, 0.0)
             run.progress = msgspec.structs.replace(run.progress, state=state)
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done."""
         runs = f"{counted(len(self._opened), 'run')} in experiment {self.options.experiment}"
         return f"{self.title}: {runs if self._opened else 'nothing new'}"
@@ -248,7 +248,12 @@ class MlflowRun:
 def found_run(run: Any, tags: Mapping[str, str]) -> FoundRun:
     """Return a run of a search with the progress that its tags hold."""
     known = {status: state for state, status in STATUS.items()}
-    sent = {key.removeprefix(_SENT): int(n) for key, n in tags.items() if key.startswith(_SENT)}
+    # Anybody may edit tags there. What is sent again for a damaged one, the server keeps once.
+    sent = {
+        key.removeprefix(_SENT): int(n)
+        for key, n in tags.items()
+        if key.startswith(_SENT) and re.fullmatch("[0-9]+", n)
+    }
     progress = MirrorProgress(
         bytes=sent,
         products=[key.removeprefix(_RESULT) for key in tags if key.startswith(_RESULT)],

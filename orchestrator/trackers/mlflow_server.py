@@ -8,10 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError, one_line
-from orchestrator.trackers.http import HttpServer
+from orchestrator.trackers.http import HttpServer, is_address
 from orchestrator.trackers.protocol import BROKEN, DONE, RUNNING, STOPPED, Unavailable
 
 MAX_FOUND = 1000
@@ -79,18 +78,21 @@ class Server:
         if code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
             raise self._http.refused(f" ({code})")
         if not code:
-            raise self._http.strange(answer.status_code, "MLFLOW_TRACKING_URI")
+            raise self._http.unexpected(answer.status_code, "MLFLOW_TRACKING_URI")
         raise RequestRefused(code, message)
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment; create it if necessary.
 
         Raises:
-            Unavailable: it was deleted there.
+            Unavailable: it was deleted there, or this is no MLflow server.
         """
         for _ in range(2):
             try:
-                found = self.call("experiments/get-by-name", experiment_name=name)["experiment"]
+                found = self.call("experiments/get-by-name", experiment_name=name).get("experiment")
+                # The first answer of a server. Another server's may be JSON too.
+                if not isinstance(found, dict) or "experiment_id" not in found:
+                    raise self._http.unexpected(200, "MLFLOW_TRACKING_URI")
                 if found.get("lifecycle_stage", "active") != "active":
                     fix = "restore it there, or choose another by tracker.mlflow.experiment=NAME"
                     raise Unavailable(f"the experiment {name} was deleted", fix=fix, is_final=True)
@@ -142,7 +144,7 @@ def address_of(environment: Mapping[str, str]) -> str:
         UserError: MLFLOW_TRACKING_URI is not set, or is no address of a server.
     """
     url = environment.get("MLFLOW_TRACKING_URI", "").rstrip("/")
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not is_address(url):
         # The value is not shown: it may hold a password.
         what = "names no server" if url else "is not set"
         raise UserError(

@@ -7,7 +7,6 @@ message slows or fails what works on the cells.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from typing import IO
 
 from orchestrator.core.settings import NotifySettings
 from orchestrator.errors import UserError
+from orchestrator.registry import require
 
 FIRST_S, INTERVAL_S, COST = 10.0, 60.0, 20.0
 """Seconds before the first process, and between two; and the least pause, in durations of the last one."""
@@ -53,8 +53,8 @@ def check_notify(settings: NotifySettings, environment: Mapping[str, str] = os.e
                 f"notify.webhook_env={name}, and this variable holds no http or https address",
                 fix=f"export {name}=https://...",
             )
-        if channel == "apprise" and importlib.util.find_spec("apprise") is None:
-            raise UserError("notify.apprise_env needs Apprise", fix="pip install 'polysweep[notify]'")
+        if channel == "apprise":
+            require("notify", what="notify.apprise_env")
 
 
 class Notifier:

@@ -98,11 +98,19 @@ class Notes:
             self._path.write_bytes(data)  # an earlier launch may have run on another machine
 
     def of(self, id: str) -> MirrorProgress:
-        """Return what a run was sent."""
+        """Return what a run was sent; nothing if the file is absent or damaged.
+
+        Raises:
+            OSError: the file cannot be read now.
+        """
         return self._all().get(id, MirrorProgress())
 
     def note(self, id: str, progress: MirrorProgress) -> None:
-        """Note what a run was sent, and keep the notes of all others."""
+        """Note what a run was sent, and keep the notes of all others.
+
+        Raises:
+            OSError: the file cannot be read or written now.
+        """
         data = msgspec.json.encode({**self._all(), id: progress})
         # Replaced as a whole: a crash while writing must not lose the notes of all cells.
         temporary = self._path.with_suffix(".tmp")
@@ -112,9 +120,10 @@ class Notes:
             self._objects.put(self._key, data)
 
     def _all(self) -> dict[str, MirrorProgress]:
+        # Any other error passes on. Otherwise `note` would replace a file that cannot be read at the moment.
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, MirrorProgress])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return {}
 
 
@@ -151,7 +160,6 @@ class Followed(NamedTuple):
         name: of the sweep.
         revision: its number.
         num_cells: of that revision.
-        ledger: the store.
         ledger: the store.
     """
 
@@ -191,7 +199,7 @@ class Mirror(Protocol):
     def end(self) -> None:
         """Finish what is shown of the sweep as a whole."""
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done, and what is left to do."""
 
 

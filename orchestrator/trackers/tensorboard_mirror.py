@@ -98,7 +98,7 @@ class TensorboardMirror:
     def end(self) -> None:
         """Do nothing: TensorBoard has nothing for a sweep but its folder."""
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done, and how to look at it."""
         if not self._opened:
             return f"{self.title}: nothing new"
@@ -188,11 +188,15 @@ class TensorboardRun:
 
 
 def noted(folder: Path) -> EventNote:
-    """Return the note of a cell's file; an empty one if the file is shorter than noted."""
+    """Return the note of a cell's file; an empty one if it is damaged, or if the file is shorter than noted.
+
+    Raises:
+        OSError: one of the two cannot be read now. The file must not be cut off then.
+    """
     try:
         note = msgspec.json.decode((folder / NOTE).read_bytes(), type=EventNote)
         if (folder / EVENTS).stat().st_size >= note.size:
             return note
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         pass
     return EventNote()

@@ -18,7 +18,7 @@ from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.store import layout
-from orchestrator.trackers.http import HttpServer
+from orchestrator.trackers.http import HttpServer, is_address
 from orchestrator.trackers.protocol import (
     Described,
     Followed,
@@ -92,7 +92,7 @@ class TrackioMirror:
     def end(self) -> None:
         """Do nothing: a sweep is a group of runs."""
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done."""
         runs = f"{counted(len(self._opened), 'run')} in project {self.options.project}"
         return f"{self.title}: {runs if self._opened else 'nothing new'}"
@@ -155,7 +155,7 @@ class TrackioRun:
         try:
             error = str(answer.json().get("error") or "")
         except (ValueError, AttributeError):
-            raise self._server.strange(answer.status_code, _URL) from None
+            raise self._server.unexpected(answer.status_code, _URL) from None
         if "write_token" in error:
             raise self._server.refused("")
         if error or answer.status_code != 200:
@@ -170,14 +170,15 @@ def server_of(environment: Mapping[str, str]) -> HttpServer:
     Raises:
         UserError: it is not set, or is no address of a server.
     """
-    url = urlsplit(environment.get(_URL, ""))
-    if url.scheme not in ("http", "https"):
+    text = environment.get(_URL, "")
+    if not is_address(text):
         # The value is not shown: it may hold the token.
         raise UserError(
-            f"{_URL} {'names no server' if url.geturl() else 'is not set'}, and tracker=trackio sends to one",
+            f"{_URL} {'names no server' if text else 'is not set'}, and tracker=trackio sends to one",
             allowed="the address with write_token that `trackio show` prints",
             fix=f"export {_URL}='http://127.0.0.1:7860?write_token=...'",
         )
+    url = urlsplit(text)
     token = parse_qs(url.query).get("write_token", [""])[0]
     address = url._replace(query="", fragment="").geturl().rstrip("/")
     return HttpServer(address, names=_URL, headers={"x-trackio-write-token": token})

@@ -20,7 +20,7 @@ import msgspec
 
 from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
-from orchestrator.errors import UserError, one_line, words_of
+from orchestrator.errors import UserError, counted, one_line, words_of
 from orchestrator.store import layout
 from orchestrator.trackers.protocol import (
     DONE,
@@ -118,9 +118,8 @@ class WandbMirror:
 
     def open(self, cell: Described) -> WandbRun:
         """Open or resume the run of a cell; use another id if that run was deleted in W&B."""
-        os.environ.setdefault(
-            "WANDB_SILENT", "true"
-        )  # the settings of a run come too late for its first lines
+        # The settings of a run come too late for its first lines.
+        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
         if self.mode != "online" or self._open or time.monotonic() < self._retry_s:
@@ -207,20 +206,16 @@ class WandbMirror:
             run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         return run
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line about what was done, and what is left to do."""
         parts = []
         if self._online:
-            anew = f", {self._replaced} anew for such as were deleted there" if self._replaced else ""
-            parts.append(f"{_runs(self._online)} in project {self.options.project}{anew}")
+            replaced = f", of which {self._replaced} replace runs deleted there" if self._replaced else ""
+            parts.append(f"{counted(self._online, 'run')} in project {self.options.project}{replaced}")
         if self._kept:
             upload = f"wandb sync {self.folder}/wandb/offline-run-*"
-            parts.append(f"{_runs(self._kept)} kept here; upload: {upload}")
+            parts.append(f"{counted(self._kept, 'run')} kept here; upload: {upload}")
         return f"W&B: {', '.join(parts) or 'nothing new'}"
-
-
-def _runs(number: int) -> str:
-    return "1 run" if number == 1 else f"{number} runs"
 
 
 def was_deleted(error: Exception) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from orchestrator.errors import StageFailure, UserError, one_line
+from orchestrator.errors import StageFailure, UserError, one_line, retry_after_s
 from orchestrator.translation.prompts import Messages
 from orchestrator.translation.rows import Conversation, RowProgress
 from orchestrator.translation.verdicts import ModelReply
@@ -282,16 +281,6 @@ def _reply_of(data: bytes) -> ModelReply | None:
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
-
-
-def retry_after_s(value: str) -> float | None:
-    """Return the seconds that a ``Retry-After`` header requests, as a number or a date (RFC 9110, 10.2.3)."""
-    value = value.strip()
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value)) if value else None
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None
 
 
 class _Gate:

@@ -16,11 +16,12 @@ from textual.widgets import Input, Static
 
 from orchestrator.api.grid import GridCell
 from orchestrator.api.overview import Overview, Watched
+from orchestrator.api.pace import duration
 from orchestrator.core.state import State
 from orchestrator.errors import counted
 from orchestrator.watching.actions import Question, ask
 from orchestrator.watching.board import Board
-from orchestrator.watching.drawing import COLOURS, duration, labels_of, pace, standing, totals
+from orchestrator.watching.drawing import COLOURS, labels_of, pace, standing, totals
 from orchestrator.watching.filtering import FailureFilters
 from orchestrator.watching.reading import (
     Broken,

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from orchestrator.api.grid import GridCell, Spot
 from orchestrator.api.overview import Overview
+from orchestrator.api.pace import duration
 from orchestrator.core.state import State
 from orchestrator.errors import counted
 
@@ -57,8 +58,6 @@ MEANINGS: Mapping[State, str] = {
     State.UNKNOWN: "unknown: records cannot be read",
 }
 
-MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
-
 
 def mark(spot: Spot, cells: Sequence[GridCell], width: int) -> str:
     """Return the mark of a position; where cells share it and there is room, with the number in this state.
@@ -75,18 +74,6 @@ def mark(spot: Spot, cells: Sequence[GridCell], width: int) -> str:
     if spot.state is State.RUNNING and progress is not None:
         return str(min(9, int(10 * progress)))
     return MARKS[spot.state]
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in at most two units, such as ``2 h 10 min``."""
-    whole = round(max(0.0, seconds))
-    if whole < MINUTE_S:
-        return f"{whole} s"
-    if whole < HOUR_S:
-        return f"{whole // MINUTE_S} min"
-    if whole < DAY_S:
-        return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S} min"
-    return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
 
 
 def amount(number: float) -> str:

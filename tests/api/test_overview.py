@@ -13,6 +13,7 @@ import pytest
 from orchestrator.api.grid import MAX_COLUMNS, arrangement
 from orchestrator.api.logs import MetricsReader, curve, log_tail, metrics_of, thinned
 from orchestrator.api.overview import Overview, Watched
+from orchestrator.api.pace import duration
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, SweepError, UserError
@@ -114,6 +115,34 @@ def test_gpus_speed_and_the_time_left_are_those_of_the_running_stages(look: Over
     assert look.tokens_per_second == 2000.0
     # Two stages run: 400 s for 40 steps, so 600 s are left. Two cells are pending, of 600 s and 60 s each.
     assert look.eta_s == pytest.approx((2 * 600 + 2 * 60 + 2 * 660) / 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (600, "10 min"),
+        (3599, "59 min"),
+        (7380, "2 h 3 min"),
+        (7830, "2 h 10 min"),
+        (190_000, "2 d 4 h"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_a_duration_has_two_units_at_most(seconds: float, text: str):
+    assert duration(seconds) == text
+
+
+def test_a_speed_that_is_no_number_counts_as_none(tmp_path: Path):
+    made = states.make(tmp_path / "store", {"model": ("a", "b")}, ("running",))
+    first, second = (tmp_path / "store" / layout.metrics(made.fit(cell), 1) for cell in made.of("running"))
+    for value in ("NaN", "-Infinity", "9" * 400, '"fast"', "true"):
+        with first.open("a") as stream:
+            stream.write(f'{{"step": 41, "tokens_per_second": {value}}}\n')
+    second.write_text('{"step": 1, "tokens_per_second": Infinity}\n')
+    assert Watched("study", str(tmp_path / "store")).look().tokens_per_second == 1000.0
 
 
 def test_a_look_at_chosen_cells_keeps_rows_and_columns_where_they_are(made: states.Made):

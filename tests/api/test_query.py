@@ -254,3 +254,12 @@ def test_times_with_a_zone_are_utc_and_no_column_is_lost_for_its_name(lines: Any
     del lines.env["TZ"]
     assert found == {"a": 1, "A_1": 2, "a_1_1": 3, "t": "2026-01-02T09:00:00+00:00", "hour": 9}
     assert list(query(lines, "select 1 as a, 2 as a")[0]) == ["a", "a_1"]
+
+
+def test_a_query_of_a_place_without_a_store_notes_it(sweep: Any) -> None:
+    command = [sys.executable, "-m", "orchestrator", "query", "select count(*) as n from cells", "--json"]
+    env = {**os.environ, "SWEEP_STORE": str(sweep.folder / "nowhere")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [{"n": 0}]
+    assert f"there is no store at {sweep.folder / 'nowhere'}" in done.stderr
+    assert not (sweep.folder / "nowhere").exists()

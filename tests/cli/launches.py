@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.testing import checkpoints as checkpoints
@@ -19,6 +24,39 @@ config: {seed: 0, count: {num_steps: 30, checkpoint_every: 5, step_s: 0.05, fail
 axes: {seed: "range(0,6)"}
 stages: [count]
 """
+
+
+def on_terminal(
+    command: Sequence[str], *, folder: Path, env: Mapping[str, str] = {}, columns: int = 80
+) -> tuple[int, str]:
+    """Run a command with a terminal as its streams; return its exit code and what it shows.
+
+    Args:
+        command: the words.
+        folder: where it runs, with its store.
+        env: further variables.
+        columns: of the terminal.
+    """
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    known = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**known, "TERM": "xterm-256color", "SWEEP_STORE": str(folder / "store"), **env},
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    shown = b""
+    try:
+        while data := os.read(ours, 65536):
+            shown += data
+    except OSError:  # the other side is closed
+        pass
+    os.close(ours)
+    return process.wait(timeout=60), shown.decode().replace("\r\n", "\n")
 
 
 class Running:

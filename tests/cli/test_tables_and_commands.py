@@ -233,6 +233,16 @@ def test_a_commands_own_metrics_file_may_hold_lines_that_are_no_metrics(tmp_path
     assert parse_metrics(path.read_text(encoding="utf-8")) == [{"step": 1, "note": "a\u2028b"}]
 
 
+def test_an_integer_of_any_length_is_a_number_that_tables_hold_and_no_step(tmp_path: Path) -> None:
+    large, huge = "9" * 20, "9" * 5000
+    rows = parse_metrics(
+        f'{{"step": 1, "loss": {large}, "count": {2**62}}}\n{{"step": 2, "loss": -{huge}}}\n'
+        f'{{"step": {large}, "loss": 1}}\n{"[" * 100_000}\n{{"step": 3, "loss": 1}}'
+    )
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1e20), (2, -math.inf), (3, 1)]
+    assert rows[0]["count"] == 2**62 and isinstance(rows[0]["count"], int)
+
+
 @pytest.mark.parametrize("address", ["ray://h:abc", "h:99999", "ray://", "http://[::1", "ray://a..b:1"])
 @pytest.mark.long
 def test_doctor_survives_an_address_of_ray_that_is_none(

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cli.output import layout, printable
+from tests.cli import launches
 
 STYLE = re.compile(r"\x1b\[\d+m")
 
 
-def on_terminal(*words: str, folder: Path, columns: int = 80, **environment: str) -> str:
-    """Runs a verb on a terminal of its own and returns what it shows."""
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    known = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *words],
-        cwd=folder,
-        env={**known, "TERM": "xterm-256color", "SWEEP_STORE": str(folder / "store"), **environment},
-        stdin=its,
-        stdout=its,
-        stderr=its,
-        close_fds=True,
+def on_terminal(*words: str, folder: Path, **environment: str) -> str:
+    """Return what a verb shows on a terminal of its own."""
+    code, shown = launches.on_terminal(
+        [sys.executable, "-m", "orchestrator", *words], folder=folder, env=environment
     )
-    os.close(its)
-    shown = b""
-    while True:
-        try:
-            data = os.read(ours, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not data:
-            break
-        shown += data
-    os.close(ours)
-    assert process.wait(timeout=60) == 0, shown.decode()
-    return shown.decode().replace("\r\n", "\n")
+    assert code == 0, shown
+    return shown
 
 
 def test_a_plan_at_80_columns_breaks_no_id_and_its_costs_can_be_read(tmp_path):

@@ -90,7 +90,7 @@ def test_failures_are_one_event_for_each_fingerprint_and_jobs_one_for_each_cause
     assert due_events(found, kinds=["done"], stalled_s=0) == []
 
 
-def test_a_sweep_tells_of_few_kinds_of_failures():
+def test_a_sweep_has_notices_of_few_kinds_of_failures():
     found = facts("failed running", failures=[alike(f"f{n}") for n in range(MAX_FAILURES + 5)])
     notices = due_events(found, kinds=NOTICE_KINDS, stalled_s=0)
     known = {"failure-code-f3", "failure-nan-other", "done@1-ab"}
@@ -160,6 +160,11 @@ def test_only_refused_notices_are_tried_again(outcomes: list[Any], age_s: float,
     found = next_try(tries, {len(tries): age_s})
     assert (found.number, found.why) == (number, why)
     assert found.wait_s == (60 - age_s if number > 1 and age_s < 60 else 0)
+
+
+def test_a_refused_notice_of_an_event_that_is_past_is_not_tried_again():
+    found = next_try([sent(1, "refused")], {1: 61}, is_due=False)
+    assert (found.number, found.why) == (0, "refused, and no longer true of the sweep: HTTP 500")
 
 
 def test_pauses_grow_and_follow_the_receiver_up_to_a_limit():

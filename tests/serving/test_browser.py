@@ -258,6 +258,9 @@ def test_a_running_sweep_is_followed_and_its_failure_appears_by_itself(
 def test_a_page_names_a_server_that_is_gone(browser: Browser, root: Path, made: Made) -> None:
     served = Served(root / "store", "study")
     window = Opened(browser, served)
+    assert window.page.evaluate("read('/nothing')") is None
+    window.page.get_by_text("The server of this page answers with error 404 since").wait_for(timeout=5_000)
+    assert window.page.evaluate("read('/live').then(response => response.ok)")
     assert served.stop()[0] == 0  # with an open page
     window.page.get_by_text("The server of this page has not answered since").wait_for(timeout=15_000)
     window.context.close()

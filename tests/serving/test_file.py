@@ -93,12 +93,27 @@ def test_the_file_is_replaced_again_and_again_as_a_whole_until_a_signal(root: Pa
         (("--file", "page.html", "--every", "0"), "at least 1 seconds"),
         (("--file", "."), "is a folder"),
         (("--file", "pipe"), "is no regular file"),
+        (("--file", "circle"), "Symlink loop"),
     ],
 )
 def test_a_wrong_file_is_refused(root: Path, made: Made, words: tuple[str, ...], said: str) -> None:
     if words[1] == "pipe":
         os.mkfifo(root / "pipe")
+    if words[1] == "circle":
+        (root / "circle").symlink_to("circle")
     assert said in Sweep(root, root / "store")("serve", "study", *words, code=2)
+
+
+def test_a_file_for_which_there_is_no_room_is_named_and_the_one_before_stays(root: Path, made: Made) -> None:
+    (root / "room").mkdir()
+    page = root / "room" / "page.html"
+    page.write_text("before")
+    words = [sys.executable, "-m", "orchestrator", "serve", "study", "--store", str(root / "store")]
+    # No file may grow beyond 8 blocks, so the write fails in the middle as on a full disk.
+    limited = ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh", *words, "--file", str(page)]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and f"cannot write {page}: " in done.stderr
+    assert page.read_text() == "before" and [*page.parent.iterdir()] == [page]
 
 
 def test_what_a_link_leads_to_is_replaced_and_the_link_stays(root: Path, made: Made) -> None:

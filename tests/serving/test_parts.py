@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.serving import logs, results
-from orchestrator.serving.drawing import HERE, duration, number
+from orchestrator.serving.drawing import HERE, number
 from orchestrator.serving.live import Live
 from orchestrator.serving.security import is_loopback, named_host
 from orchestrator.store.objects import PosixStore
@@ -102,9 +102,10 @@ def test_the_end_of_a_huge_log_begins_with_a_line(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_end(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_bytes(b"\xff\xfe\x80\x80\x80\x80\xf0")
-    store, position = PosixStore(tmp_path), 0
-    part = logs.part_from(store, "log.txt", position)
-    assert part.text and part.end <= 7
+    store, text, position = PosixStore(tmp_path), "", 0
+    while (part := logs.part_from(store, "log.txt", position)).end > position:
+        text, position = text + part.text, part.end
+    assert position == 7 and set(text) == {"\ufffd"}
 
 
 @pytest.mark.parametrize(
@@ -185,14 +186,7 @@ def test_many_viewers_share_a_look() -> None:
     assert next(number) < 6
 
 
-def test_numbers_and_times_are_for_people() -> None:
-    assert [duration(each) for each in (None, 20, 600, 7380, 200_000)] == [
-        "",
-        "20 s",
-        "10 min",
-        "2 h 03 min",
-        "2 d 7 h",
-    ]
+def test_numbers_are_for_people() -> None:
     assert [number(each) for each in (None, 3, 1234.5, 0.1234)] == ["", "3", "1,234", "0.123"]
 
 

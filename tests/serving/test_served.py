@@ -206,6 +206,26 @@ def test_curves_of_several_cells_come_as_numbers(client: httpx.Client, made: Mad
     assert page.count(" checked") == 2
 
 
+def test_a_curve_with_values_that_are_no_numbers_is_drawn_without_them(tmp_path: Path) -> None:
+    made = states.make(tmp_path / "store", {"model": ("a", "b")}, ("done",))
+    rows = ("1.0", "NaN", "Infinity", "1e300", "9" * 400, '"text"', "3.0")
+    lines = [f'{{"step": {number}, "loss": {value}}}\n' for number, value in enumerate(rows)]
+    texts = ("".join(lines) + "[" * 100_000 + "\n", "".join(lines[:2]))
+    for cell, text in zip(made.of("done"), texts, strict=True):
+        (tmp_path / "store" / layout.metrics(made.fit(cell), 1)).write_text(text)
+    chosen = {"cell": made.of("done"), "stage": "fit", "metric": "loss"}
+    served = Served(tmp_path / "store", "study")
+    try:
+        with served.client() as client:
+            found, diverged = client.get("/s/study/curves.json", params=chosen).json()["curves"]
+            page = client.get("/s/study/curves", params=chosen).text
+        assert (found["points"], found["num_hidden"]) == ([[0, 1.0], [6, 3.0]], 4)
+        assert '<td class="number">inf</td>' in page and '<td class="number">nan</td>' in page
+        assert (diverged["points"], diverged["num_hidden"]) == ([[0, 1.0]], 1)
+    finally:
+        served.kill()
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -232,6 +252,12 @@ def test_no_path_leads_out(client: httpx.Client, path: str) -> None:
 def test_a_wrong_parameter_is_named(client: httpx.Client, query: str) -> None:
     answer = client.get(f"/s/study/cells{query}")
     assert answer.status_code == 400 and "This page cannot be shown" in answer.text
+
+
+@pytest.mark.parametrize("path", ["cells?only=", "cell/", "report/"])
+def test_an_error_does_not_repeat_a_long_text_as_a_whole(client: httpx.Client, path: str) -> None:
+    answer = client.get(f"/s/study/{path}{'x' * 50_000}")
+    assert answer.status_code in (400, 404) and len(answer.content) < 5_000
 
 
 def test_labels_that_look_like_markup_stay_text(client: httpx.Client) -> None:

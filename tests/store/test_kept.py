@@ -179,6 +179,22 @@ def test_a_record_of_a_later_version_is_kept_with_what_this_one_does_not_know(
     assert isinstance(done, Done) and b'"colour":"red"' in sealed.encode(done)
 
 
+def test_a_kept_record_that_this_version_cannot_decode_is_read_from_the_store(
+    sealed: Ledger, tmp_path: Path
+) -> None:
+    for instance in INSTANCES:
+        _make(sealed, instance)
+    expected = _look(sealed)
+    (path,) = _files(tmp_path)
+    known = kept._load(path)
+    # As a later version could have kept it, which shares the file.
+    path.unlink()
+    later = {key: (stamp, b'{"format": "three"}') for key, stamp in known.stamps.items()}
+    kept._write(path, kept._NOTHING, (), later)
+    assert _look(sealed) == expected
+    assert _kept(tmp_path) == set(known.stamps)
+
+
 def test_a_file_that_is_torn_foreign_or_of_another_version_is_made_again(
     sealed: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

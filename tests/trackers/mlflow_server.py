@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.trackers.receiver import free_port
 
 
 class SmallMlflow:
@@ -151,13 +152,6 @@ class SmallMlflow:
 def pairs(values: dict[str, str]) -> list[dict[str, str]]:
     """Values as the API lists them."""
     return [{"key": key, "value": value} for key, value in values.items()]
-
-
-def free_port() -> int:
-    """A port on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A webhook on loopback that answers as told, and keeps what it received."""
+"""A webhook on loopback that answers as it is set to, and keeps what it received."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -91,11 +90,3 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def wait_until_quiet(receiver: Receiver, seconds: float = 0.2) -> None:
-    """Waits until nothing more has arrived for a while."""
-    number = -1
-    while number != len(receiver.got):
-        number = len(receiver.got)
-        time.sleep(seconds)

@@ -1,12 +1,16 @@
-"""What a mirror shows of a cell, from the evidence alone."""
+"""What a mirror shows of a cell, from the evidence alone, and what it notes of its runs."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from orchestrator.core.evidence import Attempt, Evidence
 from orchestrator.core.records import Done
+from orchestrator.store.ledger import open_ledger
 from orchestrator.trackers.following import state_of
+from orchestrator.trackers.protocol import MirrorProgress, Notes
 from tests.store.builders import claim, end
 
 DONE = Evidence(
@@ -42,3 +46,22 @@ def test_the_state_of_a_cell_is_that_of_the_last_attempts_of_its_chain(
 def test_a_cell_is_done_when_its_last_product_was() -> None:
     assert state_of([DONE, DONE]) == ("done", 1767225610.0)
     assert state_of([DONE, RUNNING])[1] == 0.0
+
+
+@pytest.mark.parametrize("data", [b"", b'{"a": {"lin', b'{"a": {"lines": "many"}}', b"[]", b"\xff"])
+def test_a_damaged_note_counts_as_none_and_one_that_cannot_be_read_is_not_replaced(
+    tmp_path: Path, data: bytes
+) -> None:
+    objects = open_ledger(str(tmp_path / "store"), create=True).objects
+    notes = Notes(objects, "sweeps/s/m", "sent.json")
+    path = objects.workspace("sweeps/s/m") / "sent.json"
+    notes.note("a", MirrorProgress(lines=1))
+    notes.note("b", MirrorProgress(lines=2))
+    assert (notes.of("a").lines, notes.of("b").lines) == (1, 2)
+    path.write_bytes(data)
+    assert notes.of("a") == MirrorProgress()
+    path.unlink()
+    path.symlink_to(path)  # it is there, and reading it fails
+    with pytest.raises(OSError, match="symbolic links"):
+        notes.note("c", MirrorProgress(lines=3))
+    assert path.is_symlink()

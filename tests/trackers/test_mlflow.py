@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.errors import UserError
-from orchestrator.trackers.http import retry_after
-from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean
+from orchestrator.errors import UserError, retry_after_s
+from orchestrator.store.ledger import open_ledger
+from orchestrator.trackers.mirror import MirrorPasses
+from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean, found_run
 from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
 from tests.cli.launches import Running, wait_for
-from tests.trackers.mlflow_server import SmallMlflow, free_port, real_mlflow
+from tests.trackers.mlflow_server import SmallMlflow, real_mlflow
+from tests.trackers.receiver import free_port
 from tests.trackers.test_wandb import TWO
 
 
@@ -127,7 +131,11 @@ def test_a_launch_that_is_stopped_leaves_its_cells_killed_there_and_the_next_goe
 
 @pytest.mark.parametrize(
     ("status", "retry", "word"),
-    [(401, "", "refuses us (401)"), (429, "3600", "takes no more for now (429)"), (503, "", "fails (503)")],
+    [
+        (401, "", "refuses us (401)"),
+        (429, "3600", "takes no more for now (429)"),
+        (503, "", "fails (503)"),
+    ],
 )
 def test_a_server_that_takes_nothing_is_named_once_and_mended_later(
     two: Any, server: SmallMlflow, status: int, retry: str, word: str, tmp_path: Path
@@ -138,8 +146,24 @@ def test_a_server_that_takes_nothing_is_named_once_and_mended_later(
     assert "2 cells: 2 done" in said and "TensorBoard: 2 runs" in said
     assert said.count(word) == 1 and "sweep sync two --to mlflow" in said
     assert time.monotonic() - start_s < 30
+    (log,) = two.store.glob("sweeps/two/logs/request-1-mirror.log")
+    assert word in log.read_text() and "Traceback" not in log.read_text()
     server.status = 0
     assert "sent 16 points" in two("sync", "two", "--to", "mlflow")
+
+
+@pytest.mark.long
+def test_a_pause_of_years_is_bounded(two: Any, server: SmallMlflow) -> None:
+    two("launch", "two.yaml", "seed=0", "count.num_steps=1")
+    server.status, server.retry_after = 429, "99999999999"
+    ledger, said, over = open_ledger(str(two.store)), list[str](), threading.Event()
+    passes = MirrorPasses("mlflow", {}, ledger=ledger, revision=ledger.revision("two", 1), notify=said.append)
+    with ThreadPoolExecutor() as pool:
+        result = pool.submit(passes.run, over)
+        wait_for(lambda: said)
+        time.sleep(0.2)  # it waits now
+        over.set()
+    assert result.result().problem.endswith("takes no more for now (429)")
 
 
 def test_a_server_that_is_not_there_or_refuses_costs_a_sync_its_exit_code(
@@ -182,21 +206,32 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     assert call(server.address).retry_s == 17.0
     server.status, server.retry_after = 404, ""
     assert call(server.address).is_final  # no MLflow server
+    server.status = 200  # nor is this one, although it answers in JSON
+    gone = call(server.address)
+    assert gone.is_final and "not of this API (200)" in gone.what
     monkeypatch.setattr("orchestrator.trackers.http.REQUEST_S", 0.2)
     server.status, server.delay_s = 0, 1.0
     assert "does not answer" in call(server.address).what
-    assert retry_after("nonsense") is None and retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after_s("nonsense") is None and retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
 def test_addresses_and_names_that_no_server_takes() -> None:
-    for url in ("", "sqlite:///m.db", "mlruns", "file:///tmp/x"):
-        with pytest.raises(UserError):
+    for url in ("", "sqlite:///m.db", "mlruns", "file:///tmp/x", "http://", "http://me:hunt/er2@host"):
+        with pytest.raises(UserError) as caught:
             address_of({"MLFLOW_TRACKING_URI": url})
+        assert "hunt" not in str(caught.value)
     assert clean("train/loss") == "train/loss"
     assert clean("a%b") != clean("a$b") and not set(clean("a%b")) & set("%$")
     assert not clean("/../x").startswith(("/", ".")) and len(clean("x" * 300)) <= 250
     with pytest.raises(UserError):
         MlflowMirror({"experimnt": "x"})
+
+
+@pytest.mark.parametrize("text", ["", "12x", "-1", "1e3", "²"])
+def test_a_cursor_that_somebody_edited_counts_as_none(text: str) -> None:
+    run = {"info": {"run_id": "r", "status": "RUNNING"}, "data": {}}
+    tags = {"polysweep.sent.a": text, "polysweep.sent.b": "12"}
+    assert found_run(run, tags).progress.bytes == {"b": 12}
 
 
 @pytest.mark.long

@@ -48,7 +48,7 @@ def test_a_run_that_was_deleted_there_gets_another_id_and_its_whole_history_and_
     first, second = sorted(server.configs)
     server.deleted.add(first)
     said = sweep("rerun", "two", "--yes")
-    assert "W&B: 2 runs in project polysweep, 1 anew for such as were deleted there" in said
+    assert "W&B: 2 runs in project polysweep, of which 1 replace runs deleted there" in said
     assert "not mirrored whole" not in said and "kept here" not in said
     whole = [(1, n) for n in range(1, 6)] + [(2, n) for n in range(4, 9)]
     assert steps(server.history[f"{first}-2"]) == whole == steps(server.history[second])

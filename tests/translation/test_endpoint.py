@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import StageFailure, StopRequested, UserError
+from orchestrator.errors import StageFailure, StopRequested, UserError, retry_after_s
 from orchestrator.stage import StopSignal
 from orchestrator.translation import stages
-from orchestrator.translation.endpoint import Access, access, check_access, retry_after_s
+from orchestrator.translation.endpoint import Access, access, check_access
 from orchestrator.translation.run import REPLIES, Answered, read_lines
 from tests.translation.rows import config_of, run, write_source
 from tests.translation.server import KEY, MODEL, Server

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 
-import pytest
-
 from orchestrator.api.logs import shown_lines
 from orchestrator.core.state import State
 from orchestrator.watching.board import fit
-from orchestrator.watching.drawing import COLOURS, MARKS, MEANINGS, amount, curve_lines, duration
+from orchestrator.watching.drawing import COLOURS, MARKS, MEANINGS, amount, curve_lines
 
 
 def test_each_state_has_a_mark_of_its_own_in_one_column_of_any_terminal():
     assert set(MARKS) == set(COLOURS) == set(MEANINGS) == set(State)
     assert len(set(MARKS.values())) == len(State)
     assert all(mark.isascii() and len(mark) == 1 and not mark.isdigit() for mark in MARKS.values())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3599, "59 min"), (7830, "2 h 10 min"), (190_000, "2 d 4 h")],
-)
-def test_a_duration_has_two_units_at_most(seconds: float, text: str):
-    assert duration(seconds) == text
 
 
 def test_an_amount_has_about_three_digits():

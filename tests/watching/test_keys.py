@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from textual.widgets import Input
 
+from orchestrator.api.requests import build_request
+from orchestrator.api.state import open_view
 from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
 from orchestrator.watching.screens import KEYS, Confirm
-from tests.store import states
+from tests.store import builders, states
 from tests.watching.terminals import Shown, compare, run, terminal
 
 ONCE = """
@@ -284,11 +287,16 @@ def test_a_rerun_that_is_confirmed_runs_the_failed_cell_to_its_end(sweep: Any):
 
 
 def test_a_rerun_that_would_be_refused_is_not_even_asked(root: Path):
+    view = open_view("study", str(root))
+    elsewhere = msgspec.structs.replace(builders.settings(), launcher={"name": "elsewhere"})
+    launch = build_request(view, "launch", view.sweep.cells, settings=elsewhere)
+    open_ledger(str(root)).add_request("study", launch)
+
     async def keys() -> None:
         async with terminal(str(root)) as shown:
-            # The stages of this study name a module that is nowhere.
             await shown.press("n", "r")
-            await shown.until(lambda: isinstance(shown.app.screen, Confirm) or "m:f" in shown.text())
-        assert [verb for verb, _ in requests(root)] == ["cancel"]
+            await shown.until_shown("rerun refused")
+            assert "'elsewhere'" in shown.text()
+        assert "rerun" not in [verb for verb, _ in requests(root)]
 
     run(keys())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.launches import wait_for
+from tests.cli.launches import on_terminal, wait_for
 
 TMUX = shutil.which("tmux")
 COUNTING = """
@@ -22,31 +21,6 @@ config: {seed: 0, count: {num_steps: 400, checkpoint_every: 50, step_s: 0.05, fa
 axes: {count.num_steps: [400, 500, 600], seed: [0, 1]}
 stages: [count]
 """
-
-
-def on_terminal(*words: str, folder: Path, block: str = "") -> tuple[int, str]:
-    """Run a verb with a terminal as its streams; return its exit code and what it shows."""
-    ours, its = pty.openpty()
-    code = f"import sys; sys.modules[{block!r}] = None\n" if block else "import sys\n"
-    code += "from orchestrator.cli.main import main\nsys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        cwd=folder,
-        env={**os.environ, "TERM": "xterm-256color", "SWEEP_STORE": str(folder / "store")},
-        stdin=its,
-        stdout=its,
-        stderr=its,
-    )
-    os.close(its)
-    shown = b""
-    while True:
-        try:
-            data = os.read(ours, 65536)
-        except OSError:  # the other side is closed
-            break
-        shown += data
-    os.close(ours)
-    return process.wait(timeout=60), shown.decode().replace("\r\n", "\n")
 
 
 def test_without_a_terminal_it_names_the_verbs_that_need_none(sweep: Any):
@@ -63,7 +37,9 @@ def test_an_unknown_sweep_wrong_selectors_a_wrong_axis_and_a_wrong_interval_are_
 
 
 def test_without_textual_the_extra_is_named(sweep: Any):
-    code, shown = on_terminal("watch", "smoke", folder=sweep.folder, block="textual")
+    program = "import sys; sys.modules['textual'] = None\n"
+    program += "from orchestrator.cli.main import main\nsys.exit(main())"
+    code, shown = on_terminal([sys.executable, "-c", program, "watch", "smoke"], folder=sweep.folder)
     assert code == 2 and "pip install 'polysweep[watch]'" in shown
 
 

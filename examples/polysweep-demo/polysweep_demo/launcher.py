@@ -16,10 +16,9 @@ import msgspec
 from orchestrator.core.tree import convert
 from orchestrator.costs import Hardware
 from orchestrator.errors import UserError
-from orchestrator.execution.assignment import Assignment
 from orchestrator.formats import encode
 from orchestrator.launchers.base import Launch, LaunchGpus, Positive
-from orchestrator.launchers.local import host_hardware
+from orchestrator.launchers.local import assignment_of, host_hardware
 
 MAX_RESTARTS = 20
 
@@ -68,20 +67,7 @@ class CommandLauncher:
 
     def _start(self, slot: int) -> None:
         launch, log = self._launch, self._log(slot)
-        order = Assignment(
-            store=launch.store,
-            sweep=launch.sweep,
-            revision=launch.revision,
-            cells=launch.cells,
-            settings=launch.settings,
-            slot=slot,
-            num_slots=self._number,
-            import_paths=launch.import_paths,
-            code_digest=launch.code_digest,
-            code=launch.code,
-            named=launch.named,
-            request=launch.request,
-        )
+        order = assignment_of(launch, slot=slot, num_slots=self._number)
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.with_suffix(".json")
         file.write_bytes(encode(order))

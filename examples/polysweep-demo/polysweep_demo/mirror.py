@@ -66,7 +66,7 @@ class JsonlMirror:
     def end(self) -> None:
         """Do nothing: there is no file for the whole sweep."""
 
-    def farewell(self) -> str:
+    def summary(self) -> str:
         """Return one line for the user."""
         return f"{self.title}: {counted(len(self._opened), 'file')} in {self._options.dir}"
 

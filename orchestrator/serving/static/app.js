@@ -22,27 +22,31 @@ function serverAnswers(headers) {
   showAge();
 }
 
-function serverSilent() {
+function serverSilent(status) {
   const banner = $("#offline");
   if (!banner.hidden) return;
   const time = new Date().toLocaleTimeString();
-  banner.textContent = `The server of this page has not answered since ${time}. What is shown is from before.`;
+  const what = status ? `answers with error ${status}` : "has not answered";
+  banner.textContent = `The server of this page ${what} since ${time}. What is shown is from before.`;
   banner.hidden = false;
 }
 
 document.addEventListener("htmx:after:request", (event) => {
   const response = event.detail?.ctx?.response;
   if (response?.raw?.ok) serverAnswers(response.raw.headers);
-  else serverSilent();
+  else serverSilent(response?.raw?.status);
 });
-document.addEventListener("htmx:error", serverSilent);
+document.addEventListener("htmx:error", () => serverSilent());
 
 async function read(address) {
   try {
     const response = await fetch(address, { credentials: "same-origin" });
-    if (!response.ok) throw new Error(response.statusText);
-    serverAnswers(response.headers);
-    return response;
+    if (response.ok) {
+      serverAnswers(response.headers);
+      return response;
+    }
+    serverSilent(response.status);
+    return null;
   } catch {
     serverSilent();
     return null;
@@ -113,6 +117,13 @@ function draw(chart, found) {
     legend: { live: true },
   };
   new uPlot(options, uPlot.join(tables), chart);
+  const hidden = found.curves.reduce((sum, curve) => sum + curve.num_hidden, 0);
+  if (hidden) {
+    const note = document.createElement("p");
+    note.className = "small soft";
+    note.textContent = `Not drawn: ${hidden} values that are no numbers, or larger than 1e100.`;
+    chart.append(note);
+  }
 }
 
 async function plot(chart) {
