@@ -180,6 +180,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "trackio": ("httpx",),
     "tensorboard": ("tensorboard",),
     "notify": ("apprise",),
+    "search": ("optuna",),
     "vllm": ("vllm",),
 }
 """Extra of the distribution to the modules that it brings, as in pyproject.toml.
