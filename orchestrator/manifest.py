@@ -77,6 +77,10 @@ class Digests:
             if key_of(path) == key:
                 self._known[key] = digest
 
+    def forget(self) -> None:
+        """Remember nothing any more, as a new process does."""
+        self._known.clear()
+
     def of(self, paths: Iterable[Path]) -> dict[str, tuple[FileKey, str]]:
         """Return what is remembered of files, by path, for `accept` in another process."""
         keys = {str(path): key_of(path) for path in paths}
@@ -150,7 +154,10 @@ def scan(folder: Path) -> tuple[File, ...]:
 
     # Sorted here, so that the result does not depend on which thread ends first.
     paths = sorted(_files_under(folder), key=lambda path: path.parts)
-    with ThreadPoolExecutor(num_hash_threads()) as pool:
+    num_threads = min(len(paths), num_hash_threads())
+    if num_threads < 2:  # to start a thread takes longer than it would save
+        return tuple(found for found in map(file, paths) if found is not None)
+    with ThreadPoolExecutor(num_threads) as pool:
         return tuple(found for found in pool.map(file, paths) if found is not None)
 
 
