@@ -77,10 +77,6 @@ class Digests:
             if key_of(path) == key:
                 self._known[key] = digest
 
-    def forget(self) -> None:
-        """Remember nothing any more, as a new process does."""
-        self._known.clear()
-
     def of(self, paths: Iterable[Path]) -> dict[str, tuple[FileKey, str]]:
         """Return what is remembered of files, by path, for `accept` in another process."""
         keys = {str(path): key_of(path) for path in paths}

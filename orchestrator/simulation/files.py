@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.simulation.handles import FIRST_HANDLE, Entry, Node, ReadFile, Scan, WrittenFile
+from orchestrator.simulation.handles import FIRST_HANDLE, FolderEntry, FolderScan, Node, ReadFile, WrittenFile
 from orchestrator.simulation.world import EPOCH_S, World
 
 ROOT = "/simulated"
@@ -305,7 +305,7 @@ class Files:
         values = (node.kind | node.mode, node.number, 1, 1, 0, 0, size, int(at_s), int(at_s), int(at_s))
         return os.stat_result((*values, at_s, at_s, at_s, at_ns, at_ns, at_ns, 4096, 8, 0))
 
-    def scan(self, path: str) -> Scan:
+    def scan(self, path: str) -> FolderScan:
         """Return what `os.scandir` does."""
         self._step("list", path)
         node = self._find(path)
@@ -320,7 +320,9 @@ class Files:
                 names = [name for name in seen[1] if f"{path}/{name}" in self._nodes]  # type: ignore[attr-defined]
             else:
                 machine.seen[f"{path}/"] = (now_s, names)
-        return Scan([Entry(name, f"{path}/{name}", self._nodes[f"{path}/{name}"]) for name in names])
+        return FolderScan(
+            [FolderEntry(name, f"{path}/{name}", self._nodes[f"{path}/{name}"]) for name in names]
+        )
 
     def exists(self, path: str) -> bool:
         """Return whether there is something at a path."""

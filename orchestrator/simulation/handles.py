@@ -32,7 +32,7 @@ class Node:
         self.written_s = now_s
 
 
-class Entry:
+class FolderEntry:
     """An entry of a listing, as `os.DirEntry` is one."""
 
     __slots__ = ("_node", "name", "path")
@@ -62,19 +62,19 @@ class Entry:
         return False
 
 
-class Scan:
+class FolderScan:
     """A listing, as `os.scandir` returns one."""
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: list[FolderEntry]) -> None:
         self._entries = iter(entries)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[FolderEntry]:
         return self._entries
 
-    def __next__(self) -> Entry:
+    def __next__(self) -> FolderEntry:
         return next(self._entries)
 
-    def __enter__(self) -> Scan:
+    def __enter__(self) -> FolderScan:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,7 +19,7 @@ from orchestrator.simulation.world import World
 Read = Callable[[str], bytes | None]
 
 
-class Broken(AssertionError):
+class RuleBroken(AssertionError):
     """A rule of the store protocol was broken.
 
     Args:
@@ -60,10 +60,10 @@ class Invariants:
         """
         try:
             self._check(kind, key)
-        except Broken as broken:  # not raised: the code that runs may take exceptions for those of a stage
+        except RuleBroken as broken:  # not raised: the code that runs may take it for a stage's
             self._world.fail(broken)
         except msgspec.DecodeError as error:
-            self._world.fail(Broken(2, f"{key} is no record: {error}"))
+            self._world.fail(RuleBroken(2, f"{key} is no record: {error}"))
 
     def _check(self, kind: str, key: str) -> None:
         parts = key.split("/")
@@ -82,16 +82,16 @@ class Invariants:
     def _once(self, kind: str, key: str) -> None:
         data = self._read(key)
         if kind == "unlink" or data is None:
-            raise Broken(7, f"{key} was deleted")
+            raise RuleBroken(7, f"{key} was deleted")
         if self._created.setdefault(key, data) != data:
-            raise Broken(1, f"{key} was created a second time")
+            raise RuleBroken(1, f"{key} was created a second time")
 
     def _record(self, kind: str, key: str, of: tuple[str, str], number: int, name: str) -> None:
         if name == "claim.json":
             self._once(kind, key)
             owners = self._owners.setdefault(of, {})
             if number > 1 and number - 1 not in owners:
-                raise Broken(3, f"{key} was created before attempt {number - 1}")
+                raise RuleBroken(3, f"{key} was created before attempt {number - 1}")
             claim = formats.decode(self._created[key], Claim)
             owners[number] = claim.owner.process.start
             self._beats[of, number] = self._world.now_s
@@ -105,7 +105,7 @@ class Invariants:
         elif name == "start.json":
             self._start(key, of, number)
         if kind == "unlink":
-            raise Broken(7, f"{key} was deleted")
+            raise RuleBroken(7, f"{key} was deleted")
         self._check_owner(key, of, number)
 
     def _start(self, key: str, of: tuple[str, str], number: int) -> None:
@@ -117,7 +117,7 @@ class Invariants:
         generation = formats.decode(claim or b"", Claim).generation
         void = self._read(f"void/{of[0]}/{of[1]}.{generation}.json")
         if void is not None and formats.decode(void, Void).kind == "discarded":
-            raise Broken(6, f"{key} goes on from attempt {start.parent.attempt}, which was discarded")
+            raise RuleBroken(6, f"{key} goes on from attempt {start.parent.attempt}, which was discarded")
 
     def _check_dead(self, key: str, of: tuple[str, str], number: int) -> None:
         """Check that an attempt that was taken for dead is not one that runs undisturbed."""
@@ -130,7 +130,7 @@ class Invariants:
         has_child = any(name.startswith(f"{owner}/") for name in processes)
         if has_child and not is_disturbed:
             ago_s = self._world.now_s - beat_s
-            raise Broken(4, f"{key} takes over from {owner}, which runs and wrote {ago_s:.1f} s ago")
+            raise RuleBroken(4, f"{key} takes over from {owner}, which runs and wrote {ago_s:.1f} s ago")
 
     def claims_of(self, owner: str) -> list[tuple[tuple[str, str], int]]:
         """Return the attempts that a worker claimed, in order."""
@@ -142,7 +142,7 @@ class Invariants:
             return
         owner = self._owners.get(of, {}).get(number)
         if owner != process.name.partition("/")[0]:
-            raise Broken(5, f"{process.name} wrote {key} of {owner}")
+            raise RuleBroken(5, f"{process.name} wrote {key} of {owner}")
 
     def _product(self, key: str) -> None:
         """Check a product at the moment from which it counts: it is whole, durable, and its maker's."""
@@ -152,12 +152,12 @@ class Invariants:
         self._check_owner(key, of, done.attempt)
         claim = self._read(f"records/{done.stage}/{done.digest}/{done.attempt}/claim.json")
         if claim is None or formats.decode(claim, Claim).generation != done.generation:
-            raise Broken(2, f"{key} is not of the generation of its attempt's claim")
+            raise RuleBroken(2, f"{key} is not of the generation of its attempt's claim")
         for file in done.files:
             path = f"payload/{done.stage}/{done.digest}/{done.attempt}/output/{file.path}"
             data = self._durable(path)
             if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
-                raise Broken(2, f"{path} is not durable when {key} is created")
+                raise RuleBroken(2, f"{path} is not durable when {key} is created")
 
     def _deleted(self, key: str, of: tuple[str, str], number: int) -> None:
         """Check that a product's file which goes was said to go."""
@@ -172,4 +172,4 @@ class Invariants:
                 data = self._read(f"retired/{of[0]}/{policy}/{of[1]}.{done.generation}.json")
                 said |= set() if data is None else {f.path for f in formats.decode(data, Retired).files}
             if name not in said:
-                raise Broken(7, f"{key} was deleted and no record says so")
+                raise RuleBroken(7, f"{key} was deleted and no record says so")

@@ -16,16 +16,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from orchestrator import manifest
 from orchestrator.core.evidence import Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Owner, Process
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.loop import Worker
-from orchestrator.manifest import REMEMBERED
 from orchestrator.simulation.children import SimulatedChildren
 from orchestrator.simulation.files import SHARED, Files
-from orchestrator.simulation.invariants import Broken, Invariants
+from orchestrator.simulation.invariants import Invariants, RuleBroken
 from orchestrator.simulation.small_sweep import (
     LEASE_S,
     NAME,
@@ -67,6 +67,43 @@ class Played(NamedTuple):
     problem: str
 
 
+_FAULTS = ("kill", "kill", "stop", "stop", "power", "cut", "clock", "term", "reply", "reply")
+
+
+class _Faults:
+    """What is still to befall a run, and when.
+
+    Attributes:
+        is_storm: whether workers are stopped in order many times, with no retry to spend on it: no attempt
+            may count as a failure.
+        left: how much is still to come.
+        num_errors: how many errors the network caused.
+    """
+
+    def __init__(self, world: World, *, is_calm: bool) -> None:
+        self._world = world
+        self.is_storm = world.random.random() < 0.1
+        self.left = 0 if is_calm else world.random.choice((0, 1, 1, 2, 3, 5)) + 4 * self.is_storm
+        self.num_errors = 0
+        self._next = 0
+        self._draw_next()
+
+    def _draw_next(self) -> None:
+        """Draw after how many steps something happens next: often in quick succession."""
+        draw = self._world.random.random()
+        self._next = self._world.num_steps + 1 + int(700 * draw * draw)
+
+    def is_due(self) -> bool:
+        """Return whether something is to happen now."""
+        return self.left > 0 and self._world.num_steps >= self._next
+
+    def draw(self) -> str:
+        """Return what happens now."""
+        self.left -= 1
+        self._draw_next()
+        return "term" if self.is_storm else self._world.random.choice(_FAULTS)
+
+
 class Play:
     """A run of a sweep on simulated machines.
 
@@ -91,15 +128,11 @@ class Play:
             )
             for number in range(draw.choice((1, 2, 2, 3)))
         ]
-        # Many stops in order, and no retry to spend on one of them: no attempt may count as a failure.
-        self._is_storm = draw.random() < 0.1
-        self._faults_left = 0 if is_calm else draw.choice((0, 1, 1, 2, 3, 5)) + 4 * self._is_storm
-        self._next_fault = self._gap()
+        self._faults = _Faults(self.world, is_calm=is_calm)
         self._num_started = 0
-        self._num_errors = 0
         self._children: dict[str, SimulatedChildren] = {}
         self._stops: dict[str, str] = {}
-        self.settings = settings_of(draw.choice(("all", "none")), 0 if self._is_storm else 9)
+        self.settings = settings_of(draw.choice(("all", "none")), 0 if self._faults.is_storm else 9)
         self.invariants = Invariants(
             self.world, self._read(self.files.content), self._read(self.files.durable)
         )
@@ -109,20 +142,13 @@ class Play:
 
     # What happens
 
-    def _gap(self) -> int:
-        """Draw after how many steps something happens next: often in quick succession."""
-        draw = self.world.random.random()
-        return self.world.num_steps + 1 + int(700 * draw * draw)
-
     def _before_step(self, kind: str, what: str) -> None:
         world = self.world
         process = world.current
         if process is not None and process.machine.cut_until_s > world.now_s and what.startswith(SHARED):
             raise OSError(errno.EIO, "the network is down", what)
-        if self._faults_left and world.num_steps >= self._next_fault:
-            self._faults_left -= 1
-            self._next_fault = self._gap()
-            self._befall("term" if self._is_storm else world.random.choice(_FAULTS))
+        if self._faults.is_due():
+            self._befall(self._faults.draw())
 
     def _befall(self, name: str) -> None:
         world = self.world
@@ -165,7 +191,7 @@ class Play:
             return False
         self.files.reply = lambda kind: False
         if self.world.random.random() < 0.5:
-            self._num_errors += 1
+            self._faults.num_errors += 1
             raise OSError(errno.EIO, "the reply was lost")
         return kind == "link"
 
@@ -244,7 +270,7 @@ class Play:
                 machine = self.machines[number % len(self.machines)]
                 self.start_worker(machine, number, after_s=world.random.random() * 3.0)
             world.run(limit_s=LIMIT_S)
-            self._faults_left = 0
+            self._faults.left = 0
             self.files.reply = lambda kind: False
             for machine in self.machines:
                 machine.cut_until_s = 0.0
@@ -256,12 +282,12 @@ class Play:
 
     def _check_left(self, name: str, machine: Machine) -> None:
         """Check that a worker which ends by itself has ended all that it claimed."""
-        if self._num_errors or machine.cut_until_s:
+        if self._faults.num_errors or machine.cut_until_s:
             return  # such an end may be one that could not be recorded
         for (stage, digest), number in self.invariants.claims_of(name):
             key = f"records/{stage}/{digest}/{number}/end.json"
             if self.files.content(f"{SHARED}/{key}") is None:
-                self.world.fail(Broken(1, f"{name} left attempt {number} of {stage} without an end"))
+                self.world.fail(RuleBroken(1, f"{name} left attempt {number} of {stage} without an end"))
 
     def _changed(self, kind: str, path: str) -> None:
         if path.startswith(SHARED):
@@ -276,25 +302,22 @@ class Play:
         for digest, instance in self.sweep.stages.items():
             evidence = reader.evidence(digest)
             if evidence.done is None:
-                raise Broken(2, f"{instance.name} is not done: {evidence.problem or evidence.attempts}")
+                raise RuleBroken(2, f"{instance.name} is not done: {evidence.problem or evidence.attempts}")
             table[digest] = evidence.done.rows
             attempts = ledger.attempts(instance)
             end = attempts[evidence.done.attempt - 1].end
             if end is not None and end.outcome != "succeeded":
-                raise Broken(
+                raise RuleBroken(
                     1, f"{instance.name} has a product of attempt {evidence.done.attempt}: {end.why}"
                 )
             numbers = [attempt.number for attempt in attempts]
             if numbers != list(range(1, len(numbers) + 1)):
-                raise Broken(3, f"{instance.name} has attempts {numbers}")
+                raise RuleBroken(3, f"{instance.name} has attempts {numbers}")
             for taken in instance.inputs:
                 if evidence.done.inputs.get(taken.digest) != reader.evidence(taken.digest).generation:
-                    raise Broken(2, f"{instance.name} was made of another generation of {taken.stage}")
+                    raise RuleBroken(2, f"{instance.name} was made of another generation of {taken.stage}")
         if table != calm_table(len(self.sweep.cells)):
-            raise Broken(6, f"the table differs: {table}")
-
-
-_FAULTS = ("kill", "kill", "stop", "stop", "power", "cut", "clock", "term", "reply", "reply")
+            raise RuleBroken(6, f"the table differs: {table}")
 
 
 def _no_line(line: str) -> None:
@@ -330,9 +353,9 @@ def play(seed: int, *, is_calm: bool = False, lines: list[str] | None = None) ->
     """
     if seed != WARM_UP:
         _warm_up()
-    REMEMBERED.forget()
+    manifest.REMEMBERED = manifest.Digests()  # no run knows the files of another
     run = Play(seed, is_calm=is_calm)
-    run.world.lines = lines
+    run.world.trace.lines = lines
     problem = ""
     with _quiet():
         try:
@@ -340,4 +363,6 @@ def play(seed: int, *, is_calm: bool = False, lines: list[str] | None = None) ->
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is a finding
             problem = f"{type(error).__name__}: {error}"
     world = run.world
-    return Played(seed, world.trace, world.num_steps, round(world.now_s, 3), dict(run.events), problem)
+    return Played(
+        seed, world.trace.digest(), world.num_steps, round(world.now_s, 3), dict(run.events), problem
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import random
 import threading
 from _thread import allocate_lock
@@ -90,6 +91,9 @@ class SimulatedProcess:
         return not self.is_over and not self.is_killed
 
 
+_ORDER = itertools.count()
+"""Of several events at one time, the one that was planned first comes first."""
+
 _idle: deque[_Thread] = deque()
 """Threads that wait for a process. To start one takes longer than most processes run."""
 
@@ -114,6 +118,28 @@ class _Thread(threading.Thread):
             self._work()
 
 
+class Trace:
+    """All steps of a run, in order, with their times and processes.
+
+    Attributes:
+        lines: the steps, for people; None to keep the digest alone.
+    """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b()
+        self.lines: list[str] | None = None
+
+    def add(self, line: str) -> None:
+        """Add a step."""
+        self._digest.update(line.encode())
+        if self.lines is not None:
+            self.lines.append(line)
+
+    def digest(self) -> str:
+        """Return a digest of all steps so far."""
+        return self._digest.hexdigest()[:32]
+
+
 class World:
     """The processes of one run, and what happens to them.
 
@@ -125,6 +151,7 @@ class World:
         now_s: seconds since the start.
         num_steps: steps made so far.
         current: the process that holds the baton; None outside of `run`.
+        trace: of the run so far.
         before_step: called at each step, with its kind and object; it may raise, kill or let time pass.
     """
 
@@ -136,19 +163,12 @@ class World:
         self.before_step: Callable[[str, str], object] = lambda kind, what: None
         self.processes: list[SimulatedProcess] = []
         self._events: list[tuple[float, int, Callable[[], object]]] = []
-        self._num_planned = 0
         self._left = 0
         self._limit_s = 0.0
         self._failure: BaseException | None = None
         self._back = allocate_lock()
         self._back.acquire()
-        self._digest = hashlib.blake2b()
-        self.lines: list[str] | None = None
-
-    @property
-    def trace(self) -> str:
-        """A digest of all steps so far, in order, with their times and processes."""
-        return self._digest.hexdigest()[:32]
+        self.trace = Trace()
 
     # Processes
 
@@ -239,8 +259,7 @@ class World:
 
     def after(self, seconds: float, act: Callable[[], object]) -> None:
         """Have something happen to the world after some time, if a process still runs then."""
-        self._num_planned += 1
-        heapq.heappush(self._events, (self.now_s + seconds, self._num_planned, act))
+        heapq.heappush(self._events, (self.now_s + seconds, next(_ORDER), act))
 
     def _choose(self) -> SimulatedProcess:
         """Return the process that goes on next; move the clock on if all sleep."""
@@ -314,10 +333,7 @@ class World:
     def note(self, kind: str, what: str) -> None:
         """Add a line to the trace."""
         name = self.current.name if self.current is not None else ""
-        line = f"{self.now_s:.3f} {name} {kind} {what}\n"
-        self._digest.update(line.encode())
-        if self.lines is not None:
-            self.lines.append(line)
+        self.trace.add(f"{self.now_s:.3f} {name} {kind} {what}\n")
 
     def sleep(self, seconds: float) -> None:
         """Let the running process sleep for some seconds of the simulated clock."""
