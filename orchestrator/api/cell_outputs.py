@@ -25,7 +25,7 @@ class BudgetLimit(TypedDict):
     spent_gpu_hours: NotRequired[float]  #: by the workers of the sweep.
 
 
-class StageStatus(TypedDict):
+class StageStateOutput(TypedDict):
     """The state of a stage of a cell."""
 
     stage: str  #: such as ``train``, or ``prepare[en]``.
@@ -38,7 +38,7 @@ class StageStatus(TypedDict):
     remedy: NotRequired[str]  #: with which the last attempt started; absent without one.
 
 
-class CellState(TypedDict):
+class CellStateOutput(TypedDict):
     """The state of a cell."""
 
     cell: str  #: its id.
@@ -49,7 +49,7 @@ class CellState(TypedDict):
     attempts: int  #: of its stages.
     retries: int  #: how often its stages were started again.
     chosen_gpus: NotRequired[int]  #: absent unless `hardware.moldable` is set.
-    stages: Sequence[StageStatus]  #: in order.
+    stages: Sequence[StageStateOutput]  #: in order.
 
 
 class StatusOutput(TypedDict):
@@ -62,10 +62,10 @@ class StatusOutput(TypedDict):
     code: Mapping[str, int]  #: version of the code to number of products that it made.
     problems: Sequence[str]  #: records that could not be read.
     undelivered: Sequence[Undelivered]  #: notices that were not delivered.
-    cells: Sequence[CellState]  #: that were selected.
+    cells: Sequence[CellStateOutput]  #: that were selected.
 
 
-class HeldTime(TypedDict):
+class SpentTime(TypedDict):
     """The held time of some workers, in seconds, and where it went."""
 
     unit: str  #: ``gpu_seconds`` or ``worker_seconds``.
@@ -84,7 +84,7 @@ class SpentOutput(TypedDict):
 
     sweep: str  #: its name.
     revision: int  #: that was read.
-    spent: Sequence[HeldTime]  #: by workers with GPUs, and by others.
+    spent: Sequence[SpentTime]  #: by workers with GPUs, and by others.
     budget: BudgetLimit  #: of the last launch.
 
 
