@@ -47,7 +47,7 @@ class Work(NamedTuple):
         request: the newest launch or rerun, whose settings apply.
         code: the snapshot that they run.
         cells: that they may work on.
-        num_other: cells that were last launched with other code, and are not among these.
+        num_other: cells that are not done, and were last launched with other code: they are not among these.
     """
 
     view: SweepState
@@ -121,7 +121,8 @@ def find_work(word: str, url: str | None, only: Sequence[str] = ()) -> Work:
     codes = codes_of(launched, view.request_summary.asked)
     chosen = [cell for cell in view.select(only) if cell.id in codes]
     cells = tuple(cell for cell in chosen if codes[cell.id] == version)
-    return Work(view, newest, kept[-1], cells, len(chosen) - len(cells))
+    others = [c for c in chosen if codes[c.id] != version and view.cells[c.id].state is not State.DONE]
+    return Work(view, newest, kept[-1], cells, len(others))
 
 
 def _launch(sweep: str) -> str:
