@@ -37,7 +37,7 @@ RETRIES = 6
 CACHE = "/var/cache/polysweep"
 
 
-class Wanted(NamedTuple):
+class TemplateOptions(NamedTuple):
     """What a user asks of a template.
 
     Attributes:
@@ -61,7 +61,7 @@ class Wanted(NamedTuple):
     secret: str = ""
 
 
-def rendered(work: Work, wanted: Wanted) -> str:
+def rendered(work: Work, wanted: TemplateOptions) -> str:
     """Return the text of a template.
 
     Raises:
@@ -103,7 +103,7 @@ def _grace_s(work: Work) -> int:
     return math.ceil(work.settings.policy.grace_s + 2 * MARGIN_S)
 
 
-def _kubernetes(work: Work, wanted: Wanted) -> str:
+def _kubernetes(work: Work, wanted: TemplateOptions) -> str:
     _refuse_folder(work, wanted.kind)
     if not wanted.image:
         raise UserError(
@@ -177,7 +177,7 @@ def _failure_rules() -> list[dict[str, Any]]:
     ]
 
 
-def _skypilot(work: Work, wanted: Wanted) -> str:
+def _skypilot(work: Work, wanted: TemplateOptions) -> str:
     _refuse_folder(work, wanted.kind)
     resources: dict[str, Any] = {
         "job_recovery": {"max_restarts_on_errors": RETRIES, "recover_on_exit_codes": [RELEASED]}
@@ -204,7 +204,7 @@ def _skypilot(work: Work, wanted: Wanted) -> str:
     return head + _yaml({key: value for key, value in task.items() if value})
 
 
-def _pbs(work: Work, wanted: Wanted) -> str:
+def _pbs(work: Work, wanted: TemplateOptions) -> str:
     gpus = f":ngpus={wanted.gpus}" if wanted.gpus else ""
     lines = [f"#PBS -N {_name(work)[:15]}", f"#PBS -l select=1:ncpus={max(1, 4 * wanted.gpus)}{gpus}"]
     if wanted.number > 1:
@@ -231,7 +231,7 @@ def _pbs(work: Work, wanted: Wanted) -> str:
     )
 
 
-def _command(work: Work, wanted: Wanted) -> str:
+def _command(work: Work, wanted: TemplateOptions) -> str:
     return f"{shlex.join(wanted.words)}\n" * wanted.number
 
 
@@ -240,7 +240,7 @@ def _yaml(tree: Mapping[str, Any]) -> str:
     return text
 
 
-_KINDS: Mapping[str, tuple[Callable[[Work, Wanted], str], tuple[str, ...]]] = {
+_KINDS: Mapping[str, tuple[Callable[[Work, TemplateOptions], str], tuple[str, ...]]] = {
     "k8s": (_kubernetes, ("image", "secret")),
     "kueue": (_kubernetes, ("image", "secret", "queue")),
     "skypilot": (_skypilot, ("image",)),

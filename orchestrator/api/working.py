@@ -25,7 +25,7 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.records import JobContext
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import GpuNumbers, Launch, overrides_of
-from orchestrator.launchers.external import CellGpus
+from orchestrator.launchers.external import GpuOverride
 from orchestrator.launchers.local import gpu_hardware, host_hardware, visible_gpus
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
@@ -167,14 +167,15 @@ def gpu_needs(work: Work, gpus: Sequence[str], import_paths: Sequence[str]) -> d
         return {digest: 0 for cell in cells for digest in view.chain(cell)}
     estimates = _estimates(work, cells, hardware, import_paths)
     needs = {digest: one.num_gpus for digest, one in estimates.items()}
-    entries = [CellGpus(only=each.get("only", ""), gpus=_whole(each)) for each in _resources(settings)]
+    entries = [GpuOverride(only=each.get("only", ""), gpus=_whole(each)) for each in _resources(settings)]
     known = [view.subject(cell) for cell in view.sweep.cells]
     found = overrides_of(entries, [cell.id for cell in cells], known)
     asked: dict[str, int] = {}
     for cell in cells:
         for digest in view.chain(cell) if "gpus" in found[cell.id] else ():
             if needs.get(digest) != 0:
-                asked[digest] = max(asked.get(digest, 0), found[cell.id]["gpus"])
+                # What suffices for one of the cells that share a stage suffices for the stage.
+                asked[digest] = min(asked.get(digest, MOST_GPUS), found[cell.id]["gpus"])
     return needs | asked
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.api.templates import KINDS, Wanted, rendered
+from orchestrator.api.templates import KINDS, TemplateOptions, rendered
 from orchestrator.api.working import Work, as_launch, find_work, gpu_needs, gpus_here
 from orchestrator.cli.attached import go_on_in_the_snapshot, keep_logs
 from orchestrator.cli.output import add_only, add_store, indented, no_overrides, to_stderr
@@ -170,7 +170,7 @@ class _Follower:
 def _render(args: argparse.Namespace, work: Work) -> int:
     """Print or write what starts such workers elsewhere."""
     number = args.number or max(1, min(len(work.open_cells()), 8))
-    wanted = Wanted(
+    wanted = TemplateOptions(
         kind=args.kind,
         words=("sweep", *_words(work, args)),
         number=number,

@@ -12,7 +12,7 @@ from orchestrator.costs import Hardware
 from orchestrator.launchers.base import Launch, LaunchGpus, check_device
 
 
-class CellGpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class GpuOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What cells of a selector need, instead of what the plan computes.
 
     Attributes:
@@ -35,7 +35,7 @@ class ExternalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     name: str = "external"
     device: str | None = None
-    resources: tuple[CellGpus, ...] = ()
+    resources: tuple[GpuOverride, ...] = ()
 
 
 class ExternalLauncher:

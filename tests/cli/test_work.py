@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -80,7 +79,6 @@ def test_two_workers_by_hand_finish_a_sweep_from_the_store_alone_and_do_each_cel
     assert mine.json("status", "mine")["counts"] == {"done": 4}
     assert len(records(mine.store, "claim.json")) == 2 + 4
     assert sorted(row["value"] for row in mine.json("collect", "mine")) == [0, 0, 10, 10]
-    assert "nothing is left to do" in mine("work", "mine")
 
 
 def test_a_stopped_worker_saves_and_asks_to_be_started_again(
@@ -89,16 +87,22 @@ def test_a_stopped_worker_saves_and_asks_to_be_started_again(
     count("launch", "jobs.yaml", "launcher=external", "count.step_s=0.15")
     worker = elsewhere("jobs")
     wait_for(lambda: list(count.store.glob("payload/*/*/*/checkpoints/*/manifest.json")), timeout_s=60)
-    shown = json.loads(count("status", "jobs", "--json"))
-    assert shown["counts"]["running"] == 1
+    assert count.json("status", "jobs")["counts"]["running"] == 1
     worker.process.send_signal(signal.SIGTERM)
     code, said = worker.end()
     assert code == 75, said
     assert [end["outcome"] for end in records(count.store, "end.json")] == ["released"]
+
+
+@pytest.mark.long
+def test_hours_cancels_and_reruns_hold_for_workers_by_hand(
+    count: Sweep, elsewhere: Callable[..., Running]
+) -> None:
+    count("launch", "jobs.yaml", "launcher=external", "count.step_s=0.15")
     # The hours do not suffice for all cells.
     code, said = elsewhere("jobs", "--max-hours", str(6 / 3600)).end()
     assert code == 75, said
-    assert "cancelled" in count("cancel", "jobs", "seed=3")
+    assert "cancelled" in count("cancel", "jobs", "--only", "seed=3")
     # A rerun revokes the cancel; it is recorded only, as the launch was.
     assert "recorded" in count("rerun", "jobs", "--only", "seed=3")
     assert "3 GPUs" not in elsewhere("jobs", "--workers", "4").end()[1]
@@ -118,8 +122,7 @@ def test_a_worker_claims_only_what_fits_its_gpus(mine: Sweep, monkeypatch: pytes
     assert "left to others: too few GPUs" in said and "exit code 0" in said
     assert mine.json("status", "mine")["counts"] == {"done": 2, "pending": 2}
     assert "--gpus 4, and 3 are visible" in mine("work", "mine", "--gpus", "4", code=2)
-    mine("work", "mine", "--gpus", "2", "--only", "seed=0")
-    mine("work", "mine")
+    mine("work", "mine", "--gpus", "2", "--workers", "2")
     given = {(row["size"], row["seed"]): row["gpus"] for row in mine.json("collect", "mine")}
     assert given == {("small", 0): "", ("small", 1): "", ("large", 0): "3,5", ("large", 1): "3,5"}
 
@@ -170,6 +173,7 @@ def test_what_needs_workers_names_the_verb_that_starts_them(launched: Sweep) -> 
     assert "not done" in launched("wait", "jobs", "--timeout", "0", code=4)
 
 
+@pytest.mark.long
 def test_a_run_of_the_api_waits_for_workers_that_others_start(
     count: Sweep, elsewhere: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
