@@ -35,9 +35,11 @@ def assert_a_task_sees_what_it_sees_here(on: OnScheduler, *there: str) -> None:
     assert len(pairs) == 2
     for mine, its in pairs:
         assert mine["forms"] == its["forms"] and mine["model"] == its["model"]
-        assert mine["cwd"] == its["cwd"] == str(on.folder)
+        # Jobs run the copy of the folder that the launch kept.
+        assert its["cwd"] == str(on.folder) and Path(mine["cwd"]).is_relative_to(on.store / "code")
+        assert (Path(mine["cwd"]) / "train.py").read_text() == (on.folder / "train.py").read_text()
         differ = {a[0] for a, b in zip(mine["hydra"], its["hydra"], strict=True) if a != b}
-        assert differ <= {"/run/dir", "/sweep/dir", "/sweep/subdir", "/runtime/output_dir"}
+        assert differ <= {"/run/dir", "/sweep/dir", "/sweep/subdir", "/runtime/output_dir", "/runtime/cwd"}
         assert mine["token"] == app.ENVIRONMENT["APP_TOKEN"]
     columns = ("cell", "model", "width", "value")
     rows = [
