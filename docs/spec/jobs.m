@@ -1,5 +1,5 @@
 -- Requests, submissions and jobs of docs/design.md: rule 8, and rules 1 to 3 of "Jobs of a scheduler".
--- Check it with `python docs/spec/check.py jobs`; docs/spec/README.md explains the abstraction.
+-- Check it with `python -m tests.spec.check jobs`; docs/spec/README.md explains the abstraction.
 --
 -- One cell, launches that run at once, and a scheduler whose replies get lost, which carries out what it was
 -- sent at once, later or never, forgets what is over, and starts anew what ran on a node that failed.
@@ -64,7 +64,7 @@ var
   forgets_left: 0..FORGETS;
   gaps_left: 0..GAPS;
 
--- observation: what a trace of a real run can show. Without a trace, nothing follows.
+-- observation: what the records of a real run show, see tests/spec/trace.py. Without a trace, nothing follows.
 procedure observe(event: Event; number: 0..255; l: Launch; detail: 0..255);
 begin
 end;

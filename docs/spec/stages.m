@@ -1,5 +1,5 @@
 -- The store protocol of docs/design.md, rules 1 to 8 and 10, in the language of the model checkers Murphi,
--- CMurphi and Rumur. Check it with `python docs/spec/check.py`; docs/spec/README.md explains the abstraction.
+-- CMurphi and Rumur. Check it with `python -m tests.spec.check`; docs/spec/README.md explains the abstraction.
 --
 -- Two stages: `b` takes the product of `a`. Each rule is one operation on the store, or one step of a worker
 -- between two operations, so a worker may stop for any time, or for ever, between any two of them.
@@ -24,7 +24,7 @@ type
   Stage: enum {a, b};
   Number: 0..ATTEMPTS;
   Generation: 0..GENERATIONS;
-  Event: enum {claims, starts, finishes, ends, voids, retires, requests};
+  Event: enum {claims, takes, finishes, ends, voids, retires, requests};
   Ending: enum {open, succeeded, failed, released};
   Payload: enum {absent, partial, whole, damaged, deleted};
   Validity: enum {valid, broken, discarded};
@@ -98,7 +98,7 @@ var
   discards_left: 0..DISCARDS;
   damages_left: 0..DAMAGES;
 
--- observation: what a trace of a real run can show. Without a trace, nothing follows.
+-- observation: what the records of a real run show, see tests/spec/trace.py. Without a trace, nothing follows.
 procedure observe(event: Event; s: Stage; number: 0..255; w: Worker; detail: 0..255);
 begin
 end;
@@ -153,12 +153,12 @@ begin
   return counts(a, current(a)) & !product[a][current(a)].retired;
 end;
 
-function num_spent(s: Stage): 0..ATTEMPTS;
+function spent_until(s: Stage; most: Number): 0..ATTEMPTS;
 var found: 0..ATTEMPTS;
 begin
   found := 0;
   for n: 1..ATTEMPTS do
-    if n > after[s] & attempt[s][n].claimed then
+    if n > after[s] & n <= most & attempt[s][n].claimed then
       if attempt[s][n].ending = failed then found := found + 1;
       elsif n < ATTEMPTS & attempt[s][n].ending != succeeded then
         if attempt[s][n + 1].claimed & attempt[s][n + 1].supersedes then found := found + 1; end;
@@ -166,6 +166,11 @@ begin
     end;
   end;
   return found;
+end;
+
+function num_spent(s: Stage): 0..ATTEMPTS;
+begin
+  return spent_until(s, ATTEMPTS);
 end;
 
 function is_cancelled(): boolean;
@@ -349,7 +354,6 @@ ruleset w: Worker do alias me: worker[w] do
   begin
     attempt[me.stage][me.number].started := true;
     attempt[me.stage][me.number].input := me.input;
-    observe(starts, me.stage, me.number, w, me.input);
     me.state.of_a := me.stage = a ? me.generation : me.input;
     me.state.of_b := me.stage = b ? me.generation : 0;
     for n: 1..ATTEMPTS do
@@ -427,6 +431,7 @@ ruleset w: Worker do alias me: worker[w] do
   ==>
   begin
     if !product[me.stage][me.generation].done then
+      observe(takes, me.stage, me.number, w, me.input);
       product[me.stage][me.generation].done := true;
       product[me.stage][me.generation].attempt := me.number;
       product[me.stage][me.generation].input := me.input;
@@ -445,6 +450,7 @@ ruleset w: Worker do alias me: worker[w] do
   begin
     replies_left := replies_left - 1;
     if !product[me.stage][me.generation].done then
+      observe(takes, me.stage, me.number, w, me.input);
       product[me.stage][me.generation].done := true;
       product[me.stage][me.generation].attempt := me.number;
       product[me.stage][me.generation].input := me.input;
@@ -608,19 +614,23 @@ ruleset s: Stage; w: Worker do
   end;
 end;
 
-rule "a user cancels the cell"
-  num_requests = 0 & REQUESTS >= 1
-==>
-begin
-  num_requests := 1;
-end;
+ruleset w: Worker do
+  rule "a user cancels the cell"
+    num_requests = 0 & REQUESTS >= 1
+  ==>
+  begin
+    observe(requests, a, 1, w, 0);
+    num_requests := 1;
+  end;
 
-rule "a user runs it again"
-  num_requests = 1 & REQUESTS >= 2
-==>
-begin
-  num_requests := 2;
-  for s: Stage do after[s] := last(s); end;
+  rule "a user runs it again"
+    num_requests = 1 & REQUESTS >= 2
+  ==>
+  begin
+    observe(requests, a, 2, w, 0);
+    num_requests := 2;
+    for s: Stage do after[s] := last(s); end;
+  end;
 end;
 
 -- Where nothing is left to do. Any other state without a next step is a deadlock.
@@ -711,7 +721,7 @@ invariant "3: an attempt that was followed has an end, or its successor gives th
   end end;
 
 invariant "3: a stage is started only while its budget lasts"
-  forall s: Stage do num_spent(s) <= RETRIES + 1 end;
+  forall s: Stage do last(s) != 0 -> spent_until(s, last(s) - 1) <= RETRIES end;
 
 invariant "5: nothing of an attempt runs after its end"
   forall w: Worker do

@@ -1,10 +1,10 @@
-"""Check the specifications of this folder exhaustively with Rumur, a model checker for Murphi.
+"""Check the specifications in docs/spec exhaustively with Rumur, a model checker for Murphi.
 
-    python docs/spec/check.py              every size that takes seconds
-    python docs/spec/check.py --long       and those that take minutes
-    python docs/spec/check.py jobs         one specification
+    python -m tests.spec.check              every size that takes seconds
+    python -m tests.spec.check --long       and those that take minutes
+    python -m tests.spec.check jobs         one specification
 
-It needs Debian's package `rumur`, and a C compiler. See README.md in this folder.
+It needs Debian's package `rumur`, and a C compiler. docs/spec/README.md describes what is checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2] / "docs" / "spec"
 
 
 class Size(NamedTuple):
@@ -36,7 +36,15 @@ class Size(NamedTuple):
     is_long: bool = False
 
 
-CALM = {"CRASHES": 0, "FAILURES": 0, "LOST_REPLIES": 0, "DISCARDS": 0, "DAMAGES": 0, "REQUESTS": 0, "RETAINS": False}
+CALM = {
+    "CRASHES": 0,
+    "FAILURES": 0,
+    "LOST_REPLIES": 0,
+    "DISCARDS": 0,
+    "DAMAGES": 0,
+    "REQUESTS": 0,
+    "RETAINS": False,
+}
 SIZES = {
     "lost replies": Size("stages", CALM | {"ATTEMPTS": 2, "GENERATIONS": 1, "LOST_REPLIES": 2, "CRASHES": 1}),
     "crashes": Size("stages", CALM | {"GENERATIONS": 1, "CRASHES": 2}),
@@ -44,7 +52,9 @@ SIZES = {
     "discard": Size("stages", CALM | {"ATTEMPTS": 2, "DISCARDS": 1}),
     "discard and retention": Size("stages", CALM | {"ATTEMPTS": 2, "DISCARDS": 1, "RETAINS": True}),
     "damage and retention": Size("stages", CALM | {"ATTEMPTS": 2, "DAMAGES": 1, "RETAINS": True}),
-    "cancel and rerun": Size("stages", CALM | {"ATTEMPTS": 2, "GENERATIONS": 1, "REQUESTS": 2, "FAILURES": 1}),
+    "cancel and rerun": Size(
+        "stages", CALM | {"ATTEMPTS": 2, "GENERATIONS": 1, "REQUESTS": 2, "FAILURES": 1}
+    ),
     "two launches": Size("jobs", {"FORGETS": 0, "RESTARTS": 0, "GAPS": 0}),
     "a scheduler that forgets": Size("jobs", {"LAUNCHES": 1, "REQUESTS": 1}),
     "submissions that arrive late": Size("jobs", {"SETTLES": False, "NUMBERS": 2, "CRASHES": 0}),
@@ -105,7 +115,9 @@ def check(text: str, folder: Path, *, deadlocks: bool = True, optimize: str = "-
     found = re.search(r"(\d+) states, \d+ rules fired", output)
     if "Status:" not in output or found is None:
         raise ValueError(output[-2000:])
-    violated = re.search(r'(?:invariant|assertion|liveness property|cover) "(.+?)"|^\s+(deadlock)$', output, re.M)
+    violated = re.search(
+        r'(?:invariant|assertion|liveness property|cover) "(.+?)"|^\s+(deadlock)$', output, re.M
+    )
     is_clean = "No error found." in output
     name = "" if is_clean else next(filter(None, violated.groups()), "") if violated else "unknown"
     return Result(name, int(found[1]), output)
@@ -132,7 +144,10 @@ def main() -> int:
         text = with_constants((HERE / f"{size.spec}.m").read_text(), size.constants)
         with tempfile.TemporaryDirectory() as folder:
             result = check(text, Path(folder))
-        print(f"{size.spec:7} {name:28} {result.num_states:>10,} states  {result.violated or 'holds'}", flush=True)
+        print(
+            f"{size.spec:7} {name:28} {result.num_states:>10,} states  {result.violated or 'holds'}",
+            flush=True,
+        )
         if result.violated:
             code = 1
             print(result.output[-4000:])
