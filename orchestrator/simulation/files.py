@@ -188,7 +188,7 @@ class Files:
         node.data = data
         node.written_s = self._world.now_s
         process = self._world.current
-        if process is not None and path.startswith(SHARED):
+        if process is not None:
             process.machine.unsynced[node] = None
 
     def read(self, handle: int, num_bytes: int) -> bytes:

@@ -13,7 +13,7 @@ import functools
 import io
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from orchestrator import manifest
@@ -24,8 +24,9 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.loop import Worker
 from orchestrator.simulation.children import SimulatedChildren
-from orchestrator.simulation.files import SHARED, Files
+from orchestrator.simulation.files import Files
 from orchestrator.simulation.invariants import Invariants, RuleBroken
+from orchestrator.simulation.places import BucketPlace, FolderPlace, Place, nobody
 from orchestrator.simulation.small_sweep import (
     LEASE_S,
     NAME,
@@ -37,9 +38,7 @@ from orchestrator.simulation.small_sweep import (
 )
 from orchestrator.simulation.system import running
 from orchestrator.simulation.world import Machine, SimulatedProcess, World
-from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport
-from orchestrator.store.ledger import Ledger, open_ledger
 
 LIMIT_S = 3600.0
 """Most simulated seconds of a run. Without faults it takes about five."""
@@ -133,19 +132,17 @@ class Play:
         self._children: dict[str, SimulatedChildren] = {}
         self._stops: dict[str, str] = {}
         self.settings = settings_of(draw.choice(("all", "none")), 0 if self._faults.is_storm else 9)
-        self.invariants = Invariants(
-            self.world, self._read(self.files.content), self._read(self.files.durable)
-        )
-
-    def _read(self, read: Callable[[str], bytes | None]) -> Callable[[str], bytes | None]:
-        return lambda key: read(f"{SHARED}/{key}")
+        policy = self.settings.policy
+        files = prepared(len(self.sweep.cells), policy.retention, policy.retries[Cause.UNKNOWN])
+        self.place: Place = FolderPlace(self.files, files) if seed % 2 else BucketPlace(self.world, files)
+        self.invariants = Invariants(self.world, self.place.content, self.place.durable)
 
     # What happens
 
     def _before_step(self, kind: str, what: str) -> None:
         world = self.world
         process = world.current
-        if process is not None and process.machine.cut_until_s > world.now_s and what.startswith(SHARED):
+        if process is not None and process.machine.cut_until_s > world.now_s and self.place.reaches(what):
             raise OSError(errno.EIO, "the network is down", what)
         if self._faults.is_due():
             self._befall(self._faults.draw())
@@ -174,7 +171,7 @@ class Play:
             case "term":
                 self._stops[victim.name.partition("/")[0]] = "stopped"
             case "reply":
-                self.files.reply = self._lost_reply
+                self.place.reply = self._lost_reply
 
     def _on(self, machine: Machine) -> list[SimulatedProcess]:
         """Return the processes of a machine, the running one last: its own end is raised."""
@@ -189,7 +186,7 @@ class Play:
         """Lose the next reply: the request is made again, or its caller gets an error."""
         if self.world.current is None:
             return False
-        self.files.reply = lambda kind: False
+        self.place.reply = lambda kind: False
         if self.world.random.random() < 0.5:
             self._faults.num_errors += 1
             raise OSError(errno.EIO, "the reply was lost")
@@ -227,10 +224,9 @@ class Play:
         def stop_asked() -> str:
             return self._stops.get(name, "")
 
-        outage = Outage(self.settings.store.outage_s, _no_line, stop_asked)
-        ledger = Ledger(open_ledger(SHARED).objects).patient(outage)
+        ledger = self.place.ledger(self._children[name].worker, stop_asked)
         order = Assignment(
-            store=SHARED,
+            store=self.place.url,
             sweep=NAME,
             revision=1,
             settings=self.settings,
@@ -261,17 +257,14 @@ class Play:
         """
         world = self.world
         with running(world, self.files):
-            policy = self.settings.policy
-            files = prepared(len(self.sweep.cells), policy.retention, policy.retries[Cause.UNKNOWN])
-            self.files.restore(files)
-            self.files.changed = self._changed
+            self.place.watch(self.invariants.changed)
             world.before_step = self._before_step
             for number in range(world.random.choice((1, 2, 2, 3))):
                 machine = self.machines[number % len(self.machines)]
                 self.start_worker(machine, number, after_s=world.random.random() * 3.0)
             world.run(limit_s=LIMIT_S)
             self._faults.left = 0
-            self.files.reply = lambda kind: False
+            self.place.reply = lambda kind: False
             for machine in self.machines:
                 machine.cut_until_s = 0.0
             # Whoever launches again later must find a store from which the sweep can be completed.
@@ -286,15 +279,11 @@ class Play:
             return  # such an end may be one that could not be recorded
         for (stage, digest), number in self.invariants.claims_of(name):
             key = f"records/{stage}/{digest}/{number}/end.json"
-            if self.files.content(f"{SHARED}/{key}") is None:
+            if self.place.content(key) is None:
                 self.world.fail(RuleBroken(1, f"{name} left attempt {number} of {stage} without an end"))
 
-    def _changed(self, kind: str, path: str) -> None:
-        if path.startswith(SHARED):
-            self.invariants.changed(kind, path[len(SHARED) + 1 :])
-
     def _check(self) -> None:
-        ledger = Ledger(open_ledger(SHARED).objects)
+        ledger = self.place.ledger(nobody(), lambda: "")
         reader = EvidenceReader(
             ledger, self.sweep.stages.values(), observer=lambda *_: OwnerReport(Liveness.GONE, "all ended")
         )
