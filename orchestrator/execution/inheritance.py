@@ -286,7 +286,7 @@ def going_on(start: StartRecord, taken: Inherited) -> StartRecord:
 
 
 RECHECK_S = 0.1
-"""Seconds between the two checks of a product before it is voided."""
+"""Least seconds between the two checks of a product before it is voided."""
 
 
 class Products:
@@ -375,8 +375,9 @@ class Products:
 
     def void_damaged(self, instance: StageInstance, evidence: Evidence) -> None:
         """Void a product that a second check finds damaged, or that was made from a discarded one."""
-        # One failed check may be a caching effect of a network file system; voiding is permanent.
-        time.sleep(RECHECK_S)
+        # Voiding is permanent. A network file system may show that a file is gone, and for a minute not yet
+        # the record that says so.
+        time.sleep(max(RECHECK_S, self._ledger.objects.unseen_s))
         done, problem = self._ledger.product(instance, evidence.generation)
         discarded = "" if done is None else self._ledger.discarded_input(instance, done)
         if done is not None:

@@ -66,7 +66,6 @@ class BucketConnection(Connection):
         self._serves = process
         self._number = 0
         self._replies: dict[int, WireReply | None] = {}
-        self._due_s: dict[int, float] = {}
 
     def call(
         self,
@@ -141,7 +140,6 @@ class BucketConnection(Connection):
         for place, move in enumerate(moves):
             due_s = seconds * (place + 1) / len(moves)
             self._world.after(due_s, functools.partial(self._transfer, number, verb, move))
-        self._due_s[number] = self._world.now_s + seconds
         self._world.after(seconds, lambda: self._finish(number))
         return number
 
@@ -168,12 +166,12 @@ class BucketConnection(Connection):
         """Return the reply to a transfer, once; see `Connection.taken`."""
         if number not in self._replies:
             raise OSError(errno.EIO, "the store's broker was lost meanwhile")
-        if wait_s and self._due_s[number] > self._world.now_s:
-            self._world.sleep(min(wait_s, self._due_s[number] - self._world.now_s + 0.001))
-        if self._due_s[number] > self._world.now_s:
-            return None
-        answer = self._replies.pop(number)
-        return answer or WireReply(number)
+        if wait_s and self._replies[number] is None:
+            self._world.sleep(wait_s)
+        answer = self._replies.get(number)
+        if answer is not None:
+            del self._replies[number]
+        return answer
 
     def close(self) -> None:
         """End the broker, and all its transfers with it."""

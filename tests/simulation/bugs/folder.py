@@ -133,4 +133,180 @@ FOLDER = (
             ),
         ),
     ),
+    Bug(
+        "void-before-others-records-show",
+        "7",
+        "a product is voided as damaged while a network file system may still hide that it was retired (a fault of ours until 2026-11)",
+        (
+            Edit(
+                INHERITANCE,
+                "        time.sleep(max(RECHECK_S, self._ledger.objects.unseen_s))\n",
+                "        time.sleep(RECHECK_S)\n",
+            ),
+        ),
+    ),
+    Bug(
+        "no-heartbeat-while-it-runs",
+        "4",
+        "an attempt writes heartbeats when its phase changes, and not while it computes",
+        (
+            Edit(
+                LIVENESS,
+                "        if time.monotonic() - self._last_s < self._interval_s:\n",
+                "        if time.monotonic() - self._last_s < 100 * self._interval_s:\n",
+            ),
+        ),
+    ),
+    Bug(
+        "child-looks-for-no-successor",
+        "5",
+        "neither a child before a checkpoint nor its worker at a heartbeat looks for a later attempt",
+        (
+            Edit(
+                CHILD,
+                "        if ledger.is_claimed(of, order.attempt + 1) or ledger.is_done_or_void(of, order.generation):\n",
+                "        if ledger.is_done_or_void(of, order.generation):\n",
+            ),
+            Edit(
+                LIVENESS,
+                "            return self._ledger.is_claimed(self._instance, self._number + 1) or self.is_pointless()\n",
+                "            return self.is_pointless()\n",
+            ),
+        ),
+    ),
+    Bug(
+        "checkpoint-counts-before-it-is-durable",
+        "6",
+        "a checkpoint's manifest is written before its files are on disk",
+        (Edit(SAVING, "    contain(folder)\n    fsync_tree(folder)\n", "    contain(folder)\n"),),
+    ),
+    Bug(
+        "retires-before-all-have-read",
+        "7",
+        "files of a product go although a stage that takes it is not done",
+        (
+            Edit(
+                RETENTION,
+                "        if done is None:\n            return None\n",
+                "        if done is None:\n            continue\n",
+            ),
+        ),
+    ),
+    Bug(
+        "deletes-the-product-with-the-leftovers",
+        "7",
+        "what attempts left beside a product is deleted together with the product itself",
+        (
+            Edit(
+                RETENTION,
+                "        output = () if attempt.number in named else (layout.OUTPUT,)\n",
+                "        output = (layout.OUTPUT,)\n",
+            ),
+        ),
+    ),
+    Bug(
+        "any-nonce-is-mine",
+        "1",
+        "a record that exists counts as created by whoever finds it",
+        (
+            Edit(
+                ACCESS,
+                "                return read_header(found).nonce == nonce\n",
+                "                return True\n",
+            ),
+        ),
+    ),
+    Bug(
+        "an-error-is-an-absence",
+        "1",
+        "a record that cannot be read now counts as absent",
+        (
+            Edit(
+                ACCESS,
+                "                time.sleep(_PAUSE_S * 2**number)\n                continue\n            if data is None:\n",
+                "                return None, ''\n            if data is None:\n",
+            ),
+        ),
+        kind="bucket",
+    ),
+    Bug(
+        "done-before-the-upload",
+        "2",
+        "over a bucket, `done` is recorded before the product is uploaded",
+        (
+            Edit(
+                "orchestrator/execution/attempt.py",
+                "            self._publisher.output(outcome.files, self._heartbeats.pulse)\n",
+                "            pass\n",
+            ),
+        ),
+        kind="bucket",
+    ),
+    Bug(
+        "manifest-uploaded-with-the-files",
+        "6",
+        "over a bucket, a checkpoint's manifest is uploaded together with its files",
+        (
+            Edit(
+                "orchestrator/store/publishing.py",
+                "            if path.is_file() and name != MANIFEST and there.get(name) != path.stat().st_size:\n",
+                "            if path.is_file() and there.get(name) != path.stat().st_size:\n",
+            ),
+        ),
+        kind="bucket",
+    ),
+    Bug(
+        "create-without-a-condition",
+        "1",
+        "over a bucket, a create is a put",
+        (
+            Edit(
+                "orchestrator/store/bucket.py",
+                '        return bool(self.connection.call("create", key, data=data))\n',
+                '        self.connection.call("put", key, data=data)\n        return True\n',
+            ),
+        ),
+        kind="bucket",
+    ),
+    Bug(
+        "makes-again-what-is-there",
+        "3",
+        "neither before nor after a claim does a worker look for a product again",
+        (
+            Edit(
+                LOOP,
+                "        if attempts != evidence.attempts or self._ledger.is_done_or_void(instance, evidence.generation):\n",
+                "        if attempts != evidence.attempts:\n",
+            ),
+            Edit(
+                "orchestrator/execution/attempt.py",
+                "        if self._fence.is_pointless():\n",
+                "        if False:\n",
+            ),
+        ),
+    ),
+    Bug(
+        "end-before-the-child-is-gone",
+        "5",
+        "a worker records the end of an attempt without ending its child",
+        (
+            Edit(
+                "orchestrator/execution/attempt.py",
+                "            if not child.end():\n",
+                "            if child is None:\n",
+            ),
+        ),
+    ),
+    Bug(
+        "number-from-the-end-of-the-list",
+        "3",
+        "the next attempt gets the number of the last one",
+        (
+            Edit(
+                LOOP,
+                "        number = (attempts[-1].number if attempts else 0) + 1\n",
+                "        number = max(1, attempts[-1].number if attempts else 0)\n",
+            ),
+        ),
+    ),
 )
