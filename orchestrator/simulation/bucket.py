@@ -137,7 +137,7 @@ class BucketConnection(Connection):
         number = self._number
         self._replies[number] = None
         seconds = SLOW_S * self._world.random.random()
-        for place, move in enumerate(moves):
+        for place, move in enumerate(self._world.random.sample(moves, len(moves))):
             due_s = seconds * (place + 1) / len(moves)
             self._world.after(due_s, functools.partial(self._transfer, number, verb, move))
         self._world.after(seconds, lambda: self._finish(number))

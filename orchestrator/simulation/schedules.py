@@ -110,6 +110,9 @@ class Play:
     FAULTS = ("kill", "kill", "stop", "stop", "power", "cut", "clock", "term", "reply", "reply")
     """What may happen; the more often it is named, the more often it does."""
 
+    JUMP_S = 3600.0
+    """By how much a clock may jump, in seconds."""
+
     def __init__(self, seed: int, *, is_calm: bool = False) -> None:
         self.world = World(seed)
         draw = self.world.random
@@ -168,7 +171,7 @@ class Play:
             case "cut":
                 victim.machine.cut_until_s = world.now_s + lasts_s
             case "clock":
-                victim.machine.skew_s += world.random.choice((-3600.0, 3600.0))
+                victim.machine.skew_s += world.random.choice((-self.JUMP_S, self.JUMP_S))
             case "term":
                 self._stops[victim.name.partition("/")[0]] = "stopped"
             case "reply":

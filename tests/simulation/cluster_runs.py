@@ -44,6 +44,7 @@ SETTLE_S = 20.0
 REMEMBERED_S = 15.0
 """For how long the scheduler lists what is over, in seconds."""
 MAX_MONITORS = 6
+NEVER = "the scheduler never had it"
 
 now: list[ClusterPlay] = []
 """The run that is played; schedulers are made by name alone."""
@@ -93,8 +94,10 @@ class ClusterPlay(Play):
 
     FAULTS = (
         *("kill", "kill", "monitor", "monitor", "stop", "power", "cut", "reply", "term"),
-        *("preempt", "preempt", "unclear", "unclear", "silent", "blank", "blank", "forget", "clock"),
+        *("preempt", "preempt", "unclear", "unclear", "silent", "blank", "evict", "evict", "forget", "clock"),
     )
+
+    JUMP_S = 45.0  # the cells of a job that vanished wait for as long as clocks differ
 
     def __init__(self, seed: int, *, is_calm: bool = False) -> None:
         super().__init__(seed, is_calm=is_calm)
@@ -162,7 +165,8 @@ class ClusterPlay(Play):
                     continue
                 waits_s = self.world.now_s - task.accepted_s
                 # One that a slow launch submitted just now finds the closing, and claims nothing.
-                if task.claims or waits_s > SETTLE_S / 2:
+                is_late = over.detail == NEVER and waits_s < SETTLE_S / 2
+                if task.claims or not is_late:
                     what = (
                         f"{task.number}_{task.index} is {task.word} and was closed: {over.word} {over.detail}"
                     )
@@ -221,13 +225,19 @@ class ClusterPlay(Play):
             case "blank":
                 self.events[name] += 1
                 self.blank_s = world.now_s + world.random.choice((1.0, 3.0, 4.5))
+            case "evict" if live:  # a node is drained while the controller starts anew
+                self.events[name] += 1
+                task = world.random.choice(live)
+                if task.process is not None:
+                    self._stops[task.process.name] = "stopped"
+                world.after(1.0, functools.partial(setattr, self, "blank_s", world.now_s + 5.0))
             case "forget" if live:  # it loses its last seconds, and kills what it does not know
                 self.events[name] += 1
                 task = world.random.choice(live)
                 self._over(task, "LOST")
                 if task.process is not None:
                     world.kill(task.process, "unknown to the scheduler")
-            case "preempt" | "forget":
+            case "preempt" | "forget" | "evict":
                 pass
             case _:
                 super().befall(name)
@@ -244,6 +254,8 @@ class ClusterPlay(Play):
                 self.world.note("say", "this task was given up: it claims nothing")
                 task.claims = False
                 return
+            if (submission.number, task.index) in self._closed:
+                self.world.fail(RuleBroken(1, f"jobs: {name} was given up, and claims"))
             context = JobContext(
                 cluster=CLUSTER,
                 job=task.number,
@@ -273,10 +285,9 @@ class ClusterPlay(Play):
                 restart_count=restart,
             )
             code = self.work(name, order, owner)
-        except (OSError, InfrastructureError) as error:
+        except (OSError, InfrastructureError) as error:  # as without a store no report can be written
             self.world.note("say", str(error))
-            code, ledger = 3, self.place.ledger(self.children[name].worker, lambda: "")
-            submissions = Submissions(ledger, NAME)
+            return
         is_again = code == RELEASED
         report = JobExitReport(
             code=code,
@@ -326,10 +337,12 @@ class ClusterPlay(Play):
 
         def main() -> None:
             assert process is not None
-            ledger = self.place.ledger(process, lambda: "")
-            view = SweepState(ledger, self.sweep, 1, sealed=True)
+            view: SweepState | None = None
             while True:
                 try:
+                    if view is None:
+                        ledger = self.place.ledger(process, lambda: "")
+                        view = SweepState(ledger, self.sweep, 1, sealed=True)
                     request = view.requests[0]
                     asked = [PendingLaunch(request, SimulatedSubmitter(), Limits(CLUSTER, 10))]
                     view = submit_pass(view, asked, notify=lambda line: None).view
@@ -337,8 +350,8 @@ class ClusterPlay(Play):
                         return
                 except (OSError, InfrastructureError) as error:
                     self.world.note("say", str(error))
-                    view = view.fresh()
-                self.world.sleep(2.0 + 3.0 * self.world.random.random())
+                    view = None
+                self.world.sleep(3.0 + 4.0 * self.world.random.random())
 
         process = self.world.start(f"monitor{self._num_monitors}", machine, main, after_s=after_s)
 

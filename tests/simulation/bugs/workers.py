@@ -1,4 +1,4 @@
-"""Mistakes in what workers do to a shared folder."""
+"""Mistakes in what workers do to a store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LIVENESS, LOOP = "orchestrator/execution/liveness.py", "orchestrator/execution/l
 SAVING, CHILD = "orchestrator/saving.py", "orchestrator/execution/child.py"
 INHERITANCE, RETENTION = "orchestrator/execution/inheritance.py", "orchestrator/store/retention.py"
 
-FOLDER = (
+WORKERS = (
     Bug(
         "claim-stolen-by-a-reader",
         "4",
@@ -227,7 +227,6 @@ FOLDER = (
                 "                return None, ''\n            if data is None:\n",
             ),
         ),
-        kind="bucket",
     ),
     Bug(
         "done-before-the-upload",
@@ -240,7 +239,6 @@ FOLDER = (
                 "            pass\n",
             ),
         ),
-        kind="bucket",
     ),
     Bug(
         "manifest-uploaded-with-the-files",
@@ -253,7 +251,6 @@ FOLDER = (
                 "            if path.is_file() and there.get(name) != path.stat().st_size:\n",
             ),
         ),
-        kind="bucket",
     ),
     Bug(
         "create-without-a-condition",
@@ -266,22 +263,17 @@ FOLDER = (
                 '        self.connection.call("put", key, data=data)\n        return True\n',
             ),
         ),
-        kind="bucket",
     ),
     Bug(
-        "makes-again-what-is-there",
-        "3",
-        "neither before nor after a claim does a worker look for a product again",
+        "claims-go-with-the-leftovers",
+        "7",
+        "what is deleted after an attempt includes its claim, so that its number is free again",
         (
             Edit(
-                LOOP,
-                "        if attempts != evidence.attempts or self._ledger.is_done_or_void(instance, evidence.generation):\n",
-                "        if attempts != evidence.attempts:\n",
-            ),
-            Edit(
-                "orchestrator/execution/attempt.py",
-                "        if self._fence.is_pointless():\n",
-                "        if False:\n",
+                RETENTION,
+                "        key = layout.payload(instance, attempt.number)\n",
+                "        ledger.objects.delete(layout.attempt(instance, attempt.number, layout.CLAIM))\n"
+                "        key = layout.payload(instance, attempt.number)\n",
             ),
         ),
     ),
