@@ -16,7 +16,7 @@ from orchestrator.store.ledger import Ledger, open_ledger
 Reply = Callable[[str], bool]
 
 
-class Place(Protocol):
+class StorePlace(Protocol):
     """A store in memory.
 
     Attributes:
@@ -45,7 +45,7 @@ class Place(Protocol):
 
 
 class FolderPlace:
-    """A shared folder; see `Place`.
+    """A shared folder; see `StorePlace`.
 
     Args:
         files: of the world.
@@ -94,7 +94,7 @@ class FolderPlace:
 
 
 class BucketPlace:
-    """A bucket, and a disk for each machine's cache; see `Place`.
+    """A bucket, and a disk for each machine's cache; see `StorePlace`.
 
     Args:
         world: in which it is.

@@ -20,13 +20,14 @@ from orchestrator import manifest
 from orchestrator.core.evidence import Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Owner, Process
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.loop import Worker
 from orchestrator.simulation.children import SimulatedChildren
 from orchestrator.simulation.files import SHARED, Files
 from orchestrator.simulation.invariants import Invariants, RuleBroken
-from orchestrator.simulation.places import BucketPlace, FolderPlace, Place, nobody
+from orchestrator.simulation.places import BucketPlace, FolderPlace, StorePlace, nobody
 from orchestrator.simulation.small_sweep import (
     LEASE_S,
     NAME,
@@ -136,9 +137,15 @@ class Play:
         self.settings = settings_of(draw.choice(("all", "none")), 0 if self._faults.is_storm else 9)
         policy = self.settings.policy
         files = prepared(*self._form, policy.retention, policy.retries[Cause.UNKNOWN])
-        self.place: Place = FolderPlace(self.files, files) if seed % 2 else BucketPlace(self.world, files)
-        self.sweep = revision_of(*self._form).sweep
+        self.place: StorePlace = (
+            FolderPlace(self.files, files) if seed % 2 else BucketPlace(self.world, files)
+        )
         self.invariants = Invariants(self.world, self.place.content, self.place.durable)
+
+    @property
+    def sweep(self) -> ComposedSweep:
+        """The sweep that is played."""
+        return revision_of(*self._form).sweep
 
     # What happens
 

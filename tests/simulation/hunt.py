@@ -52,10 +52,12 @@ def commit() -> str:
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "orchestrator") else "")
+    return (git("rev-parse", "HEAD") or "no commit") + (
+        "+" if git("status", "--porcelain", "--", "orchestrator") else ""
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -217,18 +217,6 @@ WORKERS = (
         ),
     ),
     Bug(
-        "an-error-is-an-absence",
-        "1",
-        "a record that cannot be read now counts as absent",
-        (
-            Edit(
-                ACCESS,
-                "                time.sleep(_PAUSE_S * 2**number)\n                continue\n            if data is None:\n",
-                "                return None, ''\n            if data is None:\n",
-            ),
-        ),
-    ),
-    Bug(
         "done-before-the-upload",
         "2",
         "over a bucket, `done` is recorded before the product is uploaded",
