@@ -25,8 +25,17 @@ from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
+from orchestrator.core.sealed import Phase
 from orchestrator.core.settings import RunSettings, split_store
-from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, parse, stage_specs
+from orchestrator.core.sweep import (
+    Cell,
+    ComposedSweep,
+    StageInstance,
+    SweepFile,
+    check_axis,
+    parse,
+    stage_specs,
+)
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, importable, is_known, known, load, lookup
@@ -53,6 +62,7 @@ class Composition:
 
 
 _APPS: Final = "orchestrator.compose.apps:hosted"
+_PHASES: Final = "orchestrator.compose.phases:compose_phases"
 
 _NUM_WORDS = 3
 """Number of notes on words that YAML 1.1 would read differently."""
@@ -138,7 +148,7 @@ def _composed(
             app = stack.enter_context(load(_APPS)(file, file_axes, words, folder=folder, where=where))
             merged, configs, given = app
         else:
-            root = _cell_root(file, [*config_folders(cwd, folder)], where)
+            root = cell_root(file, cwd, folder, where)
             merged = Overrides(dict(file_axes))
             merged.add_file(file.overrides, root, where=where)
             merged.add_command_line(words, root)
@@ -147,44 +157,85 @@ def _composed(
         specs = _specs(msgspec.structs.replace(file, stages=given), import_paths, where)
         _check_texts(file, specs, where)
         _check_reports(file.report, import_paths, where)
-        # Labels of the file: to exclude one that the command line narrowed away is no mistake.
-        selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
-        grid = Grid(selectors, file.columns, specs, where=where)
         # Check all that needs no composed cell before the grid is composed, which takes most of the time.
         engine = composed_run_settings(merged.engine, config_folders(cwd, folder), store_url)
         _check_limits(engine, specs)
         _check_work(engine, specs)
-        axes = list(merged.axes.values())
-        for axis in axes:
-            check_axis(axis.name)
-        # Before any loop over the points: a mistyped range may give billions of them.
-        _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
-        grid.check_labels(cell_labels(axes))
-        _fill(grid, configs, axes, file.columns, specs, where, progress)
-    cells, notes = grid.cells([len(axis.labels) for axis in axes])
-    notes += _check_count(len(cells), file.expect_cells, merged, grid.sum_text, where)
+        max_cells = file.max_cells if merged.max_cells is None else merged.max_cells
+        if file.phases or file.rungs:
+            # Loaded by name: few sweeps have phases.
+            made: Made = load(_PHASES)(file, specs, words, (cwd, folder), where, max_cells, progress)
+        else:
+            # Labels of the file: to exclude one that the command line narrowed away is no mistake.
+            selectors = Selectors.parse(file.exclude, file.include, labels_of(file_axes.values()))
+            grid, axes = Grid(selectors, file.columns, specs, where=where), list(merged.axes.values())
+            fill(grid, configs, axes, file.columns, specs, max_cells, where, progress)
+            cells, notes = grid.cells([len(axis.labels) for axis in axes])
+            made = Made(cells, grid.stages, (), len(cells), notes, grid.sum_text)
+    notes = made.notes + _check_count(made.num_cells, file.expect_cells, merged, made.sum_text, where)
     sealed = ComposedSweep(
         name=sweep_id,
         description=file.description.strip(),
         specs=specs,
-        stages=grid.stages,
-        cells=cells,
+        stages=made.stages,
+        cells=made.cells,
         report=tuple(file.report),
+        phases=made.phases,
     )
     notes += configs.notes if file.app is not None else ()
     return Composition(sealed, engine, tuple(notes), source.text, import_paths)
 
 
-def _fill(
+class Made(NamedTuple):
+    """The cells of a sweep, composed.
+
+    Attributes:
+        cells: all that it can have.
+        stages: digest to stage instance.
+        phases: with the ids of their cells.
+        num_cells: the most cells that can exist.
+        notes: remarks for the user.
+        sum_text: how their number came about.
+    """
+
+    cells: tuple[Cell, ...]
+    stages: dict[str, StageInstance]
+    phases: tuple[Phase, ...]
+    num_cells: int
+    notes: list[str]
+    sum_text: str
+
+
+def fill(
     grid: Grid,
     configs: Configs,
     axes: Sequence[Axis],
     columns: Mapping[str, str],
     specs: Mapping[str, StageSpec],
+    max_cells: int,
     where: str,
     progress: Progress,
 ) -> None:
-    """Compose the points of the grid that its early selectors keep, and add them to the grid."""
+    """Compose the points of a grid that its early selectors keep, and add them to it.
+
+    Args:
+        grid: without points.
+        configs: composes them.
+        axes: of the grid.
+        columns: column name to config key.
+        specs: stage name to spec.
+        max_cells: most points that there may be.
+        where: the sweep file, for messages.
+        progress: called before each point, and at the end.
+
+    Raises:
+        UserError: there are too many points, or one of them cannot be composed.
+    """
+    for axis in axes:
+        check_axis(axis.name)
+    # Before any loop over the points: a mistyped range may give billions of them.
+    _check_size(axes, max_cells, where)
+    grid.check_labels(cell_labels(axes))
     num_points = math.prod(len(axis.labels) for axis in axes)
     for number, labels in enumerate(itertools.product(*(axis.labels for axis in axes))):
         progress(number, num_points)
@@ -201,8 +252,17 @@ def _fill(
     progress(num_points, num_points)
 
 
-def _cell_root(file: SweepFile, folders: list[Path], where: str) -> Root:
-    also = list(file.axes)
+def cell_root(file: SweepFile, cwd: Path, folder: Path, where: str) -> Root:
+    """Return the config root of a sweep's cells.
+
+    Args:
+        file: the sweep file.
+        cwd: the working folder.
+        folder: of the sweep file.
+        where: the sweep file, for messages.
+    """
+    folders = config_folders(cwd, folder)
+    also = [*file.axes, *(axis for phase in file.phases for axis in phase.axes)]
     if file.config is not None:
         return Root.inline(file.config, folders, where=where, also=also)
     return Root("config", [*folders, shipped("conf")], where=where, also=also)
@@ -317,7 +377,8 @@ def _check_column_name(
     )
 
 
-def _labels(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
+def labels_of(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
+    """Return the labels of each axis, by its name."""
     return {axis.name: frozenset(label.text for label in axis.labels) for axis in axes}
 
 
