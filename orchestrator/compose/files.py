@@ -12,7 +12,7 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,6 +206,11 @@ def _num_cells(file: SweepFile, axes: list[Axis]) -> int | None:
         any_of(includes, subject) and not any(selector.matches(subject) for selector in excludes)
         for subject in subjects
     )
+
+
+def labels_of(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
+    """Return the labels of each axis, by its name."""
+    return {axis.name: frozenset(label.text for label in axis.labels) for axis in axes}
 
 
 def _all_files(cwd: Path) -> Iterator[Path]:

@@ -8,7 +8,7 @@ import importlib.util
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from orchestrator.compose.axes import Axis, axis_of, cell_labels, cut
 from orchestrator.compose.configs import Configs
-from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
+from orchestrator.compose.files import config_folders, labels_of, locate, read_sweep, shipped, sweep_name
 from orchestrator.compose.interpolations import refuse_varying
 from orchestrator.compose.overrides import Overrides, composed_run_settings, escaped, refuse_secrets
 from orchestrator.compose.reading import noting
@@ -375,11 +375,6 @@ def _check_column_name(
         where=where,
         fix="give the column another name",
     )
-
-
-def labels_of(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
-    """Return the labels of each axis, by its name."""
-    return {axis.name: frozenset(label.text for label in axis.labels) for axis in axes}
 
 
 def _check_count(

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from orchestrator.compose.axes import Axis, Label, axis_of
 from orchestrator.compose.configs import Configs
-from orchestrator.compose.main import Made, Progress, cell_root, fill, labels_of
+from orchestrator.compose.files import labels_of
+from orchestrator.compose.main import Made, Progress, cell_root, fill
 from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.root import Root
 from orchestrator.core.decisions import most_cells

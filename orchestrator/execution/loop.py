@@ -115,13 +115,9 @@ class Worker:
             return False
         number = len(self._decisions.unfolded.decisions)
         if not self._decisions.refresh():
-            self._decisions.make(
-                partial(self._status, reader, summary),
-                reader.evidence,
-                cancelled=summary.cancelled,
-                holds=self._scanner.holds,
-                by=f"worker on {self._owner.host}",
-            )
+            status_of, holds = partial(self._status, reader, summary), self._scanner.holds
+            by, cancelled = f"worker on {self._owner.host}", summary.cancelled
+            self._decisions.make(status_of, reader.evidence, cancelled=cancelled, holds=holds, by=by)
         if number == len(self._decisions.unfolded.decisions):
             return False
         self._take_over()
