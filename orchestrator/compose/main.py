@@ -61,11 +61,12 @@ class Composition:
     import_paths: tuple[str, ...]
 
 
+# Loaded by name: few sweeps need them.
 _APPS: Final = "orchestrator.compose.apps:hosted"
 _PHASES: Final = "orchestrator.compose.phases:compose_phases"
 
 _NUM_WORDS = 3
-"""Number of notes on words that YAML 1.1 would read differently."""
+"""Most notes on words that YAML 1.1 would read differently."""
 
 Progress = Callable[[int, int], None]
 """Callback that takes the number of points composed so far, and the number of all points."""
@@ -144,7 +145,6 @@ def _composed(
     store_url, words = split_store(overrides)
     with contextlib.ExitStack() as stack:
         if file.app is not None:
-            # Loaded by name: only sweeps of an app need it.
             app = stack.enter_context(load(_APPS)(file, file_axes, words, folder=folder, where=where))
             merged, configs, given = app
         else:
@@ -163,7 +163,6 @@ def _composed(
         _check_work(engine, specs)
         max_cells = file.max_cells if merged.max_cells is None else merged.max_cells
         if file.phases or file.rungs:
-            # Loaded by name: few sweeps have phases.
             made: Made = load(_PHASES)(file, specs, words, (cwd, folder), where, max_cells, progress)
         else:
             # Labels of the file: to exclude one that the command line narrowed away is no mistake.
