@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 
 from orchestrator.core import holding
-from orchestrator.core.decisions import Open
+from orchestrator.core.decisions import Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause, Fingerprint, fingerprint
 from orchestrator.core.gates import GateRule, gates_of_requests
@@ -36,7 +36,7 @@ from orchestrator.jobs.submissions import Submissions, asker, spending_now
 from orchestrator.launchers.base import ask_schedulers
 from orchestrator.registry import INDEXED, load
 from orchestrator.store.access import Outage
-from orchestrator.store.decisions import Decisions, looked_at
+from orchestrator.store.decisions import DecisionLog, looked_at
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.opening import store_url
@@ -75,7 +75,7 @@ class SweepState:
         trusted: set[tuple[str, int]] | None = None,
     ) -> None:
         self.ledger, self.whole, self.number, self.sealed = ledger, sweep, number, sealed
-        self.decisions = Decisions(ledger, sweep, number if sealed else 0)
+        self.decisions = DecisionLog(ledger, sweep, number if sealed else 0)
         self.sweep: ComposedSweep = self.decisions.unfolded.sweep
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
         self.problems: list[str] = []
@@ -267,7 +267,7 @@ class SweepState:
         return found
 
     @cached_property
-    def open_decision(self) -> Open | None:
+    def open_decision(self) -> Undecided | None:
         """The next decision, with the reason why it was not made yet; None if no decision is left."""
         question = self.decisions.unfolded.question
         if question is None:
@@ -275,7 +275,7 @@ class SweepState:
         cancelled, evidence = self.request_summary.cancelled, self.reader.evidence
         unfolded, status_of = self.decisions.unfolded, self.stages.__getitem__
         seen = looked_at(unfolded, status_of, evidence, cancelled=cancelled, holds=self.holds)
-        return seen if isinstance(seen, Open) else Open(question, "its cells have ended", True)
+        return seen if isinstance(seen, Undecided) else Undecided(question, "its cells have ended", True)
 
     @cached_property
     def chosen_gpus(self) -> dict[str, int]:

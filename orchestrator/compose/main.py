@@ -25,7 +25,7 @@ from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.sealed import Phase
+from orchestrator.core.sealed import SealedPhase
 from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.sweep import (
     Cell,
@@ -199,7 +199,7 @@ class Made(NamedTuple):
 
     cells: tuple[Cell, ...]
     stages: dict[str, StageInstance]
-    phases: tuple[Phase, ...]
+    phases: tuple[SealedPhase, ...]
     num_cells: int
     notes: list[str]
     sum_text: str

@@ -24,7 +24,7 @@ from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.root import Root
 from orchestrator.core.decisions import most_cells
 from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.sealed import Cell, Phase, Select, StageInstance
+from orchestrator.core.sealed import Cell, SealedPhase, Select, StageInstance
 from orchestrator.core.sweep import PhaseFile, SweepFile
 from orchestrator.errors import UserError, counted, nearest
 from orchestrator.stage import StageSpec
@@ -80,7 +80,7 @@ def compose_phases(
     _check(file, where)
     cwd, folder = folders
     root = cell_root(file, cwd, folder, where)
-    made: list[tuple[Phase, _Grown]] = []
+    made: list[tuple[SealedPhase, _Grown]] = []
     left = max_cells
     for part in file.phases:
         place = f"phase {part.name}, {where}"
@@ -103,7 +103,7 @@ def compose_phases(
 def _grow(
     file: SweepFile,
     part: PhaseFile,
-    before: tuple[Phase, _Grown] | None,
+    before: tuple[SealedPhase, _Grown] | None,
     specs: Mapping[str, StageSpec],
     words: Sequence[str],
     root: Root,
@@ -143,7 +143,9 @@ def _grow(
     return _Grown(dict(overrides.axes), cells, grid.merged, grid.stages, notes, grid.sum_text)
 
 
-def _sealed(part: PhaseFile, grown: _Grown, before: tuple[Phase, _Grown] | None, where: str) -> Phase:
+def _sealed(
+    part: PhaseFile, grown: _Grown, before: tuple[SealedPhase, _Grown] | None, where: str
+) -> SealedPhase:
     """Return a phase with what can be chosen in it, and what follows from the choices before it."""
     select = part.select
     candidates: dict[str, list[str]] = {}
@@ -160,7 +162,7 @@ def _sealed(part: PhaseFile, grown: _Grown, before: tuple[Phase, _Grown] | None,
             candidates.setdefault(key, []).append(cell.id)
             if select.per:
                 groups[key] = _labels(cell.axes, select.per)
-    return Phase(
+    return SealedPhase(
         name=part.name,
         candidates={key: tuple(ids) for key, ids in candidates.items()},
         follows=_follows(part, grown, before),
@@ -170,7 +172,7 @@ def _sealed(part: PhaseFile, grown: _Grown, before: tuple[Phase, _Grown] | None,
 
 
 def _follows(
-    part: PhaseFile, grown: _Grown, before: tuple[Phase, _Grown] | None
+    part: PhaseFile, grown: _Grown, before: tuple[SealedPhase, _Grown] | None
 ) -> dict[str, tuple[str, ...]]:
     """Return which cells of a phase follow from each candidate of the one before."""
     if before is None or before[0].select is None:

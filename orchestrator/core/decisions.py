@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestrator.core.evidence import Evidence
-from orchestrator.core.sealed import Decision, Phase, Seen, Select
+from orchestrator.core.sealed import Decision, SealedPhase, SeenCell, Select
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 
 Row = Mapping[str, Any]
 
 
-class Question(NamedTuple):
+class SweepQuestion(NamedTuple):
     """A decision that was not made yet.
 
     Attributes:
@@ -40,7 +40,7 @@ class Question(NamedTuple):
     """
 
     number: int
-    phase: Phase
+    phase: SealedPhase
     rung: int
     select: Select
     keep: int
@@ -73,7 +73,7 @@ class Unfolded(NamedTuple):
     """
 
     sweep: ComposedSweep
-    question: Question | None = None
+    question: SweepQuestion | None = None
     decisions: tuple[Decision, ...] = ()
 
 
@@ -118,7 +118,7 @@ class _Course:
         self._sweep, self._decisions = sweep, decisions
         self._cells = {cell.id: cell for cell in sweep.cells}
 
-    def follow(self) -> Question | None:
+    def follow(self) -> SweepQuestion | None:
         """Go through the phases as far as the decisions lead, and return the next question."""
         chosen: tuple[str, ...] = ("",)
         for place, phase in enumerate(self._sweep.phases):
@@ -141,7 +141,7 @@ class _Course:
         self.num_used += 1
         return self._decisions[self.num_used - 1]
 
-    def _through_rungs(self, phase: Phase, left: list[str]) -> tuple[Question | None, list[str]]:
+    def _through_rungs(self, phase: SealedPhase, left: list[str]) -> tuple[SweepQuestion | None, list[str]]:
         """Return the next question about a rung, and the cells that are left. Cut the other chains."""
         if (rungs := phase.rungs) is None:
             return None, left
@@ -149,7 +149,7 @@ class _Course:
             for cell in left:
                 self.shown[cell] = self._cut(self._cells[cell], rungs.parts[cell][rung])
             keep = max(1, math.floor(len(left) * rungs.keep + 1e-9))
-            question = Question(
+            question = SweepQuestion(
                 self.num_used + 1,
                 phase,
                 rung,
@@ -184,16 +184,16 @@ class _Course:
                 kept.append(digest)
         return msgspec.structs.replace(cell, stage_digests=tuple(kept))
 
-    def _at_end(self, phase: Phase, select: Select, left: Collection[str]) -> Question:
+    def _at_end(self, phase: SealedPhase, select: Select, left: Collection[str]) -> SweepQuestion:
         candidates = {
             key: tuple(self.shown[cell] for cell in cells if cell in left)
             for key, cells in phase.candidates.items()
             if any(cell in left for cell in cells)
         }
-        return Question(self.num_used + 1, phase, 0, select, select.top, candidates, phase.groups)
+        return SweepQuestion(self.num_used + 1, phase, 0, select, select.top, candidates, phase.groups)
 
 
-class Open(NamedTuple):
+class Undecided(NamedTuple):
     """A question that cannot be answered yet.
 
     Attributes:
@@ -202,7 +202,7 @@ class Open(NamedTuple):
         is_passing: whether that may end without a request of a user.
     """
 
-    question: Question
+    question: SweepQuestion
     reason: str
     is_passing: bool
 
@@ -211,14 +211,14 @@ _PASSING = frozenset({State.RUNNING, State.QUEUED, State.PENDING, State.RELEASED
 
 
 def observe(
-    question: Question,
+    question: SweepQuestion,
     instances: Mapping[str, StageInstance],
     status_of: Callable[[str], StageStatus],
     evidence_of: Callable[[str], Evidence],
     *,
     cancelled: Collection[str] = (),
     held: Callable[[str, str], bool] = lambda cell, digest: False,
-) -> tuple[Seen, ...] | Open:
+) -> tuple[SeenCell, ...] | Undecided:
     """Return what a decision sees of its cells, or why it waits.
 
     A cell has ended when its stages are done, or one of them has failed with its retries spent. Until all
@@ -232,7 +232,7 @@ def observe(
         cancelled: ids of cancelled cells.
         held: whether a stage is held back for good on behalf of a cell.
     """
-    seen: list[Seen] = []
+    seen: list[SeenCell] = []
     for cell in question.cells:
         statuses = {digest: status_of(digest) for digest in cell.stage_digests}
         failed = next((d for d, status in statuses.items() if status.state is State.FAILED), None)
@@ -240,31 +240,31 @@ def observe(
         if failed is None and left is not None:
             status, what = statuses[left], f"{cell.id} {instances[left].name}"
             if cell.id in cancelled:
-                return Open(question, f"{cell.id} is cancelled", False)
+                return Undecided(question, f"{cell.id} is cancelled", False)
             if held(cell.id, left):
-                return Open(question, f"{what} is held back", False)
-            return Open(question, f"{what} is {status.state}", status.state in _PASSING)
+                return Undecided(question, f"{what} is held back", False)
+            return Undecided(question, f"{what} is {status.state}", status.state in _PASSING)
         done = {d: evidence_of(d).done for d, status in statuses.items() if status.state is State.DONE}
         products = {digest: one.generation for digest, one in done.items() if one is not None}
         if failed is not None:
             why = f"{instances[failed].name} failed: {statuses[failed].reason}"
-            seen.append(Seen(cell=cell.id, products=products, why=why))
+            seen.append(SeenCell(cell=cell.id, products=products, why=why))
             continue
         rows = [(instances[digest], one.rows) for digest, one in done.items() if one is not None]
         seen.append(valued(question, cell, products, rows))
     if all(each.value is None for each in seen):
         reasons = list(dict.fromkeys(each.why for each in seen))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
-        return Open(question, f"no cell has a value: {reasons[0]}{more}", False)
+        return Undecided(question, f"no cell has a value: {reasons[0]}{more}", False)
     return tuple(seen)
 
 
 def valued(
-    question: Question,
+    question: SweepQuestion,
     cell: Cell,
     products: Mapping[str, int],
     rows: Sequence[tuple[StageInstance, Sequence[Row]]],
-) -> Seen:
+) -> SeenCell:
     """Return what a decision sees of a cell whose stages are done.
 
     The value is the mean of the metric over the rows that count. They are those of the stage that the
@@ -287,18 +287,18 @@ def valued(
     if not values:
         why = f"no row has {select.metric}"
         why += "".join(f" {name}={value}" for name, value in select.where.items())
-        return Seen(cell=cell.id, products=dict(products), why=why)
+        return SeenCell(cell=cell.id, products=dict(products), why=why)
     value = math.fsum(values) / len(values)
     if not math.isfinite(value):
-        return Seen(cell=cell.id, products=dict(products), why=f"{select.metric} is {value}")
-    return Seen(cell=cell.id, products=dict(products), value=value)
+        return SeenCell(cell=cell.id, products=dict(products), why=f"{select.metric} is {value}")
+    return SeenCell(cell=cell.id, products=dict(products), value=value)
 
 
 def _counts(row: Row, where: Mapping[str, str | int | float | bool]) -> bool:
     return all(name in row and str(row[name]) == str(value) for name, value in where.items())
 
 
-def answer(question: Question, seen: Iterable[Seen]) -> tuple[str, ...]:
+def answer(question: SweepQuestion, seen: Iterable[SeenCell]) -> tuple[str, ...]:
     """Return the candidates that go on, best first within each group.
 
     A candidate of which a cell has no value comes after all others, and never goes on if it has no value at
@@ -320,7 +320,7 @@ def answer(question: Question, seen: Iterable[Seen]) -> tuple[str, ...]:
     return tuple(key for each in ranked.values() for *_, key in sorted(each)[: question.keep])
 
 
-def most_cells(phase: Phase, before: Phase | None) -> int:
+def most_cells(phase: SealedPhase, before: SealedPhase | None) -> int:
     """Return the most cells that a phase can have.
 
     Args:

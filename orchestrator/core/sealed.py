@@ -59,7 +59,7 @@ class Rungs(Stored, frozen=True, kw_only=True):
     parts: dict[str, tuple[str, ...]]
 
 
-class Phase(Stored, frozen=True, kw_only=True):
+class SealedPhase(Stored, frozen=True, kw_only=True):
     """One phase of a sweep, with all cells that it can have.
 
     Attributes:
@@ -160,7 +160,7 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
     cells: tuple[Cell, ...]
     report: tuple[str, ...] = ()
     format: int = 1
-    phases: Annotated[tuple[Phase, ...], SINCE_2] = ()
+    phases: Annotated[tuple[SealedPhase, ...], SINCE_2] = ()
 
 
 class GateFacts(Stored, frozen=True, kw_only=True):
@@ -181,7 +181,7 @@ class GateFacts(Stored, frozen=True, kw_only=True):
     left_out: dict[str, str] = {}
 
 
-class Seen(Stored, frozen=True, kw_only=True):
+class SeenCell(Stored, frozen=True, kw_only=True):
     """What a decision saw of one cell.
 
     Attributes:
@@ -216,7 +216,7 @@ class Decision(Stored, frozen=True, kw_only=True):
     number: int
     phase: str = ""
     rung: int = 0
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[SeenCell, ...] = ()
     chosen: tuple[str, ...] = ()
     by: str = ""
     at: str = ""

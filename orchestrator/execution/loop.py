@@ -35,7 +35,7 @@ from orchestrator.jobs.submissions import request_of
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.checkout import Checkout
-from orchestrator.store.decisions import Decisions
+from orchestrator.store.decisions import DecisionLog
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 
@@ -89,7 +89,7 @@ class Worker:
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
         self._history = WorkerHistory(in_job=order.job is not None)
-        self._decisions = Decisions(ledger, revision.sweep, order.revision)
+        self._decisions = DecisionLog(ledger, revision.sweep, order.revision)
         self._take_over()
 
     def _take_over(self) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from orchestrator import provenance
-from orchestrator.core.decisions import Open, Question, Unfolded, answer, observe, unfold
+from orchestrator.core.decisions import SweepQuestion, Undecided, Unfolded, answer, observe, unfold
 from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
-from orchestrator.core.sealed import ComposedSweep, Decision, Seen
+from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell
 from orchestrator.core.state import StageStatus
 from orchestrator.errors import InfrastructureError
 from orchestrator.store import layout
@@ -19,7 +19,7 @@ from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
 
 
-class Decisions:
+class DecisionLog:
     """The decisions of one revision, as a process last read them.
 
     Nothing is read for a sweep without phases.
@@ -55,7 +55,7 @@ class Decisions:
             found = True
         return found
 
-    def _read(self, question: Question) -> Decision | None:
+    def _read(self, question: SweepQuestion) -> Decision | None:
         """Return the decision about a question; None if it was not made yet."""
         key = layout.decision(self._sealed.name, self._revision, question.number)
         decision, problem = self._ledger.read(
@@ -82,7 +82,7 @@ class Decisions:
         cancelled: Collection[str] = (),
         holds: Holds = NO_HOLDS,
         by: str,
-    ) -> Open | None:
+    ) -> Undecided | None:
         """Record the next decision if its cells have ended, and the ones that can be made after it.
 
         Args:
@@ -100,7 +100,7 @@ class Decisions:
         """
         while (question := self.unfolded.question) is not None:
             seen = looked_at(self.unfolded, status_of, evidence_of, cancelled=cancelled, holds=holds)
-            if isinstance(seen, Open):
+            if isinstance(seen, Undecided):
                 return seen
             decision = Decision(
                 nonce=new_nonce(),
@@ -128,8 +128,8 @@ def looked_at(
     *,
     cancelled: Collection[str] = (),
     holds: Holds = NO_HOLDS,
-) -> tuple[Seen, ...] | Open:
-    """Return what the next decision sees, or why it waits; see `Decisions.make` for the arguments."""
+) -> tuple[SeenCell, ...] | Undecided:
+    """Return what the next decision sees, or why it waits; see `DecisionLog.make` for the arguments."""
     assert unfolded.question is not None
 
     def is_held(cell: str, digest: str) -> bool:

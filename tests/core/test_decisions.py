@@ -1,4 +1,4 @@
-"""Decisions: what exists follows from seal and decisions alone, whoever decides and in whatever order."""
+"""DecisionLog: what exists follows from seal and decisions alone, whoever decides and in whatever order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.decisions import Open, answer, decided, most_cells, observe, unfold
+from orchestrator.core.decisions import Undecided, answer, decided, most_cells, observe, unfold
 from orchestrator.core.evidence import Evidence
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Done
-from orchestrator.core.sealed import Cell, ComposedSweep, Decision, Phase, Rungs, Select, StageInstance
+from orchestrator.core.sealed import Cell, ComposedSweep, Decision, Rungs, SealedPhase, Select, StageInstance
 from orchestrator.core.state import GOOD, StageStatus, State, cell_status
 from orchestrator.formats import canonical, decode, encode
 
@@ -24,23 +24,23 @@ def _cell(name: str, *digests: str, **axes: str) -> Cell:
     return Cell(id=name, axes=axes, columns={}, config={}, stage_digests=digests)
 
 
-def _sweep(cells: list[Cell], phases: tuple[Phase, ...]) -> ComposedSweep:
+def _sweep(cells: list[Cell], phases: tuple[SealedPhase, ...]) -> ComposedSweep:
     digests = {digest for cell in cells for digest in cell.stage_digests}
     stages = {d: StageInstance(stage="fit", digest=d, reads={}) for d in sorted(digests)}
     return ComposedSweep(name="s", specs={}, stages=stages, cells=tuple(cells), phases=phases)
 
 
 def _two_phases(num: int = 3, select: Select = BEST) -> ComposedSweep:
-    """Phase a with cells a0, a1, ... and phase b with two cells for each of them."""
+    """SealedPhase a with cells a0, a1, ... and phase b with two cells for each of them."""
     first = [_cell(f"a{i}", f"d{i}", lr=str(i)) for i in range(num)]
     second = [_cell(f"b{i}.{j}", f"e{i}.{j}", lr=str(i), seed=str(j)) for i in range(num) for j in (0, 1)]
-    a = Phase(
+    a = SealedPhase(
         name="a",
         candidates={f"lr={i}": (f"a{i}",) for i in range(num)},
         follows={"": tuple(cell.id for cell in first)},
         select=select,
     )
-    b = Phase(
+    b = SealedPhase(
         name="b",
         candidates={},
         follows={f"lr={i}": (f"b{i}.0", f"b{i}.1") for i in range(num)},
@@ -80,11 +80,11 @@ class Store:
     def evidence(self, digest: str) -> Evidence:
         return _done(digest, {"score": self.scores[digest]})
 
-    def decide(self) -> Open | None:
+    def decide(self) -> Undecided | None:
         """Decides what can be decided, as any process does that looks."""
         while (question := (unfolded := unfold(self.sweep, self.decisions)).question) is not None:
             seen = observe(question, unfolded.sweep.stages, self.status, self.evidence)
-            if isinstance(seen, Open):
+            if isinstance(seen, Undecided):
                 return seen
             self.decisions.append(
                 Decision(
@@ -149,9 +149,9 @@ def test_a_cancelled_or_held_cell_leaves_the_decision_to_a_person():
     question = unfold(sweep, ()).question
     assert question is not None
     found = observe(question, sweep.stages, store.status, store.evidence, cancelled={"a2"})
-    assert isinstance(found, Open) and not found.is_passing and found.reason == "a2 is cancelled"
+    assert isinstance(found, Undecided) and not found.is_passing and found.reason == "a2 is cancelled"
     found = observe(question, sweep.stages, store.status, store.evidence, held=lambda cell, digest: True)
-    assert isinstance(found, Open) and not found.is_passing and "held back" in found.reason
+    assert isinstance(found, Undecided) and not found.is_passing and "held back" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -179,20 +179,20 @@ def test_the_value_is_of_the_rows_that_count():
     evidence = {"d0": _done("d0", *rows), "d1": _done("d1", {"score": 80}, {"split": "test"})}
     done = StageStatus(State.DONE, "product")
     seen = observe(question, sweep.stages, lambda digest: done, evidence.__getitem__)
-    assert not isinstance(seen, Open)
+    assert not isinstance(seen, Undecided)
     assert [each.value for each in seen] == [1.5, None]
     assert seen[1].why == "no row has score split=test"
 
 
 def test_a_candidate_of_several_seeds_has_their_mean_and_one_without_all_of_them_comes_last():
     cells = [_cell(f"c{lr}{seed}", f"d{lr}{seed}", lr=lr, seed=seed) for lr in "xyz" for seed in "01"]
-    phase = Phase(
+    phase = SealedPhase(
         name="a",
         candidates={f"lr={lr}": (f"c{lr}0", f"c{lr}1") for lr in "xyz"},
         follows={"": tuple(cell.id for cell in cells)},
         select=Select(metric="score", mode="max", mean=("seed",), top=3),
     )
-    store = Store(_sweep(cells, (phase, Phase(name="b", candidates={}, follows={}))))
+    store = Store(_sweep(cells, (phase, SealedPhase(name="b", candidates={}, follows={}))))
     store.scores = {"dx0": 1, "dx1": 2, "dy0": 3, "dy1": 1, "dz0": 99, "dz1": None}
     assert store.decide() is None
     assert store.decisions[0].chosen == ("lr=y", "lr=x", "lr=z")
@@ -224,7 +224,7 @@ def _halving(num: int, at: tuple[int, ...] = (9, 27, 81)) -> ComposedSweep:
         cells.append(_cell(f"c{i}", *digests, last))
         parts[f"c{i}"] = digests
     rungs = Rungs(stage="train", at=at, keep=1 / 3, select=Select(metric="score", mode="max"), parts=parts)
-    phase = Phase(name="", candidates={}, follows={"": tuple(parts)}, rungs=rungs)
+    phase = SealedPhase(name="", candidates={}, follows={"": tuple(parts)}, rungs=rungs)
     return ComposedSweep(name="s", specs={}, stages=stages, cells=tuple(cells), phases=(phase,))
 
 
