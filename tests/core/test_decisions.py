@@ -1,4 +1,4 @@
-"""DecisionLog: what exists follows from seal and decisions alone, whoever decides and in whatever order."""
+"""Decisions: what exists follows from seal and decisions alone, whoever decides and in whatever order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _sweep(cells: list[Cell], phases: tuple[SealedPhase, ...]) -> ComposedSweep:
 
 
 def _two_phases(num: int = 3, select: Select = BEST) -> ComposedSweep:
-    """SealedPhase a with cells a0, a1, ... and phase b with two cells for each of them."""
+    """Phase a with cells a0, a1, ... and phase b with two cells for each of them."""
     first = [_cell(f"a{i}", f"d{i}", lr=str(i)) for i in range(num)]
     second = [_cell(f"b{i}.{j}", f"e{i}.{j}", lr=str(i), seed=str(j)) for i in range(num) for j in (0, 1)]
     a = SealedPhase(
