@@ -6,6 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
+from typing import Any, cast
 
 from orchestrator.core import holding
 from orchestrator.core.decisions import Undecided
@@ -34,9 +35,8 @@ from orchestrator.jobs.cells import Jobs, with_jobs
 from orchestrator.jobs.judgement import ending
 from orchestrator.jobs.submissions import Submissions, asker, spending_now
 from orchestrator.launchers.base import ask_schedulers
-from orchestrator.registry import INDEXED, load
+from orchestrator.registry import DECISIONS, INDEXED, load
 from orchestrator.store.access import Outage
-from orchestrator.store.decisions import DecisionLog, looked_at
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.opening import store_url
@@ -62,7 +62,7 @@ class SweepState:
     Attributes:
         whole: the sweep as given.
         sweep: the sweep with the cells that exist by the decisions so far.
-        decisions: of the revision.
+        decisions: of the revision, a `orchestrator.store.decisions.DecisionLog`; None without phases.
     """
 
     def __init__(
@@ -75,8 +75,10 @@ class SweepState:
         trusted: set[tuple[str, int]] | None = None,
     ) -> None:
         self.ledger, self.whole, self.number, self.sealed = ledger, sweep, number, sealed
-        self.decisions = DecisionLog(ledger, sweep, number if sealed else 0)
-        self.sweep: ComposedSweep = self.decisions.unfolded.sweep
+        self.sweep, self.decisions = sweep, cast(Any, None)
+        if sweep.phases:  # Loaded by name: few sweeps have decisions.
+            self.decisions = load(DECISIONS)(ledger, sweep, number if sealed else 0)
+            self.sweep = self.decisions.unfolded.sweep
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
         self.problems: list[str] = []
         # Of a stage in a cell: what its estimate was made from, and the estimate.
@@ -269,12 +271,11 @@ class SweepState:
     @cached_property
     def open_decision(self) -> Undecided | None:
         """The next decision, with the reason why it was not made yet; None if no decision is left."""
-        question = self.decisions.unfolded.question
-        if question is None:
+        if self.decisions is None or self.decisions.unfolded.question is None:
             return None
-        cancelled, evidence = self.request_summary.cancelled, self.reader.evidence
-        unfolded, status_of = self.decisions.unfolded, self.stages.__getitem__
-        seen = looked_at(unfolded, status_of, evidence, cancelled=cancelled, holds=self.holds)
+        cancelled, evidence, status_of = self.request_summary.cancelled, self.reader.evidence, self.stages
+        seen = self.decisions.look(status_of.__getitem__, evidence, cancelled=cancelled, holds=self.holds)
+        question = self.decisions.unfolded.question
         return seen if isinstance(seen, Undecided) else Undecided(question, "its cells have ended", True)
 
     @cached_property

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import itertools
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,27 +14,30 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from omegaconf import OmegaConf
 
-from orchestrator.compose.axes import Axis, axis_of, cell_labels, cut
+from orchestrator.compose.axes import axis_of
 from orchestrator.compose.configs import Configs
-from orchestrator.compose.files import config_folders, labels_of, locate, read_sweep, shipped, sweep_name
-from orchestrator.compose.interpolations import refuse_varying
+from orchestrator.compose.files import (
+    CONDITIONS,
+    config_folders,
+    labels_of,
+    locate,
+    read_sweep,
+    shipped,
+    sweep_name,
+)
 from orchestrator.compose.overrides import Overrides, composed_run_settings, escaped, refuse_secrets
+from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.sealed import SealedPhase
 from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.sweep import (
-    Cell,
     ComposedSweep,
-    StageInstance,
     SweepFile,
-    check_axis,
     parse,
     stage_specs,
 )
-from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, importable, is_known, known, load, lookup
 from orchestrator.stage import StageSpec
@@ -67,9 +68,6 @@ _PHASES: Final = "orchestrator.compose.phases:compose_phases"
 
 _NUM_WORDS = 3
 """Most notes on words that YAML 1.1 would read differently."""
-
-Progress = Callable[[int, int], None]
-"""Callback that takes the number of points composed so far, and the number of all points."""
 
 
 def compose(
@@ -142,6 +140,7 @@ def _composed(
     # Stages are imported from the sweep file's folder first, then from the working folder.
     import_paths = tuple(dict.fromkeys([str(folder), str(cwd)]))
     file_axes = {axis: axis_of(axis, value, where=where) for axis, value in file.axes.items()}
+    conditions: Any = load(CONDITIONS)(file.when, file_axes, where=where) if file.when else None
     store_url, words = split_store(overrides)
     with contextlib.ExitStack() as stack:
         if file.app is not None:
@@ -149,7 +148,7 @@ def _composed(
             merged, configs, given = app
         else:
             root = cell_root(file, cwd, folder, where)
-            merged = Overrides(dict(file_axes))
+            merged = Overrides(dict(file_axes), conditional=conditions.names if conditions else ())
             merged.add_file(file.overrides, root, where=where)
             merged.add_command_line(words, root)
             configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
@@ -161,16 +160,14 @@ def _composed(
         engine = composed_run_settings(merged.engine, config_folders(cwd, folder), store_url)
         _check_limits(engine, specs)
         _check_work(engine, specs)
-        max_cells = file.max_cells if merged.max_cells is None else merged.max_cells
+        most = file.max_cells if merged.max_cells is None else merged.max_cells
         if file.phases or file.rungs:
-            made: Made = load(_PHASES)(file, specs, words, (cwd, folder), where, max_cells, progress)
+            made: Made = load(_PHASES)(file, specs, words, (cwd, folder), where, most, progress)
         else:
             # Labels of the file: to exclude one that the command line narrowed away is no mistake.
             selectors = Selectors.parse(file.exclude, file.include, labels_of(file_axes.values()))
-            grid, axes = Grid(selectors, file.columns, specs, where=where), list(merged.axes.values())
-            fill(grid, configs, axes, file.columns, specs, max_cells, where, progress)
-            cells, notes = grid.cells([len(axis.labels) for axis in axes])
-            made = Made(cells, grid.stages, (), len(cells), notes, grid.sum_text)
+            grid = Grid(selectors, file.columns, specs, where=where)
+            made = made_of(grid, configs, merged, conditions, file.columns, specs, most, where, progress)
     notes = made.notes + _check_count(made.num_cells, file.expect_cells, merged, made.sum_text, where)
     sealed = ComposedSweep(
         name=sweep_id,
@@ -183,72 +180,6 @@ def _composed(
     )
     notes += configs.notes if file.app is not None else ()
     return Composition(sealed, engine, tuple(notes), source.text, import_paths)
-
-
-class Made(NamedTuple):
-    """The cells of a sweep, composed.
-
-    Attributes:
-        cells: all that it can have.
-        stages: digest to stage instance.
-        phases: with the ids of their cells.
-        num_cells: the most cells that can exist.
-        notes: remarks for the user.
-        sum_text: how their number came about.
-    """
-
-    cells: tuple[Cell, ...]
-    stages: dict[str, StageInstance]
-    phases: tuple[SealedPhase, ...]
-    num_cells: int
-    notes: list[str]
-    sum_text: str
-
-
-def fill(
-    grid: Grid,
-    configs: Configs,
-    axes: Sequence[Axis],
-    columns: Mapping[str, str],
-    specs: Mapping[str, StageSpec],
-    max_cells: int,
-    where: str,
-    progress: Progress,
-) -> None:
-    """Compose the points of a grid that its early selectors keep, and add them to it.
-
-    Args:
-        grid: without points.
-        configs: composes them.
-        axes: of the grid.
-        columns: column name to config key.
-        specs: stage name to spec.
-        max_cells: most points that there may be.
-        where: the sweep file, for messages.
-        progress: called before each point, and at the end.
-
-    Raises:
-        UserError: there are too many points, or one of them cannot be composed.
-    """
-    for axis in axes:
-        check_axis(axis.name)
-    # Before any loop over the points: a mistyped range may give billions of them.
-    _check_size(axes, max_cells, where)
-    grid.check_labels(cell_labels(axes))
-    num_points = math.prod(len(axis.labels) for axis in axes)
-    for number, labels in enumerate(itertools.product(*(axis.labels for axis in axes))):
-        progress(number, num_points)
-        texts = {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
-        if not grid.admits(texts):
-            continue
-        place = " ".join(["cell", *(f"{axis}={cut(text)}" for axis, text in texts.items())]) + f", {where}"
-        config = configs.config(labels, where=place)
-        refuse_varying(specs, configs.varying, where=place)
-        shown = configs.shown(labels, config, where=place)
-        texts = {axis.name: label.text for axis, label in zip(axes, shown, strict=True)}
-        _check_columns(columns, texts, config, where)
-        grid.add(texts, ".".join(filter(None, (label.part for label in shown))), config)
-    progress(num_points, num_points)
 
 
 def cell_root(file: SweepFile, cwd: Path, folder: Path, where: str) -> Root:
@@ -313,17 +244,6 @@ def _check_module(what: str, target: str, import_paths: Sequence[str], where: st
         )
 
 
-def _check_size(axes: Sequence[Axis], max_cells: int, where: str) -> None:
-    num_points = math.prod(len(axis.labels) for axis in axes)
-    if num_points > max_cells:
-        product = " x ".join(f"{len(axis.labels):,}" for axis in axes)
-        raise UserError(
-            f"the grid has {product} = {num_points:,} points, more than max_cells: {max_cells:,}",
-            where=where,
-            fix=f"max_cells={num_points} if that is what you mean",
-        )
-
-
 def _check_limits(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
     for stage in engine.policy.limits_s:
         if stage not in specs:
@@ -345,35 +265,6 @@ def _check_work(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
                 where=f"store.url={url}",
                 allowed="a store in a folder; or {checkpoints} and {resume}, which are kept in a bucket too",
             )
-
-
-def _check_columns(
-    columns: Mapping[str, str], labels: Mapping[str, str], config: Mapping[str, Any], where: str
-) -> None:
-    for column, key in columns.items():
-        value = pick(config, key)
-        _check_column_name(column, key, value, labels, config, where)
-        if isinstance(value, Mapping):
-            raise UserError(
-                f"the column {column!r} is of {key!r}, a section of the config and not a value",
-                where=where,
-                allowed=nearest(key, [f"{key}.{name}" for name in value]),
-            )
-
-
-def _check_column_name(
-    column: str, key: str, value: Any, labels: Mapping[str, str], config: Mapping[str, Any], where: str
-) -> None:
-    """Refuse a column that shows another value than the axis or config key of the same name."""
-    own = labels.get(column, pick(config, column))
-    text = scalar_text(value)
-    if own is MISSING or isinstance(own, Mapping) or value is MISSING or scalar_text(own) == text:
-        return
-    raise UserError(
-        f"the column {column!r} shows {key}, which is {text}, but {column!r} itself is {scalar_text(own)}",
-        where=where,
-        fix="give the column another name",
-    )
 
 
 def _check_count(

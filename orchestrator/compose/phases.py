@@ -16,17 +16,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from orchestrator.compose.axes import Axis, Label, axis_of
 from orchestrator.compose.configs import Configs
-from orchestrator.compose.files import labels_of
-from orchestrator.compose.main import Made, Progress, cell_root, fill
+from orchestrator.compose.files import CONDITIONS, labels_of
+from orchestrator.compose.main import cell_root
 from orchestrator.compose.overrides import Overrides
+from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.root import Root
 from orchestrator.core.decisions import most_cells
 from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.sealed import Cell, SealedPhase, Select, StageInstance
+from orchestrator.core.sealed import Cell, SealedPhase, Select
 from orchestrator.core.sweep import PhaseFile, SweepFile
 from orchestrator.errors import UserError, counted, nearest
+from orchestrator.registry import load
 from orchestrator.stage import StageSpec
 
 AXIS = "phase"
@@ -38,19 +42,20 @@ class _Grown(NamedTuple):
 
     Attributes:
         axes: by name, as the command line left them.
-        cells: in the order of the grid.
+        when: the conditions of the axes.
+        made: the cells.
         merged: labels of each point that was merged, and of the one that it equals.
-        stages: digest to stage instance.
-        notes: remarks for the user.
-        sum_text: how the number of cells came about.
     """
 
     axes: dict[str, Axis]
-    cells: tuple[Cell, ...]
+    when: dict[str, str]
+    made: Made
     merged: list[tuple[Mapping[str, str], Mapping[str, str]]]
-    stages: dict[str, StageInstance]
-    notes: list[str]
-    sum_text: str
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells, in the order of the grid."""
+        return self.made.cells
 
 
 def compose_phases(
@@ -88,16 +93,22 @@ def compose_phases(
         grown = _grow(file, part, before, specs, words, root, folders, place, left, progress)
         left -= len(grown.cells)
         made.append((_sealed(part, grown, before, place), grown))
-    cells = tuple(cell for _, grown in made for cell in grown.cells)
-    stages = {digest: each for _, grown in made for digest, each in grown.stages.items()}
+    names = dict.fromkeys(axis for _, grown in made for axis in grown.axes)
+    cells = tuple(_with_axes(cell, names) for _, grown in made for cell in grown.cells)
+    stages = {digest: each for _, grown in made for digest, each in grown.made.stages.items()}
     befores = [None, *(phase for phase, _ in made)]
     numbers = [most_cells(phase, before) for (phase, _), before in zip(made, befores, strict=False)]
     course = ", then ".join(
         f"{phase.name}: {counted(number, 'cell')}" if index == 0 else f"{phase.name}: at most {number}"
         for index, ((phase, _), number) in enumerate(zip(made, numbers, strict=True))
     )
-    notes = [note for _, grown in made for note in grown.notes]
+    notes = [note for _, grown in made for note in grown.made.notes]
     return Made(cells, stages, tuple(phase for phase, _ in made), sum(numbers), [course, *notes], course)
+
+
+def _with_axes(cell: Cell, names: Iterable[str]) -> Cell:
+    """Return a cell with the axes of all phases; its label is empty on those that its phase does not have."""
+    return msgspec.structs.replace(cell, axes={name: cell.axes.get(name, "") for name in names})
 
 
 def _grow(
@@ -119,7 +130,12 @@ def _grow(
     if before is not None and before[0].select is not None:
         dropped = {AXIS, *before[0].select.mean}
         inherited = {name: axis for name, axis in before[1].axes.items() if name not in dropped}
-    overrides = Overrides({AXIS: phase_axis, **inherited, **own})
+    taken = before[1].when if before is not None else {}
+    when = {key: on for key, on in taken.items() if key.partition("=")[0].strip() in inherited.keys() - own}
+    when |= part.when
+    conditions = load(CONDITIONS)(when, {**inherited, **own}, where=where) if when else None
+    names = conditions.names if conditions is not None else ()
+    overrides = Overrides({AXIS: phase_axis, **inherited, **own}, conditional=names)
     overrides.add_file(file.overrides, root, where=where)
     num_settings = len(overrides.engine)
     overrides.add_file(part.overrides, root, where=where)
@@ -132,15 +148,13 @@ def _grow(
     elsewhere = {name for other in file.phases for name in other.axes} - overrides.axes.keys()
     mine = [word for word in words if overrides.parse(word).key_or_group not in elsewhere]
     overrides.add_command_line(mine, root)
-    axes = list(overrides.axes.values())
     paths = tuple(dict.fromkeys([str(folders[1]), str(folders[0])]))
     configs = Configs(root, overrides, cwd=folders[0], import_paths=paths, where=where)
     exclude, include = [*file.exclude, *part.exclude], [*file.include, *part.include]
     selectors = Selectors.parse(exclude, include, labels_of({**inherited, **own}.values()))
     grid = Grid(selectors, file.columns, specs, where=where)
-    fill(grid, configs, axes, file.columns, specs, max_cells, where, progress)
-    cells, notes = grid.cells([len(axis.labels) for axis in axes])
-    return _Grown(dict(overrides.axes), cells, grid.merged, grid.stages, notes, grid.sum_text)
+    made = made_of(grid, configs, overrides, conditions, file.columns, specs, max_cells, where, progress)
+    return _Grown(dict(overrides.axes), when, made, grid.merged)
 
 
 def _sealed(
@@ -207,7 +221,7 @@ def _check(file: SweepFile, where: str) -> None:
     """Refuse phases that contradict themselves or the rest of the file."""
     if file.app is not None:
         raise UserError("a sweep with `app` has no phases", where=where, allowed="`axes` of the sweep")
-    if file.axes:
+    if file.axes or file.when:
         raise UserError("the sweep has both `axes` and `phases`", where=where, fix="the axes go into a phase")
     names: set[str] = set()
     for index, part in enumerate(file.phases):

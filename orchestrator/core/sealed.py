@@ -122,7 +122,7 @@ class Cell(Stored, frozen=True, kw_only=True):
 
     Attributes:
         id: unique readable id, such as ``tiny-qwen3-a.math.en+sw-3f9c2a71``.
-        axes: axis name to label.
+        axes: axis name to label, which is empty where the axis does not count.
         columns: the sweep's `columns`: name to value.
         config: the fully resolved tree.
         stage_digests: of its stages, inputs before the stages that take them.

@@ -56,13 +56,14 @@ class PhaseFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Attributes:
         name: of the phase, which is the label of its cells on the axis ``phase``.
-        axes, overrides, exclude, include: as in `SweepFile`, of this phase.
+        axes, when, overrides, exclude, include: as in `SweepFile`, of this phase.
         select: how cells are chosen for the next phase; every phase but the last one has it.
         rungs: the cut of one of its stages.
     """
 
     name: str
     axes: dict[str, Any] = {}
+    when: dict[str, str] = {}
     overrides: dict[str, Any] | list[str] = {}
     exclude: list[str] = []
     include: list[str] = []
@@ -73,8 +74,8 @@ class PhaseFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A sweep file as written, completed from the file that it names as `like`.
 
-    Axes and overrides are completed key by key. Any other key that is missing is taken over as a whole,
-    except the description and the number of cells.
+    Axes, conditions and overrides are completed key by key. Any other key that is missing is taken over as
+    a whole, except the description and the number of cells.
 
     Attributes:
         description: its first line is shown by `sweep list`.
@@ -82,6 +83,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         max_cells: the number of points that its grid may have, before exclusions.
         overrides: key to value, or a list in Hydra's grammar; applied to every cell.
         axes: name to a list of values, a list in Hydra's grammar, or label to {key: value}.
+        when: an axis, or ``axis=value``, to a selector of other axes' labels; elsewhere it does not count.
         exclude: selectors of cells to leave out.
         include: selectors; only cells that match one of them stay.
         columns: column name to config key.
@@ -98,6 +100,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     max_cells: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     overrides: dict[str, Any] | list[str] = {}
     axes: dict[str, Any] = {}
+    when: dict[str, str] = {}
     exclude: list[str] = []
     include: list[str] = []
     columns: dict[str, str] = {}

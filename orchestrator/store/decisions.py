@@ -99,7 +99,7 @@ class DecisionLog:
             InfrastructureError: The store did not answer.
         """
         while (question := self.unfolded.question) is not None:
-            seen = looked_at(self.unfolded, status_of, evidence_of, cancelled=cancelled, holds=holds)
+            seen = self.look(status_of, evidence_of, cancelled=cancelled, holds=holds)
             if isinstance(seen, Undecided):
                 return seen
             decision = Decision(
@@ -120,27 +120,22 @@ class DecisionLog:
                 raise InfrastructureError(f"{key} was created and cannot be read")
         return None
 
+    def look(
+        self,
+        status_of: Callable[[str], StageStatus],
+        evidence_of: Callable[[str], Evidence],
+        *,
+        cancelled: Collection[str] = (),
+        holds: Holds = NO_HOLDS,
+    ) -> tuple[SeenCell, ...] | Undecided:
+        """Return what the next decision sees, or why it waits; see `make` for the arguments."""
+        assert self.unfolded.question is not None
 
-def looked_at(
-    unfolded: Unfolded,
-    status_of: Callable[[str], StageStatus],
-    evidence_of: Callable[[str], Evidence],
-    *,
-    cancelled: Collection[str] = (),
-    holds: Holds = NO_HOLDS,
-) -> tuple[SeenCell, ...] | Undecided:
-    """Return what the next decision sees, or why it waits; see `DecisionLog.make` for the arguments."""
-    assert unfolded.question is not None
+        def is_held(cell: str, digest: str) -> bool:
+            hold = holds.of(cell, digest)
+            return hold is not None and hold.is_final
 
-    def is_held(cell: str, digest: str) -> bool:
-        hold = holds.of(cell, digest)
-        return hold is not None and hold.is_final
-
-    return observe(
-        unfolded.question,
-        unfolded.sweep.stages,
-        status_of,
-        evidence_of,
-        cancelled=cancelled,
-        held=is_held,
-    )
+        instances = self.unfolded.sweep.stages
+        return observe(
+            self.unfolded.question, instances, status_of, evidence_of, cancelled=cancelled, held=is_held
+        )
