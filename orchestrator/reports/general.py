@@ -49,6 +49,12 @@ BEST, HIGHEST, LOWEST = " ★", " ▲", " ▼"
 ABSENT = "–"
 """What a table shows for a missing value."""
 
+FORMULAS = {
+    "Cells": ("the value in the row that the cell's stage returned; (mean): the mean of its rows", "rows"),
+    "report.md": ("mean ± sample standard deviation (n - 1) over n cells, or a sum of records", "records"),
+}
+"""File or heading of a table to how its numbers are computed, and from what."""
+
 
 class Numbers(msgspec.Struct, frozen=True, kw_only=True):
     """The content of ``report.json``.
