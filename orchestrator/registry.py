@@ -129,7 +129,7 @@ CLAIMS: Mapping[str, str] = {"study": "orchestrator.study.claims:weights"}
 
 FORMULAS: Mapping[str, str] = {
     "accuracy": "orchestrator.study.claims:ACCURACY_FORMULAS",
-    "general": "orchestrator.reports.general:FORMULAS",
+    "general": "orchestrator.reports.held:FORMULAS",
     "study": "orchestrator.study.claims:FORMULAS",
 }
 """Report to a mapping from file or heading of a table to a sentence on how its numbers are computed."""
@@ -191,6 +191,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "notify": ("apprise",),
     "search": ("optuna",),
+    "sign": ("cryptography",),
     "vllm": ("vllm",),
 }
 """Extra of the distribution to the modules that it brings, as in pyproject.toml.

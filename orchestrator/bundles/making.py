@@ -16,12 +16,13 @@ import msgspec
 import orchestrator
 from orchestrator.api.state import SweepState
 from orchestrator.bundles.content import STORE, Content, content_of
-from orchestrator.bundles.manifest import MANIFEST, BundleManifest
+from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
 from orchestrator.bundles.recomputing import Recomputed, recompute, state_of
 from orchestrator.bundles.zipped import write_zip
 from orchestrator.core.state import State
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.manifest import File, file_digest
+from orchestrator.registry import require
 from orchestrator.store.opening import as_usual
 
 
@@ -31,10 +32,14 @@ class BundleOptions(NamedTuple):
     Attributes:
         weights: all files of products that are still there.
         partial: a sweep that is not finished is no error.
+        key: private key that signs the bundle, as PEM; None for no signature.
+        certificates: of the key, and those that issued it, as PEM; None for a bare key.
     """
 
     weights: bool = False
     partial: bool = False
+    key: Path | None = None
+    certificates: Path | None = None
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +86,11 @@ def check_bundle(view: SweepState, out: Path, options: BundleOptions) -> None:
     if out.exists() or not out.absolute().parent.is_dir():
         what = "there is a file already" if out.exists() else f"no folder {out.absolute().parent}"
         raise UserError(what, where=f"--out {out}")
+    if options.key is not None:
+        require("sign", what="--sign")
+        from orchestrator.bundles.signing import check_signer
+
+        check_signer(options.key, options.certificates)
     states = Counter(str(view.cells[cell.id].state) for cell in view.sweep.cells)
     if set(states) != {str(State.DONE)} and not options.partial:
         counts = ", ".join(f"{number} {state}" for state, number in states.items())
@@ -122,6 +132,8 @@ def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> Made:
         files=tuple(_file(name, content[name]) for name in sorted(content)),
     ).closed()
     content[MANIFEST] = manifest.encoded()
+    if options.key is not None:
+        content[SIGNATURE] = _signature(content, manifest, options.key, options.certificates)
     _write(out, content)
     return Made(
         file=str(out),
@@ -133,9 +145,18 @@ def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> Made:
         num_rows=found.num_rows,
         num_predicted=found.num_predicted,
         num_claims=found.num_claims,
+        is_signed=SIGNATURE in content,
         left_out=tuple(f"{each.what}: {each.why}" for each in manifest.left_out),
         unchecked=tuple(found.unchecked),
     )
+
+
+def _signature(content: Content, manifest: BundleManifest, key: Path, certificates: Path | None) -> bytes:
+    from orchestrator.bundles.signing import sign  # needs an extra
+
+    digests = {file.path: file.sha256 for file in manifest.files}
+    digests[MANIFEST] = _file(MANIFEST, content[MANIFEST]).sha256
+    return sign(digests, f"{manifest.sweep}@{manifest.revision}", key, certificates)
 
 
 def _follows(view: SweepState, content: Content) -> Recomputed:

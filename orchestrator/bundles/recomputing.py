@@ -146,7 +146,7 @@ def _reports(view: SweepState, rows: Rows, unchecked: list[str]) -> dict[tuple[s
     """Return the tables and data of a sweep's reports, by report and file."""
     facts = msgspec.structs.replace(reports.about(view), made_at="")
     names: Sequence[str] = view.sweep.report or (reports.fitting_report(rows, facts),)
-    offers: Offers = {"about": lambda: facts, "over": tuple}
+    offers: Offers = {"about": lambda: facts, "over": tuple, "drawn": lambda: False}
     made: dict[tuple[str, str], bytes] = {}
     for name in names:
         # The bundle may name any object. Only reports of this installation are called.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,6 +28,18 @@ MAX_JSON_BYTES = 200_000_000
 """Largest manifest or file of claims that is read."""
 
 
+class VerifyOptions(NamedTuple):
+    """What the reader of a bundle wants.
+
+    Attributes:
+        key: a public key by which the bundle must be signed, as PEM.
+        certificates: certificates one of which must have issued that of the signature, as PEM.
+    """
+
+    key: Path | None = None
+    certificates: Path | None = None
+
+
 class Verification(msgspec.Struct, kw_only=True):
     """What was found out about a bundle, as ``sweep verify --json`` prints it.
 
@@ -39,6 +52,7 @@ class Verification(msgspec.Struct, kw_only=True):
         num_files, num_bytes: its files, and the size of the zip in bytes.
         num_rows, num_predicted: result rows, and those that were computed again from predictions.
         num_claims: numbers in tables that were computed again.
+        signature: ``none``, ``not checked`` without a key of the reader's, ``valid`` or ``invalid``.
     """
 
     file: str
@@ -53,15 +67,18 @@ class Verification(msgspec.Struct, kw_only=True):
     num_rows: int = 0
     num_predicted: int = 0
     num_claims: int = 0
+    signature: str = "none"
 
 
-def verify_bundle(path: Path) -> Verification:
+def verify_bundle(path: Path, options: VerifyOptions) -> Verification:
     """Return what holds of a bundle and what does not.
 
     Args:
         path: the zip.
+        options: what the reader wants.
 
     Raises:
+        UserError: a key of the reader's is none.
         OSError: it cannot be read.
     """
     found = Verification(file=str(path), num_bytes=path.stat().st_size)
@@ -74,6 +91,7 @@ def verify_bundle(path: Path) -> Verification:
             found.faults += _shortened(_file_faults(opened, manifest))
             # What was changed is not worth reading: its records would only repeat the fault.
             if not found.faults:
+                _verify_signature(opened, manifest, options, found)
                 _verify_content(opened, manifest, found)
         except Damaged as damaged:
             found.faults.append(str(damaged))
@@ -131,6 +149,33 @@ def _file_faults(opened: Zip, manifest: BundleManifest) -> Iterator[str]:
     for name in (MANIFEST, SIGNATURE):
         if name in opened.members:
             opened.digest(name)
+
+
+def _verify_signature(
+    opened: Zip, manifest: BundleManifest, options: VerifyOptions, found: Verification
+) -> None:
+    """Compare the signature of a bundle with its files, if the reader has a key."""
+    is_wanted = options.key is not None or options.certificates is not None
+    if SIGNATURE not in opened.members:
+        if is_wanted:
+            found.faults.append("the bundle has no signature")
+        return
+    if not is_wanted:
+        found.signature = "not checked"
+        found.unchecked.append("the signature: --key or --certificate names whom you trust")
+        return
+    from orchestrator.bundles.signing import Forged, Trust, verify_signature  # needs an extra
+
+    digests = {file.path: file.sha256 for file in manifest.files}
+    digests[MANIFEST] = opened.digest(MANIFEST)
+    try:
+        if opened.members[SIGNATURE].size > MAX_JSON_BYTES:
+            raise Forged("the signature is too large")
+        verify_signature(opened.read(SIGNATURE), digests, Trust(options.key, options.certificates))
+        found.signature = "valid"
+    except Forged as forged:
+        found.signature = "invalid"
+        found.faults.append(str(forged))
 
 
 def _verify_content(opened: Zip, manifest: BundleManifest, found: Verification) -> None:
