@@ -248,8 +248,11 @@ def _code(view: SweepState, left_out: list[LeftOut]) -> tuple[str, Content]:
                 LeftOut(CODE, "a local launch keeps no snapshot, and its checkout was edited since")
             )
             return "", {}
-        code, files = planned.code, tuple(item.file for item in planned.items)
-        read = {i.file.path: i.data for i in planned.items if i.file.kind in ("file", "exec")}
+        # Bundles that lie in the checkout are none of its code.
+        items = [item for item in planned.items if not item.file.path.endswith(".zip")]
+        files = tuple(item.file for item in items)
+        code = msgspec.structs.replace(planned.code, digest=snapshots.digest_of(files))
+        read = {item.file.path: item.data for item in items if item.file.kind in ("file", "exec")}
     content: Content = {f"{CODE}/{code.digest}.json": snapshots.record_of(files)}
     for path, data in read.items():
         name = f"{CODE}/{code.digest}/{path}"
@@ -263,14 +266,14 @@ def _code(view: SweepState, left_out: list[LeftOut]) -> tuple[str, Content]:
 
 def _is_same(code: Code, request: Request) -> bool:
     """Return whether code is that of a launch: the recorded digest is of the checkout or the snapshot."""
-    recorded = request.provenance.get("code")
-    return not recorded or recorded in (code.version, code.digest)
+    return request.provenance.get("code") in (code.version, code.digest)
 
 
 def _secret_line(path: str, data: bytes) -> str:
-    if b"\0" in data or len(data) > MAX_TEXT_BYTES:
+    # This package is published, and its patterns of credentials look like some.
+    if b"\0" in data or len(data) > MAX_TEXT_BYTES or path.startswith(f"{layout.CODE_PACKAGE}/"):
         return ""
     place = PurePosixPath(path)
-    by_name = bool({place.suffix, place.name} & _SETTINGS) and not path.startswith(f"{layout.CODE_PACKAGE}/")
+    by_name = bool({place.suffix, place.name} & _SETTINGS)
     lines: Sequence[tuple[int, str]] = [*lines_with(data.decode(errors="replace"), by_name=by_name)]
     return f"line {lines[0][0]}, {lines[0][1]}" if lines else ""
