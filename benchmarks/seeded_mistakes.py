@@ -165,7 +165,7 @@ MISTAKES: Mapping[str, Mistake] = {
         words=("policy.limits_s={evaluate: 20}",),
         faults=(
             *at_scoring("code", {"task": "math"}),
-            *strikes("timeout", ["evaluate"], LIMIT_S, {"task": "math"}),
+            *strikes("timeout", ["evaluate"], LIMIT_S, {"task": "math"}, keeps=False),
         ),
     ),
     "crash": Mistake(
@@ -173,7 +173,7 @@ MISTAKES: Mapping[str, Mistake] = {
         axes=of_task("CRASHING"),
         faults=(
             *at_scoring("code", {"task": "math"}),
-            *strikes("code", ["evaluate"], LOADING_S, {"task": "math"}),
+            *strikes("code", ["evaluate"], LOADING_S, {"task": "math"}, keeps=False),
         ),
     ),
     "swapped": Mistake(

@@ -148,6 +148,7 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         checkpoint_share: share of the wall time in which the stage waits for what it saves.
         lost_s: seconds of work that a killed attempt may lose.
         stop_s: seconds that the stage needs to save and end after a stop.
+        load_s: seconds in which a new process loads the last checkpoint.
         most_gpus: the most devices that it can use, for cells whose number is chosen; 0 if there is no limit.
         efficiency: measured share of the speed that it keeps for each doubling of its devices, at most 1; 0
             if cells of one size alone have run.
@@ -179,6 +180,7 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     checkpoint_share: float = 0.0
     lost_s: float = 0.0
     stop_s: float = 0.0
+    load_s: float = 0.0
     most_gpus: int = 0
     efficiency: float = 0.0
 
@@ -270,6 +272,7 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
         checkpoint_share=_mean_share(found, "checkpoint_share"),
         lost_s=max((e.lost_s for e in found), default=0.0),
         stop_s=max((e.stop_s for e in found), default=0.0),
+        load_s=max((e.load_s for e in found), default=0.0),
         assumptions=tuple(dict.fromkeys(note for e in found for note in e.assumptions)),
         measured=any(estimate.measured for estimate in found),
     )

@@ -201,6 +201,7 @@ def _simulated(hours: float, estimate: Estimate | None) -> SimulatedStage:
         interval_s=estimate.lost_s,
         save_share=estimate.checkpoint_share,
         stop_s=estimate.stop_s,
+        load_s=estimate.load_s,
         phase="evaluation" if is_evaluation else "compute",
     )
 

@@ -8,7 +8,6 @@ measurements replace the assumptions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,8 +25,17 @@ from orchestrator.sft.memory import (
     generation_gib,
     reserve_gib,
     terms_gib,
+    told,
 )
-from orchestrator.sft.save_costs import COPY_MARGIN, DISK_GB_S, GB, STATE_BYTES, save_costs, state_seconds
+from orchestrator.sft.save_costs import (
+    COPY_MARGIN,
+    DISK_GB_S,
+    GB,
+    INTERVAL_S,
+    STATE_BYTES,
+    save_costs,
+    state_seconds,
+)
 from orchestrator.sft.speed import fit, mfu
 from orchestrator.sft.workload import (
     CostsConfig,
@@ -119,6 +127,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         checkpoint_share=saves.share,
         lost_s=saves.lost_s,
         stop_s=saves.stop_s,
+        load_s=state_seconds(model.num_parameters, disk_gb_s),
         most_gpus=_most_gpus(cell),
         efficiency=speed.efficiency,
     )
@@ -160,14 +169,12 @@ def rehearse(
         num_steps=3 if is_trained else 0,
         num_tokens=0,
         num_generations=0,
-        model_flops=0.0,
-        hardware_flops=0.0,
         gpu_hours=seconds / 3600 * whole.num_gpus,
         generation_gpu_hours=0.0,
         wall_hours=seconds / 3600,
         disk_gib=0.0,
-        checkpoint_share=0.0,
-        lost_s=seconds,
+        **dict.fromkeys(("checkpoint_share", "lost_s", "stop_s", "load_s"), 0.0),  # it saves nothing
+        **dict.fromkeys(("model_flops", "hardware_flops"), 0.0),
         assumptions=(f"a rehearsal of 3 steps on the longest rows, {START_S:.0f} s for starts (ours)",),
     )
 
@@ -206,9 +213,14 @@ def evaluate(
         note = (
             f"generation at {costs.generation_mfu:.0%} of the peak (ours), answers as long as the gold ones"
         )
+    # A checkpoint between two batches holds all answers so far.
+    batch_s = 3600 * hours / max(1, -(-work.number // cell["evaluation"]["batch_size"]))
     return Estimate(
         generation_gpu_hours=hours,
         wall_hours=hours,
+        lost_s=min(3600 * hours, INTERVAL_S + batch_s),
+        stop_s=batch_s,
+        load_s=_weight_bytes(cell) * model.num_parameters / GB / DISK_GB_S,
         num_gpus=1,
         memory_gib=sum(terms.values()),
         memory_terms_gib=terms,
@@ -295,12 +307,6 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
         allowed=told(terms),
         fix=f"{smaller}more or larger devices",
     )
-
-
-def told(terms: Mapping[str, float]) -> str:
-    """Return the terms of memory as a text, the largest first."""
-    parts = sorted(terms.items(), key=lambda term: -term[1])
-    return " + ".join(f"{name} {gib:.1f}" for name, gib in parts if gib >= 0.05) + " GiB"
 
 
 def cells(number: int) -> str:

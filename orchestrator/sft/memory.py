@@ -279,3 +279,9 @@ def generation_gib(model: Decoder, evaluation: Mapping[str, Any], item_tokens: f
     tokens = num_rows * (item_tokens + evaluation["max_new_tokens"])
     cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * value_bytes * tokens
     return {"weights": value_bytes * model.num_parameters / GIB, "cache": cache / GIB}
+
+
+def told(terms: Mapping[str, float]) -> str:
+    """Return the terms of memory as a text, the largest first."""
+    parts = sorted(terms.items(), key=lambda term: -term[1])
+    return " + ".join(f"{name} {gib:.1f}" for name, gib in parts if gib >= 0.05) + " GiB"

@@ -15,6 +15,8 @@ STATE_BYTES = 12
 """Bytes per parameter of a checkpoint: weight and Adam's two moments, all in fp32."""
 DISK_GB_S = 1.0
 """Bandwidth of the disk, in GB/s, unless another one is given."""
+INTERVAL_S = 60.0
+"""Least seconds between two checkpoints, by default (`policy.checkpoint_interval_s`)."""
 COPY_GB_S = 20.0
 """Bandwidth from a GPU to pinned host memory, in GB/s: somewhat less than PCIe 4.0 x16 gives."""
 COPY_MARGIN = 1.5
@@ -58,7 +60,7 @@ def save_costs(
     num_epochs: int,
     disk_gb_s: float = DISK_GB_S,
     is_copied: bool = True,
-    interval_s: float = 60.0,
+    interval_s: float = INTERVAL_S,
     validation_s: float = 0.0,
 ) -> SaveCosts:
     """Return what saving costs a training that is not interrupted.

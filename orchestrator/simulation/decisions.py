@@ -32,8 +32,8 @@ from orchestrator.simulation.scenario import Scenario, cells_of_units, ranks_of
 from orchestrator.simulation.waiting import WaitingJobs
 
 RESTART_S = 60.0
-"""Seconds until a new process computes again: imports and the model; a guess. The first start of a stage is a
-part of its estimate."""
+"""Seconds until the process of a stage that goes on computes again: imports and the model; a guess. A start
+from nothing is a part of the stage's estimate, whether it is the first one or not."""
 
 _NOTHING_CANCELLED: frozenset[str] = frozenset()
 
@@ -247,8 +247,7 @@ class Decisions:
         number = len(self._records.evidence(digest).attempts)
         self._touch(digest)
         resumed_s = 0.0 if saved is None else saved.seconds
-        wait_s = RESTART_S if number > 1 else 0.0
-        wait_s += 0.0 if saved is None else stage.stop_s
+        wait_s = 0.0 if saved is None else RESTART_S + stage.load_s
         wait_s += scenario.job_start_s if now_s == job.start_s else 0.0
         attempt = RunningAttempt(digest, number, now_s, wait_s, number == 1, resumed_s)
         job.attempt = attempt
@@ -285,7 +284,7 @@ class Decisions:
         if fault.cause == "node_lost":
             self._lose(job, attempt)
         else:
-            spent = self._spent(job, attempt)
+            spent = self._spent(job, attempt, kept_s=None if fault.keeps else attempt.resumed_s)
             self._close(job, attempt, "failed")
             self._records.end(attempt.digest, "failed", spent, cause=fault.cause, message=fault.name)
             self._touch(attempt.digest)

@@ -43,6 +43,8 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         axes: labels of the only cells that it strikes; empty for all.
         cured_at: it strikes no attempt that starts on this rung of the remedies for its cause, or a higher
             one; None for what no remedy cures.
+        keeps: whether an attempt that it strikes has saved checkpoints. A mistake that strikes before any
+            work is done leaves none.
         node: number of the only node that it strikes, from 0; None for all.
         node_hours: for how long the node is out of use. All other attempts on it are lost too. 0: it goes on.
     """
@@ -54,6 +56,7 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     stage: str = ""
     axes: dict[str, str] = {}
     cured_at: int | None = None
+    keeps: bool = True
     node: int | None = None
     node_hours: float = 0.0
 

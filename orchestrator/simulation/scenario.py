@@ -22,7 +22,8 @@ class SimulatedStage(NamedTuple):
         seconds: that it takes if nothing disturbs it.
         interval_s: between its checkpoints; 0 if it saves none and always starts from nothing.
         save_share: share of the time in which it waits for what it saves.
-        stop_s: to save once more and end after a stop, and to load what was saved.
+        stop_s: to save once more and end after a stop.
+        load_s: to load what was saved.
         phase: ``compute`` or ``evaluation``.
     """
 
@@ -30,6 +31,7 @@ class SimulatedStage(NamedTuple):
     interval_s: float = 0.0
     save_share: float = 0.0
     stop_s: float = 0.0
+    load_s: float = 0.0
     phase: str = "compute"
 
 

@@ -68,17 +68,17 @@ def test_the_order_follows_the_estimates_and_the_time_follows_the_truth() -> Non
     assert play({"2": S(3, 1), "1": S(4, 1), "0": S(5, 1)}, 2, longest_first=False).hours == 8
 
 
-HOURLY = {"interval_s": 3600.0, "stop_s": 60.0}
+HOURLY = {"interval_s": 3600.0, "stop_s": 60.0, "load_s": 30.0}
 
 
 def test_a_job_that_is_preempted_goes_on_from_what_it_saved() -> None:
     found = play({"a": S(10, 2)}, 8, checkpoints=HOURLY, preempt_s=4 * 3600.0)
     assert states(found) == {"cell-a": "done"}
     assert found.attempts == {"released": 2, "succeeded": 1}
-    assert found.hours == pytest.approx(10 + 2 * (60 + 60 + RESTART_S) / 3600)  # save, load, start again
+    assert found.hours == pytest.approx(10 + 2 * (60 + 30 + RESTART_S) / 3600)  # save, load, start again
     assert found.goodput is not None
     parts = {name: amount / 2 for name, amount in found.goodput.parts.items() if amount > 0.01}
-    assert parts == pytest.approx({"compute": 36_000, "save": 120, "restore": 2 * (60 + RESTART_S)})
+    assert parts == pytest.approx({"compute": 36_000, "save": 120, "restore": 2 * (30 + RESTART_S)})
 
 
 def test_a_fault_costs_the_work_since_the_last_checkpoint() -> None:
@@ -112,7 +112,7 @@ def test_a_stage_of_a_lost_node_starts_again_when_its_lease_is_over() -> None:
         ),
     )
     assert stormy.attempts == {"lost": 1, "succeeded": 1}
-    lost_s = 3600 * (stormy.hours - calm.hours) - 90 - 60 - RESTART_S
+    lost_s = 3600 * (stormy.hours - calm.hours) - 90 - 30 - RESTART_S
     assert 0 < lost_s < 3600
     assert stormy.goodput is not None
     assert stormy.goodput.lost_by["node_lost"] == pytest.approx(4 * lost_s)
