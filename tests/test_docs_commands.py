@@ -33,7 +33,6 @@ ELSEWHERE = {
     "source": "changes the reader's shell",
     "export": "changes the reader's shell",
     "grep": "a program of the system's",
-    "openssl": "a program of the system's",
     "sinfo": "a program of Slurm's",
     "sbatch": "a program of Slurm's",
 }

@@ -29,7 +29,7 @@ _UNESCAPED = re.compile(r"\\([\\`*_\[\]<>|#~])")
 _OTHER = ("as the report computes it", "records")
 
 
-class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TableClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The numbers in one place of a table.
 
     Attributes:
@@ -61,7 +61,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sweep: str
     revision: int
     cells: tuple[str, ...]
-    claims: tuple[Claim, ...]
+    claims: tuple[TableClaim, ...]
 
 
 class MarkdownTable(NamedTuple):
@@ -75,7 +75,7 @@ class MarkdownTable(NamedTuple):
 
 def claims_of(
     reports: Mapping[str, Mapping[str, str]], cells: Sequence[Cell], rescored: Iterable[str]
-) -> tuple[Claim, ...]:
+) -> tuple[TableClaim, ...]:
     """Return the claims in the Markdown files of some reports.
 
     Args:
@@ -84,7 +84,7 @@ def claims_of(
         rescored: ids of the cells whose rows follow from predictions that are in the bundle.
     """
     from_predictions = set(rescored)
-    found: dict[tuple[str, ...], Claim] = {}
+    found: dict[tuple[str, ...], TableClaim] = {}
     for report, files in reports.items():
         formulas: Formulas = load(FORMULAS[report]) if report in FORMULAS else {}
         # A table has a file of its own, and stands on the page too: what is claimed twice is one claim.
@@ -152,14 +152,14 @@ def _of_row(
     row: Sequence[str],
     names: _Names,
     formulas: Formulas,
-) -> Iterator[Claim]:
+) -> Iterator[TableClaim]:
     texts = [text for text, is_number in zip(row, table.is_number, strict=False) if not is_number]
     numbers = zip(row, table.columns, table.is_number, strict=False)
     formula, source = formulas.get(table.heading) or formulas.get(file) or _OTHER
     cells = names.cells(texts)
     for text, column, is_number in numbers:
         if is_number and (value := _values(text)):
-            yield Claim(
+            yield TableClaim(
                 table=f"report/{report}/{file}: {table.heading}",
                 row=", ".join(texts),
                 column=column,

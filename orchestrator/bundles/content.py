@@ -39,7 +39,7 @@ Content = dict[str, Path | bytes]
 """Name of a file in the bundle to its content, or to a file with it."""
 
 
-class LeftOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Omission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a bundle does not hold, and why."""
 
     what: str
@@ -57,7 +57,7 @@ class Held(NamedTuple):
 
     content: Content
     code: str
-    left_out: list[LeftOut]
+    left_out: list[Omission]
 
 
 def content_of(view: SweepState, *, weights: bool) -> Held:
@@ -72,7 +72,7 @@ def content_of(view: SweepState, *, weights: bool) -> Held:
         InfrastructureError: a file of a product is not there.
     """
     content: Content = {}
-    left_out: list[LeftOut] = []
+    left_out: list[Omission] = []
     words = _Words(view)
     for key, data in _records(view):
         content[f"{STORE}/{key}"] = words.without_paths(key, data)
@@ -85,7 +85,7 @@ def content_of(view: SweepState, *, weights: bool) -> Held:
         if not name.startswith(f"{CODE}/"):
             raise UserError(f"{name!r} cannot stand in a bundle: {name_fault(name) or 'case does not count'}")
         content.pop(name, None)
-        left_out.append(LeftOut(name, "its name is none on every system"))
+        left_out.append(Omission(name, "its name is none on every system"))
     return Held(content, code, left_out)
 
 
@@ -221,7 +221,7 @@ def _has(text: str, known: Iterable[str]) -> bool:
 # Code
 
 
-def _code(view: SweepState, left_out: list[LeftOut]) -> tuple[str, Content]:
+def _code(view: SweepState, left_out: list[Omission]) -> tuple[str, Content]:
     """Return digest and files of the code that the last launch ran, without what is no file for strangers."""
     asked = [
         each for each in view.requests if each.verb in ("launch", "rerun") and each.revision == view.number
@@ -232,7 +232,7 @@ def _code(view: SweepState, left_out: list[LeftOut]) -> tuple[str, Content]:
     code = asked[-1].code
     if code is not None:
         if problem := snapshots.damage(objects, code.digest):
-            left_out.append(LeftOut(CODE, f"the snapshot is not whole: {problem}"))
+            left_out.append(Omission(CODE, f"the snapshot is not whole: {problem}"))
             return "", {}
         files = formats.decode(objects.get(layout.code_record(code.digest)) or b"", CodeManifest).files
         root = snapshots.folder(objects, code.digest)
@@ -241,11 +241,11 @@ def _code(view: SweepState, left_out: list[LeftOut]) -> tuple[str, Content]:
         try:
             planned = plan_code(objects, view.sweep, asked[-1].import_paths)
         except UserError as error:
-            left_out.append(LeftOut(CODE, error.what))
+            left_out.append(Omission(CODE, error.what))
             return "", {}
         if not _is_same(planned.code, asked[-1]):
             left_out.append(
-                LeftOut(CODE, "a local launch keeps no snapshot, and its checkout was edited since")
+                Omission(CODE, "a local launch keeps no snapshot, and its checkout was edited since")
             )
             return "", {}
         # Bundles that lie in the checkout are none of its code.
@@ -257,10 +257,12 @@ def _code(view: SweepState, left_out: list[LeftOut]) -> tuple[str, Content]:
     for path, data in read.items():
         name = f"{CODE}/{code.digest}/{path}"
         if reason := _secret_line(path, data if isinstance(data, bytes) else data.read_bytes()):
-            left_out.append(LeftOut(name, f"it holds what looks like a secret: {reason}"))
+            left_out.append(Omission(name, f"it holds what looks like a secret: {reason}"))
         else:
             content[name] = data
-    left_out += [LeftOut(f"{CODE}/{code.digest}/{f.path}", "it is a link") for f in files if f.kind == "link"]
+    left_out += [
+        Omission(f"{CODE}/{code.digest}/{f.path}", "it is a link") for f in files if f.kind == "link"
+    ]
     return code.digest, content
 
 

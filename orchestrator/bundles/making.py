@@ -42,7 +42,7 @@ class BundleOptions(NamedTuple):
     certificates: Path | None = None
 
 
-class Made(msgspec.Struct, frozen=True, kw_only=True):
+class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle that was made, as ``sweep bundle --json`` prints it.
 
     Attributes:
@@ -93,7 +93,7 @@ def check_bundle(view: SweepState, out: Path, options: BundleOptions) -> None:
         check_signer(options.key, options.certificates)
     states = Counter(str(view.cells[cell.id].state) for cell in view.sweep.cells)
     if set(states) != {str(State.DONE)} and not options.partial:
-        counts = ", ".join(f"{number} {state}" for state, number in states.items())
+        counts = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
         raise UserError(
             f"{view.title} is not finished: {counts}",
             allowed="a bundle of cells that are all done",
@@ -101,7 +101,7 @@ def check_bundle(view: SweepState, out: Path, options: BundleOptions) -> None:
         )
 
 
-def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> Made:
+def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> BundleFacts:
     """Write a bundle of a sweep.
 
     Args:
@@ -135,7 +135,7 @@ def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> Made:
     if options.key is not None:
         content[SIGNATURE] = _signature(content, manifest, options.key, options.certificates)
     _write(out, content)
-    return Made(
+    return BundleFacts(
         file=str(out),
         sweep=manifest.sweep,
         revision=manifest.revision,

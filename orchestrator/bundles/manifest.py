@@ -6,7 +6,7 @@ import hashlib
 
 import msgspec
 
-from orchestrator.bundles.content import LeftOut
+from orchestrator.bundles.content import Omission
 from orchestrator.manifest import File
 
 MANIFEST, SIGNATURE = "manifest.json", "model.sig"
@@ -37,7 +37,7 @@ class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     weights: bool = False
     segments: int = 0
     code: str = ""
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[Omission, ...] = ()
     files: tuple[File, ...]
     root: str = ""
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from orchestrator.bundles.claims import Claim, Claims
+from orchestrator.bundles.claims import Claims, TableClaim
 from orchestrator.bundles.content import CODE, STORE
 from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
 from orchestrator.bundles.recomputing import CLAIMS, Recomputed, recompute, state_of
@@ -256,7 +256,7 @@ def _in_claims(name: str, held: bytes, made: bytes) -> Iterator[str]:
         if there is None or here is None:
             yield f"{name}: {shown}: {'it is missing' if there is None else 'no table has it'}"
             continue
-        for field in Claim.__struct_fields__:
+        for field in TableClaim.__struct_fields__:
             claimed, follows = getattr(there, field), getattr(here, field)
             if claimed != follows:
                 yield f"{name}: {shown}: {field} is {claimed!r}, and the records give {follows!r}"
@@ -264,7 +264,7 @@ def _in_claims(name: str, held: bytes, made: bytes) -> Iterator[str]:
         yield from _in_lines(name, held, made)
 
 
-def _place(claim: Claim) -> tuple[str, str, str]:
+def _place(claim: TableClaim) -> tuple[str, str, str]:
     return claim.table, claim.row, claim.column
 
 

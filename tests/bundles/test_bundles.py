@@ -23,10 +23,11 @@ from orchestrator.bundles.verifying import Verification, VerifyOptions, verify_b
 from orchestrator.errors import UserError
 from tests.bundles import forging, graded
 from tests.bundles.conftest import Honest
+from tests.bundles.forgeries import Records, forgeries
 from tests.conftest import Sweep
 
-ALONE = [f for f in forging.forgeries() if f.caught == "digests"]
-CONSISTENT = [f for f in forging.forgeries() if f.caught != "digests"]
+ALONE = [f for f in forgeries() if f.caught == "digests"]
+CONSISTENT = [f for f in forgeries() if f.caught != "digests"]
 
 
 def verified(path: Path, **options: Path) -> Verification:
@@ -110,7 +111,7 @@ def test_every_forgery_with_all_digests_recomputed_is_found(
 def test_the_page_counts_the_forgeries() -> None:
     page = (Path(__file__).parents[2] / "docs" / "bundles.md").read_text()
     for caught in ("digests", "recomputation", "signature"):
-        number = sum(forgery.caught == caught for forgery in forging.forgeries())
+        number = sum(forgery.caught == caught for forgery in forgeries())
         assert re.search(rf"\| {number} \|[^|]*\| {caught} \|", page), (caught, number)
     for forgery in CONSISTENT:
         assert forgery.caught != "signature" or forgery.name in page
@@ -138,7 +139,7 @@ def test_a_sweep_that_is_not_finished_is_refused_unless_a_part_is_wanted(
     first, *_ = sorted((tmp_path / "store" / "done" / "evaluate").iterdir())
     first.unlink()
     sweep = Sweep(tmp_path, tmp_path / "store")
-    assert "is not finished: 1 pending, 2 done" in sweep("bundle", graded.NAME, "--out", "x.zip", code=2)
+    assert "is not finished: 2 done, 1 pending" in sweep("bundle", graded.NAME, "--out", "x.zip", code=2)
     view = open_view(graded.NAME, str(tmp_path / "store"))
     make_bundle(view, tmp_path / "x.zip", BundleOptions(partial=True))
     found = verified(tmp_path / "x.zip")
@@ -158,7 +159,7 @@ def test_no_folder_of_the_machine_and_no_secret_is_in_it(honest: Honest, tmp_pat
 
 def test_nothing_that_a_bundle_names_is_imported(honest: Honest, tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')\n")
-    records = forging._Records(forging.read(honest.bundle))
+    records = Records(forging.read(honest.bundle))
 
     def point(tree: Any) -> None:
         tree["report"] = ["evil:report", "accuracy"]
@@ -195,7 +196,7 @@ def test_records_that_are_no_records_are_a_fault_and_no_crash(honest: Honest, tm
         (tmp_path / "forged.zip").write_bytes(forging.packed(forging.closed({**files, name: nested})))
         assert not verified(tmp_path / "forged.zip").ok
     (name,) = [each for each in files if "none" not in each and each.endswith(graded.PREDICTIONS)][:1]
-    records = forging._Records(files)
+    records = Records(files)
     digest = name.split("/")[3]
     records.replace(f"store/done/evaluate/{digest}.1.json", name, b"PAR1 no table PAR1")
     (tmp_path / "forged.zip").write_bytes(forging.packed(forging.closed(records.files)))
