@@ -119,14 +119,13 @@ def print_remarks(
     for stage in (name for name, spec in view.sweep.specs.items() if spec.results or spec.metric):
         digests = (d for cell in cells for d in cell.stage_digests if view.instances[d].stage == stage)
         made = (done for d in digests if (done := view.reader.evidence(d).done) is not None)
-        if number := sum(lacks_results(view.sweep.specs[stage], done.rows) for done in made):
+        number = sum(lacks_results(view.sweep.specs[stage], done.rows) for done in made)
+        if number:
+            what = f"{counted(number, 'cell')} done without what `results` or `metric` of {stage} reads now"
+            print(f"  note: {what}; they are read again after")
             print(
-                f"  note: {counted(number, 'cell')} done without what `results` or `metric` of {stage} reads now"
+                f"    sweep discard {view.sweep.name} state=done --stage {stage} --reason results{view.hint}"
             )
-            again = (
-                f"sweep discard {view.sweep.name} state=done --stage {stage} --reason 'no results'{view.hint}"
-            )
-            print(f"    done cells are not read again: {again}; then launch")
 
 
 def write_reports(view: SweepState) -> None:
