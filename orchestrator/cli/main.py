@@ -172,6 +172,7 @@ VERBS: Final = {
     "wait": Verb("waiting", "until every cell is done, one has failed, or nothing moves; for scripts"),
     "events": Verb("waiting", "what happened, a line an event; --follow goes on"),
     "rerun": Verb("launch", "run the failed cells again"),
+    "work": Verb("work", "a worker of a launched sweep, started by hand or by any scheduler"),
     "reconcile": Verb("launch", "settle jobs that ended, and submit what no job holds"),
     "discard": Verb("discard", "void products after a bug fix"),
     "cancel": Verb("discard", "stop cells and keep them from being claimed"),
