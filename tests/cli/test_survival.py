@@ -80,9 +80,8 @@ def main(config, inputs, context):
 
 def test_a_fork_server_that_dies_while_it_is_asked_for_a_worker_is_replaced(sweep):
     (sweep.folder / "mine.py").write_text(DIES_ONCE)
-    (sweep.folder / "one.yaml").write_text(
-        'description: one\nconfig: {seed: 1}\nstages: {mine: {run: "mine:main", reads: [seed], preload: [mine]}}\n'
-    )
+    stage = '{run: "mine:main", reads: [seed], preload: [mine]}'
+    (sweep.folder / "one.yaml").write_text(f"config: {{seed: 1}}\nstages: {{mine: {stage}}}\n")
     sweep("launch", "one.yaml", "launcher.workers=1")
     assert (sweep.folder / "died").exists()
     assert sweep.json("status", "one")["counts"] == {"done": 1}
