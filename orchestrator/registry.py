@@ -85,6 +85,9 @@ BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.buc
 INDEXED = "orchestrator.store.looking:indexed"
 """A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
+DECISIONS = "orchestrator.store.decisions:DecisionLog"
+"""A class ``(ledger, sweep, revision)`` that reads and makes the decisions of a sweep with phases."""
+
 KEPT = "orchestrator.store.kept:plain_products"
 """A function that reads many products from a folder, each record only once on this machine."""
 

@@ -31,7 +31,7 @@ from orchestrator.cli.output import (
 from orchestrator.compose.main import Composition
 from orchestrator.core.records import Request
 from orchestrator.core.settings import MIRROR_FINISH_S
-from orchestrator.core.state import FINAL, State
+from orchestrator.core.state import FINAL, GOOD, State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError, counted
 from orchestrator.registry import REPORT_WRITER, load
@@ -162,6 +162,17 @@ def print_progress(view: SweepState, cells: list[Cell], last: str) -> str:
     return text
 
 
+def is_well(view: SweepState, cells: Sequence[Cell]) -> bool:
+    """Return whether cells have ended as they should, and no decision of the sweep is left open."""
+    return view.open_decision is None and all(view.cells[cell.id].state in GOOD for cell in cells)
+
+
+def undecided_lines(view: SweepState) -> list[str]:
+    """Return a line on the decision that is left open, with the reason; none if there is none."""
+    found = view.open_decision
+    return [] if found is None else [f"\n{found.question.title}: not decided: {found.reason}"]
+
+
 def print_failures(view: SweepState, cells: list[Cell]) -> None:
     """Print the failures grouped by cause, each with the command that shows its log.
 
@@ -263,7 +274,9 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
         write_reports(view)
     notifier_of(view, asked[-1].request, indented).finish(NOTICES_S)
     print(f"  sweep status {view.sweep.name}{view.hint}")
-    return 1 if counts[State.FAILED] or counts[State.BLOCKED] or view.jobs.stuck() else 0
+    print_lines(undecided_lines(view))
+    stands = view.open_decision is not None and not view.open_decision.is_passing
+    return 1 if counts[State.FAILED] or counts[State.BLOCKED] or view.jobs.stuck() or stands else 0
 
 
 def summary(counts: Counter[State]) -> str:
@@ -289,9 +302,10 @@ def _stay(passes: JobPasses) -> int:
     counts = Counter(view.cells[cell.id].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")
     print_failures(view, cells)
+    print_lines(undecided_lines(view))
     if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
-    return 0 if counts[State.DONE] == len(cells) else 1
+    return 0 if is_well(view, cells) else 1
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ class Cell(Stored, frozen=True, kw_only=True):
 
     Attributes:
         id: unique readable id, such as ``tiny-qwen3-a.math.en+sw-3f9c2a71``.
-        axes: axis name to label.
+        axes: axis name to label, which is empty where the axis does not count.
         columns: the sweep's `columns`: name to value.
         config: the fully resolved tree.
         stage_digests: of its stages, inputs before the stages that take them.
@@ -234,6 +234,7 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
         report: names of the reports written at the end of a launch.
         format: always 1, so that sweeps sealed by earlier versions stay equal to themselves.
         phases: in order; none for a sweep whose cells all exist from the start.
+        search: whose later points follow from results; its cells here are those of the first round.
     """
 
     name: str
@@ -244,6 +245,7 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
     report: tuple[str, ...] = ()
     format: int = 1
     phases: Annotated[tuple[SealedPhase, ...], SINCE_2] = ()
+    search: Annotated[SealedSearch | None, SINCE_2] = None
 
 
 class GateFacts(Stored, frozen=True, kw_only=True):
@@ -291,6 +293,8 @@ class Decision(Stored, frozen=True, kw_only=True):
         rung: number of the part of the stage after which it was made, from 1; 0 at the end of a phase.
         seen: the cells that it was made from, in the order of the grid.
         chosen: the candidates that go on, best first; for a rung the ids of cells.
+        proposed: the points of the next round of a search.
+        sampler: that proposed them, with its version.
         by, at: which process made it, and when.
     """
 
@@ -301,5 +305,7 @@ class Decision(Stored, frozen=True, kw_only=True):
     rung: int = 0
     seen: tuple[SeenCell, ...] = ()
     chosen: tuple[str, ...] = ()
+    proposed: tuple[dict[str, Value], ...] = ()
+    sampler: str = ""
     by: str = ""
     at: str = ""
