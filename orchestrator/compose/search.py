@@ -11,24 +11,55 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, list_axis
+from orchestrator.compose.overrides import Overrides
+from orchestrator.compose.points import Made, Progress, made_of
+from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.sealed import Parameter, SealedSearch, Select, Slot, Template
 from orchestrator.core.search import Point, drawn, filled, rounded, slots_of
-from orchestrator.core.sweep import SearchFile, SweepFile
+from orchestrator.core.selector import Selector
+from orchestrator.core.sweep import SweepFile
 from orchestrator.core.tree import convert
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, counted
 from orchestrator.registry import require
+from orchestrator.stage import StageSpec
 
 MAX_TEMPLATES: Final = 1000
 """Maximum number of choices of options of a search whose points follow from results."""
 
 _NUM_PROBES = 3
 """Points inside the ranges for which each choice of options is composed, besides their ends."""
+
+
+class SearchFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The key ``search`` of a sweep file. Its words are Optuna's.
+
+    Attributes:
+        space: parameter to ``{low, high, step, log}``, or to its options as on an axis.
+        num_cells: number of points in all.
+        metric: column of the result rows.
+        mode: whether its lowest or highest value is the best.
+        sampler: ``tpe`` learns from the results of earlier rounds; ``random`` draws all points at once.
+        batch: number of points of a round.
+        seed: of all that is random.
+        where: column to value; only rows that have them all count.
+        stage: the stage whose rows count; "" for the last one of a cell that returns the metric.
+    """
+
+    space: dict[str, Any]
+    num_cells: Annotated[int, msgspec.Meta(ge=1)]
+    metric: str
+    mode: Literal["min", "max"]
+    sampler: Literal["tpe", "random"] = "tpe"
+    batch: Annotated[int, msgspec.Meta(ge=1)] = 8
+    seed: int = 0
+    where: dict[str, str | int | float | bool] = {}
+    stage: str = ""
 
 
 class _Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,18 +69,16 @@ class _Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     log: bool = False
 
 
-class _Configs(Protocol):
-    def config(self, labels: Sequence[Label], *, where: str) -> dict[str, Any]: ...
-
-
 class Space(NamedTuple):
-    """The space of a search as it is written.
+    """A search as it is written.
 
     Attributes:
+        file: the key of the sweep file.
         axes: a parameter with options has its labels; one with a range has one label, of its lower end.
         ranges: the parameters with ranges.
     """
 
+    file: SearchFile
     axes: dict[str, Axis]
     ranges: dict[str, Parameter]
 
@@ -64,8 +93,13 @@ def space_of(file: SweepFile, *, where: str) -> Space:
     Raises:
         UserError: the space is empty, a parameter is malformed, or the file has keys that do not go with it.
     """
-    search = _file_of(file)
-    for key, value in (("axes", file.axes), ("exclude", file.exclude), ("include", file.include)):
+    search = convert(file.search, SearchFile, where=where, key="search")
+    for key, value in (
+        ("axes", file.axes),
+        ("exclude", file.exclude),
+        ("include", file.include),
+        ("phases", file.phases),
+    ):
         if value:
             raise UserError(
                 f"the sweep has both `{key}` and `search`", where=where, allowed="search.space alone"
@@ -74,9 +108,9 @@ def space_of(file: SweepFile, *, where: str) -> Space:
         raise UserError("a sweep with `app` has no search yet", where=where, allowed="`config` and `stages`")
     if not search.space:
         raise UserError("search.space is empty", where=where, fix="space: {KEY: {low: 0.1, high: 1.0}}")
-    if key := next((key for key in file.when if "=" in key), None):
+    if single := [key for key in file.when if "=" in key]:
         raise UserError(
-            f"when {key!r} is about one value",
+            f"when {single[0]!r} is about one value",
             where=where,
             allowed="whole parameters, in a sweep with `search`",
         )
@@ -87,12 +121,12 @@ def space_of(file: SweepFile, *, where: str) -> Space:
             axes[name] = list_axis(name, [ranges[name].low])
         else:
             axes[name] = axis_of(name, value, where=f"search.space, {where}")
-    return Space(axes, ranges)
-
-
-def _file_of(file: SweepFile) -> SearchFile:
-    assert file.search is not None
-    return file.search
+    for key, text in file.when.items():
+        if on := ranges.keys() & Selector.parse(text).keys:
+            raise UserError(
+                f"when {key!r} is on the range {min(on)!r}", where=where, allowed="parameters with options"
+            )
+    return Space(search, axes, ranges)
 
 
 def _range(name: str, value: Mapping[str, Any], where: str) -> Parameter:
@@ -111,35 +145,75 @@ def _range(name: str, value: Mapping[str, Any], where: str) -> Parameter:
     return Parameter(name=name, low=low, high=high, step=step, log=found.log, is_int=is_int)
 
 
-class Plan(NamedTuple):
-    """A search before its cells are composed.
+def compose_search(
+    file: SweepFile,
+    space: Space,
+    overrides: Overrides,
+    conditions: Any,
+    configs: Any,
+    specs: Mapping[str, StageSpec],
+    where: str,
+    max_cells: int,
+    progress: Progress,
+) -> Made:
+    """Return the first cells of a search, or all, if none follows from results.
+
+    Args:
+        file: the sweep file.
+        space: the search as it is written.
+        overrides: with the axes of the space, as the command line left them.
+        conditions: a `orchestrator.compose.conditions.Conditions` of the space; None without.
+        configs: composes the config of a point.
+        specs: stage name to spec.
+        where: the sweep file, for messages.
+        max_cells: most cells that there may be.
+        progress: called before each point, and at the end.
+
+    Raises:
+        UserError: the space is too small, Optuna is not installed, or a config cannot be sealed.
+    """
+    plan = _planned(file, space, overrides.axes, conditions, where)
+    if plan.search.num_cells > max_cells:
+        raise UserError(
+            f"search.num_cells is {plan.search.num_cells}, more than max_cells: {max_cells}", where=where
+        )
+    overrides.axes = {axis.name: axis for axis in plan.axes}
+    grid = Grid(Selectors((), (), {}), file.columns, specs, where=where)
+    made = made_of(grid, configs, overrides, plan, file.columns, specs, max_cells, where, progress)
+    search, first = plan.search, tuple(cell.id for cell in made.cells)
+    if len(search.start) < search.num_cells:
+        search = _sealed(plan, configs, where)
+        rounds = math.ceil(search.num_cells / search.batch)
+        text = f"a search: {counted(search.num_cells, 'cell')} in {rounds} rounds, the first of {len(first)}"
+        search = msgspec.structs.replace(search, first=first)
+        return Made(made.cells, made.stages, (), search.num_cells, [*made.notes, text], text, search)
+    return made._replace(sum_text=f"{counted(len(search.start), 'point')} of the space")
+
+
+class _Plan(NamedTuple):
+    """A search before its cells are composed. It stands for the conditions of a grid of its first points.
 
     Attributes:
         axes: of the space, each after those on which it depends.
         search: without configs in its templates.
-        points: the labels of its first points, or of all, if none follows from results.
+        start: the labels of its first points.
     """
 
     axes: list[Axis]
     search: SealedSearch
-    points: list[tuple[Label, ...]]
+    start: list[tuple[Label, ...]]
+
+    def refuse_idle(self, axes: Sequence[Axis], touched: Sequence[str]) -> None:
+        """Refuse nothing: what counts nowhere is found with the templates."""
+
+    def points(self, axes: Sequence[Axis]) -> Iterator[tuple[Label, ...]]:
+        """Yield the labels of the first points."""
+        yield from self.start
 
 
-def planned(file: SweepFile, space: Space, axes: Mapping[str, Axis], conditions: Any, *, where: str) -> Plan:
-    """Return a search with its first points.
-
-    Args:
-        file: the sweep file.
-        space: as it is written.
-        axes: the space after the command line changed it; values there take the place of a range.
-        conditions: of the space, see `orchestrator.compose.conditions.Conditions`; None without.
-        where: the sweep file, for messages.
-
-    Raises:
-        UserError: the command line added an axis, the space has fewer points than the search has cells, there
-            are too many choices of options, or Optuna is not installed.
-    """
-    found = _file_of(file)
+def _planned(file: SweepFile, space: Space, axes: Mapping[str, Axis], conditions: Any, where: str) -> _Plan:
+    """Return a search with its first points."""
+    found = space.file
     if found.sampler == "tpe":
         require("search", what="search.sampler=tpe")
     if added := [name for name in axes if name not in space.axes]:
@@ -178,7 +252,7 @@ def planned(file: SweepFile, space: Space, axes: Mapping[str, Axis], conditions:
     number = found.num_cells if found.sampler == "random" else min(found.batch, found.num_cells)
     start = tuple(dict(point) for point in drawn(search, [], number))
     search = msgspec.structs.replace(search, start=start)
-    return Plan(ordered, search, [_labels(ordered, search, point) for point in start])
+    return _Plan(ordered, search, [_labels(ordered, search, point) for point in start])
 
 
 def _outline(axes: Sequence[Axis], ranges: Mapping[str, Parameter], labels: Sequence[Label]) -> Template:
@@ -223,23 +297,12 @@ def _labels(axes: Sequence[Axis], search: SealedSearch, point: Point) -> tuple[L
     return tuple(found)
 
 
-def sealed(plan: Plan, configs: _Configs, *, where: str) -> SealedSearch | None:
-    """Return a search with its templates, None if no point of it follows from results.
-
-    Args:
-        plan: the search.
-        configs: composes the config of a point.
-        where: the sweep file, for messages.
-
-    Raises:
-        UserError: a config follows from a range in a way that cannot be sealed.
-    """
+def _sealed(plan: _Plan, configs: Any, where: str) -> SealedSearch:
+    """Return a search with its templates."""
     search = plan.search
-    if len(search.start) >= search.num_cells:
-        return None
     templates = tuple(_template(plan, outline, configs, where) for outline in search.templates)
     search = msgspec.structs.replace(search, templates=templates)
-    for point, labels in zip(search.start, plan.points, strict=True):
+    for point, labels in zip(search.start, plan.start, strict=True):
         template = next(each for each in templates if each.labels == _options(search, point))
         if filled(template, point) != configs.config(labels, where=where):
             raise UserError("the config of a cell follows from its ranges by chance alone", where=where)
@@ -250,7 +313,7 @@ def _options(search: SealedSearch, point: Point) -> dict[str, str]:
     return {each.name: str(point.get(each.name, "")) for each in search.space if each.options}
 
 
-def _template(plan: Plan, outline: Template, configs: _Configs, where: str) -> Template:
+def _template(plan: _Plan, outline: Template, configs: Any, where: str) -> Template:
     by_name = {each.name: each for each in plan.search.space}
     options: dict[str, Any] = {name: label for name, label in outline.labels.items() if label}
     points: list[Point] = [

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestrator.core.evidence import Evidence
-from orchestrator.core.sealed import Decision, SealedPhase, SeenCell, Select
+from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select
+from orchestrator.core.search import Point, Trial, grown
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 
@@ -37,6 +38,7 @@ class SweepQuestion(NamedTuple):
         keep: how many candidates go on, of each group.
         candidates: what can be chosen to its cells.
         groups: candidate to the group in which it is ranked; all in one group if it is empty.
+        is_search: whether points follow, and not candidates.
     """
 
     number: int
@@ -46,10 +48,13 @@ class SweepQuestion(NamedTuple):
     keep: int
     candidates: Mapping[str, tuple[Cell, ...]]
     groups: Mapping[str, str] = {}
+    is_search: bool = False
 
     @property
     def title(self) -> str:
         """What is decided, for people."""
+        if self.is_search:
+            return f"round {self.number + 1} of the search"
         name = f"phase {self.phase.name}" if self.phase.name else "the sweep"
         if self.rung and self.phase.rungs is not None:
             rungs = self.phase.rungs
@@ -84,6 +89,8 @@ def unfold(sweep: ComposedSweep, decisions: Sequence[Decision]) -> Unfolded:
         sweep: as sealed.
         decisions: those that were made, in order; any after the last that the sweep has room for are ignored.
     """
+    if sweep.search is not None:
+        return _searched(sweep, sweep.search, decisions)
     if not sweep.phases:
         return Unfolded(sweep)
     course = _Course(sweep, decisions)
@@ -96,8 +103,51 @@ def unfold(sweep: ComposedSweep, decisions: Sequence[Decision]) -> Unfolded:
     return Unfolded(unfolded, question, tuple(decisions[: course.num_used]))
 
 
+def _searched(sweep: ComposedSweep, search: SealedSearch, decisions: Sequence[Decision]) -> Unfolded:
+    """Return a sweep with the cells of all rounds of its search so far."""
+    found = grown(sweep, search, [decision.proposed for decision in decisions])
+    unfolded = Unfolded(found.sweep, None, tuple(decisions))
+    # A round without points: the space has no more.
+    if not found.rounds[-1] or sum(map(len, found.rounds)) >= search.num_cells:
+        return unfolded
+    by_id = {cell.id: cell for cell in found.sweep.cells}
+    question = SweepQuestion(
+        len(decisions) + 1,
+        SealedPhase(name="", candidates={}, follows={}),
+        0,
+        search.select,
+        search.batch,
+        {cell: (by_id[cell],) for cell in found.rounds[-1]},
+        is_search=True,
+    )
+    return unfolded._replace(question=question)
+
+
+def trials_of(
+    sweep: ComposedSweep, search: SealedSearch, decisions: Sequence[Decision], seen: Sequence[SeenCell]
+) -> list[Trial]:
+    """Return all that a search has tried, in the order of its rounds.
+
+    Args:
+        sweep: as sealed.
+        search: its search.
+        decisions: those that were made.
+        seen: what the next one sees.
+    """
+    rounds: list[Sequence[Point]] = [search.start, *(decision.proposed for decision in decisions)]
+    cells = grown(sweep, search, rounds[1:]).rounds
+    values = {each.cell: each.value for part in (*(d.seen for d in decisions), seen) for each in part}
+    return [
+        Trial(point, values[cell])
+        for points, ids in zip(rounds, cells, strict=True)
+        for point, cell in zip(points, ids, strict=True)
+    ]
+
+
 def decided(sweep: ComposedSweep) -> set[str]:
     """Return the ids of the cells that exist, or may come to exist, because of a decision."""
+    if sweep.search is not None:
+        return {cell.id for cell in sweep.cells}.difference(sweep.search.first)
     later = sweep.phases[1:]
     return {cell for phase in later for cells in phase.follows.values() for cell in cells}
 

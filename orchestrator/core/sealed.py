@@ -208,7 +208,8 @@ class SealedSearch(Stored, frozen=True, kw_only=True):
         space: in an order in which each parameter comes after those that it depends on.
         templates: one for each choice of options.
         columns: column to config key.
-        start: the points of the first round, whose cells are those of the seal.
+        start: the points of the first round.
+        first: the ids of their cells.
     """
 
     sampler: str
@@ -220,6 +221,7 @@ class SealedSearch(Stored, frozen=True, kw_only=True):
     templates: tuple[Template, ...]
     columns: dict[str, str]
     start: tuple[dict[str, Value], ...]
+    first: tuple[str, ...] = ()
 
 
 class ComposedSweep(Stored, frozen=True, kw_only=True):
@@ -246,6 +248,11 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
     format: int = 1
     phases: Annotated[tuple[SealedPhase, ...], SINCE_2] = ()
     search: Annotated[SealedSearch | None, SINCE_2] = None
+
+    @property
+    def has_decisions(self) -> bool:
+        """Whether some of its cells, or parts of them, exist by decisions."""
+        return bool(self.phases) or self.search is not None
 
 
 class GateFacts(Stored, frozen=True, kw_only=True):

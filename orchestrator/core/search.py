@@ -80,6 +80,13 @@ def is_in(search: SealedSearch, point: Point) -> bool:
     )
 
 
+def is_round(search: SealedSearch | None, points: Sequence[Point]) -> bool:
+    """Return whether points may be those of a round; of a sweep without search there are none."""
+    if search is None:
+        return not points
+    return len(points) <= search.batch and all(is_in(search, point) for point in points)
+
+
 def template_of(search: SealedSearch, point: Point) -> Template | None:
     """Return the template of a point, None for options that do not go together."""
     for template in search.templates:
@@ -181,7 +188,7 @@ def _placed(tree: Any, path: Sequence[str | int], value: Any) -> Any:
     if not path:
         return value
     copy = list(tree) if isinstance(tree, list | tuple) else dict(tree)
-    copy[path[0]] = _placed(copy[path[0]], path[1:], value)  # type: ignore[index,call-overload]
+    copy[path[0]] = _placed(copy[path[0]], path[1:], value)  # type: ignore[index]
     return copy
 
 

@@ -19,16 +19,12 @@ NUM_REPEATS = 20
 """Proposals in a row that were tried before, after which a point is drawn at random instead."""
 
 
-def version() -> str:
-    """Return the version of Optuna.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    require("search", what="search.sampler=tpe")
+def proposed(search: SealedSearch, trials: Sequence[Trial], number: int) -> tuple[tuple[Point, ...], str]:
+    """Return what `propose` returns, and the sampler with its version, which a decision records."""
+    points = propose(search, trials, number)
     import optuna
 
-    return f"optuna {optuna.__version__}"
+    return points, f"optuna {optuna.__version__}"
 
 
 def propose(search: SealedSearch, trials: Sequence[Trial], number: int) -> tuple[Point, ...]:
