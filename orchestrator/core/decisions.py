@@ -20,11 +20,13 @@ import msgspec
 
 from orchestrator.core.evidence import Evidence
 from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select
-from orchestrator.core.search import Point, Trial, grown
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
+from orchestrator.registry import load
 
 Row = Mapping[str, Any]
+
+_GROWN = "orchestrator.core.search:grown"
 
 
 class SweepQuestion(NamedTuple):
@@ -105,7 +107,8 @@ def unfold(sweep: ComposedSweep, decisions: Sequence[Decision]) -> Unfolded:
 
 def _searched(sweep: ComposedSweep, search: SealedSearch, decisions: Sequence[Decision]) -> Unfolded:
     """Return a sweep with the cells of all rounds of its search so far."""
-    found = grown(sweep, search, [decision.proposed for decision in decisions])
+    # Loaded by name: few sweeps are searches.
+    found = load(_GROWN)(sweep, search, [decision.proposed for decision in decisions])
     unfolded = Unfolded(found.sweep, None, tuple(decisions))
     # A round without points: the space has no more.
     if not found.rounds[-1] or sum(map(len, found.rounds)) >= search.num_cells:
@@ -121,27 +124,6 @@ def _searched(sweep: ComposedSweep, search: SealedSearch, decisions: Sequence[De
         is_search=True,
     )
     return unfolded._replace(question=question)
-
-
-def trials_of(
-    sweep: ComposedSweep, search: SealedSearch, decisions: Sequence[Decision], seen: Sequence[SeenCell]
-) -> list[Trial]:
-    """Return all that a search has tried, in the order of its rounds.
-
-    Args:
-        sweep: as sealed.
-        search: its search.
-        decisions: those that were made.
-        seen: what the next one sees.
-    """
-    rounds: list[Sequence[Point]] = [search.start, *(decision.proposed for decision in decisions)]
-    cells = grown(sweep, search, rounds[1:]).rounds
-    values = {each.cell: each.value for part in (*(d.seen for d in decisions), seen) for each in part}
-    return [
-        Trial(point, values[cell])
-        for points, ids in zip(rounds, cells, strict=True)
-        for point, cell in zip(points, ids, strict=True)
-    ]
 
 
 def decided(sweep: ComposedSweep) -> set[str]:
@@ -302,7 +284,8 @@ def observe(
             continue
         rows = [(instances[digest], one.rows) for digest, one in done.items() if one is not None]
         seen.append(valued(question, cell, products, rows))
-    if all(each.value is None for each in seen):
+    # A search learns from earlier rounds too.
+    if all(each.value is None for each in seen) and not (question.is_search and question.number > 1):
         reasons = list(dict.fromkeys(each.why for each in seen))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
         return Undecided(question, f"no cell has a value: {reasons[0]}{more}", False)

@@ -11,8 +11,8 @@ config file::
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +20,17 @@ import msgspec
 
 from orchestrator.core.grid import Chains
 from orchestrator.core.identity import cell_ids, digest_of
-from orchestrator.core.sealed import Cell, ComposedSweep, Parameter, SealedSearch, Slot, Template, Value
+from orchestrator.core.sealed import (
+    Cell,
+    ComposedSweep,
+    Decision,
+    Parameter,
+    SealedSearch,
+    SeenCell,
+    Slot,
+    Template,
+    Value,
+)
 from orchestrator.core.selector import Subject
 from orchestrator.core.tree import pick, scalar_text
 
@@ -128,7 +138,7 @@ def drawn(search: SealedSearch, known: Iterable[Point], number: int) -> list[Poi
     while len(points) < number:
         # A finite space may be used up: then many draws in a row find nothing new.
         for attempt in range(NUM_DRAWS):
-            point = _draw(search, random.Random(f"{search.seed}.{place}.{attempt}"))
+            point = _draw(search, f"{place}.{attempt}")
             if key_of(point) not in seen:
                 break
         else:
@@ -143,24 +153,27 @@ NUM_DRAWS = 1000
 """Draws without a new point after which a space counts as used up."""
 
 
-def _draw(search: SealedSearch, source: random.Random) -> Point:
+def _draw(search: SealedSearch, place: str) -> Point:
     point: dict[str, Value] = {}
     for parameter in search.space:
         if not counts(search, parameter, point):
             continue
+        # A counter-based generator: no state, and the same numbers in any process and version of Python.
+        digest = hashlib.sha256(f"{search.seed}.{place}.{parameter.name}".encode()).digest()
+        share = int.from_bytes(digest[:6]) / 2**48
         if parameter.options:
-            point[parameter.name] = parameter.options[source.randrange(len(parameter.options))]
+            point[parameter.name] = parameter.options[int(share * len(parameter.options))]
             continue
         low, high = parameter.low, parameter.high
         if parameter.step is not None or (parameter.is_int and not parameter.log):
             step = parameter.step or 1
-            value = low + step * source.randrange(math.floor((high - low) / step + 1e-9) + 1)
+            value = low + step * int(share * (math.floor((high - low) / step + 1e-9) + 1))
         elif parameter.log:
             # Integers get the share of the logarithm that rounds to them.
             edge = 0.5 if parameter.is_int else 0.0
-            value = math.exp(source.uniform(math.log(low - edge), math.log(high + edge)))
+            value = math.exp(math.log(low - edge) + share * math.log((high + edge) / (low - edge)))
         else:
-            value = source.uniform(low, high)
+            value = low + share * (high - low)
         point[parameter.name] = rounded(parameter, value)
     return point
 
@@ -245,6 +258,27 @@ def grown(sweep: ComposedSweep, search: SealedSearch, rounds: Sequence[Sequence[
     digests = {digest for chain in cells for digest in chain}
     stages = sweep.stages | {digest: each for digest, each in chains.stages.items() if digest in digests}
     return Grown(msgspec.structs.replace(sweep, cells=tuple(cells.values()), stages=stages), found)
+
+
+def trials_of(
+    sweep: ComposedSweep, search: SealedSearch, decisions: Sequence[Decision], seen: Sequence[SeenCell]
+) -> list[Trial]:
+    """Return all that a search has tried, in the order of its rounds.
+
+    Args:
+        sweep: as sealed.
+        search: its search.
+        decisions: those that were made.
+        seen: what the next one sees.
+    """
+    rounds: list[Sequence[Point]] = [search.start, *(decision.proposed for decision in decisions)]
+    cells = grown(sweep, search, rounds[1:]).rounds
+    values = {each.cell: each.value for part in (*(d.seen for d in decisions), seen) for each in part}
+    return [
+        Trial(point, values[cell])
+        for points, ids in zip(rounds, cells, strict=True)
+        for point, cell in zip(points, ids, strict=True)
+    ]
 
 
 class _Made(NamedTuple):

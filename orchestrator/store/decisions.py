@@ -15,12 +15,11 @@ from orchestrator.core.decisions import (
     Unfolded,
     answer,
     observe,
-    trials_of,
     unfold,
 )
 from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
 from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Value
-from orchestrator.core.search import is_round
+from orchestrator.core.search import is_round, trials_of
 from orchestrator.core.state import StageStatus
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.registry import load, require
