@@ -86,6 +86,7 @@ INDEXED = "orchestrator.store.looking:indexed"
 """A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
 DECISIONS = "orchestrator.store.decisions:DecisionLog"
+WITH_ROUNDS = "orchestrator.store.decisions:with_rounds"
 """A class ``(ledger, sweep, revision)`` that reads and makes the decisions of a sweep with phases."""
 
 KEPT = "orchestrator.store.kept:plain_products"

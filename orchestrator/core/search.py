@@ -257,7 +257,9 @@ def grown(sweep: ComposedSweep, search: SealedSearch, rounds: Sequence[Sequence[
         found.append(tuple(mine))
     digests = {digest for chain in cells for digest in chain}
     stages = sweep.stages | {digest: each for digest, each in chains.stages.items() if digest in digests}
-    return Grown(msgspec.structs.replace(sweep, cells=tuple(cells.values()), stages=stages), found)
+    made = msgspec.structs.replace(sweep, cells=tuple(cells.values()), stages=stages)
+    made.__dict__.update(_points=known, _chains=chains)
+    return Grown(made, found)
 
 
 def trials_of(

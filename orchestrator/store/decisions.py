@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from msgspec.structs import replace
+
 from orchestrator import provenance
 from orchestrator.core.decisions import (
     SweepQuestion,
@@ -18,6 +20,7 @@ from orchestrator.core.decisions import (
     unfold,
 )
 from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
+from orchestrator.core.records import Revision
 from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Value
 from orchestrator.core.search import is_round, trials_of
 from orchestrator.core.state import StageStatus
@@ -169,3 +172,17 @@ class DecisionLog:
         # Loaded by name: only searches need it.
         points, sampler = load(_PROPOSED)(search, trials, min(search.batch, search.num_cells - len(trials)))
         return tuple(map(dict, points)), str(sampler)
+
+
+def with_rounds(ledger: Ledger, revision: Revision) -> Revision:
+    """Return a revision of a search with the cells of all its rounds so far, which its seal does not hold.
+
+    Args:
+        ledger: The store.
+        revision: As sealed.
+
+    Raises:
+        InfrastructureError: The store did not answer, or a decision cannot be trusted.
+    """
+    log = DecisionLog(ledger, revision.sweep, revision.number)
+    return replace(revision, sweep=log.unfolded.sweep)

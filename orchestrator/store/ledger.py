@@ -29,6 +29,7 @@ from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.formats import FORMAT
+from orchestrator.registry import WITH_ROUNDS, load
 from orchestrator.store import layout, opening
 from orchestrator.store.access import (
     Outage,
@@ -292,7 +293,7 @@ class Ledger(Records):
         return sorted(int(stem) for stem, _, suffix in parts if suffix == "json" and stem.isdecimal())
 
     def revision(self, sweep: str, number: int) -> Revision:
-        """Read a sealed revision.
+        """Read a sealed revision; one of a search has the cells of all its rounds so far.
 
         Raises:
             UserError: There is no such revision.
@@ -309,7 +310,7 @@ class Ledger(Records):
             raise UserError(
                 f"no revision {sweep}@{number}", where=self.objects.url, allowed=f"known: {known}"
             )
-        return revision
+        return revision if revision.sweep.search is None else load(WITH_ROUNDS)(self, revision)
 
     def _is_whole(self, key: str, revision: Revision) -> bool:
         """Return whether a revision's content has the digest that the revision names."""
