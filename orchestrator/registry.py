@@ -85,9 +85,8 @@ BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.buc
 INDEXED = "orchestrator.store.looking:indexed"
 """A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
-DECISIONS = "orchestrator.store.decisions:DecisionLog"
 WITH_ROUNDS = "orchestrator.store.decisions:with_rounds"
-"""A class ``(ledger, sweep, revision)`` that reads and makes the decisions of a sweep with phases."""
+"""A function ``(ledger, revision) -> revision`` that adds the later rounds of a search."""
 
 KEPT = "orchestrator.store.kept:plain_products"
 """A function that reads many products from a folder, each record only once on this machine."""
@@ -96,6 +95,7 @@ LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
     "slurm": "orchestrator.launchers.slurm.launcher:SlurmLauncher",
     "ray": "orchestrator.launchers.ray.launcher:RayLauncher",
+    "external": "orchestrator.launchers.external:ExternalLauncher",
 }
 """`launcher.name` to a class that is a `Launcher`, or a `Submitter`, whose workers start later."""
 
@@ -130,6 +130,16 @@ FITTING: Mapping[str, str] = {"study": "orchestrator.study.tables.results:fits"}
 
 CLAIMS: Mapping[str, str] = {"study": "orchestrator.study.claims:weights"}
 """Report to a function ``(configs) -> dict | None``: how many of its rows and comparisons need each cell."""
+
+FORMULAS: Mapping[str, str] = {
+    "accuracy": "orchestrator.study.claims:ACCURACY_FORMULAS",
+    "general": "orchestrator.reports.held:FORMULAS",
+    "study": "orchestrator.study.claims:FORMULAS",
+}
+"""Report to a mapping from file or heading of a table to a sentence on how its numbers are computed."""
+
+RESCORED: Mapping[str, str] = {"evaluate": "orchestrator.sft.predictions:rescored"}
+"""Name of a stage to a function ``(reads, folder, rows)`` that compares its rows with kept predictions."""
 
 GENERAL = "general"
 """The report used when no other report fits."""
@@ -185,6 +195,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "notify": ("apprise",),
     "search": ("optuna",),
+    "sign": ("cryptography",),
     "vllm": ("vllm",),
 }
 """Extra of the distribution to the modules that it brings, as in pyproject.toml.

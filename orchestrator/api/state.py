@@ -35,7 +35,7 @@ from orchestrator.jobs.cells import Jobs, with_jobs
 from orchestrator.jobs.judgement import ending
 from orchestrator.jobs.submissions import Submissions, asker, spending_now
 from orchestrator.launchers.base import ask_schedulers
-from orchestrator.registry import DECISIONS, INDEXED, load
+from orchestrator.registry import INDEXED, load
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -43,6 +43,8 @@ from orchestrator.store.opening import store_url
 
 Notify = Callable[[str], None]
 """A function that shows one line of text to the user, such as a warning."""
+
+_DECISIONS = "orchestrator.store.decisions:DecisionLog"  # Loaded by name: few sweeps have decisions.
 
 
 class SweepState:
@@ -76,8 +78,8 @@ class SweepState:
     ) -> None:
         self.ledger, self.whole, self.number, self.sealed = ledger, sweep, number, sealed
         self.sweep, self.decisions = sweep, cast(Any, None)
-        if sweep.has_decisions:  # Loaded by name: few sweeps have decisions.
-            self.decisions = load(DECISIONS)(ledger, sweep, number if sealed else 0)
+        if sweep.has_decisions:
+            self.decisions = load(_DECISIONS)(ledger, sweep, number if sealed else 0)
             self.sweep = self.decisions.unfolded.sweep
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
         self.problems: list[str] = []

@@ -172,6 +172,7 @@ VERBS: Final = {
     "wait": Verb("waiting", "until every cell is done, one has failed, or nothing moves; for scripts"),
     "events": Verb("waiting", "what happened, a line an event; --follow goes on"),
     "rerun": Verb("launch", "run the failed cells again"),
+    "work": Verb("work", "a worker of a launched sweep, started by hand or by any scheduler"),
     "reconcile": Verb("launch", "settle jobs that ended, and submit what no job holds"),
     "discard": Verb("discard", "void products after a bug fix"),
     "cancel": Verb("discard", "stop cells and keep them from being claimed"),
@@ -179,6 +180,8 @@ VERBS: Final = {
     "report": Verb("rows", "tables, figures and a page from the rows that there are"),
     "serve": Verb("serve", "pages about it: grid, curves, logs and results, on this machine; or as one file"),
     "query": Verb("query", "SQL over cells, attempts, metrics, results, predictions, failures and jobs"),
+    "bundle": Verb("bundle", "a finished sweep as one file that strangers can verify"),
+    "verify": Verb("bundle", "whether all holds that such a file claims; runs nothing of it"),
     "sync": Verb("sync", "send to W&B, MLflow, TensorBoard or Trackio what they lack of a sweep"),
     "best": Verb("rows", "the cells with the lowest or highest value of a metric"),
     "data": Verb("data", "describe, import, check and translate parallel task data"),
@@ -229,7 +232,7 @@ def verb_of(name: str) -> tuple[Callable[[argparse.Namespace], int], argparse.Ar
     # Without abbreviations, an option added later cannot make a user's shortened option ambiguous.
     parser = Parser(prog=f"sweep {name}", description=VERBS[name].does, allow_abbrev=False)
     getattr(module, f"configure_{name}")(parser)
-    if name not in ("data", "completion", "new"):
+    if name not in ("data", "completion", "new", "verify"):
         parser.add_argument(
             "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
         )

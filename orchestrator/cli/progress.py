@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.api.launching import composed_or_sealed
-from orchestrator.api.reconciling import NOTICES_S, JobPasses, PendingLaunch, notifier_of, submit_pass
-from orchestrator.api.requests import finish_retention
+from orchestrator.api.reconciling import (
+    NOTICES_S,
+    JobPasses,
+    PendingLaunch,
+    is_well,
+    notifier_of,
+    submit_pass,
+    undecided_lines,
+)
+from orchestrator.api.requests import code_drift, finish_retention
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import SubmitResult
 from orchestrator.cli.output import (
@@ -25,13 +33,15 @@ from orchestrator.cli.output import (
     add_only,
     indented,
     print_lines,
+    print_warnings,
     print_written,
     to_stderr,
 )
 from orchestrator.compose.main import Composition
+from orchestrator.core.commandspec import lacks_results
 from orchestrator.core.records import Request
 from orchestrator.core.settings import MIRROR_FINISH_S
-from orchestrator.core.state import FINAL, GOOD, State
+from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError, counted
 from orchestrator.registry import REPORT_WRITER, load
@@ -99,6 +109,33 @@ def again(verb: str, args: argparse.Namespace) -> str:
     return shlex.join(["sweep", verb, *sweep, *args.overrides, *options])
 
 
+def print_remarks(
+    view: SweepState, cells: Sequence[Cell], composition: Composition | None, import_paths: Sequence[str] = ()
+) -> None:
+    """Print warnings, products of other code, and products without the results that are read now.
+
+    Args:
+        view: the revision.
+        cells: that were selected.
+        composition: with notes; None for a revision from the store.
+        import_paths: see `code_drift`.
+    """
+    for note in composition.notes if composition else ():
+        print(f"  note: {note}")
+    print_warnings(view)
+    print_lines(code_drift(view, cells, import_paths), indent=2)
+    for stage in (name for name, spec in view.sweep.specs.items() if spec.results or spec.metric):
+        digests = (d for cell in cells for d in cell.stage_digests if view.instances[d].stage == stage)
+        made = (done for d in digests if (done := view.reader.evidence(d).done) is not None)
+        number = sum(lacks_results(view.sweep.specs[stage], done.rows) for done in made)
+        if number:
+            what = f"{counted(number, 'cell')} done without what `results` or `metric` of {stage} reads now"
+            print(f"  note: {what}; they are read again after")
+            print(
+                f"    sweep discard {view.sweep.name} state=done --stage {stage} --reason results{view.hint}"
+            )
+
+
 def write_reports(view: SweepState) -> None:
     """Write the sweep's reports at the end of a launch. A report that fails is printed as an error.
 
@@ -160,17 +197,6 @@ def print_progress(view: SweepState, cells: list[Cell], last: str) -> str:
     if text != last:
         print(f"{done}/{total} stages; {text}", flush=True)
     return text
-
-
-def is_well(view: SweepState, cells: Sequence[Cell]) -> bool:
-    """Return whether cells have ended as they should, and no decision of the sweep is left open."""
-    return view.open_decision is None and all(view.cells[cell.id].state in GOOD for cell in cells)
-
-
-def undecided_lines(view: SweepState) -> list[str]:
-    """Return a line on the decision that is left open, with the reason; none if there is none."""
-    found = view.open_decision
-    return [] if found is None else [f"\n{found.question.title}: not decided: {found.reason}"]
 
 
 def print_failures(view: SweepState, cells: list[Cell]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.core.failure import Cause
@@ -13,17 +13,24 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
 _ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
-PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
-"""The form of a placeholder. A worker fills in the known names and leaves other text in braces as it is."""
-
-IN_A_SHELL = re.compile(rf"(?<!\$){PLACEHOLDER.pattern}")
-"""The form of a placeholder in a shell command, where ``${NAME}`` is a variable of the shell instead."""
 
 # Placeholders without a key; the others are inputs.STAGE, config.KEY and uses.KEY.
 PLAIN = (
     *("args", "attempt", "checkpoint", "checkpoints", "hydra_app", "metrics", "output"),
     *("python", "resume", "scratch", "work"),
 )
+_NAME = r"[A-Za-z_][\w.\[\]\-+]*"
+# Other names were always refused in single braces. So no command that ran before holds one in double braces.
+_OTHER = rf"(?!(?:{'|'.join(PLAIN)})\}}|(?:inputs|config|uses)\.){_NAME}"
+_LITERAL = re.compile(rf"\{{(\{{{_OTHER}\}})\}}")
+"""Doubled braces, as for `str.format`, around a name that is no placeholder's: ``{{x}}`` for ``{x}``."""
+
+PLACEHOLDER = re.compile(rf"\{{(?!(?<=\{{\{{){_OTHER}\}}\}})({_NAME})\}}")
+"""The form of a placeholder. A worker fills in the known names and leaves other text in braces as it is."""
+
+IN_A_SHELL = re.compile(rf"(?<!\$){PLACEHOLDER.pattern}")
+"""The form of a placeholder in a shell command, where ``${NAME}`` is a variable of the shell instead."""
+
 _OPERATORS = frozenset({"|", "||", "|&", "&", "&&", ";", "<", ">", ">>", "<<", "2>", "2>>", "&>", "2>&1"})
 
 
@@ -37,6 +44,11 @@ def placeholders(spec: StageSpec) -> list[str]:
     if spec.shell:
         return IN_A_SHELL.findall(command)
     return [name for word in shlex.split(command) for name in PLACEHOLDER.findall(word)]
+
+
+def unescaped(text: str) -> str:
+    """Return a piece of a command between placeholders, with ``{x}`` in place of ``{{x}}``."""
+    return _LITERAL.sub(r"\1", text)
 
 
 def check_command(name: str, spec: StageSpec, where: str) -> None:
@@ -96,6 +108,7 @@ def _check_placeholders(name: str, spec: StageSpec, asked: list[str], where: str
                 f"the command of stage {name!r} asks for the unknown {{{text}}}",
                 where=where,
                 allowed=nearest(text, known),
+                fix=f"{{{{{text}}}}} for the text {{{text}}}",
             )
 
 
@@ -362,3 +375,17 @@ def _check_rung(place: str, rung: Mapping[str, Any], spec: StageSpec, where: str
                 where=where,
                 allowed=nearest(key, spec.uses),
             )
+
+
+def lacks_results(spec: StageSpec, rows: Sequence[Mapping[str, object]]) -> bool:
+    """Return whether a product has none of the rows that its stage's `results` and `metric` would give now.
+
+    Neither is part of a stage's identity, so a product may have been made before they were set.
+
+    Args:
+        spec: of the stage, as it is now.
+        rows: of the product.
+    """
+    if not spec.command or not (spec.results or spec.metric):
+        return False
+    return not any(column in row for row in rows for column in spec.metric) if spec.metric else not rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
-from multiprocessing.context import BaseContext
 
 from msgspec.structs import replace
 
@@ -28,7 +27,7 @@ from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.execution.spending import HeldTime
-from orchestrator.execution.supervision import WorkerHooks
+from orchestrator.execution.supervision import Children, WorkerHooks
 from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import BROKEN_NODE, NO_MEMORY, OTHER_CODE
 from orchestrator.jobs.submissions import request_of
@@ -54,7 +53,7 @@ class Worker:
         revision: the sealed sweep.
         order: this worker's assignment.
         owner: this worker's identity.
-        context: forks children.
+        children: starts the processes of attempts.
         stop_asked: returns why it should stop ("stopped", "deadline", ...), "" while it should not.
         shortage: returns the lack of memory on its node because of which it should stop; None without one.
         say: writes a line to the worker's log.
@@ -68,7 +67,7 @@ class Worker:
         revision: Revision,
         order: Assignment,
         owner: Owner,
-        context: BaseContext,
+        children: Children,
         stop_asked: Callable[[], str],
         shortage: Callable[[], Shortage | None] = lambda: None,
         say: Callable[[str], None] = print,
@@ -78,7 +77,7 @@ class Worker:
         self._order = order
         self._owner = owner
         self._hooks = WorkerHooks(
-            context=context,
+            children=children,
             stop_asked=stop_asked,
             shortage=shortage,
             held=HeldTime(ledger, order, owner),
@@ -98,10 +97,11 @@ class Worker:
         gates, later = NO_GATES, set[str]()
         if order.request and (sweep.has_decisions or gates_among(sweep.specs)):
             request = request_of(ledger, sweep.name, order.request)
-            is_alone = order.job is not None and order.max_idle_s is None
+            in_job = bool(order.job and order.job.job)
+            is_alone = in_job and order.max_idle_s is None
             gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=not is_alone)
             # In a job of a scheduler they would be claimed with resources that are meant for other cells.
-            later = decided(sweep) if request.cells is None and order.job is None else later
+            later = decided(sweep) if request.cells is None and not in_job else later
         sweep = with_gates(sweep, gates)
         holds = HoldReader(sweep, order.settings.policy, order.code_digest)
         cells = share(sweep.cells, order, later=later)
