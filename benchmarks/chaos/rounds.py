@@ -23,8 +23,8 @@ from orchestrator.core.goodput import USEFUL
 COUNTS = """
 description: cells that count
 expect_cells: 6
-config: {seed: 0, count: {num_steps: 60, checkpoint_every: 5, step_s: 0.1, fail: null}}
-axes: {seed: "range(0,6)"}
+config: {{seed: 0, count: {{num_steps: 60, checkpoint_every: 5, step_s: {step_s}, fail: null}}}}
+axes: {{seed: "range(0,6)"}}
 stages: [count]
 """
 SMOKE = ("smoke", "model=tiny-qwen3", "task=math")
@@ -57,6 +57,7 @@ class Kind(NamedTuple):
         pause_s: mean time between two, in seconds.
         words: further words of its launches.
         sweep: what is launched; ``counts`` is `COUNTS`.
+        step_s: seconds of one of its 60 steps: a round must last as long as its faults.
     """
 
     place: str
@@ -66,6 +67,7 @@ class Kind(NamedTuple):
     pause_s: float
     words: tuple[str, ...] = ()
     sweep: tuple[str, ...] = ("counts.yaml",)
+    step_s: float = 0.1
 
     @property
     def name(self) -> str:
@@ -76,20 +78,20 @@ class Kind(NamedTuple):
 _LEASE = (f"policy.lease_s={LEASE_S}",)
 
 KINDS = (
-    Kind("local", faults.kill, 100, 25, 1.0),
-    Kind("two launches", faults.kill, 100, 25, 1.0),
-    Kind("bucket", faults.kill, 100, 20, 2.0, _LEASE),
-    Kind("bucket", faults.lose_reply, 20, 10, 2.0, _LEASE),
-    Kind("slurm", faults.kill, 100, 20, 2.0, _LEASE),
-    Kind("ray", faults.kill, 100, 20, 3.0, _LEASE),
-    Kind("train", faults.kill_train, 100, 20, 2.0, ("policy.checkpoint_interval_s=1",), SMOKE),
-    Kind("local", faults.stop, 20, 3, 4.0, _LEASE),
-    Kind("slurm", faults.lose_node, 20, 4, 8.0, _LEASE),
-    Kind("slurm", faults.lose_controller, 20, 4, 8.0, _LEASE),
-    Kind("ray", faults.lose_node, 20, 4, 10.0, _LEASE),
-    Kind("ray", faults.lose_controller, 20, 2, 15.0, _LEASE),
-    Kind("small disk", faults.fill_disk, 20, 5, 4.0),
-    Kind("local", faults.fail_files, 20, 5, 4.0),
+    Kind("local", faults.kill, 400, 25, 1.0),
+    Kind("two launches", faults.kill, 200, 25, 1.0, step_s=0.2),
+    Kind("bucket", faults.kill, 100, 20, 2.0, _LEASE, step_s=0.2),
+    Kind("bucket", faults.lose_reply, 20, 10, 2.0, _LEASE, step_s=0.2),
+    Kind("slurm", faults.kill, 100, 20, 2.0, _LEASE, step_s=0.4),
+    Kind("ray", faults.kill, 100, 20, 2.0, _LEASE, step_s=0.5),
+    Kind("train", faults.kill_train, 100, 25, 2.0, ("policy.checkpoint_interval_s=1",), SMOKE),
+    Kind("local", faults.stop, 20, 4, 3.0, _LEASE, step_s=0.3),
+    Kind("slurm", faults.lose_node, 20, 5, 6.0, _LEASE, step_s=0.8),
+    Kind("slurm", faults.lose_controller, 20, 5, 6.0, _LEASE, step_s=0.8),
+    Kind("ray", faults.lose_node, 20, 4, 10.0, _LEASE, step_s=0.8),
+    Kind("ray", faults.lose_controller, 20, 3, 15.0, _LEASE, step_s=0.8),
+    Kind("small disk", faults.fill_disk, 20, 5, 4.0, step_s=0.2),
+    Kind("local", faults.fail_files, 20, 5, 4.0, step_s=0.2),
     Kind("local", faults.slow_files, 20, 5, 4.0),
     Kind("local", faults.shift_clock, 20, 10, 2.0),
 )
@@ -163,7 +165,7 @@ class Round:
         self.strikes: list[Strike] = []
         self.num_commands = 0
         self.is_stuck = False
-        (place.folder / "project/counts.yaml").write_text(COUNTS, encoding="utf-8")
+        (place.folder / "project/counts.yaml").write_text(COUNTS.format(step_s=kind.step_s), encoding="utf-8")
 
     def run(self, *, calm: bool = False) -> None:
         """Launch, strike, launch again what ended too early, and return when the sweep is over."""

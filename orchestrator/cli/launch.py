@@ -7,7 +7,6 @@ import sys
 
 from orchestrator.api.launching import CheckedLaunch, failed_cells, run_settings_of
 from orchestrator.api.reconciling import NOTICES_S, has_only_notices, notifier_of, requests_of
-from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.attached import follow
@@ -18,11 +17,9 @@ from orchestrator.cli.output import (
     add_wait,
     indented,
     no_overrides,
-    print_lines,
     print_table,
-    print_warnings,
 )
-from orchestrator.cli.progress import add_composing, again, composed, print_scripts, submit_all
+from orchestrator.cli.progress import add_composing, again, composed, print_remarks, print_scripts, submit_all
 from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -71,10 +68,9 @@ def run_launch(args: argparse.Namespace) -> int:
     # From here on, the store is changed.
     sealed = checked.seal(print)
     print(f"{sealed.title}: {escaped(sealed.sweep.description)}")
-    for note in (*(composition.notes if composition else ()), *notes):
+    for note in notes:
         print(f"  note: {note}")
-    print_warnings(sealed)
-    print_lines(code_drift(sealed, cells, import_paths), indent=2)
+    print_remarks(sealed, cells, composition, import_paths)
     num_done = sum(view.cells[cell.id].state is State.DONE for cell in cells)
     print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {sealed.ledger.objects.url}")
     return follow(checked, sealed, wait=args.wait, is_detached=args.detach)

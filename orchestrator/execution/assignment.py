@@ -6,11 +6,9 @@ attempt. The two exchange `Message` objects over a pipe, and the child leaves a 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import platform
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -263,13 +261,6 @@ def git_of(order: Assignment) -> dict[str, Any]:
 def _git_at_start(folder: str) -> dict[str, Any]:
     """Return the git state as the worker first found it, so that attempts do not wait for git."""
     return provenance.git_state(folder)
-
-
-def send(pipe: Connection, message: Message) -> None:
-    """Send a message to a child. The message is dropped if the child is ending."""
-    # The child's end is noticed by its exit code; a failed message needs no other reaction.
-    with contextlib.suppress(OSError):
-        pipe.send_bytes(msgspec.json.encode(message))
 
 
 # A record holds the tail of a log, so it must stay small.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
-from multiprocessing.context import BaseContext
 
 from msgspec.structs import replace
 
@@ -27,7 +26,7 @@ from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.execution.spending import HeldTime
-from orchestrator.execution.supervision import WorkerHooks
+from orchestrator.execution.supervision import Children, WorkerHooks
 from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import BROKEN_NODE, NO_MEMORY, OTHER_CODE
 from orchestrator.jobs.submissions import request_of
@@ -52,7 +51,7 @@ class Worker:
         revision: the sealed sweep.
         order: this worker's assignment.
         owner: this worker's identity.
-        context: forks children.
+        children: starts the processes of attempts.
         stop_asked: returns why it should stop ("stopped", "deadline", ...), "" while it should not.
         shortage: returns the lack of memory on its node because of which it should stop; None without one.
         say: writes a line to the worker's log.
@@ -66,7 +65,7 @@ class Worker:
         revision: Revision,
         order: Assignment,
         owner: Owner,
-        context: BaseContext,
+        children: Children,
         stop_asked: Callable[[], str],
         shortage: Callable[[], Shortage | None] = lambda: None,
         say: Callable[[str], None] = print,
@@ -77,7 +76,7 @@ class Worker:
         self._order = order
         self._owner = owner
         self._hooks = WorkerHooks(
-            context=context,
+            children=children,
             stop_asked=stop_asked,
             shortage=shortage,
             held=HeldTime(ledger, order, owner),

@@ -214,7 +214,8 @@ class EvidenceReader:
                 trusted=self._trusted,
             )
         self._ledger = ledger
-        stages = {instance.stage for instance in self._instances.values()}
+        # In the order of the sweep, as that of a set changes from process to process.
+        stages = dict.fromkeys(instance.stage for instance in self._instances.values())
         self.listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
         self.unlisted: dict[str, Evidence] = {}
         for stage in stages:
