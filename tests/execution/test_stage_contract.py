@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from orchestrator.testing import StageContract
+import pytest
+
+from orchestrator.testing import StageContract, SweepCommand
 
 
 class TestCount(StageContract):
     name = "count"
     config = {"count": {"num_steps": 4, "checkpoint_every": 2, "step_s": 0, "fail": None}}
+
+    @pytest.mark.long
+    def test_the_same_config_gives_the_same_rows(self, on: SweepCommand) -> None:
+        super().test_the_same_config_gives_the_same_rows(on)

@@ -34,5 +34,9 @@ class TestTensorboard(MirrorContract):
         return found
 
     @pytest.mark.long
+    def test_each_cell_is_shown_once_and_a_sync_adds_what_is_missing_alone(self, on: SweepCommand) -> None:
+        super().test_each_cell_is_shown_once_and_a_sync_adds_what_is_missing_alone(on)
+
+    @pytest.mark.long
     def test_what_it_shows_changes_no_result(self, on: SweepCommand) -> None:
         super().test_what_it_shows_changes_no_result(on)
