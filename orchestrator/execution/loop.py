@@ -93,7 +93,7 @@ class Worker:
         holds = HoldReader(sweep, order.settings.policy, order.code_digest)
         self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates, holds)
         self._watcher = Watcher(owner, job=order.job)
-        self._idleness = Idleness(self._watcher, order.max_idle_s)
+        self._idleness = Idleness(self._watcher, order)
         self._leaving = Leaving()
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
         self._products = Products(ledger, sweep, gates, by=f"worker on {owner.host}", say=say)
@@ -166,8 +166,8 @@ class Worker:
                 idle_s = IDLE_S if self._try_or_leave(scan.claimable, reader) else self._pause(idle_s)
                 self._idleness.end()
             elif scan.waiting:
-                if self._idleness.is_long():
-                    self._say("nothing to claim while others work: this worker leaves")
+                if why := self._idleness.why_leave(self._scanner.lacks_space()):
+                    self._say(f"{why}: this worker leaves")
                     return 0
                 self._leaving.reset()  # others still work, so it stays whatever the unreadable stages do
                 idle_s = self._pause(idle_s)
