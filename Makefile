@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 export UV_LINK_MODE ?= copy
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long check fix bench gpu-check vllm lock clean
+.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long check fix bench gpu-check chaos vllm lock clean
 
 setup: $(STAMP)
 
@@ -103,6 +103,12 @@ bench: setup
 
 vllm: setup ## the extra engine, for GPUs: the versions of the lock, and vLLM's
 	$(UV) -r requirements-vllm.lock
+
+# Random faults on real sweeps (root): adds rounds to benchmarks/chaos/results.jsonl, then writes the page.
+MINUTES ?= 60
+chaos: setup ## the chaos campaign, which goes on where it was
+	$(BIN)/python benchmarks/chaos_campaign.py --minutes $(MINUTES); code=$$?; \
+	  $(BIN)/python benchmarks/chaos_campaign.py --report docs/chaos.md; exit $$code
 
 # The second lock holds all of the first but the tools of development, in the same versions, and CUDA's packages.
 lock: setup ## compile the locks where the CPU wheel of torch is visible

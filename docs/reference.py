@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ["COLUMNS"] = "100"  # the width of argparse's help
 
-from orchestrator.api.starting import schemas
+from orchestrator.api.schemas import output_schemas, schemas
 from orchestrator.cli.main import VERBS, verb_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +46,8 @@ def main() -> int:
     pages = {FOLDER / "cli.md": cli(), FOLDER / "settings.md": settings()}
     for name, schema in schemas().items():
         pages[ROOT / "schema" / f"{name}.json"] = json.dumps(schema, indent=1) + "\n"
+    for verb, schema in output_schemas().items():
+        pages[ROOT / "schema/json" / f"{verb}.json"] = json.dumps(schema, indent=1) + "\n"
     for path, text in pages.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(path.name)

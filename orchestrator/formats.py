@@ -68,11 +68,14 @@ def decode(data: bytes, kind: type[T]) -> T:
         UnicodeDecodeError: the data is not text.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError:
-        # The strict way above is fast, and fits all records of this version. This one walks the tree.
-        value = _Reader().read(msgspec.json.decode(data), inspect.type_info(kind))
-        return msgspec.convert(value, kind)
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError:
+            # The strict way above is fast, and fits all records of this version. This one walks the tree.
+            value = _Reader().read(msgspec.json.decode(data), inspect.type_info(kind))
+            return msgspec.convert(value, kind)
+    except RecursionError:
+        raise msgspec.DecodeError("JSON is nested too deeply") from None
 
 
 def canonical(record: msgspec.Struct) -> bytes:

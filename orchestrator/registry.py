@@ -92,6 +92,7 @@ LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
     "slurm": "orchestrator.launchers.slurm.launcher:SlurmLauncher",
     "ray": "orchestrator.launchers.ray.launcher:RayLauncher",
+    "external": "orchestrator.launchers.external:ExternalLauncher",
 }
 """`launcher.name` to a class that is a `Launcher`, or a `Submitter`, whose workers start later."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import forked
+from tests import forked, outputs
 
 pytest.register_assert_rewrite("orchestrator.testing")
 
@@ -25,10 +25,14 @@ class Sweep(SweepCommand):
     """Runs ``sweep VERB ...`` in a folder, with a store of the test's own."""
 
     def run(self, words: tuple[str, ...], env: Mapping[str, str], timeout_s: float) -> tuple[int, str, str]:
-        """Forks a process that has the imports done, if the environment allows that."""
+        """Forks a process that has the imports done, if the environment allows that; checks its JSON."""
         if forked.fits(env):
-            return forked.run(words, self.folder, env, timeout_s)
-        return super().run(words, env, timeout_s)
+            found = forked.run(words, self.folder, env, timeout_s)
+        else:
+            found = super().run(words, env, timeout_s)
+        if "--json" in words and ("PYTHONPATH" not in env or forked.fits(env)):
+            outputs.check(words, found[1])
+        return found
 
 
 @pytest.hookimpl(wrapper=True)

@@ -215,7 +215,7 @@ def _places(
 
 def _printable(labels: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
     """Return labels of which none breaks a line, moves the cursor or reverses the text around it."""
-    return tuple(tuple(map(printable, each)) for each in labels)
+    return tuple(tuple(printable(label) or "–" for label in each) for each in labels)
 
 
 _RANK = {state: number for number, state in enumerate(SHOWN)}

@@ -223,10 +223,12 @@ def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
     for problem in silent:
         notify(f"left for later: {problem.what}")
     if not asked:
+        last = settings_of(started[-1])
+        jobs = f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray"
         raise UserError(
             f"{view.title} was last launched with a launcher that has no jobs",
-            where=f"launcher={settings_of(started[-1]).launcher['name']}",
-            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray",
+            where=f"launcher={last.launcher['name']}",
+            fix=f"sweep work {view.sweep.name}{view.hint}" if last.is_external else jobs,
         )
     return asked
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from orchestrator import provenance
 from orchestrator.api.launching import CheckedLaunch, Detached, detach
-from orchestrator.api.reconciling import JobPasses, PendingLaunch, submit_pass
+from orchestrator.api.reconciling import JobPasses, PendingLaunch, is_open, submit_pass
 from orchestrator.api.requests import build_request
 from orchestrator.api.state import SweepState, current_revision, sealed_view
 from orchestrator.api.status import Status, status_of
@@ -30,6 +30,9 @@ from orchestrator.store.opening import following
 
 POLL_S = 0.2
 """Seconds between polls of a launching process."""
+
+LOOK_S = 2.0
+"""Seconds between looks at a store that other processes work in."""
 
 
 STOP_S = 600.0
@@ -56,10 +59,10 @@ def in_store(method: _Method) -> _Method:
 
 
 class Run:
-    """A launch or rerun at work: in a process of its own, or as jobs of a scheduler.
+    """A launch or rerun at work: in a process of its own, as jobs of a scheduler, or by ``sweep work``.
 
     Attributes:
-        log: file with the output of the launching process; None for jobs.
+        log: file with the output of the launching process; None without one.
     """
 
     def __init__(self, checked: CheckedLaunch, view: SweepState, request: Request) -> None:
@@ -67,9 +70,9 @@ class Run:
         self._url, self._folder = view.ledger.objects.url, Path.cwd()
         self._detached: Detached | None = None
         self._passes: JobPasses | None = None
-        if checked.limits is None:
+        if checked.limits is None and not checked.settings.is_external:
             self._detached = detach(view, request)
-        else:
+        elif checked.limits is not None:
             asked = [PendingLaunch(request, checked.launcher, checked.limits)]
             self._passes = JobPasses(submit_pass(view, asked, notify=lambda line: None).view, asked)
         self.log = self._detached.log if self._detached else None
@@ -94,7 +97,7 @@ class Run:
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while self._is_at_work():
-            pause_s = self._passes.pause_s if self._passes else POLL_S
+            pause_s = self._passes.pause_s if self._passes else POLL_S if self._detached else LOOK_S
             if deadline_s is not None:
                 pause_s = min(pause_s, deadline_s - time.monotonic())
             if pause_s <= 0:
@@ -143,7 +146,11 @@ class Run:
         if self._passes is not None:
             self._passes.make(lambda line: None)
             return self._passes.is_open
-        return self._detached is not None and self._detached.process.poll() is None
+        if self._detached is None:
+            view, wanted = self._view.fresh(), self._request.cells
+            cells = view.sweep.cells if wanted is None else [c for c in view.sweep.cells if c.id in wanted]
+            return any(is_open(view, cell) for cell in cells)
+        return self._detached.process.poll() is None
 
 
 def start(checked: CheckedLaunch) -> Run:

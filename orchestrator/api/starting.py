@@ -1,24 +1,18 @@
-"""Starting points for sweeps of one's own: a sweep file for a script or Hydra app, and the JSON schemas."""
+"""Starting points for sweeps of one's own: a sweep file for a script or Hydra app."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import yaml  # type: ignore[import-untyped]
 
 from orchestrator.compose.app_process import AppProcess
-from orchestrator.compose.apps import AppSpec
 from orchestrator.compose.files import shipped
-from orchestrator.core.settings import RunSettings
-from orchestrator.core.sweep import SweepFile
 from orchestrator.errors import UserError, nearest
-from orchestrator.stage import StageSpec
 
 _OUT = re.compile(r"(out|output|save|log|result|results|work)(_?(dir|folder|path|file))?")
 _RESUME = re.compile(r"(resume|restore|load)(_?(from|path|ckpt|checkpoint))*|(ckpt|checkpoint)(_?path)?")
@@ -57,6 +51,7 @@ def starting_file(script: str, folder: Path, *, python: str | None = None) -> st
 
 _COMMON = (
     "# exclude: [model=a seed=1]      # points of the grid to leave out",
+    "# when: {AXIS: OTHER=VALUE}      # an axis, or AXIS=VALUE, that counts only beside values of others",
     "# expect_cells: 6                # refuse a grid of another size",
     "# Settings of how it runs, such as launcher.workers=4 or launcher=slurm, go on the command line.",
 )
@@ -194,53 +189,3 @@ def _text(value: Any) -> str:
     """Return a value as YAML on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-def schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON schemas of a sweep file, and of the settings of how a sweep is run, by name."""
-    sweep = _schema(SweepFile)
-    defs, body = sweep["$defs"], sweep["$defs"]["SweepFile"]
-    for kind in (StageSpec, AppSpec):
-        part = _schema(kind)
-        defs |= part["$defs"]
-    stage = {"anyOf": [{"$ref": "#/$defs/StageSpec"}, {"type": "null"}]}
-    named = {"type": "array", "items": {"type": "string"}}
-    body["properties"]["stages"] |= {"anyOf": [named, {"type": "object", "additionalProperties": stage}]}
-    app = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/AppSpec"}]}
-    body["properties"]["app"] = {**app, "description": body["properties"]["app"]["description"]}
-    body["properties"]["like"] = {"type": "string", "description": "another sweep, which completes this file"}
-    return {"sweep": sweep, "conf": _schema(RunSettings)}
-
-
-def _schema(kind: type) -> dict[str, Any]:
-    """Return the schema of a struct, with the description of each key from its docstring."""
-    found: dict[str, Any] = msgspec.json.schema(kind)
-    known: dict[str, Mapping[str, str]] = {}
-    todo: list[Any] = [kind]
-    while todo:
-        each = todo.pop()
-        if isinstance(each, type) and issubclass(each, msgspec.Struct) and each.__name__ not in known:
-            known[each.__name__] = _attributes(each)
-            todo += [field.type for field in msgspec.structs.fields(each)]
-    for name, part in found["$defs"].items():
-        first, _, _ = part.get("description", "").partition("\n")
-        part["description"] = first
-        for key, value in part.get("properties", {}).items():
-            if text := known.get(name, {}).get(key):
-                value["description"] = text
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
-
-
-def _attributes(kind: type) -> dict[str, str]:
-    """Return the descriptions of the attributes in a class's docstring."""
-    text = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
-    found: dict[str, str] = {}
-    for line in text.splitlines():
-        if match := re.match(r"    (\w+): (.*)", line):
-            last = match[1]
-            found[last] = match[2]
-        elif line.startswith("        ") and found:
-            found[last] += f" {line.strip()}"
-        elif line.strip():
-            break
-    return found

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -26,13 +26,14 @@ from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, preload
 from orchestrator.entry import outlive_the_reader, prepare
-from orchestrator.errors import InfrastructureError, SweepError, counted
+from orchestrator.errors import InfrastructureError, SweepError, UserError, counted
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import GpuNumbers, Launch, Launcher
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.ledger import open_ledger
+from orchestrator.store.objects import ObjectStore
 
 POLL_S, REFRESH_S, LINE_S, LAST_LOOKS = 0.1, 1.0, 10.0, 5
 """Seconds between polls of the launcher, refreshes of the progress, and lines in a log; then the number of
@@ -49,8 +50,15 @@ def follow(checked: CheckedLaunch, sealed: SweepState, *, wait: bool, is_detache
         wait: whether to stay until all cells have ended, for launchers that submit jobs.
         is_detached: whether to run the cells in a background process and return.
     """
+    if wait and checked.settings.is_external:
+        raise UserError("launcher=external starts nothing to wait for", fix="sweep wait, after the launch")
     with LongStep("recording the launch and its code"):
         request = checked.record(sealed, indented)
+    if checked.settings.is_external:
+        print(f"{sealed.title}: recorded, and no worker was started")
+        print(f"  sweep work {sealed.sweep.name}{sealed.hint}")
+        print(f"  sweep status {sealed.sweep.name}{sealed.hint}")
+        return 0
     if checked.limits:
         stays = wait or (checked.launcher.attached and not is_detached)
         return submit_all(sealed, [PendingLaunch(request, checked.launcher, checked.limits)], wait=stays)
@@ -75,7 +83,8 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
         InfrastructureError: the workers refused to work, or the code in the store is damaged.
     """
     if request.code is not None:
-        _go_on_in_the_snapshot(view, request, request.code)
+        words = ["orchestrator.cli.attached", view.ledger.objects.url, view.sweep.name, str(request.number)]
+        go_on_in_the_snapshot(view.ledger.objects, request.code, words)
     wanted = set(request.cells) if request.cells is not None else None
     cells = [cell for cell in view.sweep.cells if wanted is None or cell.id in wanted]
     # A second Ctrl-C also ends a wait for a store that does not answer.
@@ -88,7 +97,7 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
             with stopper:
                 launcher.start(_as_launch(view, request, launcher))
                 _watch(view, cells, launcher, notifier)
-                _keep_logs(view)
+                keep_logs(view)
     # A user who stops a launch wants it to end now. Retention is left to the next launch.
     if not stopper.count:
         print_lines(finish_retention(view.fresh(), settings_of(request).policy))
@@ -155,23 +164,30 @@ def _as_launch(view: SweepState, request: Request, launcher: Launcher) -> Launch
     )
 
 
-def _go_on_in_the_snapshot(view: SweepState, request: Request, code: Code) -> None:
-    """Replace this process by one that runs this module from the code snapshot, unless it runs it already.
+def go_on_in_the_snapshot(objects: ObjectStore, code: Code, words: Sequence[str]) -> None:
+    """Replace this process by one that runs a module of the code snapshot, unless it runs that already.
 
     Workers inherit the import path of this process. They must run the recorded code, even if the checkout is
     edited while they start.
+
+    Args:
+        objects: the store.
+        code: the snapshot.
+        words: the module and its arguments.
+
+    Raises:
+        InfrastructureError: the snapshot is damaged.
     """
-    package = snapshots.package_path(view.ledger.objects, code.digest)
+    package = snapshots.package_path(objects, code.digest)
     if Path(__file__).resolve().is_relative_to(package.resolve()):
         return
-    if problem := snapshots.damage(view.ledger.objects, code.digest):
+    if problem := snapshots.damage(objects, code.digest):
         raise InfrastructureError(f"the code in the store is damaged: {problem}")
     # `execve` keeps the process id but drops Python's buffers.
     sys.stdout.flush()
     sys.stderr.flush()
-    words = ["-P", "-m", "orchestrator.cli.attached", view.ledger.objects.url, view.sweep.name]
     environment = {**os.environ, "PYTHONPATH": str(package)}
-    os.execve(sys.executable, [sys.executable, *words, str(request.number)], environment)
+    os.execve(sys.executable, [sys.executable, "-P", "-m", *words], environment)
 
 
 class _Stopper:
@@ -254,7 +270,7 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher, notifier: No
                 time.sleep(POLL_S)
 
 
-def _keep_logs(view: SweepState) -> None:
+def keep_logs(view: SweepState) -> None:
     """Upload the logs of the launcher and the workers to a bucket. In a folder, they are there already."""
     if not view.ledger.objects.in_place:
         # The logs decide nothing about the cells.

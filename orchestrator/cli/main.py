@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 from orchestrator.entry import ReaderLeft, prepare
-from orchestrator.errors import SweepError, UserError, escaped, nearest, one_line, words_of
+from orchestrator.errors import InfrastructureError, SweepError, UserError, nearest, one_line, words_of
 
 HELP = """usage: sweep VERB ...
 
@@ -68,10 +68,7 @@ def _guarded(words: list[str]) -> int:
         sys.stdout.flush()
         return code
     except SweepError as error:
-        with contextlib.suppress(OSError, ReaderLeft):
-            sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error, words)
     # The reader of a pipe has closed it, as `head` does. That is no error of the command.
     except ReaderLeft:
         return 0
@@ -79,17 +76,27 @@ def _guarded(words: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 1
     except OSError as error:
-        where = f"\n  {escaped(str(error.filename))}" if error.filename else ""
-        print(f"error: {one_line(error.strerror or words_of(error))}{where}", file=sys.stderr)
-        return 3
+        what, where = one_line(error.strerror or words_of(error)), str(error.filename or "")
+        return _failed(InfrastructureError(what, where=where), words)
     except Exception as error:  # noqa: BLE001 - a bug in Polysweep; exit code 1 would look like failed cells
         if isinstance(error, ModuleNotFoundError) and (absent := _missing_extra(error, words)):
-            print(f"error: {absent}", file=sys.stderr)
-            return absent.exit_code
+            return _failed(absent, words)
         traceback.print_exc()
         what = one_line(f"{type(error).__name__}: {words_of(error)}")
-        print(f"error: Polysweep itself failed: {what}", file=sys.stderr)
-        return 3
+        return _failed(InfrastructureError(f"Polysweep itself failed: {what}"), words)
+
+
+def _failed(error: SweepError, words: list[str]) -> int:
+    """Print an error, with ``--json`` also as an object on standard output, and return its exit code."""
+    with contextlib.suppress(OSError, ReaderLeft):
+        if "--json" in words:
+            import json  # a verb that succeeds does without it
+
+            facts = {name: getattr(error, name) for name in ("what", "where", "allowed", "fix", "exit_code")}
+            print(json.dumps({"error": facts}))
+        sys.stdout.flush()
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _missing_extra(error: ModuleNotFoundError, words: list[str]) -> UserError | None:
@@ -165,6 +172,7 @@ VERBS: Final = {
     "wait": Verb("waiting", "until every cell is done, one has failed, or nothing moves; for scripts"),
     "events": Verb("waiting", "what happened, a line an event; --follow goes on"),
     "rerun": Verb("launch", "run the failed cells again"),
+    "work": Verb("work", "a worker of a launched sweep, started by hand or by any scheduler"),
     "reconcile": Verb("launch", "settle jobs that ended, and submit what no job holds"),
     "discard": Verb("discard", "void products after a bug fix"),
     "cancel": Verb("discard", "stop cells and keep them from being claimed"),

@@ -6,13 +6,11 @@ import argparse
 from typing import Any
 
 from orchestrator.api.state import open_view
-from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.output import existing_store, print_json, print_table
 from orchestrator.core.nodes import NodeReport
 from orchestrator.core.settings import Policy, split_store
 from orchestrator.errors import UserError, counted, nearest, one_line
 from orchestrator.jobs.nodes import NodeReports
-from orchestrator.store.ledger import open_ledger
-from orchestrator.store.opening import store_url
 
 
 def configure_nodes(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +31,8 @@ def run_nodes(args: argparse.Namespace) -> int:
     url, names = split_store(words)
     if len(names) > 1:
         raise UserError(f"{names[1]!r}: one sweep at most", fix="sweep nodes [SWEEP] [store.url=URL]")
-    ledger, policy, sweep = open_ledger(store_url(url)), Policy(), ""
+    ledger = existing_store([word for word in words if word not in names])
+    policy, sweep = Policy(), ""
     if names:
         view = open_view(names[0], url)
         policy, sweep = view.policy, view.sweep.name

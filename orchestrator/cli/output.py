@@ -16,6 +16,9 @@ import msgspec
 from orchestrator.api.state import SweepState
 from orchestrator.core.settings import split_store
 from orchestrator.errors import UserError, counted, printable
+from orchestrator.store import layout as keys
+from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.opening import store_url
 
 
 def add_sweep(parser: argparse.ArgumentParser, *, only: bool = False, json: bool = True) -> None:
@@ -70,6 +73,21 @@ def no_overrides(words: Sequence[str]) -> str | None:
     if rest:
         raise UserError(f"unexpected {rest[0]!r}", allowed="only store.url=FOLDER may be set here")
     return url
+
+
+def existing_store(words: Sequence[str]) -> Ledger:
+    """Return the store that the remaining words name, else SWEEP_STORE or the default, for reading.
+
+    Raises:
+        UserError: there is no store, or a word is not ``store.url=``.
+    """
+    ledger = open_ledger(store_url(no_overrides(words)))
+    if ledger.objects.get(keys.STORE) is None:
+        raise UserError(
+            f"there is no store at {ledger.objects.url}",
+            fix="--store URL, or set SWEEP_STORE; sweep launch makes one",
+        )
+    return ledger
 
 
 def add_wait(parser: argparse._ActionsContainer) -> None:

@@ -214,7 +214,10 @@ def _print_plan(plan: Plan) -> None:
     print_costs(cells, plan.estimates, plan.hardware)
     columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
     print()
-    print_table(columns, [[*cell.axes.values(), cell.id, _summary(plan, cell)] for cell in cells])
+    print_table(
+        columns,
+        [[*(label or "-" for label in cell.axes.values()), cell.id, _summary(plan, cell)] for cell in cells],
+    )
     print_lines(needing_retired_lines(view, cells))
     if plan.missing:
         missing = distinct(plan.missing)

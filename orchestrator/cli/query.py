@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.api.query import Answer, answer_of, query_of
 from orchestrator.api.tables import TABLES
-from orchestrator.cli.output import add_store, no_overrides, print_table, to_stderr
+from orchestrator.cli.output import add_store, existing_store, print_table
 from orchestrator.errors import UserError, counted
-from orchestrator.store import layout
-from orchestrator.store.ledger import open_ledger
-from orchestrator.store.opening import as_usual, store_url
+from orchestrator.store.opening import as_usual
 from orchestrator.store.table import flat
 
 if TYPE_CHECKING:
@@ -63,9 +61,7 @@ def run_query(args: argparse.Namespace) -> int:
     kind = _format(args)
     if args.out is not None and not args.out.absolute().parent.is_dir():
         raise UserError(f"no folder {args.out.absolute().parent}", where=f"--out {args.out}")
-    ledger = open_ledger(store_url(no_overrides(args.words)))
-    if ledger.objects.get(layout.STORE) is None:
-        to_stderr(f"note: there is no store at {ledger.objects.url}, so the tables are empty")
+    ledger = existing_store(args.words)
     if kind == "parquet":
         table = query_of(ledger, args.sql, args.sweep)
         with as_usual():

@@ -192,7 +192,7 @@ def run_best(args: argparse.Namespace) -> int:
         [
             rank,
             spread_text(group.metrics[args.metric]),
-            *(group.axes.get(axis, "–") for axis in rest),
+            *(str(group.axes.get(axis, "")) or "–" for axis in rest),
             _first_cells(group),
         ]
         for rank, group in enumerate(shown, start=1)

@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator import provenance
 from orchestrator.api.state import current_revision, sealed_view
-from orchestrator.cli.output import add_store, no_overrides, print_json, print_table
+from orchestrator.cli.output import add_store, existing_store, print_json, print_table
 from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.records import Owner, Request
 from orchestrator.core.state import State
@@ -35,8 +35,7 @@ from orchestrator.launchers.base import ask_schedulers
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
-from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.opening import store_url
+from orchestrator.store.ledger import Ledger
 from orchestrator.store.retention import Leftover, UnusedCode, delete, delete_code, leftovers, unused_code
 
 
@@ -60,7 +59,7 @@ def configure_clean(parser: argparse.ArgumentParser) -> None:
 
 def run_clean(args: argparse.Namespace) -> int:
     """Print what no revision in use names; with ``--yes``, delete it."""
-    ledger = open_ledger(store_url(no_overrides(args.words)))
+    ledger = existing_store(args.words)
     known = ledger.sweeps()
     for name in args.drop:
         if name not in known:
@@ -233,10 +232,8 @@ def configure_upgrade(parser: argparse.ArgumentParser) -> None:
 
 def run_upgrade(args: argparse.Namespace) -> int:
     """Raise the format in the store's mark, if nothing of an earlier version can be running in it."""
-    ledger = open_ledger(store_url(no_overrides(args.words)))
-    url, data = ledger.objects.url, ledger.objects.get(layout.STORE)
-    if data is None:
-        raise UserError(f"there is no store at {url}", fix="store.url=FOLDER, or set SWEEP_STORE")
+    ledger = existing_store(args.words)
+    url, data = ledger.objects.url, ledger.objects.get(layout.STORE) or b""
     if ledger.store_format == FORMAT:
         print(f"{url} is of format {FORMAT} already")
         return 0

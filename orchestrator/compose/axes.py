@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import InvalidOperation
@@ -319,10 +318,13 @@ def leaf_keys(key: str, value: Any) -> Iterator[str]:
         yield key
 
 
-def cell_labels(axes: Sequence[Axis]) -> Iterator[dict[str, str]]:
-    """Yield axis name to label for each point of the grid. The last axis varies fastest."""
-    for labels in itertools.product(*(axis.labels for axis in axes)):
-        yield {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
+ABSENT: Final = Label("", "", ())
+"""The label of an axis at points where it does not count."""
+
+
+def texts_of(axes: Sequence[Axis], labels: Sequence[Label]) -> dict[str, str]:
+    """Return axis name to label of one point."""
+    return {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
 
 
 def _named_label(axis: str, label: Any, keys: Any, where: str) -> Label:

@@ -333,7 +333,7 @@ class Configs:
         """
         return [
             label
-            if axis.is_map or self._groups[label.settings[0].key]
+            if axis.is_map or not label.settings or self._groups[label.settings[0].key]
             else agreed(label, config, where=where)
             for axis, label in zip(self._overrides.axes.values(), labels, strict=True)
         ]

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 import orchestrator
-from orchestrator.compose.axes import Axis, KeyValue, axis_of, cell_labels, cut
+from orchestrator.compose.axes import KeyValue, axis_of, cut, texts_of
 from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweep import SweepFile, check_name, parse
@@ -27,6 +28,9 @@ from orchestrator.core.tree import MISSING, convert, pick
 from orchestrator.errors import UnknownSweep, UserError, nearest
 from orchestrator.manifest import Stamp, file_digest, scan, stamps
 from orchestrator.registry import importable, load
+
+CONDITIONS: Final = "orchestrator.compose.conditions:Conditions"
+"""Loaded by name: only sweeps with the key `when` need it."""
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -133,7 +137,7 @@ def _whole(path: Path, where: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"sweep files are `like` one another in a circle: {other}", where=where)
     base = _whole(source, str(source), (*seen, path))
     merged = {key: value for key, value in base.items() if key not in _OWN} | tree
-    for key in ("axes", "overrides"):
+    for key in ("axes", "when", "overrides"):
         if isinstance(base.get(key), dict) and isinstance(tree.get(key), dict):
             merged[key] = base[key] | tree[key]
     return merged
@@ -182,26 +186,31 @@ def find_sweeps(cwd: Path | None = None) -> list[SweepEntry]:
 def _entry(path: Path) -> SweepEntry:
     try:
         file = read_sweep(path)
-        axes = [axis_of(name, value, where=str(path)) for name, value in file.axes.items()]
         description = file.description.strip().partition("\n")[0]
-        return SweepEntry(path.stem, path, description, _num_cells(file, axes), None)
+        return SweepEntry(path.stem, path, description, _num_cells(file, str(path)), None)
     except UserError as error:
         return SweepEntry(path.stem, path, "", None, error.what)
 
 
-def _num_cells(file: SweepFile, axes: list[Axis]) -> int | None:
+def _num_cells(file: SweepFile, where: str) -> int | None:
+    by_name = {name: axis_of(name, value, where=where) for name, value in file.axes.items()}
+    axes = list(by_name.values())
     excludes = [Selector.parse(text) for text in file.exclude]
     includes = [Selector.parse(text) for text in file.include]
-    names = {axis.name for axis in axes}
     num_points = math.prod(len(axis.labels) for axis in axes)
     if num_points > file.max_cells:
         return None
     # Selectors of config keys need composed configs; the file's own number is the best answer here.
-    if not all(selector.keys <= names for selector in (*excludes, *includes)):
+    if not all(selector.keys <= by_name.keys() for selector in (*excludes, *includes)):
         return file.expect_cells
-    if not excludes and not includes:
+    if not excludes and not includes and not file.when:
         return num_points
-    subjects = [Subject(labels, {}, {}) for labels in cell_labels(axes)]
+    points = (
+        load(CONDITIONS)(file.when, by_name, where=where).points(axes)
+        if file.when
+        else itertools.product(*(axis.labels for axis in axes))
+    )
+    subjects = [Subject(texts_of(axes, labels), {}, {}) for labels in points]
     return sum(
         any_of(includes, subject) and not any(selector.matches(subject) for selector in excludes)
         for subject in subjects

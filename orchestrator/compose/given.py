@@ -117,7 +117,8 @@ def _of_command(command: str, words: Sequence[str], options: Options) -> tuple[s
         raise UserError(
             f"the command has {{{missing[0]}}}, but nothing sets it",
             allowed=nearest(missing[0], [*keys, *PLAIN]),
-            fix=f"{missing[0]}=VALUE, or {missing[0]}=VALUE,VALUE for an axis",
+            fix=f"{missing[0]}=VALUE, or {missing[0]}=VALUE,VALUE for an axis; "
+            f"{{{{{missing[0]}}}}} in the command for the text {{{missing[0]}}}",
         )
     used = {*named, *(key for key in keys if f"{{config.{key}}}" in command)}
     if "{args}" not in command and (unused := [key for key in keys if key not in used]):

@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from omegaconf import OmegaConf
 
-from orchestrator.compose.axes import Axis, axis_of, cell_labels, cut
+from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, cut, texts_of
 from orchestrator.compose.configs import Configs
-from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
+from orchestrator.compose.files import CONDITIONS, config_folders, locate, read_sweep, shipped, sweep_name
 from orchestrator.compose.interpolations import refuse_varying
 from orchestrator.compose.overrides import Overrides, composed_run_settings, escaped, refuse_secrets
 from orchestrator.compose.reading import noting
@@ -131,6 +131,7 @@ def _composed(
     # Stages are imported from the sweep file's folder first, then from the working folder.
     import_paths = tuple(dict.fromkeys([str(folder), str(cwd)]))
     file_axes = {axis: axis_of(axis, value, where=where) for axis, value in file.axes.items()}
+    conditions: Any = load(CONDITIONS)(file.when, file_axes, where=where) if file.when else None
     store_url, words = split_store(overrides)
     with contextlib.ExitStack() as stack:
         if file.app is not None:
@@ -139,7 +140,7 @@ def _composed(
             merged, configs, given = app
         else:
             root = _cell_root(file, [*config_folders(cwd, folder)], where)
-            merged = Overrides(dict(file_axes))
+            merged = Overrides(dict(file_axes), conditional=conditions.names if conditions else ())
             merged.add_file(file.overrides, root, where=where)
             merged.add_command_line(words, root)
             configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
@@ -158,10 +159,11 @@ def _composed(
         for axis in axes:
             check_axis(axis.name)
         # Before any loop over the points: a mistyped range may give billions of them.
-        _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
-        grid.check_labels(cell_labels(axes))
-        _fill(grid, configs, axes, file.columns, specs, where, progress)
-    cells, notes = grid.cells([len(axis.labels) for axis in axes])
+        most = file.max_cells if merged.max_cells is None else merged.max_cells
+        points = _points(axes, conditions, merged.touched, most, where)
+        grid.check_labels(texts_of(axes, labels) for labels in points)
+        _fill(grid, configs, axes, points, file.columns, specs, where, progress)
+    cells, notes = grid.cells([len(axis.labels) for axis in axes], len(points))
     notes += _check_count(len(cells), file.expect_cells, merged, grid.sum_text, where)
     sealed = ComposedSweep(
         name=sweep_id,
@@ -175,30 +177,48 @@ def _composed(
     return Composition(sealed, engine, tuple(notes), source.text, import_paths)
 
 
+def _points(
+    axes: Sequence[Axis], conditions: Any, touched: Sequence[str], max_cells: int, where: str
+) -> list[tuple[Label, ...]]:
+    """Return the points of the grid, after a check that they are not too many."""
+    if conditions is None:
+        _check_size(axes, max_cells, where)
+        return list(itertools.product(*(axis.labels for axis in axes)))
+    conditions.refuse_idle(axes, touched)
+    points = list(itertools.islice(conditions.points(axes), max_cells + 1))
+    if len(points) > max_cells:
+        _check_size(axes, max_cells, where)
+    return points
+
+
 def _fill(
     grid: Grid,
     configs: Configs,
     axes: Sequence[Axis],
+    points: Sequence[tuple[Label, ...]],
     columns: Mapping[str, str],
     specs: Mapping[str, StageSpec],
     where: str,
     progress: Progress,
 ) -> None:
     """Compose the points of the grid that its early selectors keep, and add them to the grid."""
-    num_points = math.prod(len(axis.labels) for axis in axes)
-    for number, labels in enumerate(itertools.product(*(axis.labels for axis in axes))):
-        progress(number, num_points)
-        texts = {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
-        if not grid.admits(texts):
+    for number, labels in enumerate(points):
+        progress(number, len(points))
+        if not grid.admits(texts_of(axes, labels)):
             continue
-        place = " ".join(["cell", *(f"{axis}={cut(text)}" for axis, text in texts.items())]) + f", {where}"
+        named = (
+            f"{axis.name}={cut(label.text)}"
+            for axis, label in zip(axes, labels, strict=True)
+            if label is not ABSENT
+        )
+        place = " ".join(["cell", *named]) + f", {where}"
         config = configs.config(labels, where=place)
         refuse_varying(specs, configs.varying, where=place)
         shown = configs.shown(labels, config, where=place)
-        texts = {axis.name: label.text for axis, label in zip(axes, shown, strict=True)}
+        texts = texts_of(axes, shown)
         _check_columns(columns, texts, config, where)
         grid.add(texts, ".".join(filter(None, (label.part for label in shown))), config)
-    progress(num_points, num_points)
+    progress(len(points), len(points))
 
 
 def _cell_root(file: SweepFile, folders: list[Path], where: str) -> Root:

@@ -158,7 +158,7 @@ def sweep_of(jobs: Sequence[HydraJob], program: Sequence[str], name: str) -> Com
         labels = [axis.labels[0] for axis in axes]
         texts = {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
         grid.add(texts, ".".join(label.part for label in labels), job.config)
-    cells, _ = grid.cells([len(jobs)])
+    cells, _ = grid.cells([len(jobs)], len(jobs))
     return ComposedSweep(
         name=name,
         description=f"imported: the Hydra app {' '.join(program)}",

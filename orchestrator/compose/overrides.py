@@ -85,6 +85,7 @@ class Overrides:
         expect_cells: the value on the command line, None if not given.
         max_cells: the value on the command line, None if not given.
         touched: names of axes that the command line changed, added or removed.
+        conditional: names of axes that do not count at all points of the grid.
     """
 
     axes: dict[str, Axis]
@@ -93,6 +94,7 @@ class Overrides:
     expect_cells: int | None = None
     max_cells: int | None = None
     touched: list[str] = field(default_factory=list)
+    conditional: Collection[str] = ()
 
     def parse(self, text: str, *, where: str = "") -> Override:
         """Return a parsed override; see `orchestrator.compose.axes.parse_override`."""
@@ -232,7 +234,7 @@ class Overrides:
         if override.is_delete() or override.package is not None:  # model@other sets another section
             return
         keys = list(leaf_keys(override.key_or_group, plain(override._value)))
-        for axis in self.axes.values():
+        for axis in (each for each in self.axes.values() if each.name not in self.conditional):
             for key in keys:
                 if all(any(_covers(s, key, root) for s in label.settings) for label in axis.labels):
                     raise UserError(

@@ -13,17 +13,24 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
 _ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
-PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
-"""The form of a placeholder. A worker fills in the known names and leaves other text in braces as it is."""
-
-IN_A_SHELL = re.compile(rf"(?<!\$){PLACEHOLDER.pattern}")
-"""The form of a placeholder in a shell command, where ``${NAME}`` is a variable of the shell instead."""
 
 # Placeholders without a key; the others are inputs.STAGE, config.KEY and uses.KEY.
 PLAIN = (
     *("args", "attempt", "checkpoint", "checkpoints", "hydra_app", "metrics", "output"),
     *("python", "resume", "scratch", "work"),
 )
+_NAME = r"[A-Za-z_][\w.\[\]\-+]*"
+# Other names were always refused in single braces. So no command that ran before holds one in double braces.
+_OTHER = rf"(?!(?:{'|'.join(PLAIN)})\}}|(?:inputs|config|uses)\.){_NAME}"
+_LITERAL = re.compile(rf"\{{(\{{{_OTHER}\}})\}}")
+"""Doubled braces, as for `str.format`, around a name that is no placeholder's: ``{{x}}`` for ``{x}``."""
+
+PLACEHOLDER = re.compile(rf"\{{(?!(?<=\{{\{{){_OTHER}\}}\}})({_NAME})\}}")
+"""The form of a placeholder. A worker fills in the known names and leaves other text in braces as it is."""
+
+IN_A_SHELL = re.compile(rf"(?<!\$){PLACEHOLDER.pattern}")
+"""The form of a placeholder in a shell command, where ``${NAME}`` is a variable of the shell instead."""
+
 _OPERATORS = frozenset({"|", "||", "|&", "&", "&&", ";", "<", ">", ">>", "<<", "2>", "2>>", "&>", "2>&1"})
 
 
@@ -37,6 +44,11 @@ def placeholders(spec: StageSpec) -> list[str]:
     if spec.shell:
         return IN_A_SHELL.findall(command)
     return [name for word in shlex.split(command) for name in PLACEHOLDER.findall(word)]
+
+
+def unescaped(text: str) -> str:
+    """Return a piece of a command between placeholders, with ``{x}`` in place of ``{{x}}``."""
+    return _LITERAL.sub(r"\1", text)
 
 
 def check_command(name: str, spec: StageSpec, where: str) -> None:
@@ -96,6 +108,7 @@ def _check_placeholders(name: str, spec: StageSpec, asked: list[str], where: str
                 f"the command of stage {name!r} asks for the unknown {{{text}}}",
                 where=where,
                 allowed=nearest(text, known),
+                fix=f"{{{{{text}}}}} for the text {{{text}}}",
             )
 
 

@@ -215,7 +215,7 @@ class _Class:
         hashed = {**hashed_of(spec, self._reads), "launch": launch}
         return StageInstance(
             stage=name,
-            label=".".join(labels),
+            label=".".join(filter(None, labels)),
             digest=stage_digest(target_of(spec), spec.version, hashed, inputs),
             reads={**self._reads, "launch": launch},
             inputs=tuple(inputs),

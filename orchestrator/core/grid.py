@@ -9,6 +9,7 @@ cell, since they would compute the same thing. The result is reported as a sum:
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -157,11 +158,12 @@ class Grid:
         columns = {column: self._column(key, config) for column, key in self._columns.items()}
         self._points.append(_Point(name, Subject(axes, columns, config)))
 
-    def cells(self, lengths: Sequence[int]) -> tuple[tuple[Cell, ...], list[str]]:
+    def cells(self, lengths: Sequence[int], num_points: int) -> tuple[tuple[Cell, ...], list[str]]:
         """Return the cells in the order of the grid, and notes on which points were merged.
 
         Args:
             lengths: the number of values of each axis.
+            num_points: the number of points, fewer than their product where axes do not count everywhere.
 
         Raises:
             UserError: no cell is left, or a selector or stage names something that does not exist.
@@ -176,7 +178,7 @@ class Grid:
                 merged.append((point, first))
         if points:
             self._chains.check_neutral(points[0].subject.config)
-        self.sum_text = self._sum(lengths, len(merged), len(firsts))
+        self.sum_text = self._sum(lengths, num_points, len(merged), len(firsts))
         if not firsts:
             raise UserError("no cell is left after the exclusions", where=self._where, allowed=self.sum_text)
         ids = cell_ids([point.name for point in firsts.values()], list(firsts))
@@ -212,8 +214,10 @@ class Grid:
             )
         return value
 
-    def _sum(self, lengths: Sequence[int], num_merged: int, num_cells: int) -> str:
+    def _sum(self, lengths: Sequence[int], num_points: int, num_merged: int, num_cells: int) -> str:
         product = " x ".join(map(str, lengths)) or "1"
+        missing = math.prod(lengths) - num_points
+        product += f" - {missing} by `when`" if missing else ""
         merged = f" - {num_merged} merged" if num_merged else ""
         return f"{product} - {self._num_excluded} excluded{merged} = {num_cells}"
 

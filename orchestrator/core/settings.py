@@ -209,6 +209,11 @@ class RunSettings(Settings, frozen=True, kw_only=True):
     cluster: dict[str, Any] = {}
     notify: Annotated[NotifySettings, SINCE_2] = NotifySettings()
 
+    @property
+    def is_external(self) -> bool:
+        """Whether a launch starts no workers, because ``sweep work`` does."""
+        return self.launcher.get("name") == "external"
+
 
 def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """Split a command line into the URL of its last ``store.url=URL``, or None, and the other words.

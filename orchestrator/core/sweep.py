@@ -57,7 +57,7 @@ class Cell(Stored, frozen=True, kw_only=True):
 
     Attributes:
         id: unique readable id, such as ``tiny-qwen3-a.math.en+sw-3f9c2a71``.
-        axes: axis name to label.
+        axes: axis name to label, which is empty where the axis does not count.
         columns: the sweep's `columns`: name to value.
         config: the fully resolved tree.
         stage_digests: of its stages, inputs before the stages that take them.
@@ -124,8 +124,8 @@ _ENGINE_COLUMNS = ("cell", "sweep", "revision", "stage", "attempts", "seconds", 
 class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A sweep file as written, completed from the file that it names as `like`.
 
-    Axes and overrides are completed key by key. Any other key that is missing is taken over as a whole,
-    except the description and the number of cells.
+    Axes, conditions and overrides are completed key by key. Any other key that is missing is taken over as
+    a whole, except the description and the number of cells.
 
     Attributes:
         description: its first line is shown by `sweep list`.
@@ -133,6 +133,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         max_cells: the number of points that its grid may have, before exclusions.
         overrides: key to value, or a list in Hydra's grammar; applied to every cell.
         axes: name to a list of values, a list in Hydra's grammar, or label to {key: value}.
+        when: an axis, or ``axis=value``, to a selector of other axes' labels; elsewhere it does not count.
         exclude: selectors of cells to leave out.
         include: selectors; only cells that match one of them stay.
         columns: column name to config key.
@@ -147,6 +148,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     max_cells: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     overrides: dict[str, Any] | list[str] = {}
     axes: dict[str, Any] = {}
+    when: dict[str, str] = {}
     exclude: list[str] = []
     include: list[str] = []
     columns: dict[str, str] = {}

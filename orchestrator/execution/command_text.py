@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import provenance
-from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote
+from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote, unescaped
 from orchestrator.core.tree import checked_rows
 from orchestrator.errors import StageFailure, nearest
 from orchestrator.execution.command_output import checkpoint_file
@@ -152,8 +152,17 @@ def as_words(command: str, values: Mapping[str, list[str]]) -> list[str]:
         if match and match.group(1) == ARGS:
             words += values[ARGS]
         else:
-            words.append(PLACEHOLDER.sub(lambda match: _one(match, values), word))
+            words.append(_filled(word, values))
     return words
+
+
+def _filled(word: str, values: Mapping[str, list[str]]) -> str:
+    """Fill in a word. Doubled braces are read in the command alone, never in a value."""
+    parts, end = [], 0
+    for match in PLACEHOLDER.finditer(word):
+        parts += [unescaped(word[end : match.start()]), _one(match, values)]
+        end = match.end()
+    return "".join([*parts, unescaped(word[end:])])
 
 
 def as_shell_text(command: str, values: Mapping[str, list[str]]) -> str:
@@ -173,7 +182,7 @@ def as_shell_text(command: str, values: Mapping[str, list[str]]) -> str:
         quote, end = open_quote(between, quote), match.end()
         several = match.group(1) == ARGS and not quote
         value = shlex.join(values[ARGS]) if several else _one(match, values)
-        parts.append(between)
+        parts.append(unescaped(between))
         if quote == '"':
             parts.append(re.sub(r'([\\"$`])', r"\\\1", value))
         elif quote == "'":
@@ -182,7 +191,7 @@ def as_shell_text(command: str, values: Mapping[str, list[str]]) -> str:
             parts.append(value.replace("'", "'\"'\"'"))
         else:
             parts.append(value if several else shlex.quote(value))
-    return "".join([*parts, command[end:]])
+    return "".join([*parts, unescaped(command[end:])])
 
 
 def _one(match: re.Match[str], values: Mapping[str, list[str]]) -> str:

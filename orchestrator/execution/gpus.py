@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from orchestrator.core.evidence import NO_HOLDS, Hold, Holds
+from orchestrator.errors import counted
 from orchestrator.execution.assignment import GpuShare
 
 _PAUSE_S = 0.001
@@ -36,7 +37,7 @@ class GpuPool:
         self._token = share.token
         self._default = share.default
         self._chosen = share.chosen
-        self._numbers = {digest: min(number, len(share.ids)) for digest, number in share.stages.items()}
+        self._numbers = dict(share.stages)
 
     def chosen(self, digest: str) -> int:
         """Return the number of GPUs that was chosen for a stage; 0 if its number is not chosen."""
@@ -48,13 +49,20 @@ class GpuPool:
             self._numbers[digest] = number
 
     def holds(self, digests: Iterable[str]) -> Holds:
-        """Return the stages for which too few GPUs are free now."""
-        with self._taken(len(self._ids)) as free:
+        """Return the stages for which too few GPUs are free now, or for which there are never enough."""
+        num_gpus = len(self._ids)
+        with self._taken(num_gpus) as free:
             num_free = len(free)
-        if num_free == len(self._ids):
+        if num_free == num_gpus and all(number <= num_gpus for number in self._numbers.values()):
             return NO_HOLDS
-        hold = Hold(f"{num_free} of {len(self._ids)} GPUs are free", is_final=False)
-        return Holds(stages={digest: hold for digest in digests if self._number(digest) > num_free})
+        busy = Hold(f"{num_free} of {num_gpus} GPUs are free", is_final=False)
+        small = Hold(f"it needs more than the {counted(num_gpus, 'GPU')} of this worker")
+        numbers = ((digest, self._number(digest)) for digest in digests)
+        return Holds(
+            stages={
+                key: busy if number <= num_gpus else small for key, number in numbers if number > num_free
+            }
+        )
 
     @contextlib.contextmanager
     def hold(self, digest: str) -> Iterator[Mapping[str, str] | None]:

@@ -87,7 +87,7 @@ class Worker:
         gates = NO_GATES
         if order.request and gates_among(sweep.specs):
             request = request_of(ledger, sweep.name, order.request)
-            is_alone = order.job is not None and order.max_idle_s is None
+            is_alone = bool(order.job and order.job.job) and order.max_idle_s is None
             gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=not is_alone)
         sweep = with_gates(sweep, gates)
         holds = HoldReader(sweep, order.settings.policy, order.code_digest)

@@ -198,7 +198,7 @@ def cells_table(numbers: Numbers) -> Table:
     lines = [
         [
             result.cell,
-            *(str(result.axes.get(axis, ABSENT)) for axis in numbers.axes),
+            *(str(result.axes.get(axis, "")) or ABSENT for axis in numbers.axes),
             *(
                 number_text(result.metrics[name]) + marks.get((result.cell, name), "")
                 if name in result.metrics
@@ -250,7 +250,7 @@ def groups_table(numbers: Numbers) -> Table:
     rest = [axis for axis in numbers.axes if axis not in numbers.over]
     lines = [
         [
-            *([str(group.axes.get(axis, ABSENT)) for axis in rest] or ["all"]),
+            *([str(group.axes.get(axis, "")) or ABSENT for axis in rest] or ["all"]),
             *(
                 spread_text(found[name]) if name in (found := group.metrics) else ABSENT
                 for name in numbers.metrics

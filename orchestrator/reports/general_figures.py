@@ -70,7 +70,7 @@ def draw(
         cell._replace(metrics={name: y for name, y in cell.metrics.items() if abs(y) <= MAX_VALUE})
         for cell in cells
     ]
-    pairs = [(metric, axis) for axis in shown for metric in metrics_of(drawable)]
+    pairs = [(metric, axis) for axis in shown for metric in metrics_of(_on(axis, drawable))]
     by_name: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
         for metric, points in curve.points.items():
@@ -80,7 +80,7 @@ def draw(
             by_name.setdefault((curve.stage.partition("[")[0], metric), []).append(curve)
     return Figures(
         [
-            _plot(number, metric, axis, cells, [other for other in shown if other != axis])
+            _plot(number, metric, axis, _on(axis, cells), [other for other in shown if other != axis])
             for number, (metric, axis) in enumerate(pairs[:MAX_PLOTS], start=1)
         ],
         [
@@ -97,9 +97,14 @@ def _fewer(most: int, of: int, what: str) -> str:
     return "" if of <= most else f"{most:,} of {of:,} {what}."
 
 
+def _on(axis: str, cells: Sequence[CellResult]) -> list[CellResult]:
+    """Return the cells in which an axis counts; its label is empty in others."""
+    return [cell for cell in cells if cell.axes.get(axis) != ""]
+
+
 def _is_numeric(cells: Sequence[CellResult], axis: str) -> bool:
     """Return whether all values of an axis are numbers. Booleans are names."""
-    values = [cell.axes.get(axis) for cell in cells]
+    values = [cell.axes.get(axis) for cell in _on(axis, cells)]
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
@@ -124,7 +129,7 @@ def _plot(
     split = next((o for o in others if 1 < len(_distinct(having, o)) <= MAX_LINES), None)
     lines: dict[str, dict[Any, list[float]]] = {}
     for cell in having:
-        line = lines.setdefault(str(cell.axes.get(split)) if split else "", {})
+        line = lines.setdefault((str(cell.axes.get(split)) or "–") if split else "", {})
         line.setdefault(cell.axes[axis] if numeric else str(cell.axes.get(axis)), []).append(
             cell.metrics[metric]
         )

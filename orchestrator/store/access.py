@@ -57,7 +57,7 @@ def read_header(data: bytes) -> RecordHeader:
     """Decode the header fields of a record; all are empty when the bytes are not valid JSON."""
     try:
         return msgspec.json.decode(data, type=RecordHeader)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return RecordHeader()
 
 

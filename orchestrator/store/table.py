@@ -93,8 +93,13 @@ def _same(value: Any, label: Any) -> bool:
 
 
 def typed(cell: Cell, axis: str, label: str) -> Any:
-    """Return a label as the number, boolean or null that it was made from, else as text."""
+    """Return a label as the number, boolean or null that it was made from, else as text.
+
+    A missing label, of an axis that does not count in the cell, is None.
+    """
     value = pick(cell.config, axis)
+    if not label and value != "":
+        return None
     is_scalar = value is None or isinstance(value, bool | int | float)
     return value if is_scalar and scalar_text(value) == label else label
 

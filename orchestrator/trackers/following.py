@@ -243,7 +243,7 @@ class Follower:
                     sweep=self._sweep.name,
                     revision=self._revision.number,
                     config=without_key(cell.config, SEALED),
-                    axes=cell.axes,
+                    axes={axis: label for axis, label in cell.axes.items() if label},
                     stages=tuple(dict.fromkeys(instance.name for instance in own)),
                     began=next((self._started(i, 1) for i in own if self._ledger.numbers(i)), 0.0),
                 )

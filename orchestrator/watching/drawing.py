@@ -138,7 +138,7 @@ def troubles(found: Overview, height: int) -> Text:
 def labels_of(cell: GridCell, axes: Sequence[str], *, named: bool) -> str:
     """Return the labels of a cell along some axes, with the names of the axes if `named`."""
     return " ".join(
-        f"{axis}={cell.axes[axis]}" if named else cell.axes[axis] for axis in axes if axis in cell.axes
+        f"{axis}={cell.axes[axis]}" if named else cell.axes[axis] for axis in axes if cell.axes.get(axis)
     )
 
 

@@ -88,7 +88,7 @@ def cell_text(cell: GridCell, detail: Detail | None, width: int, height: int) ->
     text = Text()
     for axis, label in cell.axes.items():
         text.append(f"{axis} ", "dim")
-        text.append(f"{label}\n")
+        text.append(f"{label or '–'}\n")
     text.append(f"{standing(cell)}\n", COLOURS[cell.state])
     text.append(f"{cell.reason}\n\n" if cell.reason else "\n")
     if detail is not None:

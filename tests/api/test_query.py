@@ -256,10 +256,10 @@ def test_times_with_a_zone_are_utc_and_no_column_is_lost_for_its_name(lines: Any
     assert list(query(lines, "select 1 as a, 2 as a")[0]) == ["a", "a_1"]
 
 
-def test_a_query_of_a_place_without_a_store_notes_it(sweep: Any) -> None:
-    command = [sys.executable, "-m", "orchestrator", "query", "select count(*) as n from cells", "--json"]
-    env = {**os.environ, "SWEEP_STORE": str(sweep.folder / "nowhere")}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [{"n": 0}]
-    assert f"there is no store at {sweep.folder / 'nowhere'}" in done.stderr
+@pytest.mark.parametrize(
+    "words", [["query", "select count(*) as n from cells"], ["nodes"], ["clean"], ["upgrade"]]
+)
+def test_a_place_without_a_store_is_refused_by_verbs_that_need_no_sweep(sweep: Any, words: list[str]) -> None:
+    said = sweep(*words, "--store", "nowhere", code=2)
+    assert f"there is no store at {sweep.folder / 'nowhere'}" in said and "--store URL" in said
     assert not (sweep.folder / "nowhere").exists()

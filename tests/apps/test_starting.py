@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from orchestrator.api.importing import import_jobs
-from orchestrator.api.starting import schemas, starting_file
+from orchestrator.api.schemas import schemas
+from orchestrator.api.starting import starting_file
 from orchestrator.errors import UserError
 from tests.apps import app
 from tests.apps.app import Composed

@@ -53,6 +53,7 @@ def test_a_command_that_contradicts_itself_is_refused(fields: dict[str, object],
     [
         {"command": "a '|' \"&&\" 'x > y' {args}"},
         {"command": "awk -F';' '{print $1}' {output}"},
+        {"command": "tool '{{x}}' '{\"a\": {\"b\": {{lr}}}}' {output}"},
         {"command": "for i in 1 2; do a ${HOME} ${i} {args} | b; done > {output}/x", "shell": True},
         {"command": "cat <<END\nit's {output}\nEND", "shell": True},
         {

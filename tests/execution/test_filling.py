@@ -37,6 +37,24 @@ def argv(folder: Path, command: str, tree: dict[str, Any], **rest: Any) -> list[
     return found
 
 
+@pytest.mark.parametrize("shell", [False, True])
+def test_doubled_braces_are_literal_around_other_names_alone_and_never_read_in_a_value(
+    tmp_path: Path, shell: bool
+) -> None:
+    command = "{python} show.py '{{x}}' '{{{config.x}}}' '{{config.x}}' a{{outputs}}{{y}}"
+    command += " '{\"a\": {\"b\": {{z}}}}' '{print $1}' '{{print}} {x y}'"
+    expected = [
+        "{x}",
+        "{{{{v}}}}",
+        "{{{v}}}",
+        "a{outputs}{y}",
+        '{"a": {"b": {z}}}',
+        "{print $1}",
+        "{print} {x y}",
+    ]
+    assert argv(tmp_path, command, {"x": "{{v}}"}, shell=shell) == expected
+
+
 def test_args_are_all_keys_that_the_stage_reads() -> None:
     tree = {
         "lr": 1e-05,

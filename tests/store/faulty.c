@@ -1,4 +1,6 @@
-/* Calls of the file system that fail as the file named by FAULTY says: lines of "ERRNO PREFIX". Loaded by LD_PRELOAD. */
+/* Calls of the file system that fail or wait, and a clock that is wrong, as the file named by FAULTY says. Its lines are
+   "ERRNO PREFIX" (calls on such paths fail), "-MILLISECONDS PREFIX" (they wait first) and "clock SECONDS" (the time of day is
+   so much later). Loaded by LD_PRELOAD. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -11,18 +13,24 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
-static int faulty(int folder, const char *path) {
-  const char *control = getenv("FAULTY");
-  char text[4096], full[PATH_MAX];
-  if (!control || !path) return 0;
-  int handle = syscall(SYS_openat, AT_FDCWD, control, O_RDONLY | O_CLOEXEC);
+static int control(char *text, size_t space) {
+  const char *path = getenv("FAULTY");
+  int handle = path ? syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC) : -1;
   if (handle < 0) return 0;
-  ssize_t size = syscall(SYS_read, handle, text, sizeof text - 1);
+  ssize_t size = syscall(SYS_read, handle, text, space - 1);
   syscall(SYS_close, handle);
   if (size <= 0) return 0;
   text[size] = 0;
+  return 1;
+}
+
+static int faulty(int folder, const char *path) {
+  char text[4096], full[PATH_MAX];
+  if (!path || !control(text, sizeof text)) return 0;
   if (path[0] != '/') {
     char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
@@ -33,9 +41,18 @@ static int faulty(int folder, const char *path) {
   }
   for (char *rest, *line = strtok_r(text, "\n", &rest); line; line = strtok_r(0, "\n", &rest)) {
     char *prefix = strchr(line, ' ');
-    if (prefix && !strncmp(path, prefix + 1, strlen(prefix + 1))) return errno = atoi(line);
+    if (!prefix || strncmp(path, prefix + 1, strlen(prefix + 1))) continue;
+    int number = atoi(line);
+    if (number > 0) return errno = number;
+    struct timespec pause = {-number / 1000, -number % 1000 * 1000000L};
+    nanosleep(&pause, 0);
   }
   return 0;
+}
+
+static time_t late(void) {
+  char text[4096], *line;
+  return control(text, sizeof text) && (line = strstr(text, "clock ")) ? atol(line + 6) : 0;
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -55,3 +72,19 @@ int rename(const char *from, const char *to) { return faulty(AT_FDCWD, from) || 
 int renameat(int a, const char *from, int b, const char *to) { return faulty(a, from) || faulty(b, to) ? -1 : REAL(renameat)(a, from, b, to); }
 int unlink(const char *path) { return faulty(AT_FDCWD, path) ? -1 : REAL(unlink)(path); }
 int mkdir(const char *path, mode_t mode) { return faulty(AT_FDCWD, path) ? -1 : REAL(mkdir)(path, mode); }
+int clock_gettime(clockid_t which, struct timespec *to) {
+  int code = REAL(clock_gettime)(which, to);
+  if (!code && which == CLOCK_REALTIME) to->tv_sec += late();
+  return code;
+}
+int gettimeofday(struct timeval *restrict to, void *restrict zone) {
+  int code = REAL(gettimeofday)(to, zone);
+  if (!code) to->tv_sec += late();
+  return code;
+}
+time_t time(time_t *to) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  if (to) *to = now.tv_sec;
+  return now.tv_sec;
+}

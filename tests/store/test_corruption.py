@@ -32,6 +32,7 @@ GARBAGE: dict[str, Callable[[bytes], bytes]] = {
     "binary": lambda data: b"\x00\xff\xfe" + data[:20],
     "another kind": lambda data: b'{"surprise": [1, 2, 3]}',
     "a list": lambda data: b"[]",
+    "nested deeply": lambda data: b'{"at":' + b"[" * 100_000,
 }
 
 

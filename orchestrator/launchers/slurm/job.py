@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
@@ -28,7 +27,6 @@ from orchestrator.jobs.nodes import NodeReports, failed_check
 from orchestrator.jobs.records import (
     BROKEN_NODE,
     NO_MEMORY,
-    REFUSED,
     RELEASED,
     TOO_SHORT,
     JobContext,
@@ -40,6 +38,7 @@ from orchestrator.jobs.records import (
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.base import Launch
 from orchestrator.launchers.local import LocalLauncher, available_cpus
+from orchestrator.launchers.side_by_side import work_side_by_side
 from orchestrator.launchers.slurm.parsing import SINCE, previous_end, seconds_of
 from orchestrator.launchers.slurm.query import TIMEOUT_S, slurm
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
@@ -50,7 +49,6 @@ from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.trackers.notifier import Notifier
 
 QUERY_S = 15.0
-POLL_S = 0.2
 
 FEDERATED = 1 << 26
 """Lowest job id in a federation, whose ids are unique in all of its clusters (Federated Scheduling Guide)."""
@@ -208,19 +206,9 @@ class SlurmJob:
             "cpus_per_worker": order.num_threads,
             "gpus_per_worker": gpus,
         }
-        pool = LocalLauncher(options, len(order.cells or ()))
-        stops: list[int] = []
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if number != signal.SIGUSR1:  # SIGUSR1 announces the time limit, which workers watch themselves
-                stops.append(number)
-                pool.stop()
-
-        # stops are passed on, since the workers have sessions of their own
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, stop)
         revision = self._ledger.revision(self._sweep, order.revision)
-        pool.start(
+        ended = work_side_by_side(
+            LocalLauncher(options, len(order.cells or ())),
             Launch(
                 store=order.store,
                 sweep=order.sweep,
@@ -237,13 +225,11 @@ class SlurmJob:
                 ),
                 job=order.job,
                 code=order.code,
-            )
+            ),
         )
-        while pool.poll() > 0:
-            time.sleep(POLL_S)
-        self._summary.num_claims = 0 if pool.refusal() else 1
-        self._summary.said = pool.refusal() or f"{workers} workers ended"
-        return REFUSED if pool.refusal() else pool.released or (RELEASED if stops else 0)
+        self._summary.num_claims = 0 if ended.refusal else 1
+        self._summary.said = ended.refusal or f"{workers} workers ended"
+        return ended.code
 
     # Ending
 

@@ -1,0 +1,156 @@
+"""The JSON of the verbs: every one has a schema, and in every state prints what its schema describes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from orchestrator.api.outputs import OUTPUTS
+from orchestrator.api.schemas import output_schemas
+from orchestrator.cli.main import VERBS, verb_of
+from tests import outputs
+from tests.cli.launches import SLOW, Running, running_heartbeats, wait_for
+from tests.conftest import Sweep
+
+MIXED = """
+description: two cells, one of which fails
+config: {seed: 0, count: {num_steps: 4, checkpoint_every: 2, step_s: 0.0, fail: null}}
+axes:
+  kind:
+    good: {count.num_steps: 3}
+    bad: {count.fail: {how: data, step: 4, attempts: 9}}
+stages: [count]
+"""
+
+
+def has_json(parser: argparse.ArgumentParser) -> bool:
+    return any("--json" in action.option_strings for action in parser._actions)
+
+
+def test_every_verb_that_prints_json_has_a_schema():
+    verbs = {verb for verb in VERBS if has_json(verb_of(verb)[1])}
+    assert verbs == set(OUTPUTS), "see 'The JSON of a verb' in CONTRIBUTING.md"
+
+
+def test_the_published_schemas_are_current_and_describe_every_field():
+    for verb, schema in json.loads(json.dumps(output_schemas())).items():
+        path = outputs.SCHEMAS / f"{verb}.json"
+        assert json.loads(path.read_text()) == schema, "run: python docs/reference.py"
+        for name, definition in schema.get("$defs", {}).items():
+            assert definition.get("description"), f"{path.name}: {name}"
+    assert {path.stem for path in outputs.SCHEMAS.glob("*.json")} == {*OUTPUTS, "error"}
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+    """A store with a sweep of done and failed cells in two revisions, a running one and a cancelled one."""
+    folder = tmp_path_factory.mktemp("json")
+    found = Sweep(folder, folder / "store")
+    (folder / "mixed.yaml").write_text(MIXED)
+    for name in ("slow", "stopped", "never"):
+        (folder / f"{name}.yaml").write_text(SLOW.replace("30", "400"))
+    found("launch", "mixed.yaml", code=1)
+    found("launch", "mixed.yaml", "count.num_steps=5", "policy.budget.gpu_hours=1", code=1)
+    found("launch", "stopped.yaml", "count.num_steps=1", "--only", "seed=0")
+    found("cancel", "stopped", "--only", "seed=1")
+    running = Running(folder, found.store, ("launch", "slow.yaml", "launcher.workers=1"))
+    wait_for(lambda: running_heartbeats(found.store))
+    yield found
+    running.interrupt()
+    running.end()
+
+
+READING = [
+    ("list",),
+    *(
+        (verb, name)
+        for verb in ("plan", "status", "failures")
+        for name in ("mixed", "slow", "stopped", "never.yaml")
+    ),
+    ("plan", "mixed", "--budget"),
+    ("plan", "never.yaml", "--gpus", "2"),
+    ("plan", "never.yaml", "--budget", "policy.budget.gpu_hours=0.001"),
+    ("simulate", "never.yaml", "--gpus", "2"),
+    ("simulate", "never.yaml", "--gpus", "2", "--failures", "x100", "policy.budget.gpu_hours=1"),
+    ("status", "slow", "--spent"),
+    ("status", "mixed", "--spent"),
+    ("why", "mixed", "kind=good"),
+    ("why", "mixed", "kind=bad"),
+    ("why", "slow", "state=running"),
+    ("why", "stopped", "seed=1"),
+    ("why", "never.yaml", "seed=1"),
+    ("show", "mixed", "kind=good"),
+    ("show", "slow", "state=running"),
+    ("show", "never.yaml", "seed=1"),
+    ("diff", "mixed", "kind=good", "kind=bad"),
+    ("diff", "mixed@1", "mixed@2"),
+    ("logs", "mixed", "kind=bad"),
+    ("wait", "mixed", "--until", "failed"),
+    ("wait", "slow", "--timeout", "0"),
+    ("events", "mixed"),
+    ("collect", "mixed@*"),
+    ("collect", "mixed", "--wide"),
+    ("collect", "never.yaml"),
+    ("report", "mixed"),
+    ("query", "select * from cells"),
+    ("best", "mixed", "num_steps"),
+    ("clean",),
+    ("nodes",),
+    ("nodes", "mixed"),
+    ("doctor",),
+]
+"""Commands in several states. `sync` and the jobs of schedulers are compared where their servers are."""
+
+
+REFUSED = [
+    (2, ("status", "mixd"), "unknown sweep 'mixd'"),
+    (2, ("logs", "never.yaml", "seed=5"), "was never started"),
+    (2, ("plan", "mixed", "--gpus"), "expected one argument"),
+    (2, ("collect", "never.yaml", "--onyl"), "unrecognized arguments"),
+    (2, ("launch", "mixed.yaml"), "unrecognized arguments: --json"),
+    (2, ("lst",), "unknown verb 'lst'"),
+    (2, ("query", "select"), "Parser Error"),
+]
+"""Commands that print an error."""
+
+
+def printed(sweeps: Sweep, *words: str) -> tuple[int, Any]:
+    """Return the exit code, and the values that a command prints; the command compares them itself."""
+    env = {**os.environ, "SWEEP_STORE": str(sweeps.store)}
+    code, out, _ = sweeps.run((*words, "--json"), env, 60)
+    return code, [json.loads(line) for line in out.splitlines()] if words[0] == "events" else json.loads(out)
+
+
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_what_a_verb_prints_fits_its_schema(sweeps: Sweep, words: tuple[str, ...]):
+    code, value = printed(sweeps, *words)
+    assert value if words[:2] != ("collect", "never.yaml") and words[0] != "nodes" else value == []
+    assert code in (0, 1) or (code == 4 and words[0] == "wait")
+    assert "error" not in value
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "what"),
+    REFUSED,
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
+)
+def test_an_error_is_an_object_that_names_what_is_wrong_and_what_to_type(
+    sweeps: Sweep, code: int, words: tuple[str, ...], what: str
+):
+    found, value = printed(sweeps, *words)
+    assert found == code == value["error"]["exit_code"]
+    assert what in value["error"]["what"]
+
+
+def test_a_field_that_the_schema_lacks_is_found():
+    row = {"name": "a", "ok": True, "detail": ""}
+    outputs.check(["doctor", "--json"], json.dumps([row]))
+    with pytest.raises(AssertionError, match=r"doctor.json does not describe.*mood"):
+        outputs.check(["doctor", "--json"], json.dumps([{**row, "mood": 1}]))
+    with pytest.raises(AssertionError, match="'ok' is a required property"):
+        outputs.check(["doctor", "--json"], json.dumps([{"name": "a", "detail": ""}]))
