@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 export UV_LINK_MODE ?= copy
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long check fix bench gpu-check chaos vllm lock clean
+.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long simulate check fix bench gpu-check chaos vllm lock clean
 
 setup: $(STAMP)
 
@@ -74,6 +74,11 @@ test: setup
 test-long: setup
 	$(BIN)/python -m compileall -q orchestrator
 	$(BIN)/pytest -m long -n 2 --dist loadgroup
+
+# make simulate SEEDS=0..10000: the production code under a simulated clock, network and store (docs/simulation.md).
+SEEDS ?= 0..10000
+simulate: setup ## hunt for faults, and add what was found to simulation-results.jsonl
+	nice -n 10 $(BIN)/python -m tests.simulation.hunt $(SEEDS) --out simulation-results.jsonl
 
 check: setup
 	$(BIN)/ruff format --check .

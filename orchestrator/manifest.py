@@ -150,7 +150,10 @@ def scan(folder: Path) -> tuple[File, ...]:
 
     # Sorted here, so that the result does not depend on which thread ends first.
     paths = sorted(_files_under(folder), key=lambda path: path.parts)
-    with ThreadPoolExecutor(num_hash_threads()) as pool:
+    num_threads = min(len(paths), num_hash_threads())
+    if num_threads < 2:  # to start a thread takes longer than it would save
+        return tuple(found for found in map(file, paths) if found is not None)
+    with ThreadPoolExecutor(num_threads) as pool:
         return tuple(found for found in pool.map(file, paths) if found is not None)
 
 

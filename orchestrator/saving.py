@@ -60,10 +60,10 @@ class PhaseClock:
         saved: step of the last complete checkpoint, and the seconds of work that it holds; None without one.
     """
 
-    def __init__(self, phase: Phase = "compute", clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._state: tuple[dict[str, float], str, float] = ({}, phase, clock())
-        self._step_s = clock()
+    def __init__(self, phase: Phase = "compute", clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or time.monotonic
+        self._state: tuple[dict[str, float], str, float] = ({}, phase, self._clock())
+        self._step_s = self._clock()
         self.saved: tuple[int, float] | None = None
 
     @property

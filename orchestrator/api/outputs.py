@@ -351,6 +351,8 @@ OUTPUTS: Mapping[str, Mapping[str, Any]] = {
     "events": {"": EventLine},
     "collect": {"": Sequence[CollectedRow]},
     "report": {"": "orchestrator.reports.general:Numbers", "of the study": Mapping[str, Any]},
+    "bundle": {"": "orchestrator.bundles.making:BundleFacts"},
+    "verify": {"": "orchestrator.bundles.verifying:Verification"},
     "query": {"": Sequence[Mapping[str, Any]]},
     "sync": {"": Sequence[SyncedMirror]},
     "best": {"": Sequence[RankedGroup]},

@@ -218,7 +218,9 @@ class Dispatch:
             cells = [cell for cell in cells if asked.get(cell.id) == request.number]
         elif request.cells is not None:  # a request that is not recorded yet is the newest
             cells = [cell for cell in cells if cell.id in request.cells]
-        return [cell for cell in cells if states[cell.id].state in (*_WANTED, State.QUEUED, State.UNKNOWN)]
+        wanted = (*_WANTED, State.QUEUED, State.UNKNOWN)
+        # A cell that waits for a decision has nothing to run until then.
+        return [c for c in cells if states[c.id].state in wanted and not states[c.id].is_undecided(c)]
 
     def _is_busy(self, cell: Cell) -> bool:
         """Return whether a worker without a job runs this very cell, judged by its heartbeat's age.

@@ -180,6 +180,8 @@ VERBS: Final = {
     "report": Verb("rows", "tables, figures and a page from the rows that there are"),
     "serve": Verb("serve", "pages about it: grid, curves, logs and results, on this machine; or as one file"),
     "query": Verb("query", "SQL over cells, attempts, metrics, results, predictions, failures and jobs"),
+    "bundle": Verb("bundle", "a finished sweep as one file that strangers can verify"),
+    "verify": Verb("bundle", "whether all holds that such a file claims; runs nothing of it"),
     "sync": Verb("sync", "send to W&B, MLflow, TensorBoard or Trackio what they lack of a sweep"),
     "best": Verb("rows", "the cells with the lowest or highest value of a metric"),
     "data": Verb("data", "describe, import, check and translate parallel task data"),
@@ -230,7 +232,7 @@ def verb_of(name: str) -> tuple[Callable[[argparse.Namespace], int], argparse.Ar
     # Without abbreviations, an option added later cannot make a user's shortened option ambiguous.
     parser = Parser(prog=f"sweep {name}", description=VERBS[name].does, allow_abbrev=False)
     getattr(module, f"configure_{name}")(parser)
-    if name not in ("data", "completion", "new"):
+    if name not in ("data", "completion", "new", "verify"):
         parser.add_argument(
             "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
         )

@@ -6,11 +6,9 @@ attempt. The two exchange `Message` objects over a pipe, and the child leaves a 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import platform
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -265,13 +263,6 @@ def _git_at_start(folder: str) -> dict[str, Any]:
     return provenance.git_state(folder)
 
 
-def send(pipe: Connection, message: Message) -> None:
-    """Send a message to a child. The message is dropped if the child is ending."""
-    # The child's end is noticed by its exit code; a failed message needs no other reaction.
-    with contextlib.suppress(OSError):
-        pipe.send_bytes(msgspec.json.encode(message))
-
-
 # A record holds the tail of a log, so it must stay small.
 LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 8192
 LOG_END_BYTES = 65536
@@ -305,7 +296,7 @@ def log_tail(path: Path) -> str:
     return "\n".join(end_of_log(path, LOG_TAIL_BYTES).splitlines()[-LOG_TAIL_LINES:])
 
 
-def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
+def share(cells: Sequence[Cell], order: Assignment, *, later: Collection[str] = ()) -> tuple[Cell, ...]:
     """Return the worker's cells in the order in which it tries them. Workers then rarely compete for a stage.
 
     Cells in the order of the sweep are divided among the workers: of 8 cells and 4 workers, worker 2 starts
@@ -315,10 +306,12 @@ def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
     Args:
         cells: of the revision.
         order: the worker's assignment.
+        later: ids of cells that came to exist after it, by decisions. They come last.
     """
     start = order.slot * len(cells) // max(1, order.num_slots)
     if order.cells is not None:
-        wanted = {name: place for place, name in enumerate(order.cells)}
+        named = (*order.cells, *(cell.id for cell in cells if cell.id in later))
+        wanted = {name: place for place, name in enumerate(dict.fromkeys(named))}
         in_grid_order = [cell for cell in cells if cell.id in wanted]
         cells = sorted(in_grid_order, key=lambda cell: wanted[cell.id])
         start = order.slot * len(cells) // max(1, order.num_slots) if cells == in_grid_order else order.slot

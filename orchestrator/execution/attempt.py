@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from multiprocessing import util
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from orchestrator.core.records import Done, End, StartRecord
 from orchestrator.core.remedies import adapted, with_shipped
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line, says_full
-from orchestrator.execution import child
 from orchestrator.execution.assignment import (
     AttemptSpec,
     ChildOutcome,
@@ -43,10 +39,9 @@ from orchestrator.execution.inheritance import Inherited, going_on, has_progress
 from orchestrator.execution.keeper import await_news
 from orchestrator.execution.liveness import Fence, HeartbeatWriter, warn
 from orchestrator.execution.spending import CHILD, AttemptClock
-from orchestrator.execution.supervision import Supervision, WorkerHooks
+from orchestrator.execution.supervision import RunningChild, Supervision, WorkerHooks
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
-from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
@@ -73,7 +68,7 @@ class AttemptRun:
         self._fence = Fence(ledger, claimed)
         self._supervision = Supervision(claimed, hooks, self._heartbeats, self._fence)
         self._supervision.on_adapted = self._record_adapted
-        self._mark = mark_of(claimed.claim.nonce)
+        self._mark = hooks.children.mark(claimed.claim.nonce)
         self._folder = Path(layout.CHECKPOINTS)
         self._goes_without = False  # whether inputs were retired before the start
         self._resumed = False
@@ -99,7 +94,8 @@ class AttemptRun:
             return self._end(Conclusion("released", why=INPUT_RETIRED))
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(claimed.key)
-        end_outlived()  # a surviving process could still write into the folders that are taken over
+        # A surviving process could still write into the folders that are taken over.
+        self._hooks.children.end_outlived()
         start = started(claimed)
         # Without this record a successor would use nothing of an attempt that has inputs, so it comes first.
         self._record_start(start)
@@ -116,20 +112,17 @@ class AttemptRun:
         self._resumed = taken.checkpoint is not None
         step = taken.checkpoint.step if taken.checkpoint else None
         self._publisher = objects.publisher(claimed.key, adopted=step, warn=warn)
-        kills = oom_kills()
-        process, pipe = self._fork(folder, taken)
+        kills = self._hooks.children.oom_kills()
+        child = self._start_child(folder, taken)
         try:
             self._heartbeats.clock.phases.enter(CHILD)
-            self._supervision.watch(process, pipe, self._publisher)
+            self._supervision.watch(child, self._publisher)
         finally:
             self._heartbeats.clock.phases.enter("save")
-            if process.pid is not None:
-                process.kill()
-                if not end_attempt(self._mark, leader=process.pid):
-                    warn(f"processes that attempt {claimed.number} started do not end")
-            process.join()
-            self._supervision.take_last_messages(pipe)
-            pipe.close()
+            if not child.end():
+                warn(f"processes that attempt {claimed.number} started do not end")
+            self._supervision.take_last_messages(child.pipe)
+            child.pipe.close()
         outcome = read_outcome(folder)
         self._finish_uploads(outcome, taken)
         changed = damage(folder / layout.OUTPUT, outcome.files, content=False) if outcome else None
@@ -141,8 +134,8 @@ class AttemptRun:
                 timed_out=self._supervision.has_timed_out,
                 seconds=self._heartbeats.clock.seconds,
                 stop=self._supervision.stop_reason,
-                exit_code=process.exitcode or 0,
-                oom_killed=oom_kills() > kills,
+                exit_code=child.exitcode or 0,
+                oom_killed=self._hooks.children.oom_kills() > kills,
             )
         )
 
@@ -177,8 +170,8 @@ class AttemptRun:
         changed = replace(self._recorded, uses=begin.uses, remedies=begin.rungs, before=begin.before)
         self._record_start(changed)
 
-    def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:
-        """Start the child, and return its process and this side's end of the pipe."""
+    def _start_child(self, folder: Path, taken: Inherited) -> RunningChild:
+        """Start the process that runs the stage."""
         claimed = self._claimed
         order = claimed.order
         spec = AttemptSpec(
@@ -203,13 +196,7 @@ class AttemptRun:
             in_job=order.job is not None,
             unread=taken.unread,
         )
-        mine, its = self._hooks.context.Pipe(duplex=True)
-        # The forked child must not keep a copy of our end, or it would never see the pipe close.
-        util.register_after_fork(mine, Connection.close)
-        process = self._hooks.context.Process(target=child.main, args=(encode(spec), its))  # type: ignore[attr-defined]
-        process.start()
-        its.close()
-        return process, mine
+        return self._hooks.children.start(encode(spec), self._mark)
 
     def _conclude(self, facts: Facts) -> End:
         """Establish the facts on which the decision depends, record the end, and return it."""

@@ -165,7 +165,7 @@ class Leaving:
         clock: seconds, monotonic.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = lambda: time.monotonic()) -> None:
         self._clock = clock
         self._left: dict[str, _Left] = {}
         self._erred: set[str] = set()  # stages that failed since the patience started
@@ -249,7 +249,11 @@ class Watcher:
     """
 
     def __init__(
-        self, me: Owner, *, job: JobContext | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        me: Owner,
+        *,
+        job: JobContext | None = None,
+        clock: Callable[[], float] = lambda: time.monotonic(),
     ) -> None:
         self._me, self._job, self._clock = me, job, clock
         self._gone = list(job.gone) if job else []

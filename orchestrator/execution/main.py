@@ -27,6 +27,7 @@ from orchestrator.core.sweep import ComposedSweep, preload
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
+from orchestrator.execution.supervision import ForkedChildren
 from orchestrator.jobs.nodes import NodeReports
 from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED
 from orchestrator.jobs.submissions import request_of, spending_now
@@ -107,7 +108,7 @@ def run(
             revision=revision,
             order=order,
             owner=this_owner(order, os.getpid()),
-            context=multiprocessing.get_context("fork"),
+            children=ForkedChildren(multiprocessing.get_context("fork")),
             stop_asked=ending.why,
             shortage=shortage,
             say=say,

@@ -165,6 +165,11 @@ class StoreScanner:
         """Return the digests of all stages that are searched."""
         return {digest for cell in self.cells for digest in self._gates.chain(cell)}
 
+    @property
+    def holds(self) -> Holds:
+        """What is held back in the sweep, as it was last found."""
+        return NO_HOLDS if self._holds is None else self._holds.found
+
     def look_at_holds(self) -> None:
         """Have the next search find out again what is held back, as after a failure."""
         if self._holds is not None:
@@ -186,8 +191,7 @@ class StoreScanner:
 
     def held_back(self) -> str:
         """Return why the first of the cells that is held back is so, "" if none is."""
-        holds = NO_HOLDS if self._holds is None else self._holds.found
-        reasons = (hold.reason for cell in self.cells if (hold := holds.cells.get(cell.id)) is not None)
+        reasons = (hold.reason for cell in self.cells if (hold := self.holds.cells.get(cell.id)) is not None)
         return next((f"held back: {reason}" for reason in reasons), "")
 
     def lacks_space(self) -> str:

@@ -16,11 +16,12 @@ from functools import partial
 from typing import NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Holds
+from orchestrator.core.gates import GateRule
 from orchestrator.core.goodput import Goodput, Holder, goodput
 from orchestrator.core.holding import merged
 from orchestrator.core.plan import Claimable, ReadyIndex, Scan
 from orchestrator.core.records import TimeSpent
-from orchestrator.core.state import CellStatus, GateRule, State, cell_status
+from orchestrator.core.state import CellStatus, State, cell_status
 from orchestrator.core.sweep import Cell
 from orchestrator.simulation.budget import SimulatedSpending
 from orchestrator.simulation.clock import Clock

@@ -172,9 +172,8 @@ class EvidenceReader:
             on this machine under this name, and not read again.
 
     Attributes:
-        ledger: The store, with what was read ahead of it.
-        as_of: When the reader began to look, in Unix seconds by this machine's clock. What was recorded
-            before is in the evidence.
+        ledger: The store, with what was read ahead.
+        as_of: When the reader began to look, in Unix seconds. What was recorded before is in the evidence.
         listed: Stage name to what the store listed about it when the reader was made.
         unlisted: Stage name to the evidence of all its instances, if its folder could not be listed.
         formers: Digest to the instances of earlier versions of the stage.
@@ -215,7 +214,8 @@ class EvidenceReader:
                 trusted=self._trusted,
             )
         self.ledger = ledger
-        stages = {instance.stage for instance in self._instances.values()}
+        # In the sweep's order: that of a set differs between processes.
+        stages = dict.fromkeys(instance.stage for instance in self._instances.values())
         self.listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
         self.unlisted: dict[str, Evidence] = {}
         for stage in stages:

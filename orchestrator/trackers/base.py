@@ -76,18 +76,21 @@ class StoreTracker:
         self._path = tracked.folder / layout.METRICS
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._start_s = time.monotonic()
-        self._thread = threading.Thread(target=self._write, name="store-tracker", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # a stage without metrics needs none
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue the metrics of one step and return at once."""
         with contextlib.suppress(Exception):  # no metric is worth losing the attempt
             self._queue.put({"step": step, "time_s": round(time.monotonic() - self._start_s, 3), **metrics})
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write, name="store-tracker", daemon=True)
+                self._thread.start()
 
     def close(self) -> None:
         """Write the buffered metrics and end the thread."""
         self._queue.put(None)
-        self._thread.join(timeout=10.0)
+        if self._thread is not None:
+            self._thread.join(timeout=10.0)
 
     def _write(self) -> None:
         last = False

@@ -20,6 +20,7 @@ import msgspec
 
 from orchestrator.execution.assignment import Assignment, this_owner
 from orchestrator.execution.loop import Worker
+from orchestrator.execution.supervision import ForkedChildren
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import PosixStore
 from tests.store import builders
@@ -95,7 +96,7 @@ def main(path: str) -> None:
         revision=ledger.revision(order.sweep, order.revision),
         order=order,
         owner=this_owner(order, os.getpid()),
-        context=context,
+        children=ForkedChildren(context),
         stop_asked=lambda: reasons[0] if reasons else "",
         say=lambda line: print(line, flush=True),
     )

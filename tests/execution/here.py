@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from orchestrator.core.records import Owner, Revision
 from orchestrator.execution.assignment import Assignment, this_owner
 from orchestrator.execution.loop import Worker
+from orchestrator.execution.supervision import ForkedChildren
 from orchestrator.store.ledger import Ledger
 
 
@@ -36,7 +37,7 @@ def work(
         revision=revision,
         order=order,
         owner=owner or this_owner(order, os.getpid()),
-        context=multiprocessing.get_context("forkserver"),
+        children=ForkedChildren(multiprocessing.get_context("forkserver")),
         stop_asked=stop_asked,
         say=lines.append,
     )

@@ -1,0 +1,149 @@
+"""The system interface of simulated processes: their clock, their files and their random numbers.
+
+While a world runs, the public functions of `time`, `os`, `io` and `shutil` that the production code calls are
+those of the world, for paths under `orchestrator.simulation.files.ROOT` and for its processes. So the code
+that runs is the code that ships, down to its system calls. Everything else still reaches the real system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from orchestrator.simulation.files import PROC, ROOT, Files
+from orchestrator.simulation.handles import FIRST_HANDLE
+from orchestrator.simulation.world import EPOCH_S, World
+
+Function = Callable[..., Any]
+
+
+def _path(path: Any) -> str | None:
+    """Return a path of the world; None for one of the real system."""
+    if type(path) is not str:
+        if isinstance(path, int):
+            return None
+        path = os.fspath(path)
+    return path.rstrip("/") if type(path) is str and path.startswith((ROOT, PROC)) else None
+
+
+class _Calls:
+    """The replaced functions of one world."""
+
+    def __init__(self, world: World, files: Files) -> None:
+        self._world = world
+        self._files = files
+
+    def _on_path(self, real: Function, act: Function) -> Function:
+        def call(path: Any = ".", *args: Any, **options: Any) -> Any:
+            found = _path(path)
+            return real(path, *args, **options) if found is None else act(found)
+
+        return call
+
+    def _on_two(self, real: Function, act: Function) -> Function:
+        def call(source: Any, target: Any, *args: Any, **options: Any) -> Any:
+            found = _path(source)
+            return real(source, target, *args, **options) if found is None else act(found, _path(target))
+
+        return call
+
+    def _on_handle(self, real: Function, act: Function) -> Function:
+        def call(handle: int, *args: Any) -> Any:
+            return real(handle, *args) if handle < FIRST_HANDLE else act(handle, *args)
+
+        return call
+
+    def _monotonic(self, real: Function) -> Function:
+        def call() -> float:
+            process = self._world.current
+            return self._world.now_s if process is None else 100.0 + self._world.now_s * process.machine.rate
+
+        return call
+
+    def _time(self, real: Function) -> Function:
+        def call() -> float:
+            process = self._world.current
+            return EPOCH_S + self._world.now_s + (0.0 if process is None else process.machine.skew_s)
+
+        return call
+
+    def replaced(self) -> list[tuple[Any, str, Function]]:
+        """Return what takes the place of which function of which module."""
+        files, world = self._files, self._world
+        is_dir = files.status
+
+        def access(real: Function) -> Function:
+            return self._on_path(real, files.exists)
+
+        def open_number(real: Function) -> Function:
+            def call(path: Any, flags: int, *args: Any, **options: Any) -> Any:
+                found = _path(path)
+                return real(path, flags, *args, **options) if found is None else files.open(found, flags)
+
+            return call
+
+        def open_stream(real: Function) -> Function:
+            def call(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+                found = _path(path)
+                return real(path, mode, *args, **options) if found is None else files.opened(found, mode)
+
+            return call
+
+        wanted: list[tuple[Any, str, Callable[[Function], Function]]] = [
+            (time, "monotonic", self._monotonic),
+            (time, "time", self._time),
+            (time, "time_ns", lambda real: lambda: int(time.time() * 1e9)),
+            (time, "sleep", lambda real: world.sleep),
+            (time, "clock_gettime", lambda real: lambda clock: 0.0),
+            (os, "urandom", lambda real: world.random.randbytes),
+            (os, "sched_getaffinity", lambda real: lambda pid: {0}),  # no thread but the world's own
+            (os, "getpid", lambda real: lambda: 1),
+            (os, "open", open_number),
+            (io, "open", open_stream),
+            (os, "close", lambda real: self._on_handle(real, files.close)),
+            (os, "read", lambda real: self._on_handle(real, files.read)),
+            (os, "fsync", lambda real: self._on_handle(real, files.fsync)),
+            (os, "fstat", lambda real: self._on_handle(real, lambda h: files.status_of(files.handles[h][1]))),
+            (os, "stat", lambda real: self._on_path(real, is_dir)),
+            (os, "lstat", lambda real: self._on_path(real, is_dir)),
+            (os, "access", access),
+            (os, "mkdir", lambda real: self._on_path(real, files.mkdir)),
+            (os, "rmdir", lambda real: self._on_path(real, files.rmdir)),
+            (os, "unlink", lambda real: self._on_path(real, files.unlink)),
+            (os, "remove", lambda real: self._on_path(real, files.unlink)),
+            (os, "scandir", lambda real: self._on_path(real, files.scan)),
+            (
+                os,
+                "listdir",
+                lambda real: self._on_path(real, lambda path: [e.name for e in files.scan(path)]),
+            ),
+            (os, "chmod", lambda real: self._on_path(real, lambda path: None)),
+            (os, "utime", lambda real: self._on_path(real, lambda path: None)),
+            (os, "link", lambda real: self._on_two(real, files.link)),
+            (os, "rename", lambda real: self._on_two(real, files.rename)),
+            (os, "replace", lambda real: self._on_two(real, files.rename)),
+            (traceback, "format_exc", lambda real: lambda: ""),  # for people, and slow
+            (shutil, "rmtree", lambda real: self._on_path(real, files.remove_tree)),
+            (shutil, "copystat", lambda real: self._on_two(real, lambda source, target: None)),
+        ]
+        return [(module, name, make(getattr(module, name))) for module, name, make in wanted]
+
+
+@contextlib.contextmanager
+def running(world: World, files: Files) -> Iterator[None]:
+    """Connect this process to a world within the block. No other thread may need the real clock meanwhile."""
+    before = []
+    try:
+        for module, name, function in _Calls(world, files).replaced():
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, function)
+        yield
+    finally:
+        for module, name, function in before:
+            setattr(module, name, function)

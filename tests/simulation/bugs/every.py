@@ -1,0 +1,5 @@
+"""All bugs."""
+
+from tests.simulation.bugs.folder import FOLDER
+
+BUGS = FOLDER

@@ -1,0 +1,81 @@
+"""Hunts for faults with many seeds: ``python -m tests.simulation.hunt A..B [--bug NAME] [--out FILE]``.
+
+With a bug, the seeds go on until it is found; without, all are played. With a file, a line of JSON is added
+to it: the commit, the seeds, how long it took and what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.simulation.bugs import ROOT, apply
+from tests.simulation.bugs.every import BUGS
+
+
+def hunt(seeds: range, *, until_found: bool = False) -> dict[str, Any]:
+    """What runs of these seeds came to."""
+    from orchestrator.simulation.schedules import play
+
+    start_s, findings, events, played = time.perf_counter(), [], Counter[str](), 0
+    traces = hashlib.sha256()
+    for seed in seeds:
+        run = play(seed)
+        played += 1
+        events.update(run.events)
+        traces.update(run.trace.encode())
+        if run.problem:
+            findings.append({"seed": seed, "problem": run.problem, "trace": run.trace})
+            if until_found:
+                break
+    seconds = time.perf_counter() - start_s
+    return {
+        "seeds": [seeds.start, seeds.start + played],
+        "seconds": round(seconds, 1),
+        "a_second": round(played / seconds, 1),
+        "trace": traces.hexdigest()[:32],
+        "events": dict(sorted(events.items())),
+        "findings": findings,
+    }
+
+
+def commit() -> str:
+    """The commit that runs, with a ``+`` if it was changed."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "orchestrator") else "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hunts, prints what was found, and returns 1 if there is a finding where no bug was put."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seeds", help="A..B, without B")
+    parser.add_argument("--bug", choices=[bug.name for bug in BUGS])
+    parser.add_argument("--out", type=Path)
+    words = parser.parse_args(argv)
+    first, _, last = words.seeds.partition("..")
+    if words.bug:
+        apply(next(bug for bug in BUGS if bug.name == words.bug))
+    found = hunt(range(int(first), int(last)), until_found=words.bug is not None)
+    line = json.dumps({"commit": commit(), "bug": words.bug, **found})
+    if words.out is not None:
+        with words.out.open("a", encoding="utf-8") as stream:
+            stream.write(f"{line}\n")
+    print(line)
+    return 1 if found["findings"] and not words.bug else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
