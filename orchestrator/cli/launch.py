@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from orchestrator.api.launching import CheckedLaunch, failed_cells, make_launcher, run_settings_of
 from orchestrator.api.reconciling import NOTICES_S, PendingLaunch, notifier_of
@@ -19,7 +20,7 @@ from orchestrator.cli.output import (
     no_overrides,
     print_table,
 )
-from orchestrator.cli.progress import add_composing, again, composed, print_remarks, print_scripts, submit_all
+from orchestrator.cli.progress import add_composing, again, composed, print_remarks, submit_all
 from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -66,7 +67,7 @@ def run_launch(args: argparse.Namespace) -> int:
         )
     notes = checked.limits.notes if checked.limits else ()
     if args.dry_run:
-        return print_scripts(checked.dispatch().dry_run(), notes)
+        return _print_scripts(checked.dispatch().dry_run(), notes)
     # From here on, the store is changed.
     sealed = checked.seal(print)
     print(f"{sealed.title}: {escaped(sealed.sweep.description)}")
@@ -176,7 +177,7 @@ def run_reconcile(args: argparse.Namespace) -> int:
         for each in asked:
             # Each request continues the numbers of the one before, as in a real pass.
             given.add(Dispatch(view, *each).dry_run(after=len(given.scripts)))
-        return print_scripts(given)
+        return _print_scripts(given)
     return submit_all(view, asked, wait=args.wait)
 
 
@@ -232,3 +233,25 @@ def _has_only_notices(view: SweepState) -> bool:
     if not started or not settings_of(started[-1]).notify.channels or view.jobs.filed:
         return False
     return not isinstance(make_launcher(settings_of(started[-1]), len(view.sweep.cells)), Submitter)
+
+
+def _print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:
+    """Print the scripts that would be submitted, word for word, and return 0.
+
+    Args:
+        given: the result of a dry run.
+        notes: remarks about the scheduler's limits.
+    """
+    for note in notes:
+        print(f"# note: {note}")
+    for submission, text in given.scripts:
+        print(f"# submission {submission.number}: {counted(len(submission.tasks), 'task')}")
+        for index, cells in enumerate(submission.tasks):
+            print(f"#   {index}: {' '.join(cells)}")
+        print(text)
+    print(
+        f"# {counted(len(given.scripts), 'submission')}; {counted(given.num_held, 'cell')} have a job already"
+    )
+    if given.behind:
+        print(f"# {counted(given.behind, 'cell')} would be held back by {given.limit}")
+    return 0

@@ -26,7 +26,6 @@ from orchestrator.api.reconciling import (
 )
 from orchestrator.api.requests import code_drift, finish_retention
 from orchestrator.api.state import SweepState
-from orchestrator.api.submission import SubmitResult
 from orchestrator.cli.output import (
     NUMBERS,
     LongStep,
@@ -247,28 +246,6 @@ def _hold_of(view: SweepState, cell: Cell) -> str:
         if status.state is State.BLOCKED and hold is not None and hold.reason == status.reason:
             return hold.reason
     return ""
-
-
-def print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:
-    """Print the scripts that would be submitted, word for word, and return 0.
-
-    Args:
-        given: the result of a dry run.
-        notes: remarks about the scheduler's limits.
-    """
-    for note in notes:
-        print(f"# note: {note}")
-    for submission, text in given.scripts:
-        print(f"# submission {submission.number}: {counted(len(submission.tasks), 'task')}")
-        for index, cells in enumerate(submission.tasks):
-            print(f"#   {index}: {' '.join(cells)}")
-        print(text)
-    print(
-        f"# {counted(len(given.scripts), 'submission')}; {counted(given.num_held, 'cell')} have a job already"
-    )
-    if given.behind:
-        print(f"# {counted(given.behind, 'cell')} would be held back by {given.limit}")
-    return 0
 
 
 def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) -> int:

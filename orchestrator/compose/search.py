@@ -20,7 +20,7 @@ from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, list_axis
 from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.sealed import Parameter, SealedSearch, Select, Slot, Template
+from orchestrator.core.sealed import CellTemplate, ConfigSlot, SealedSearch, SearchParameter, Select
 from orchestrator.core.search import Point, drawn, filled, rounded, slots_of
 from orchestrator.core.selector import Selector
 from orchestrator.core.sweep import SweepFile
@@ -80,7 +80,7 @@ class Space(NamedTuple):
 
     file: SearchFile
     axes: dict[str, Axis]
-    ranges: dict[str, Parameter]
+    ranges: dict[str, SearchParameter]
 
 
 def space_of(file: SweepFile, *, where: str) -> Space:
@@ -114,7 +114,7 @@ def space_of(file: SweepFile, *, where: str) -> Space:
             where=where,
             allowed="whole parameters, in a sweep with `search`",
         )
-    axes, ranges = dict[str, Axis](), dict[str, Parameter]()
+    axes, ranges = dict[str, Axis](), dict[str, SearchParameter]()
     for name, value in search.space.items():
         if isinstance(value, Mapping) and {"low", "high"} <= value.keys():
             ranges[name] = _range(name, value, where)
@@ -129,7 +129,7 @@ def space_of(file: SweepFile, *, where: str) -> Space:
     return Space(search, axes, ranges)
 
 
-def _range(name: str, value: Mapping[str, Any], where: str) -> Parameter:
+def _range(name: str, value: Mapping[str, Any], where: str) -> SearchParameter:
     key = f"search.space.{name}"
     found = convert(dict(value), _Range, where=where, key=key)
     low, high, step = found.low, found.high, found.step
@@ -142,7 +142,7 @@ def _range(name: str, value: Mapping[str, Any], where: str) -> Parameter:
         raise UserError(f"{key}.step is {step}", where=where, allowed=f"above 0, at most {high - low}")
     if not is_int:
         low, high = float(low), float(high)
-    return Parameter(name=name, low=low, high=high, step=step, log=found.log, is_int=is_int)
+    return SearchParameter(name=name, low=low, high=high, step=step, log=found.log, is_int=is_int)
 
 
 def compose_search(
@@ -221,7 +221,8 @@ def _planned(file: SweepFile, space: Space, axes: Mapping[str, Axis], conditions
     ordered = conditions.ordered(axes) if conditions is not None else list(axes.values())
     ranges = {name: each for name, each in space.ranges.items() if axes.get(name) == space.axes[name]}
     parameters = tuple(
-        ranges.get(axis.name) or Parameter(name=axis.name, options=tuple(label.text for label in axis.labels))
+        ranges.get(axis.name)
+        or SearchParameter(name=axis.name, options=tuple(label.text for label in axis.labels))
         for axis in ordered
     )
     choices = itertools.islice(
@@ -255,10 +256,12 @@ def _planned(file: SweepFile, space: Space, axes: Mapping[str, Axis], conditions
     return _Plan(ordered, search, [_labels(ordered, search, point) for point in start])
 
 
-def _outline(axes: Sequence[Axis], ranges: Mapping[str, Parameter], labels: Sequence[Label]) -> Template:
+def _outline(
+    axes: Sequence[Axis], ranges: Mapping[str, SearchParameter], labels: Sequence[Label]
+) -> CellTemplate:
     chosen = {axis.name: label for axis, label in zip(axes, labels, strict=True)}
     options = {name: label for name, label in chosen.items() if name not in ranges}
-    return Template(
+    return CellTemplate(
         labels={name: label.text for name, label in options.items()},
         ranges=tuple(name for name in chosen if name in ranges and chosen[name] is not ABSENT),
         parts={name: label.part for name, label in options.items() if label.part},
@@ -277,7 +280,7 @@ def _check_size(search: SealedSearch, where: str) -> None:
         )
 
 
-def _num_values(parameter: Parameter) -> float:
+def _num_values(parameter: SearchParameter) -> float:
     if parameter.step is None and not parameter.is_int:
         return math.inf
     return math.floor((parameter.high - parameter.low) / (parameter.step or 1) + 1e-9) + 1
@@ -313,7 +316,7 @@ def _options(search: SealedSearch, point: Point) -> dict[str, str]:
     return {each.name: str(point.get(each.name, "")) for each in search.space if each.options}
 
 
-def _template(plan: _Plan, outline: Template, configs: Any, where: str) -> Template:
+def _template(plan: _Plan, outline: CellTemplate, configs: Any, where: str) -> CellTemplate:
     by_name = {each.name: each for each in plan.search.space}
     options: dict[str, Any] = {name: label for name, label in outline.labels.items() if label}
     points: list[Point] = [
@@ -322,9 +325,9 @@ def _template(plan: _Plan, outline: Template, configs: Any, where: str) -> Templ
     named = " ".join(f"{name}={label}" for name, label in options.items())
     place = f"cell {named}, {where}" if named else where
     trees = [configs.config(_labels(plan.axes, plan.search, point), where=place) for point in points]
-    slots: list[Slot] = []
+    slots: list[ConfigSlot] = []
     for slot in slots_of(trees, points):
-        if not isinstance(slot, Slot):
+        if not isinstance(slot, ConfigSlot):
             raise UserError(
                 f"{'.'.join(map(str, slot))} follows from a range in a way that cannot be sealed",
                 where=place,
@@ -335,7 +338,7 @@ def _template(plan: _Plan, outline: Template, configs: Any, where: str) -> Templ
     return msgspec.structs.replace(outline, config=trees[0], slots=tuple(slots))
 
 
-def _probes(ranges: Sequence[Parameter]) -> list[dict[str, int | float]]:
+def _probes(ranges: Sequence[SearchParameter]) -> list[dict[str, int | float]]:
     """Return values of ranges at their ends and inside, such that no two ranges agree in all of them."""
     if not ranges:
         return [{}]

@@ -143,7 +143,7 @@ Value = str | int | float
 """A value of a parameter of a search; the label of an option."""
 
 
-class Parameter(Stored, frozen=True, kw_only=True):
+class SearchParameter(Stored, frozen=True, kw_only=True):
     """A parameter of a search: a range of numbers, or some options.
 
     Attributes:
@@ -164,7 +164,7 @@ class Parameter(Stored, frozen=True, kw_only=True):
     is_int: bool = False
 
 
-class Slot(Stored, frozen=True, kw_only=True):
+class ConfigSlot(Stored, frozen=True, kw_only=True):
     """A place in a config that follows from the values of ranges.
 
     Attributes:
@@ -178,7 +178,7 @@ class Slot(Stored, frozen=True, kw_only=True):
     kind: Literal["value", "float", "text"] = "value"
 
 
-class Template(Stored, frozen=True, kw_only=True):
+class CellTemplate(Stored, frozen=True, kw_only=True):
     """The config of all points that agree in their options.
 
     Attributes:
@@ -193,7 +193,7 @@ class Template(Stored, frozen=True, kw_only=True):
     ranges: tuple[str, ...]
     parts: dict[str, str]
     config: dict[str, Any]
-    slots: tuple[Slot, ...] = ()
+    slots: tuple[ConfigSlot, ...] = ()
 
 
 class SealedSearch(Stored, frozen=True, kw_only=True):
@@ -217,8 +217,8 @@ class SealedSearch(Stored, frozen=True, kw_only=True):
     num_cells: int
     batch: int
     select: Select
-    space: tuple[Parameter, ...]
-    templates: tuple[Template, ...]
+    space: tuple[SearchParameter, ...]
+    templates: tuple[CellTemplate, ...]
     columns: dict[str, str]
     start: tuple[dict[str, Value], ...]
     first: tuple[str, ...] = ()

@@ -22,13 +22,13 @@ from orchestrator.core.grid import Chains
 from orchestrator.core.identity import cell_ids, digest_of
 from orchestrator.core.sealed import (
     Cell,
+    CellTemplate,
     ComposedSweep,
+    ConfigSlot,
     Decision,
-    Parameter,
     SealedSearch,
+    SearchParameter,
     SeenCell,
-    Slot,
-    Template,
     Value,
 )
 from orchestrator.core.selector import Subject
@@ -58,7 +58,7 @@ def key_of(point: Point) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, scalar_text(value)) for name, value in point.items()))
 
 
-def rounded(parameter: Parameter, value: float) -> int | float:
+def rounded(parameter: SearchParameter, value: float) -> int | float:
     """Return a value of a range as it is proposed: within the range, with few digits or on its steps.
 
     Args:
@@ -97,7 +97,7 @@ def is_round(search: SealedSearch | None, points: Sequence[Point]) -> bool:
     return len(points) <= search.batch and all(is_in(search, point) for point in points)
 
 
-def template_of(search: SealedSearch, point: Point) -> Template | None:
+def template_of(search: SealedSearch, point: Point) -> CellTemplate | None:
     """Return the template of a point, None for options that do not go together."""
     for template in search.templates:
         if all(str(point.get(name, "")) == label for name, label in template.labels.items()):
@@ -105,7 +105,7 @@ def template_of(search: SealedSearch, point: Point) -> Template | None:
     return None
 
 
-def counts(search: SealedSearch, parameter: Parameter, chosen: Point) -> bool:
+def counts(search: SealedSearch, parameter: SearchParameter, chosen: Point) -> bool:
     """Return whether a parameter counts beside the options that were chosen so far.
 
     Args:
@@ -178,7 +178,7 @@ def _draw(search: SealedSearch, place: str) -> Point:
     return point
 
 
-def filled(template: Template, point: Point) -> dict[str, Any]:
+def filled(template: CellTemplate, point: Point) -> dict[str, Any]:
     """Return the config of a point."""
     tree: dict[str, Any] = dict(template.config)
     for slot in template.slots:
@@ -186,7 +186,7 @@ def filled(template: Template, point: Point) -> dict[str, Any]:
     return tree
 
 
-def _value(slot: Slot, point: Point) -> Any:
+def _value(slot: ConfigSlot, point: Point) -> Any:
     if slot.kind == "text":
         # Texts and names of parameters take turns.
         return "".join(
@@ -205,7 +205,7 @@ def _placed(tree: Any, path: Sequence[str | int], value: Any) -> Any:
     return copy
 
 
-def labels_of(search: SealedSearch, template: Template, point: Point) -> tuple[dict[str, str], str]:
+def labels_of(search: SealedSearch, template: CellTemplate, point: Point) -> tuple[dict[str, str], str]:
     """Return the labels of a point by parameter, "" where one does not count, and the name of its cell."""
     labels, parts = {}, []
     for parameter in search.space:
@@ -314,7 +314,7 @@ def _cell(chain: tuple[str, ...], name: str, subject: Subject, taken: Collection
 
 def slots_of(
     configs: Sequence[Mapping[str, Any]], points: Sequence[Point]
-) -> Iterator[Slot | tuple[str | int, ...]]:
+) -> Iterator[ConfigSlot | tuple[str | int, ...]]:
     """Yield the places of a config that follow from the values of ranges.
 
     Args:
@@ -329,7 +329,7 @@ def slots_of(
 
 def _slots(
     values: Sequence[Any], points: Sequence[Point], path: tuple[str | int, ...]
-) -> Iterator[Slot | tuple[str | int, ...]]:
+) -> Iterator[ConfigSlot | tuple[str | int, ...]]:
     first = values[0]
     if all(isinstance(value, Mapping) and value.keys() == first.keys() for value in values):
         for name in first:
@@ -341,7 +341,7 @@ def _slots(
         yield _slot(values, points, path) or path
 
 
-def _slot(values: Sequence[Any], points: Sequence[Point], path: tuple[str | int, ...]) -> Slot | None:
+def _slot(values: Sequence[Any], points: Sequence[Point], path: tuple[str | int, ...]) -> ConfigSlot | None:
     names = [name for name, value in points[0].items() if not isinstance(value, str)]
     for name in names:
         series = [point[name] for point in points]
@@ -349,11 +349,11 @@ def _slot(values: Sequence[Any], points: Sequence[Point], path: tuple[str | int,
             kinds = {type(value) for value in values}
             same = kinds == {type(value) for value in series}
             if same or kinds == {float}:
-                return Slot(path=path, parts=(name,), kind="value" if same else "float")
+                return ConfigSlot(path=path, parts=(name,), kind="value" if same else "float")
     if all(isinstance(value, str) for value in values):
         texts = {name: [scalar_text(point[name]) for point in points] for name in names}
         parts = _parts(values, texts)
-        return Slot(path=path, parts=tuple(parts), kind="text") if parts is not None else None
+        return ConfigSlot(path=path, parts=tuple(parts), kind="text") if parts is not None else None
     return None
 
 

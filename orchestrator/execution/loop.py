@@ -85,7 +85,7 @@ class Worker:
         )
         self._say = say
         self._watcher = Watcher(owner, job=order.job)
-        self._idleness = Idleness(self._watcher, order.max_idle_s)
+        self._idleness = Idleness(self._watcher, order)
         self._leaving = Leaving()
         self._history = WorkerHistory(in_job=order.job is not None)
         self._decisions = DecisionLog(ledger, revision.sweep, order.revision)
@@ -174,8 +174,8 @@ class Worker:
                 idle_s = IDLE_S if self._try_or_leave(scan.claimable, reader) else self._pause(idle_s)
                 self._idleness.end()
             elif scan.waiting:
-                if self._idleness.is_long():
-                    self._say("nothing to claim while others work: this worker leaves")
+                if why := self._idleness.why_leave(self._scanner.lacks_space()):
+                    self._say(f"{why}: this worker leaves")
                     return 0
                 self._leaving.reset()  # others still work, so it stays whatever the unreadable stages do
                 idle_s = self._pause(idle_s)

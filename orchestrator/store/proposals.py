@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.core.sealed import Parameter, SealedSearch, Value
+from orchestrator.core.sealed import SealedSearch, SearchParameter, Value
 from orchestrator.core.search import Point, Trial, counts, drawn, key_of, rounded
 from orchestrator.registry import require
 
@@ -91,7 +91,7 @@ def _proposed(optuna: Any, search: SealedSearch, trials: Sequence[Trial], number
     return tuple(points)
 
 
-def _distribution(optuna: Any, parameter: Parameter) -> Any:
+def _distribution(optuna: Any, parameter: SearchParameter) -> Any:
     kinds = optuna.distributions
     if parameter.options:
         return kinds.CategoricalDistribution(parameter.options)

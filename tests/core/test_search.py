@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.sealed import Parameter, SealedSearch, Select, Slot, Template
+from orchestrator.core.sealed import CellTemplate, ConfigSlot, SealedSearch, SearchParameter, Select
 from orchestrator.core.search import drawn, filled, is_in, key_of, labels_of, rounded, slots_of
 
 SPACE = (
-    Parameter(name="opt", options=("sgd", "adam")),
-    Parameter(name="train.lr", low=1e-5, high=1e-1, log=True),
-    Parameter(name="momentum", low=0.0, high=0.99),
-    Parameter(name="layers", low=1, high=8, is_int=True),
-    Parameter(name="dropout", low=0.0, high=0.5, step=0.1),
+    SearchParameter(name="opt", options=("sgd", "adam")),
+    SearchParameter(name="train.lr", low=1e-5, high=1e-1, log=True),
+    SearchParameter(name="momentum", low=0.0, high=0.99),
+    SearchParameter(name="layers", low=1, high=8, is_int=True),
+    SearchParameter(name="dropout", low=0.0, high=0.5, step=0.1),
 )
 
 
 def outline(option, ranges):
-    return Template(labels={"opt": option}, ranges=ranges, parts={"opt": option}, config={})
+    return CellTemplate(labels={"opt": option}, ranges=ranges, parts={"opt": option}, config={})
 
 
 SEARCH = SealedSearch(
@@ -62,9 +62,12 @@ def test_options_and_logarithms_are_drawn_evenly_and_a_parameter_only_where_it_c
 
 
 def test_a_space_that_is_used_up_gives_fewer_points():
-    space = (Parameter(name="a", low=1, high=3, is_int=True), Parameter(name="b", options=("x", "y")))
+    space = (
+        SearchParameter(name="a", low=1, high=3, is_int=True),
+        SearchParameter(name="b", options=("x", "y")),
+    )
     templates = tuple(
-        Template(labels={"b": label}, ranges=("a",), parts={}, config={}) for label in ("x", "y")
+        CellTemplate(labels={"b": label}, ranges=("a",), parts={}, config={}) for label in ("x", "y")
     )
     small = msgspec.structs.replace(SEARCH, space=space, templates=templates)
     assert len(drawn(small, [], 100)) == 6
@@ -103,8 +106,10 @@ def test_a_config_is_filled_where_values_and_texts_follow_from_ranges():
         }
 
     slots = list(slots_of([config(point) for point in points], points))
-    assert all(isinstance(slot, Slot) for slot in slots)
-    template = Template(labels={}, ranges=("lr", "n"), parts={}, config=config(points[0]), slots=tuple(slots))
+    assert all(isinstance(slot, ConfigSlot) for slot in slots)
+    template = CellTemplate(
+        labels={}, ranges=("lr", "n"), parts={}, config=config(points[0]), slots=tuple(slots)
+    )
     new = {"lr": 0.25, "n": 4}
     assert filled(template, new) == config(new)
     assert [type(filled(template, new)["size"][key]) for key in ("n", "half")] == [int, float]
