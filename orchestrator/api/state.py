@@ -14,7 +14,7 @@ from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause, Fingerprint, fingerprint
 from orchestrator.core.gates import GateRule, gates_of_requests
 from orchestrator.core.identity import check_digests
-from orchestrator.core.plan import RequestSummary, summarize_requests
+from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
@@ -39,7 +39,7 @@ from orchestrator.registry import INDEXED, load
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.opening import store_url
+from orchestrator.store.opening import space_of, store_url
 
 Notify = Callable[[str], None]
 """A function that shows one line of text to the user, such as a warning."""
@@ -78,7 +78,7 @@ class SweepState:
     ) -> None:
         self.ledger, self.whole, self.number, self.sealed = ledger, sweep, number, sealed
         self.sweep, self.decisions = sweep, cast(Any, None)
-        if sweep.phases:
+        if sweep.has_decisions:
             self.decisions = load(_DECISIONS)(ledger, sweep, number if sealed else 0)
             self.sweep = self.decisions.unfolded.sweep
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
@@ -231,7 +231,7 @@ class SweepState:
     @cached_property
     def codes(self) -> dict[str, str]:
         """The digest of the code that would run each cell, by id: that of the launch that named it last."""
-        return holding.codes_of(self.requests, self.request_summary.asked)
+        return codes_of(self.requests, self.request_summary.asked)
 
     @cached_property
     def holds(self) -> Holds:
@@ -245,6 +245,7 @@ class SweepState:
             policy=self.policy,
             codes=self.codes,
             spending=spending_now(self.ledger, self.sweep.name, self.policy),
+            space=space_of(self.ledger.objects),
         )
         return holding.holds_of(records)
 

@@ -379,3 +379,19 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
 def _raise(boundaries: dict[str, int], to: Mapping[str, int]) -> None:
     for digest, number in to.items():
         boundaries[digest] = max(number, boundaries.get(digest, 0))
+
+
+def code_of(request: Request) -> str:
+    """Return the digest of the code that the workers of a request run, "" if it was not recorded."""
+    return str(request.provenance.get("code", ""))
+
+
+def codes_of(requests: Iterable[Request], asked: Mapping[str, int]) -> dict[str, str]:
+    """Return the digest of the code that would run each cell: that of the last request that named it.
+
+    Args:
+        requests: of the sweep.
+        asked: id of a cell to the number of that request.
+    """
+    codes = {request.number: code_of(request) for request in requests}
+    return {cell: codes.get(number, "") for cell, number in asked.items()}

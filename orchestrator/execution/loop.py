@@ -85,7 +85,7 @@ class Worker:
         )
         self._say = say
         self._watcher = Watcher(owner, job=order.job)
-        self._idleness = Idleness(self._watcher, order.max_idle_s)
+        self._idleness = Idleness(self._watcher, order)
         self._leaving = Leaving()
         self._history = WorkerHistory(in_job=order.job is not None)
         self._decisions = DecisionLog(ledger, revision.sweep, order.revision)
@@ -95,7 +95,7 @@ class Worker:
         """Take over the sweep as its decisions have left it: its cells, gates, requests and products."""
         ledger, order, sweep = self._ledger, self._order, self._decisions.unfolded.sweep
         gates, later = NO_GATES, set[str]()
-        if order.request and (sweep.phases or gates_among(sweep.specs)):
+        if order.request and (sweep.has_decisions or gates_among(sweep.specs)):
             request = request_of(ledger, sweep.name, order.request)
             in_job = bool(order.job and order.job.job)
             is_alone = in_job and order.max_idle_s is None
@@ -169,8 +169,8 @@ class Worker:
                 idle_s = IDLE_S if self._try_or_leave(scan.claimable, reader) else self._pause(idle_s)
                 self._idleness.end()
             elif scan.waiting:
-                if self._idleness.is_long():
-                    self._say("nothing to claim while others work: this worker leaves")
+                if why := self._idleness.why_leave(self._scanner.lacks_space()):
+                    self._say(f"{why}: this worker leaves")
                     return 0
                 self._leaving.reset()  # others still work, so it stays whatever the unreadable stages do
                 idle_s = self._pause(idle_s)

@@ -18,13 +18,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from msgspec.structs import replace
 
 from orchestrator.core.evidence import NO_HOLDS, Holds, Spending
-from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged
+from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged, no_space
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.store.access import StageIndex
 from orchestrator.store.evidence import EvidenceReader
+from orchestrator.store.opening import space_of
 
 HOLDS_POLL_S = 2.0
 HOLDS_SHARE = 20
@@ -101,6 +102,7 @@ class HoldReader:
             policy=policy,
             codes=self._codes,
             spending=self._spending(policy),
+            space=space_of(reader.ledger.objects),
         )
 
 
@@ -191,6 +193,10 @@ class StoreScanner:
         """Return why the first of the cells that is held back is so, "" if none is."""
         reasons = (hold.reason for cell in self.cells if (hold := self.holds.cells.get(cell.id)) is not None)
         return next((f"held back: {reason}" for reason in reasons), "")
+
+    def lacks_space(self) -> str:
+        """Return what says that the store has no space for another stage, "" if nothing does."""
+        return "" if self._holds is None else no_space(self._holds.found)
 
     def look_again(self, digest: str) -> None:
         """Have the next search read a stage again, for a reason that its records do not show."""

@@ -6,7 +6,7 @@ itself is the store's mark, `store.json`. The meaning of all other records is de
 
 A shared folder on a network file system may not answer for a while. Only errors that pass by themselves are
 waited out. A full disk, a quota, a read-only mount or a missing permission needs a person, so these errors
-are raised at once.
+are raised at once. A sweep waits for space before it starts a stage, see `orchestrator.core.holding`.
 """
 
 from __future__ import annotations
