@@ -126,9 +126,9 @@ def _seen_again(
 ) -> SeenCell | None:
     """Return what is seen of a cell in the very products that a decision lists; None without one of them."""
     cell = next(cell for cell in question.cells if cell.id == seen.cell)
-    rows = []
+    rows, stages = [], {**view.whole.stages, **view.sweep.stages}
     for digest in (each for each in chain if each in seen.products):
-        instance, generation = view.whole.stages[digest], seen.products[digest]
+        instance, generation = stages[digest], seen.products[digest]
         done, _ = view.ledger.product(instance, generation)
         if done is None or view.ledger.is_discarded(instance, generation):
             return None
