@@ -113,6 +113,7 @@ REFUSED = [
     (2, ("plan", "mixed", "--gpus"), "expected one argument"),
     (2, ("collect", "never.yaml", "--onyl"), "unrecognized arguments"),
     (2, ("launch", "mixed.yaml"), "unrecognized arguments: --json"),
+    (2, ("plan", "mixed", "--multirun", "seed=0,1"), "unrecognized arguments: --multirun"),
     (2, ("lst",), "unknown verb 'lst'"),
     (2, ("query", "select"), "Parser Error"),
 ]
