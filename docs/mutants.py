@@ -47,6 +47,8 @@ Only the tests named in `[tool.mutmut]` of `pyproject.toml` run, which take seco
 def copy() -> None:
     """Bring the copy up to date; mutmut keeps its own results in it."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for folder in (COPY / "tests", COPY / "mutants/tests"):
+        shutil.rmtree(folder, ignore_errors=True)  # a test that was moved would run twice
     for name in tracked.decode().strip("\0").split("\0"):
         source, target = ROOT / name, COPY / name
         if source.is_file() and (not target.exists() or target.read_bytes() != source.read_bytes()):
@@ -57,7 +59,11 @@ def copy() -> None:
 def mutmut(names: Sequence[str]) -> None:
     """Measure some changes."""
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *names]
-    subprocess.run(command, cwd=COPY, check=False, stdout=subprocess.DEVNULL)
+    log = COPY / "mutmut.log"
+    with log.open("w") as stream:
+        code = subprocess.run(command, cwd=COPY, check=False, stdout=stream, stderr=stream).returncode
+    if code:
+        sys.exit(f"mutmut ended with {code}: see {log}")
 
 
 def measured() -> dict[str, int | None]:
