@@ -207,7 +207,10 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(message, fix=f"{self.prog} --help")
+        # Who knows Hydra's own command line types this.
+        is_hydras = message.startswith("unrecognized") and {"-m", "--multirun"} & {*message.split()}
+        fix = "leave it out: a word with several values is an axis" if is_hydras else f"{self.prog} --help"
+        raise UserError(message, fix=fix)
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the arguments; see argparse.
