@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ def campaign(kinds: Sequence[Kind], path: Path, minutes: float) -> bool:
     kinds, results, places = list(kinds), read(path), Places()
     calm: dict[tuple[str, ...], Any] = {}
     is_right = True
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # clusters and servers are ended then too
     try:
         while kinds and (kind := next_kind(kinds, results)) and time.monotonic() + LIMIT_S / 2 < end_s:
             try:

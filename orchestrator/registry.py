@@ -128,6 +128,16 @@ FITTING: Mapping[str, str] = {"study": "orchestrator.study.tables.results:fits"}
 CLAIMS: Mapping[str, str] = {"study": "orchestrator.study.claims:weights"}
 """Report to a function ``(configs) -> dict | None``: how many of its rows and comparisons need each cell."""
 
+FORMULAS: Mapping[str, str] = {
+    "accuracy": "orchestrator.study.claims:ACCURACY_FORMULAS",
+    "general": "orchestrator.reports.held:FORMULAS",
+    "study": "orchestrator.study.claims:FORMULAS",
+}
+"""Report to a mapping from file or heading of a table to a sentence on how its numbers are computed."""
+
+RESCORED: Mapping[str, str] = {"evaluate": "orchestrator.sft.predictions:rescored"}
+"""Name of a stage to a function ``(reads, folder, rows)`` that compares its rows with kept predictions."""
+
 GENERAL = "general"
 """The report used when no other report fits."""
 
@@ -182,6 +192,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "notify": ("apprise",),
     "search": ("optuna",),
+    "sign": ("cryptography",),
     "vllm": ("vllm",),
 }
 """Extra of the distribution to the modules that it brings, as in pyproject.toml.

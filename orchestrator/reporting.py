@@ -8,6 +8,7 @@ A report is a plain function that writes files and returns their paths::
 The second kind receives the facts that no row holds, such as the cells without rows. They are None for a
 table from elsewhere. A parameter `curves` receives the logged metrics as a tuple of `Curve`, and `over` the
 axes over which the user wants mean and spread. A parameter `grid` receives the grid of cells as a `Fragment`.
+A parameter `drawn` is false where only tables and numbers are wanted, as in a bundle.
 This module does not depend on the store or on the meaning of the rows.
 """
 
@@ -179,7 +180,7 @@ class Fragment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 Offers = Mapping[str, Callable[[], Any]]
-"""Parameter name (`about`, `curves`, `over`, `grid`) to a function that reads it, called only if needed."""
+"""Parameter name, such as `about`, to a function that reads its value, called only if needed."""
 
 
 def call(

@@ -74,23 +74,23 @@ def processes(place: Place) -> dict[int, str]:
     return found
 
 
-def attempts(store: Path) -> Iterator[tuple[Path, set[int]]]:
-    """Yield the folder of each attempt, and the processes of its worker and its stage."""
+def attempts(store: Path) -> Iterator[tuple[Path, dict[int, str]]]:
+    """Yield the folder of each attempt, and its processes, each with what it is."""
     for path in store.glob("records/*/*/*/claim.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            pids = {int(json.loads(path.read_bytes())["owner"]["process"]["pid"])}
+            pids = {int(json.loads(path.read_bytes())["owner"]["process"]["pid"]): "worker"}
             beat = path.with_name("heartbeat.json")
             child = json.loads(beat.read_bytes())["child"] if beat.exists() else None
-            yield path.parent, pids | ({int(child["pid"])} if child else set())
+            yield path.parent, pids | ({int(child["pid"]): "stage"} if child else {})
 
 
 def kill(place: Place, dice: random.Random) -> Struck | None:
     """Kill any process of the sweep; the one at which a person waits, once in ten times."""
     found = processes(place)
-    is_launch = dice.random() < 0.1
+    if set(found.values()) <= {"launch"}:
+        return None  # it has hardly begun
+    is_launch = "launch" in found.values() and dice.random() < 0.1
     found = {pid: what for pid, what in found.items() if (what == "launch") is is_launch}
-    if not found:
-        return None
     pid = dice.choice(sorted(found))
     return Struck(signalled(pid, found[pid], signal.SIGKILL))
 

@@ -293,11 +293,11 @@ class Round:
 
     def _find_recoveries(self, store: Path) -> None:
         """Set how long it took from each fault to the attempt after the one that it hit."""
-        of_pid = {pid: folder for folder, pids in attempts(store) for pid in pids}
+        of_pid = {pid: (folder, what) for folder, pids in attempts(store) for pid, what in pids.items()}
         for strike in self.strikes:
-            folder = of_pid.get(strike.pid)
-            if folder is None:
+            if strike.pid not in of_pid:
                 continue
+            folder, strike.what = of_pid[strike.pid]
             later = folder.parent / str(int(folder.name) + 1) / "claim.json"
             if later.exists():
                 strike.recovery_s = max(0.0, self._made_s(later) - strike.at_s)

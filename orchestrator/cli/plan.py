@@ -12,7 +12,7 @@ from orchestrator.api.estimates import of_cell
 from orchestrator.api.launching import run_settings_of
 from orchestrator.api.planning import Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.rehearsals import gate_lines
-from orchestrator.api.requests import code_drift, distinct, need_line, needing_retired_lines
+from orchestrator.api.requests import distinct, need_line, needing_retired_lines
 from orchestrator.api.simulating import Simulated, SimulatedCluster
 from orchestrator.api.state import SweepState
 from orchestrator.cli.budget import over_budget_lines, print_budget, print_gpus
@@ -21,9 +21,8 @@ from orchestrator.cli.output import (
     print_json,
     print_lines,
     print_table,
-    print_warnings,
 )
-from orchestrator.cli.progress import add_composing, again, composed
+from orchestrator.cli.progress import add_composing, again, composed, print_remarks
 from orchestrator.compose.main import Composition
 from orchestrator.core.plan import Action, Step
 from orchestrator.core.settings import HardwareSettings, split_store
@@ -64,11 +63,8 @@ def run_plan(args: argparse.Namespace) -> int:
         return 0
     gpus = plan.gpus(there)
     print(f"{view.title}: {escaped(view.sweep.description)}")
-    for note in composition.notes if composition else ():
-        print(f"  note: {note}")
-    print_warnings(view)
     print_lines(cell_drift(view), indent=2)
-    print_lines(code_drift(view, plan.cells, composition.import_paths if composition else ()), indent=2)
+    print_remarks(view, plan.cells, composition, composition.import_paths if composition else ())
     _print_plan(plan)
     print_gpus(gpus)
     if timed is not None:

@@ -13,14 +13,14 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 import orchestrator
-from orchestrator.compose.axes import KeyValue, axis_of, cut, texts_of
+from orchestrator.compose.axes import Axis, KeyValue, axis_of, cut, texts_of
 from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweep import SweepFile, check_name, parse
@@ -98,6 +98,8 @@ def locate(sweep: str, cwd: Path) -> Path:
     if sweep not in known:
         beside = [path.name for path in _files(cwd) if path.stem == sweep]
         fix = f"{beside[0]} is a file here" if beside else "`sweep list`, or a path to a file"
+        if sweep.endswith((".py", ".sh")) and _is_file(cwd / sweep):
+            fix = f"a script runs by --run or --app; `sweep new {sweep}` writes a sweep file for it"
         raise UnknownSweep(cut(sweep), [*known, *beside], fix=fix)
     return known[sweep]
 
@@ -195,6 +197,9 @@ def _entry(path: Path) -> SweepEntry:
 def _num_cells(file: SweepFile, where: str) -> int | None:
     by_name = {name: axis_of(name, value, where=where) for name, value in file.axes.items()}
     axes = list(by_name.values())
+    if file.search is not None:
+        found = file.search.get("num_cells")
+        return found if isinstance(found, int) else None
     excludes = [Selector.parse(text) for text in file.exclude]
     includes = [Selector.parse(text) for text in file.include]
     num_points = math.prod(len(axis.labels) for axis in axes)
@@ -215,6 +220,11 @@ def _num_cells(file: SweepFile, where: str) -> int | None:
         any_of(includes, subject) and not any(selector.matches(subject) for selector in excludes)
         for subject in subjects
     )
+
+
+def labels_of(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
+    """Return the labels of each axis, by its name."""
+    return {axis.name: frozenset(label.text for label in axis.labels) for axis in axes}
 
 
 def _all_files(cwd: Path) -> Iterator[Path]:

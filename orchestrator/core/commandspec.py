@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.core.failure import Cause
@@ -375,3 +375,17 @@ def _check_rung(place: str, rung: Mapping[str, Any], spec: StageSpec, where: str
                 where=where,
                 allowed=nearest(key, spec.uses),
             )
+
+
+def lacks_results(spec: StageSpec, rows: Sequence[Mapping[str, object]]) -> bool:
+    """Return whether a product has none of the rows that its stage's `results` and `metric` would give now.
+
+    Neither is part of a stage's identity, so a product may have been made before they were set.
+
+    Args:
+        spec: of the stage, as it is now.
+        rows: of the product.
+    """
+    if not spec.command or not (spec.results or spec.metric):
+        return False
+    return not any(column in row for row in rows for column in spec.metric) if spec.metric else not rows

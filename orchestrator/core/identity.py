@@ -146,11 +146,13 @@ def _normal(value: Any, key: str, where: str) -> Any:
     match value:
         case str():
             if _PATH.match(value):
+                what = "the command" if key == "target" else key or "a value"
+                fix = f"move {key or 'it'} from `reads` to `uses` and read a fingerprint of it instead"
                 raise UserError(
-                    f"{key or 'a value'} is the absolute path {value!r}, which would be hashed",
+                    f"{what} is the absolute path {value!r}, which would be hashed",
                     where=where,
                     allowed="a path says where, not what: it may change while the content stays",
-                    fix=f"move {key or 'it'} from `reads` to `uses` and read a fingerprint of it instead",
+                    fix="begin it with a name in the PATH, such as python" if key == "target" else fix,
                 )
             # Unicode has several spellings of one text: "é" may be one code point or two.
             return unicodedata.normalize("NFC", value)

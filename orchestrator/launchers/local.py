@@ -159,13 +159,28 @@ class LocalLauncher:
             num_gpus=self._num_gpus(is_shared=shared is not None),
             device=self._device,
         )
-        log = self._log(slot)
-        _ensure_fork_server()
-        process = self._context.Process(target=in_fork_server, args=(encode(order), str(log)))
-        process.start()
+        process = self._forked(encode(order), str(self._log(slot)))
         self._processes[slot] = process
         # kept beyond the life of this launcher: the fork server serves all launches of this process
         _STARTED.add(process.pid or 0)
+
+    def _forked(self, order: bytes, log: str) -> ForkServerProcess:
+        """Return the process of a worker, from a new fork server where the one that was asked has died.
+
+        Raises:
+            InfrastructureError: they die again and again.
+        """
+        for _ in range(MAX_RESTARTS):
+            try:
+                _ensure_fork_server()
+                process = self._context.Process(target=in_fork_server, args=(order, log))
+                process.start()
+            except (EOFError, ConnectionError) as error:
+                # A worker that it has forked nevertheless stops by itself, as its parent is gone.
+                died = error
+            else:
+                return process
+        raise InfrastructureError(f"the process that starts workers died {MAX_RESTARTS} times") from died
 
     def _log(self, slot: int) -> Path:
         return Path(self._launch.log_folder) / f"request-{self._launch.request}-worker-{slot}.log"

@@ -88,6 +88,7 @@ def write(
     curves: Sequence[Curve] = (),
     over: Sequence[str] = (),
     grid: Fragment | None = None,
+    drawn: bool = True,
 ) -> list[Path]:
     """Write ``report.html``, ``report.md``, ``report.json``, ``cells.csv`` and figures; return their paths.
 
@@ -98,6 +99,7 @@ def write(
         curves: the logged metrics.
         over: axes to average over, in addition to seeds.
         grid: the grid of the sweep's cells, for the page.
+        drawn: whether to write the page and the figures too.
 
     Raises:
         UserError: `over` names an unknown axis.
@@ -106,18 +108,25 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with styled():
         figures = general_figures.draw(numbers.cells, numbers.axes, numbers.over, curves)
-        drawn = [path for each in (*figures.plots, *figures.curves) for path in save(each, folder)]
-    # Metrics may have changed since the last report. Its other figures would look as if they belonged to this
-    # one.
-    for old in (*folder.glob("plot-*.*"), *folder.glob("curve-*.*")):
-        if old not in drawn:
-            old.unlink()
+    pictures = _drawn(figures, folder) if drawn else []
     paths = [folder / name for name in (HTML, MARKDOWN, JSON, CSV)]
-    paths[0].write_text(_page(numbers, about, figures, folder, grid), encoding="utf-8")
+    if drawn:
+        paths[0].write_text(_page(numbers, about, figures, folder, grid), encoding="utf-8")
     paths[1].write_text(_markdown(numbers, about, figures), encoding="utf-8")
     paths[2].write_bytes(msgspec.json.format(msgspec.json.encode(numbers), indent=1) + b"\n")
     _write_csv(numbers, paths[3])
-    return [*paths, *drawn]
+    return [*paths[0 if drawn else 1 :], *pictures]
+
+
+def _drawn(figures: general_figures.Figures, folder: Path) -> list[Path]:
+    """Write the figures, and remove those of an earlier report, which would seem to belong to this one."""
+    with styled():
+        drawn = [path for each in (*figures.plots, *figures.curves) for path in save(each, folder)]
+    # Metrics may have changed since the last report.
+    for old in (*folder.glob("plot-*.*"), *folder.glob("curve-*.*")):
+        if old not in drawn:
+            old.unlink()
+    return drawn
 
 
 def numbers_of(rows: Sequence[Row], about: About | None, over: Sequence[str] = ()) -> Numbers:

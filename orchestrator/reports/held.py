@@ -1,4 +1,4 @@
-"""The tables of what a sweep cost, in every report of a sweep."""
+"""What every report of a sweep shares: the tables of what it cost, and how numbers of tables are computed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Sequence
 
 from orchestrator.reporting import HeldFacts
 from orchestrator.reports.page import Table
+
+FORMULAS = {
+    "Cells": ("the value in the row that the cell's stage returned; (mean): the mean of its rows", "rows"),
+    "report.md": ("mean ± sample standard deviation (n - 1) over n cells, or a sum of records", "records"),
+}
+"""File or heading of a table of the general report to how its numbers are computed, and from what."""
 
 
 def tables(held: Sequence[HeldFacts]) -> list[Table]:

@@ -9,12 +9,9 @@ changes a text.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.errors import NotKept
@@ -24,92 +21,12 @@ from orchestrator.sft.data import load_items
 from orchestrator.sft.distributed import parallel
 from orchestrator.sft.generate import GeneratedText, Share, batches, generate
 from orchestrator.sft.generators.base import Engine, GeneratorSettings
+from orchestrator.sft.predictions import PREDICTIONS as PREDICTIONS
+from orchestrator.sft.predictions import Prediction, Score, read, scores_of, write
+from orchestrator.sft.predictions import select as select
 from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Config, Context, Inputs
 from orchestrator.tasks.base import Item, Task, load_task
-
-PREDICTIONS = "predictions.parquet"
-
-SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),
-        ("step", pa.int32()),
-        ("language", pa.string()),
-        ("item_id", pa.string()),
-        ("prompt", pa.string()),
-        ("generated", pa.string()),
-        ("gold", pa.string()),
-        ("correct", pa.bool_()),
-        ("truncated", pa.bool_()),
-        ("num_generated_tokens", pa.int32()),
-    ]
-)
-
-
-class Prediction(NamedTuple):
-    """One answer to one item, with the fields of `SCHEMA`. `step` is None for the untrained base."""
-
-    split: str
-    step: int | None
-    language: str
-    item_id: str
-    prompt: str
-    generated: str
-    gold: str
-    correct: bool
-    truncated: bool
-    num_generated_tokens: int
-
-
-class Score(NamedTuple):
-    """Number of correct answers of one split and language. `step` is None for the untrained base."""
-
-    split: str
-    step: int | None
-    language: str
-    num_correct: int
-    num_items: int
-    num_truncated: int = 0
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct answers."""
-        return self.num_correct / self.num_items
-
-
-def scores_of(predictions: Iterable[Prediction]) -> list[Score]:
-    """Count predictions by split, step and language, in the order in which these first appear."""
-    groups: dict[tuple[str, int | None, str], list[Prediction]] = {}
-    for one in predictions:
-        groups.setdefault((one.split, one.step, one.language), []).append(one)
-    return [
-        Score(*key, sum(one.correct for one in group), len(group), sum(one.truncated for one in group))
-        for key, group in groups.items()
-    ]
-
-
-def select(scores: Sequence[Score]) -> int:
-    """Return the step with the highest mean accuracy over the languages. The earliest wins a tie."""
-    by_step: dict[int, list[float]] = {}
-    for score in scores:
-        if score.step is not None:
-            by_step.setdefault(score.step, []).append(score.accuracy)
-    # Rounded, because means that are mathematically equal may differ in the last bit.
-    return max(sorted(by_step), key=lambda step: round(sum(by_step[step]) / len(by_step[step]), 12))
-
-
-def write(predictions: Sequence[Prediction], folder: Path) -> None:
-    """Write predictions into a folder as one Parquet file."""
-    columns = [list(column) for column in zip(*predictions, strict=True)]
-    pq.write_table(
-        pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA), folder / PREDICTIONS
-    )
-
-
-def read(folder: Path) -> list[Prediction]:
-    """Return the predictions that `write` wrote."""
-    return [Prediction(**row) for row in pq.read_table(folder / PREDICTIONS).to_pylist()]
-
 
 _Key = tuple[str, int | None, str, str]
 """Split, step, language and item id: what identifies a prediction."""

@@ -147,8 +147,7 @@ def store(objects: ObjectStore, planned: SnapshotPlan) -> Code:
             key = layout.code(digest)
             _write_all(objects.workspace(key), items)
             objects.upload(key)
-        files = tuple(item.file for item in items)
-        objects.put(layout.code_record(digest), msgspec.json.encode(CodeManifest(files=files)))
+        objects.put(layout.code_record(digest), record_of(item.file for item in items))
         problem = damage(objects, digest)
     except OSError as error:
         raise InfrastructureError(f"cannot store the code: {error}", where=objects.url) from error
@@ -198,6 +197,11 @@ def _damage(root: Path, files: Sequence[CodeFile]) -> str:
     for stray in _strays(root, {file.path for file in files}):
         return f"{stray.relative_to(root).as_posix()} is no part of it"
     return ""
+
+
+def record_of(files: Iterable[CodeFile]) -> bytes:
+    """Return the content of a snapshot's record."""
+    return msgspec.json.encode(CodeManifest(files=tuple(files)))
 
 
 def folder(objects: ObjectStore, digest: str) -> Path:

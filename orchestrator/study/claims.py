@@ -10,6 +10,44 @@ from typing import Any
 
 from orchestrator.study import paper
 
+ACCURACY_FORMULAS = {
+    "accuracy.md": (
+        "100 * mean over cells of (sum of num_correct / sum of num_items) over their test rows;"
+        " intervals: Wilson, 95 %; ±: standard deviation over seeds",
+        "predictions",
+    ),
+}
+"""File of the `accuracy` report to how its numbers are computed, and from what."""
+
+FORMULAS = {
+    "figure2.md": (
+        "sum of num_correct, sum of num_items and their quotient over test rows by model, task, resources and"
+        " number of languages; intervals: Wilson, 95 %",
+        "predictions",
+    ),
+    "table2.md": (
+        "pairs with accuracy(en+x) > accuracy(en), and their share; intervals: Wilson, 95 %",
+        "predictions",
+    ),
+    "figure3.md": (
+        "median of 100 * (accuracy(en+x) - accuracy(en)); intervals: percentile bootstrap, seed 0",
+        "predictions",
+    ),
+    "Figures 4 and 9 in numbers: zero-shot against direct exposure": (
+        "outcomes of a t-test on the items of the two cells, alpha 0.05",
+        "predictions",
+    ),
+    "table3.md": (
+        "ordinary least squares on the accuracies of test rows; intervals: bootstrap, seed 0",
+        "predictions",
+    ),
+    "baselines.md": ("100 * num_correct / num_items of the rows of untrained models", "predictions"),
+    "verdicts.md": ("the published number, and ours of the table that it names", "predictions"),
+    "hours.md": ("sum of train_seconds * num_processes / 3600 over cells", "rows"),
+    "What was run": ("number of labels of the axis", "records"),
+}
+"""File or heading of a table of the `study` report to how its numbers are computed, and from what."""
+
 
 def weights(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, int] | None:
     """Return the number of rows and comparisons of the report that would be lost without each cell.

@@ -35,7 +35,12 @@ FIGURES = (
 
 
 def write(
-    rows: Sequence[Row], folder: Path, *, about: About | None = None, grid: Fragment | None = None
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    about: About | None = None,
+    grid: Fragment | None = None,
+    drawn: bool = True,
 ) -> list[Path]:
     """Write ``report.html``, ``report.md``, ``report.json``, tables and figures, and return their paths.
 
@@ -44,6 +49,7 @@ def write(
         folder: the destination, which is created if needed. Files of an earlier report in it are replaced.
         about: facts of the sweep. Without them, the rows are a table from elsewhere.
         grid: the grid of the sweep's cells, for the page.
+        drawn: whether to write the page and the figures too, and not only tables and numbers.
 
     Returns:
         The paths of all files.
@@ -55,25 +61,33 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with styled():
         drawings = [drawing for draw in FIGURES if (drawing := draw(report.numbers)) is not None]
-    pictures, drawn = [], []
-    for drawing in drawings:
-        drawn += save(drawing, folder)
-        # The page embeds the drawing, so that the HTML file is complete by itself.
-        svg = drawn[-1].read_bytes()
-        pictures.append(page.Picture(drawing.key, drawing.title, drawing.caption, drawing.alt, svg))
-    paths = [folder / name for name in (HTML, MARKDOWN, JSON)]
-    paths[0].write_text(
-        page.render(TITLE, subtitle=_subtitle(report), sections=list(_sections(report, pictures, grid))),
-        encoding="utf-8",
-    )
-    paths[1].write_text(_markdown(report, drawings), encoding="utf-8")
-    paths[2].write_bytes(report.to_json())
+    html, figures = _page(report, drawings, folder, grid) if drawn else ([], [])
+    paths = [*html, folder / MARKDOWN, folder / JSON]
+    paths[-2].write_text(_markdown(report, drawings), encoding="utf-8")
+    paths[-1].write_bytes(report.to_json())
     for table in (model.accuracies(report.numbers), *model.results(report.numbers), *_accounts(report)):
         if table.rows:
             paths.append(folder / f"{table.key}.md")
             paths[-1].write_text(page.section(table, level=1), encoding="utf-8")
-    _remove_stale(folder, [*paths, *drawn])
-    return [*paths, *drawn]
+    _remove_stale(folder, [*paths, *figures])
+    return [*paths, *figures]
+
+
+def _page(
+    report: Report, drawings: Sequence[Drawing], folder: Path, grid: Fragment | None
+) -> tuple[list[Path], list[Path]]:
+    """Write the figures, and the page with all of them. Return the paths of the page and of the figures."""
+    pictures: list[page.Picture] = []
+    files: list[Path] = []
+    for drawing in drawings:
+        files += save(drawing, folder)
+        # The page embeds the drawing, so that the HTML file is complete by itself.
+        svg = files[-1].read_bytes()
+        pictures.append(page.Picture(drawing.key, drawing.title, drawing.caption, drawing.alt, svg))
+    sections = list(_sections(report, pictures, grid))
+    path = folder / HTML
+    path.write_text(page.render(TITLE, subtitle=_subtitle(report), sections=sections), encoding="utf-8")
+    return [path], files
 
 
 def numbers_of(rows: Sequence[Row], about: About | None = None) -> Report:

@@ -133,7 +133,7 @@ class Mean(NamedTuple):
         return wilson(self.share * self.num_items, self.num_items)
 
 
-def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> list[Path]:
+def write(rows: Sequence[Row], folder: Path, *, about: About | None = None, drawn: bool = True) -> list[Path]:
     """Write ``accuracy.md`` and ``accuracy.png`` from the test rows, and return their paths.
 
     Rows of other reports are ignored. Without test rows nothing is written.
@@ -143,6 +143,7 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
         folder: the destination, which is created if needed.
         about: facts of the sweep. Each of its axes that varies gets a column in the table and lines in the
             figure.
+        drawn: whether to write the figure too.
     """
     tests = [row for row in rows if all(key in row for key in _NEEDED) and row["split"] == "test"]
     if not tests:
@@ -152,6 +153,8 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
     folder.mkdir(parents=True, exist_ok=True)
     table, figure = folder / "accuracy.md", folder / "accuracy.png"
     table.write_text(markdown(tests, axes), encoding="utf-8")
+    if not drawn:
+        return [table]
     draw(series(tests, axes), figure)
     return [table, figure]
 

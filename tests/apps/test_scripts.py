@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from orchestrator import log
 from orchestrator.compose.given import given
+from orchestrator.core.commandspec import lacks_results
 from orchestrator.errors import StageFailure, UserError
 from orchestrator.execution.command_output import CheckpointFiles, metrics_in, printed_row
 from orchestrator.stage import Context, StageSpec
@@ -67,6 +70,45 @@ def test_a_command_line_alone_gives_rows_metrics_and_goes_on_from_a_checkpoint_f
     metrics = [path.read_text() for path in sweep.store.glob("payload/run/*/2/metrics.jsonl")]
     assert [json.loads(line)["step"] for line in metrics[0].splitlines()] == [3, 4]
     assert json.loads(metrics[0].splitlines()[0])["num_steps"] == 4
+
+
+def test_done_cells_without_the_results_that_are_read_now_are_named_by_plan_and_launch(sweep: Sweep) -> None:
+    (sweep.folder / "fit.py").write_text("import sys\nprint('loss:', sys.argv[1])\n")
+    sweep.env = {**app.environment(), "SWEEP_STORE": str(sweep.store)}
+    words = ("--run", "python fit.py {lr}", "lr=1,2")
+    assert "done without" not in sweep("launch", *words)
+    words = (*words, "--metric", "loss=loss: (.*)")
+    for verb in ("plan", "launch"):
+        said = sweep(verb, *words)
+        assert "2 cells done without what `results` or `metric` of run reads now" in said
+    again = re.search("sweep (discard .*)", said)
+    assert again is not None
+    sweep(*shlex.split(again[1]))
+    assert "done without" not in sweep("launch", *words)
+    assert [row["loss"] for row in sweep.json("collect", "fit")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "lacks"),
+    [
+        ({}, [], False),
+        ({"results": "a.csv"}, [], True),
+        ({"results": "a.csv"}, [{"x": 1}], False),
+        ({"metric": {"loss": "(.)"}}, [], True),
+        ({"metric": {"loss": "(.)"}}, [{"x": 1}], True),
+        ({"metric": {"loss": "(.)"}}, [{"x": 1}, {"loss": 1}], False),
+    ],
+)
+def test_a_product_lacks_results_if_none_of_their_columns_is_there(
+    options: dict[str, Any], rows: list[dict[str, Any]], lacks: bool
+) -> None:
+    assert lacks_results(StageSpec(command="fit", **options), rows) is lacks
+    assert not lacks_results(StageSpec(run="a:b"), rows)
+
+
+def test_a_script_in_the_place_of_a_sweep_is_pointed_to_the_options_for_scripts(sweep: Sweep) -> None:
+    (sweep.folder / "fit.py").write_text("")
+    assert "by --run or --app; `sweep new fit.py` writes" in sweep("launch", "fit.py", "lr=1", code=2)
 
 
 def test_names_in_braces_become_keys_and_the_sweep_has_the_name_of_the_script() -> None:

@@ -67,6 +67,26 @@ def test_the_child_of_a_killed_worker_ends_too(slow, background):
     assert launch.end()[0] == 0
 
 
+DIES_ONCE = """
+import os, pathlib, signal
+if b"forkserver" in pathlib.Path("/proc/self/cmdline").read_bytes() and not os.path.exists("died"):
+    pathlib.Path("died").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def main(config, inputs, context):
+    return [{"value": config.seed}]
+"""
+
+
+def test_a_fork_server_that_dies_while_it_is_asked_for_a_worker_is_replaced(sweep):
+    (sweep.folder / "mine.py").write_text(DIES_ONCE)
+    stage = '{run: "mine:main", reads: [seed], preload: [mine]}'
+    (sweep.folder / "one.yaml").write_text(f"config: {{seed: 1}}\nstages: {{mine: {stage}}}\n")
+    sweep("launch", "one.yaml", "launcher.workers=1")
+    assert (sweep.folder / "died").exists()
+    assert sweep.json("status", "one")["counts"] == {"done": 1}
+
+
 def test_a_killed_child_is_one_failed_attempt_and_is_retried_from_its_checkpoint(slow, background):
     launch = background("launch", "slow.yaml")
     wait_for(lambda: checkpoints(slow.store))

@@ -1,0 +1,1 @@
+"""Bundles: a finished sweep as one file that a stranger can verify."""

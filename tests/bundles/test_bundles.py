@@ -1,0 +1,213 @@
+"""Bundles of a finished sweep: what is in them, what a stranger can check, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from orchestrator.api.state import open_view
+from orchestrator.api.sweep import Sweep as PublicSweep
+from orchestrator.bundles.making import BundleOptions, make_bundle
+from orchestrator.bundles.verifying import Verification, VerifyOptions, verify_bundle
+from orchestrator.errors import UserError
+from tests.bundles import forging, graded
+from tests.bundles.conftest import Honest
+from tests.bundles.forgeries import Records, forgeries
+from tests.conftest import Sweep
+
+ALONE = [f for f in forgeries() if f.caught == "digests"]
+CONSISTENT = [f for f in forgeries() if f.caught != "digests"]
+
+
+def verified(path: Path, **options: Path) -> Verification:
+    return verify_bundle(path, VerifyOptions(**options))
+
+
+def test_a_stranger_finds_that_all_holds(honest: Honest, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, tmp_path / "no-store")
+    found = sweep.json("verify", str(honest.bundle), "--key", str(honest.public), "--json")
+    assert found["ok"] and found["faults"] == [] and found["signature"] == "valid"
+    assert found["num_rows"] == found["num_predicted"] == 21 and found["num_claims"] == 26
+    without = verified(honest.bundle)
+    assert without.ok and without.signature == "not checked" and len(without.unchecked) == 1
+    assert not (tmp_path / "no-store").exists()
+
+
+def test_every_row_of_the_sweep_and_every_number_of_its_table_is_in_it(
+    honest: Honest, tmp_path: Path
+) -> None:
+    opened = PublicSweep.open(graded.NAME, honest.store)
+    files = forging.read(honest.bundle)
+    assert json.loads(files["rows.json"]) == json.loads(msgspec.json.encode(opened.rows().to_pylist()))
+    (table,) = [path.read_bytes() for path in opened.report(out=tmp_path / "out") if path.suffix == ".md"]
+    assert files["report/accuracy/accuracy.md"] == table
+    lines = [line.split("|")[3:-1] for line in table.decode().splitlines() if line.startswith("| tiny")]
+    claims = json.loads(files["claims.json"])["claims"]
+    printed = [text.strip() for line in lines for text in line if text.strip() != "–"]
+    assert sorted(claim["text"] for claim in claims) == sorted(printed)
+    assert {claim["verdict"] for claim in claims} == {"recomputed from predictions"}
+    assert all(claim["value"] and claim["cells"] and "num_correct" in claim["formula"] for claim in claims)
+
+
+def test_two_bundles_of_one_store_are_equal_and_ordinary_tools_read_them(
+    honest: Honest, tmp_path: Path
+) -> None:
+    view = open_view(graded.NAME, str(honest.store))
+    for name in ("one", "two"):
+        make_bundle(view, tmp_path / f"{name}.zip", BundleOptions())
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        assert archive.testzip() is None and archive.namelist() == sorted(archive.namelist())
+        assert not any("safetensors" in name for name in archive.namelist())
+    with zipfile.ZipFile(honest.bundle) as archive:
+        assert sum("safetensors" in name for name in archive.namelist()) == 4
+
+
+@pytest.mark.parametrize("forgery", ALONE, ids=lambda forgery: forgery.name)
+def test_a_forgery_with_its_digests_left_alone_is_found(
+    forgery: forging.Forgery, honest: Honest, tmp_path: Path
+) -> None:
+    forged = tmp_path / "forged.zip"
+    forged.write_bytes(forgery.forge(forging.read(honest.bundle), random.Random(forgery.name)))
+    found = verified(forged)
+    assert not found.ok and found.faults
+    assert [*tmp_path.iterdir()] == [forged]
+
+
+def assert_caught(forgery: forging.Forgery, honest: Honest, folder: Path) -> None:
+    """The weakest check that is named finds a forgery, and so does the signature of the honest maker."""
+    forged = folder / "forged.zip"
+    forged.write_bytes(forgery.forge(forging.read(honest.bundle), random.Random(forgery.name)))
+    assert verified(forged).ok == (forgery.caught == "signature")
+    assert not verified(forged, key=honest.public).ok
+
+
+@pytest.mark.parametrize("forgery", CONSISTENT[::8], ids=lambda forgery: forgery.name)
+def test_some_forgeries_with_all_digests_recomputed_are_found(
+    forgery: forging.Forgery, honest: Honest, tmp_path: Path
+) -> None:
+    assert_caught(forgery, honest, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("forgery", CONSISTENT, ids=lambda forgery: forgery.name)
+def test_every_forgery_with_all_digests_recomputed_is_found(
+    forgery: forging.Forgery, honest: Honest, tmp_path: Path
+) -> None:
+    assert_caught(forgery, honest, tmp_path)
+
+
+def test_the_page_counts_the_forgeries() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bundles.md").read_text()
+    for caught in ("digests", "recomputation", "signature"):
+        number = sum(forgery.caught == caught for forgery in forgeries())
+        assert re.search(rf"\| {number} \|[^|]*\| {caught} \|", page), (caught, number)
+    for forgery in CONSISTENT:
+        assert forgery.caught != "signature" or forgery.name in page
+
+
+def test_each_fault_is_a_line_and_wrong_use_is_no_fault(honest: Honest, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, honest.store)
+    files = forging.read(honest.bundle)
+    (tmp_path / "forged.zip").write_bytes(forging.packed({**files, "rows.json": b"[]", "more.txt": b""}))
+    said = sweep("verify", "forged.zip", code=1)
+    assert "fault: rows.json has 2 bytes instead of" in said and "fault: more.txt is no file" in said
+    assert len([line for line in said.splitlines() if line.startswith("fault: ")]) == 2
+    assert "no file none.zip" in sweep("verify", "none.zip", code=2)
+    assert "is no public key" in sweep("verify", str(honest.bundle), "--key", str(honest.key), code=2)
+    assert "there is a file already" in sweep("bundle", graded.NAME, "--out", str(honest.bundle), code=2)
+    assert "no name of a zip" in sweep("bundle", graded.NAME, "--out", "x.tar", code=2)
+    assert "--sign" in sweep("bundle", graded.NAME, "--out", "x.zip", "--certificate", "c.pem", code=2)
+    assert not (tmp_path / "x.zip").exists()
+
+
+def test_a_sweep_that_is_not_finished_is_refused_unless_a_part_is_wanted(
+    honest: Honest, tmp_path: Path
+) -> None:
+    shutil.copytree(honest.store, tmp_path / "store")
+    first, *_ = sorted((tmp_path / "store" / "done" / "evaluate").iterdir())
+    first.unlink()
+    sweep = Sweep(tmp_path, tmp_path / "store")
+    assert "is not finished: 2 done, 1 pending" in sweep("bundle", graded.NAME, "--out", "x.zip", code=2)
+    view = open_view(graded.NAME, str(tmp_path / "store"))
+    make_bundle(view, tmp_path / "x.zip", BundleOptions(partial=True))
+    found = verified(tmp_path / "x.zip")
+    assert found.ok and found.num_rows < 21
+
+
+def test_no_folder_of_the_machine_and_no_secret_is_in_it(honest: Honest, tmp_path: Path) -> None:
+    for name, data in forging.read(honest.bundle).items():
+        assert str(honest.store.parent).encode() not in data, name
+    shutil.copytree(honest.store, tmp_path / "store")
+    (claim,) = (tmp_path / "store" / "records" / "base").glob("*/1/end.json")
+    claim.write_text(claim.read_text().replace('"why":""', '"why":"ghp_' + "a1" * 18 + '"'))
+    with pytest.raises(UserError, match="a GitHub token"):
+        make_bundle(open_view(graded.NAME, str(tmp_path / "store")), tmp_path / "x.zip", BundleOptions())
+    assert not (tmp_path / "x.zip").exists()
+
+
+def test_nothing_that_a_bundle_names_is_imported(honest: Honest, tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')\n")
+    records = Records(forging.read(honest.bundle))
+
+    def point(tree: Any) -> None:
+        tree["report"] = ["evil:report", "accuracy"]
+        for node in tree["nodes"].values():
+            if "task" in node["reads"]:
+                node["reads"]["task"] = {"name": "evil", "target": "evil:task"}
+
+    records.seal(point)
+    (tmp_path / "forged.zip").write_bytes(forging.packed(forging.closed(records.files)))
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from orchestrator.bundles.verifying import VerifyOptions, verify_bundle\n"
+        "found = verify_bundle(Path('forged.zip'), VerifyOptions())\n"
+        "print(found.ok, 'evil' in sys.modules, 'torch' in sys.modules, *found.unchecked, sep='\\n')"
+    )
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[:3] == ["False", "False", "False"]
+    assert "the report evil:report is none of this installation" in done.stdout
+
+
+def test_records_that_are_no_records_are_a_fault_and_no_crash(honest: Honest, tmp_path: Path) -> None:
+    files = forging.read(honest.bundle)
+    nested = b"[" * 100_000 + b"]" * 100_000
+    for name in ("store/sweeps/graded/1.json", "store/store.json", "claims.json"):
+        (tmp_path / "forged.zip").write_bytes(forging.packed(forging.closed({**files, name: nested})))
+        assert not verified(tmp_path / "forged.zip").ok
+    (name,) = [each for each in files if "none" not in each and each.endswith(graded.PREDICTIONS)][:1]
+    records = Records(files)
+    digest = name.split("/")[3]
+    records.replace(f"store/done/evaluate/{digest}.1.json", name, b"PAR1 no table PAR1")
+    (tmp_path / "forged.zip").write_bytes(forging.packed(forging.closed(records.files)))
+    assert any("no file of predictions" in fault for fault in verified(tmp_path / "forged.zip").faults)
+
+
+def test_a_manifest_that_is_too_large_or_of_a_later_format_is_a_fault(honest: Honest, tmp_path: Path) -> None:
+    files = forging.read(honest.bundle)
+    tree = msgspec.json.decode(files["manifest.json"])
+    later = msgspec.json.format(msgspec.json.encode({**tree, "format": 2}), indent=1) + b"\n"
+    (tmp_path / "forged.zip").write_bytes(forging.packed({**files, "manifest.json": later}))
+    assert verified(tmp_path / "forged.zip").faults == [
+        "manifest.json is of format 2, and this version reads 1"
+    ]
