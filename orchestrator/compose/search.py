@@ -104,8 +104,6 @@ def space_of(file: SweepFile, *, where: str) -> Space:
             raise UserError(
                 f"the sweep has both `{key}` and `search`", where=where, allowed="search.space alone"
             )
-    if file.app is not None:
-        raise UserError("a sweep with `app` has no search yet", where=where, allowed="`config` and `stages`")
     if not search.space:
         raise UserError("search.space is empty", where=where, fix="space: {KEY: {low: 0.1, high: 1.0}}")
     if single := [key for key in file.when if "=" in key]:
@@ -177,6 +175,9 @@ def compose_search(
         raise UserError(
             f"search.num_cells is {plan.search.num_cells}, more than max_cells: {max_cells}", where=where
         )
+    if file.app is not None:
+        # A number of its own in each config would not follow from the ranges.
+        configs.numbers = itertools.repeat(0)
     overrides.axes = {axis.name: axis for axis in plan.axes}
     grid = Grid(Selectors((), (), {}), file.columns, specs, where=where)
     made = made_of(grid, configs, overrides, plan, file.columns, specs, max_cells, where, progress)

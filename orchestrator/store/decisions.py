@@ -127,7 +127,7 @@ class DecisionLog:
                 phase=question.phase.name,
                 rung=question.rung,
                 seen=seen,
-                chosen=() if question.is_search else answer(question, seen),
+                chosen=answer(question, seen),
                 proposed=proposed,
                 sampler=sampler,
                 by=by,
