@@ -1,4 +1,4 @@
-"""`sweep decisions`: which cells of a sweep go on, or which points follow, with the evidence; and a replay."""
+"""`sweep decisions`: which cells of a sweep go on, or which points follow; the evidence, and a replay."""
 
 from __future__ import annotations
 
