@@ -19,10 +19,10 @@ import msgspec
 from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, list_axis
 from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.points import Made, Progress, made_of
-from orchestrator.core.grid import Grid, Selectors
+from orchestrator.core.grid import Grid
 from orchestrator.core.sealed import CellTemplate, ConfigSlot, SealedSearch, SearchParameter, Select
 from orchestrator.core.search import Point, drawn, filled, rounded, slots_of
-from orchestrator.core.selector import Selector
+from orchestrator.core.selector import Selector, Selectors
 from orchestrator.core.sweep import SweepFile
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, counted
