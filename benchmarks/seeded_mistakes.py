@@ -56,6 +56,7 @@ class Mistake(NamedTuple):
         faults_on: how it strikes with everything on, where that is something else.
         hurt: runs the launch, if it takes more than a command; it returns the exit code.
         silent: axes of the cells whose results are wrong without any failure.
+        is_real: whether it is run for real; else it strikes the study alone.
     """
 
     what: str
@@ -65,6 +66,7 @@ class Mistake(NamedTuple):
     faults_on: tuple[Mapping[str, Any], ...] = ()
     hurt: Callable[[Run], int] | None = None
     silent: Mapping[str, str] = {}
+    is_real: bool = True
 
 
 def of_task(target: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -102,6 +104,9 @@ def at_scoring(cause: str, axes: Mapping[str, str]) -> tuple[Mapping[str, Any], 
         for found in strikes(cause, ["rehearse"], seconds, {"model": model, **axes})
     )
 
+
+FULL, FULL_HOURS = "No space left on device", (4, 6)
+"""When the store of the study is full for everybody: somebody makes room after two hours."""
 
 GPUS = {"qwen3-8b": 4, "gemma3-4b": 2}
 HUNG_GPU_HOURS = sum(GPUS.get(name, 1) * max(180, s / 2) for name, s in REHEARSED_S.items()) / 3600
@@ -144,7 +149,12 @@ MISTAKES: Mapping[str, Mistake] = {
     "full_disk": Mistake(
         "a full disk",
         hurt=on_full_disk,
-        faults=strikes("storage", ["train"], 3600, {"model": "qwen3-8b"}),
+        faults=({"name": FULL, "cause": "storage", "full_hours": FULL_HOURS},),
+    ),
+    "taken_disk": Mistake(
+        "a full disk, of which others take at once what is deleted",
+        faults=({"name": FULL, "cause": "storage", "full_hours": FULL_HOURS, "is_taken": True},),
+        is_real=False,
     ),
     "killing_node": Mistake(
         "a node that kills every process",
@@ -309,7 +319,7 @@ def results(names: Sequence[str], modes: Sequence[str], *, is_real: bool) -> Ite
         mistake = MISTAKES[name]
         for mode in modes:
             settings = ON if mode == "on" else OFF
-            real = play(name, mistake, settings) if is_real else None
+            real = play(name, mistake, settings) if is_real and mistake.is_real else None
             on_study = project(mistake, settings) if mistake.faults or mistake.hurt is preempted else None
             yield {"mistake": name, "what": mistake.what, "mode": mode, "real": real, "study": on_study}
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import re
 import time
 from collections.abc import Iterable
@@ -105,6 +106,40 @@ class StopRequested(BaseException):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
+
+
+class StopSignal:
+    """A flag that another thread or a signal handler sets once, when the stage should stop.
+
+    It has no lock: a signal that interrupts the handler of another would wait for that lock for ever.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.why = False, ""
+        self.seen = False
+        """Whether the stage has read that a stop was requested."""
+
+    def ask(self, why: str) -> None:
+        """Request a stop of the stage; the first reason is kept."""
+        if not self.asked:
+            self.why = why  # before the flag: a reader that sees the flag must find the reason
+            self.asked = True
+
+
+_FULL = re.compile(r"No space left on device|Disk quota exceeded")
+
+
+def says_full(message: str) -> bool:
+    """Return whether the message of an error says that a disk is full, or a quota used up."""
+    return _FULL.search(message) is not None
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Return whether a write failed because a disk is full, or a quota used up.
+
+    Libraries that are not Python's raise errors of their own, with the system's words in them.
+    """
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or says_full(str(error))
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 12) -> str:

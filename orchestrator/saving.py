@@ -9,6 +9,7 @@ checkpoint as the newest one. So the files may be written in a thread while the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from typing import Literal, NamedTuple, Protocol, get_args
 
 import msgspec
 
-from orchestrator.errors import StageFailure
+from orchestrator.errors import StageFailure, StopRequested, is_out_of_space
 from orchestrator.formats import Stored
 from orchestrator.manifest import File, contain, fsync_path, fsync_tree, scan
 
@@ -108,24 +109,6 @@ class SaveAbandoned(Exception):
     """Raised in the writing thread of a checkpoint that is no longer needed."""
 
 
-class StopSignal:
-    """A flag that another thread or a signal handler sets once, when the stage should stop.
-
-    It has no lock: a signal that interrupts the handler of another would wait for that lock for ever.
-    """
-
-    def __init__(self) -> None:
-        self.asked, self.why = False, ""
-        self.seen = False
-        """Whether the stage has read that a stop was requested."""
-
-    def ask(self, why: str) -> None:
-        """Request a stop of the stage; the first reason is kept."""
-        if not self.asked:
-            self.why = why  # before the flag: a reader that sees the flag must find the reason
-            self.asked = True
-
-
 class CheckpointManifest(Stored, frozen=True):
     """A checkpoint's `manifest.json`. It is written last, so its presence means a complete save."""
 
@@ -151,8 +134,18 @@ class Tracker(Protocol):
         """Flush what is buffered."""
 
 
+class _Seconds(NamedTuple):
+    """Seconds for which the last save held the stage up, and in which it was written."""
+
+    held: float = 0.0
+    written: float = 0.0
+
+
 class Checkpoints:
     """The checkpoints that one attempt saves.
+
+    One for which the disk has no space is skipped, and the stage goes on: the next one may find some. After
+    that the attempt makes room itself: it deletes all but its newest checkpoint before each save.
 
     Args:
         folder: where they lie, one folder per step.
@@ -165,6 +158,7 @@ class Checkpoints:
     Attributes:
         clock: measures the phases of the attempt.
         expected_s: seconds that a checkpoint takes, as the stage expects; 0 if it does not.
+        num_skipped: checkpoints that were not saved for want of space.
     """
 
     def __init__(
@@ -185,8 +179,8 @@ class Checkpoints:
         self._fence = fence
         self._last_s = time.monotonic()
         self.expected_s = 0.0
-        self._held_s = 0.0
-        self._write_s = 0.0
+        self.num_skipped = 0
+        self._took = _Seconds()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -199,12 +193,12 @@ class Checkpoints:
         """
         if self._least_s == 0:
             return 0.0
-        return max(self._least_s, HELD_FACTOR * self._held_s, WRITE_FACTOR * self._write_s)
+        return max(self._least_s, HELD_FACTOR * self._took.held, WRITE_FACTOR * self._took.written)
 
     @property
     def save_s(self) -> float:
         """Seconds that the last checkpoint took until it was complete; before the first, those expected."""
-        return max(self._held_s, self._write_s) or self.expected_s
+        return max(self._took) or self.expected_s
 
     @property
     def is_saving(self) -> bool:
@@ -222,7 +216,7 @@ class Checkpoints:
             return True
         if self.is_saving or time.monotonic() - self._last_s < self.interval_s:
             return False
-        return left_s >= max(self.save_s, HELD_FACTOR * self._held_s)
+        return left_s >= max(self.save_s, HELD_FACTOR * self._took.held)
 
     @contextmanager
     def saved(self, step: int) -> Iterator[Path]:
@@ -234,32 +228,40 @@ class Checkpoints:
             try:
                 yield folder
                 self._seal(folder, step)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)  # useless, and takes space on a full disk
-                raise
-            self._rotate()
-        self.clock.saved = step, work_s
+            except BaseException as error:
+                if not self._skips(folder, error):
+                    raise
+            else:
+                self._rotate(self._keep)
+                self.clock.saved = step, work_s
         self._last_s = time.monotonic()
-        self._write_s = self._held_s = self._last_s - started_s
+        self._took = _Seconds(self._last_s - started_s, self._last_s - started_s)
 
     def later(self, step: int, begin: Begin) -> None:
         """Copy the state now, and write it in a thread. See `Context.checkpoint_later`."""
         started_s, work_s = time.monotonic(), self.clock.work_s()
+        write: Callable[[], None] | None = None
         with self.clock.during("save"):
             self.wait()
             folder = self._open(step)
             try:
                 write = begin(folder)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            except BaseException as error:
+                if not self._skips(folder, error):
+                    raise
         # Python waits for a thread that is no daemon: a stage that fails would not end while it writes.
-        self._thread = threading.Thread(
-            target=self._write, args=(folder, step, write, work_s), name="checkpoint", daemon=True
-        )
-        self._thread.start()
+        if write is not None:
+            self._thread = threading.Thread(
+                target=self._write, args=(folder, step, write, work_s), name="checkpoint", daemon=True
+            )
+            self._thread.start()
         self._last_s = time.monotonic()
-        self._held_s = self._last_s - started_s
+        self._took = self._took._replace(held=self._last_s - started_s)
+
+    def make_room(self) -> None:
+        """Delete all checkpoints of this attempt but the newest, and remember that space is short."""
+        self.num_skipped = max(1, self.num_skipped)
+        self._rotate(1)
 
     def wait(self) -> None:
         """Wait until no thread writes any more.
@@ -289,6 +291,8 @@ class Checkpoints:
     def _open(self, step: int) -> Path:
         """Return an empty folder for a step."""
         self._fence()
+        if self.num_skipped:
+            self._rotate(1)
         final = self._folder / f"{step:08d}"
         # Adopted, or saved just before: the same step holds the same state, so this save is not needed.
         if (final / MANIFEST).exists():
@@ -301,19 +305,27 @@ class Checkpoints:
         """Write and seal a copied state, which holds so much work; an error is kept for `raise_error`."""
         started_s = time.monotonic()
         try:
-            try:
-                write()
-                self._seal(folder, step)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            write()
+            self._seal(folder, step)
             self.clock.saved = step, work_s
-            self._rotate()
-        except SaveAbandoned:
-            pass
+            self._rotate(self._keep)
         except BaseException as error:  # noqa: BLE001 - raised in the stage's own thread
-            self._error = error
-        self._write_s = time.monotonic() - started_s
+            is_complete = self.clock.saved == (step, work_s)  # then another attempt took over
+            if is_complete or not self._skips(folder, error):
+                self._error = None if isinstance(error, SaveAbandoned) else error
+        self._took = self._took._replace(written=time.monotonic() - started_s)
+
+    def _skips(self, folder: Path, error: BaseException) -> bool:
+        """Remove an unfinished checkpoint. Return whether the stage goes on without it, for want of space."""
+        shutil.rmtree(folder, ignore_errors=True)  # useless, and takes space on a full disk
+        if not is_out_of_space(error):
+            return False
+        self.num_skipped += 1
+        with contextlib.suppress(StopRequested):  # fenced: the next save finds that out
+            self._rotate(1)
+        with contextlib.suppress(OSError):  # the log may lie on the same disk
+            print(f"checkpoint {folder.name} is skipped ({self.num_skipped} so far): {error}", flush=True)
+        return True
 
     def _seal(self, folder: Path, step: int) -> None:
         """Make a folder count, or remove it if it is not needed."""
@@ -323,14 +335,14 @@ class Checkpoints:
         write_checkpoint_manifest(folder, step=step, attempt=self._attempt)
         fsync_path(self._folder)
 
-    def _rotate(self) -> None:
-        """Remove the oldest checkpoints of this attempt."""
+    def _rotate(self, keep: int) -> None:
+        """Remove the oldest checkpoints of this attempt, so that some are kept."""
         folders = (path.parent for path in self._folder.glob(f"[0-9]*/{MANIFEST}"))
         whole = sorted(folders, key=lambda folder: int(folder.name))
         # A successor may be reading these files, so they are deleted only while this attempt is the newest.
-        if len(whole) > self._keep:
+        if len(whole) > keep:
             self._fence()
-        for old in whole[: -self._keep]:
+        for old in whole[:-keep]:
             (old / MANIFEST).unlink()  # first, so that a partly deleted folder never counts
             shutil.rmtree(old, ignore_errors=True)
 

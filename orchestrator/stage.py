@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.errors import StopSignal as StopSignal
 from orchestrator.formats import SINCE_2, Settings
 from orchestrator.saving import PHASES, Begin, Checkpoints, Phase, PhaseClock
 from orchestrator.saving import Checkpoint as Checkpoint
-from orchestrator.saving import StopSignal as StopSignal
 from orchestrator.saving import Tracker as Tracker
 
 Row = dict[str, Any]

@@ -122,10 +122,10 @@ def test_its_task_is_scored_by_its_generator_and_fails_by_config_without_the_plu
 
 
 @pytest.mark.long
-def test_its_launcher_passes_the_suite_of_all_launchers(place: Path, tmp_path: Path) -> None:
+def test_each_of_its_plugins_passes_the_suite_of_its_kind(place: Path, tmp_path: Path) -> None:
     suite = [str(place / "venv/bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
     env = {**os.environ, "PYTHONPATH": "", "PYTEST_ADDOPTS": f"--basetemp={tmp_path / 'suite'}"}
     ran = subprocess.run(
-        suite, cwd=place / "source", env=env, capture_output=True, text=True, check=False, timeout=400
+        suite, cwd=place / "source", env=env, capture_output=True, text=True, check=False, timeout=580
     )
-    assert ran.returncode == 0 and "7 passed" in ran.stdout, ran.stdout
+    assert ran.returncode == 0 and "34 passed" in ran.stdout, ran.stdout

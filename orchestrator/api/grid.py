@@ -38,6 +38,7 @@ SHOWN = (
     State.PENDING,
     State.CANCELLED,
     State.DONE,
+    State.STOPPED,
 )
 """Of the states of several cells at one position, the first of these is shown: what needs a person first."""
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from orchestrator import provenance
-from orchestrator.api.launching import make_launcher
 from orchestrator.api.state import Notify, SweepState
 from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
-from orchestrator.core.state import State
+from orchestrator.core.state import GOOD, State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError, counted
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, counted
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import BEAT_S, JobEnd, Submission
 from orchestrator.jobs.submissions import Submissions, settings_of
@@ -187,52 +187,6 @@ class PendingLaunch(NamedTuple):
     limits: Limits
 
 
-def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
-    """Return the requests that matter for jobs of a revision.
-
-    A request matters if its settings and code apply to a cell, or if it has open jobs. The newest launch or
-    rerun always does. A sweep may have jobs of several schedulers; those that do not answer are reported and
-    skipped.
-
-    Args:
-        view: the sweep state.
-        notify: called with a line for each skipped scheduler.
-
-    Raises:
-        UserError: nothing was launched as jobs, or the cluster cannot be found from this machine.
-        InfrastructureError: no scheduler answers.
-    """
-    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
-    if not started:
-        raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    numbers = {view.request_summary.asked.get(cell.id) for cell in view.sweep.cells}
-    # Jobs of earlier requests may still be open. Their ends must be recorded too.
-    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
-    asked: list[PendingLaunch] = []
-    silent: list[SweepError] = []
-    for request in started:
-        submitter = make_launcher(settings_of(request), len(view.sweep.cells))
-        if not isinstance(submitter, Submitter) or not (request.number in numbers or request is started[-1]):
-            continue
-        try:
-            asked.append(PendingLaunch(request, submitter, submitter.limits()))
-        except SweepError as error:  # such as a cluster that is only reachable from its own machines
-            silent.append(error)
-    if silent and not asked:
-        raise silent[-1]
-    for problem in silent:
-        notify(f"left for later: {problem.what}")
-    if not asked:
-        last = settings_of(started[-1])
-        jobs = f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray"
-        raise UserError(
-            f"{view.title} was last launched with a launcher that has no jobs",
-            where=f"launcher={last.launcher['name']}",
-            fix=f"sweep work {view.sweep.name}{view.hint}" if last.is_external else jobs,
-        )
-    return asked
-
-
 class Notifies(Protocol):
     """What sends the notices of a sweep: `orchestrator.trackers.notifier.Notifier`."""
 
@@ -257,14 +211,6 @@ def notifier_of(view: SweepState, request: Request, notify: Notify) -> Notifies:
     return made
 
 
-def has_only_notices(view: SweepState) -> bool:
-    """Return whether a sweep has no jobs to reconcile, but its newest launch names who gets notices."""
-    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
-    if not started or not settings_of(started[-1]).notify.channels or view.jobs.filed:
-        return False
-    return not isinstance(make_launcher(settings_of(started[-1]), len(view.sweep.cells)), Submitter)
-
-
 def submission_lines(view: SweepState, given: SubmitResult) -> list[str]:
     """Return lines on what was submitted and what was held back."""
     lines = []
@@ -275,6 +221,17 @@ def submission_lines(view: SweepState, given: SubmitResult) -> list[str]:
         lines.append(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
         lines.append(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
     return lines
+
+
+def decide_now(view: SweepState) -> SweepState:
+    """Record the decisions that can be made, and return the state with the cells that follow from them."""
+    if view.open_decision is None or not view.sealed:
+        return view
+    cancelled, evidence = view.request_summary.cancelled, view.reader.evidence
+    by = f"{provenance.user()} on {platform.node()}"
+    number = len(view.decisions.unfolded.decisions)
+    view.decisions.make(view.stages.__getitem__, evidence, cancelled=cancelled, holds=view.holds, by=by)
+    return view.fresh() if len(view.decisions.unfolded.decisions) > number else view
 
 
 class SubmitPass(NamedTuple):
@@ -303,7 +260,7 @@ def submit_pass(
         InfrastructureError: the scheduler does not answer.
     """
     settled = reconcile_jobs(view.fresh(), [each.submitter for each in asked])
-    view, given = settled.view, SubmitResult()
+    view, given = decide_now(settled.view), SubmitResult()
     for each in asked:
         dispatch = Dispatch(view, *each)
         try:
@@ -325,7 +282,19 @@ def is_open(view: SweepState, cell: Cell) -> bool:
     """Return whether a cell may still run as a job: it has not ended, and its job, if any, can start."""
     job = view.jobs.of_cell(cell.id)
     can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
-    return view.cells[cell.id].state in _OPEN and not can_never_start
+    status = view.cells[cell.id]
+    return status.state in _OPEN and not can_never_start and not status.is_undecided(cell)
+
+
+def is_well(view: SweepState, cells: Sequence[Cell]) -> bool:
+    """Return whether cells have ended as they should, and no decision of the sweep is left open."""
+    return view.open_decision is None and all(view.cells[cell.id].state in GOOD for cell in cells)
+
+
+def undecided_lines(view: SweepState) -> list[str]:
+    """Return a line on the decision that is left open, with the reason; none if there is none."""
+    found = view.open_decision
+    return [] if found is None else [f"\n{found.question.title}: not decided: {found.reason}"]
 
 
 class JobPasses:
@@ -341,7 +310,6 @@ class JobPasses:
 
     Attributes:
         view: the sweep state after the last pass.
-        cells: those of the requests. A later launch may have taken over some, and decides about them.
         pause_s: seconds to wait before the next pass.
         problem: why the last pass failed; "" if it did not.
     """
@@ -349,8 +317,7 @@ class JobPasses:
     def __init__(self, view: SweepState, asked: Sequence[PendingLaunch]) -> None:
         self.view = view
         self._asked = asked
-        numbers = {each.request.number for each in asked}
-        self.cells = [cell for cell in view.sweep.cells if view.request_summary.asked.get(cell.id) in numbers]
+        self._numbers = {each.request.number for each in asked}
         self.pause_s = WAIT_S
         self.problem = ""
         self._limit = ""
@@ -359,9 +326,17 @@ class JobPasses:
         self._notifier = notifier_of(view, asked[-1].request, self._notices.append)
 
     @property
+    def cells(self) -> list[Cell]:
+        """The cells of the requests. A later launch may have taken over some, and decides about them."""
+        asked = self.view.request_summary.asked
+        return [cell for cell in self.view.sweep.cells if asked.get(cell.id) in self._numbers]
+
+    @property
     def is_open(self) -> bool:
-        """Whether a cell may still run."""
-        return any(is_open(self.view, cell) for cell in self.cells)
+        """Whether a cell may still run, or come to exist."""
+        found = self.view.open_decision
+        comes = found is not None and found.is_passing
+        return comes or any(is_open(self.view, cell) for cell in self.cells)
 
     def make(self, notify: Notify) -> list[str]:
         """Make one pass, and return lines about it; none after an outage, which `problem` describes.

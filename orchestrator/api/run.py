@@ -137,8 +137,8 @@ class Run:
 
     @in_store
     def _cancel(self) -> None:
-        view, wanted = self._view.fresh(), self._request.cells
-        cancel_cells(view, [c for c in view.sweep.cells if wanted is None or c.id in wanted])
+        view = self._view.fresh()
+        cancel_cells(view, view.asked_cells(self._request.cells))
 
     @in_store
     def _is_at_work(self) -> bool:

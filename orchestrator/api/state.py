@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, cast
 
 from orchestrator.core import holding
+from orchestrator.core.decisions import Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause, Fingerprint, fingerprint
-from orchestrator.core.gates import gates_of_requests
+from orchestrator.core.gates import GateRule, gates_of_requests
 from orchestrator.core.identity import check_digests
-from orchestrator.core.plan import RequestSummary, summarize_requests
+from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import (
     CellStatus,
-    GateRule,
     Gates,
     StageStatus,
     State,
@@ -28,6 +27,8 @@ from orchestrator.core.state import (
     stage_status,
 )
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
+from orchestrator.core.sweep import SweepReference as SweepReference
+from orchestrator.core.sweep import parse_reference as parse_reference
 from orchestrator.costs import Estimate
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, with_jobs
@@ -38,46 +39,19 @@ from orchestrator.registry import INDEXED, load
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.opening import store_url
+from orchestrator.store.opening import space_of, store_url
 
 Notify = Callable[[str], None]
 """A function that shows one line of text to the user, such as a warning."""
 
-
-class SweepReference(NamedTuple):
-    """What the argument SWEEP means.
-
-    Attributes:
-        name: of the sweep in the store.
-        source: the name or path to compose.
-        revision: the number after ``@``; None without one.
-    """
-
-    name: str
-    source: str
-    revision: int | None
-
-
-def parse_reference(word: str) -> SweepReference:
-    """Parse ``smoke``, ``smoke@2`` or ``path/to/x.yaml``.
-
-    Raises:
-        UserError: the revision is not a number.
-    """
-    source, at, number = word.rpartition("@")
-    if not at:
-        source, number = word, ""
-    elif not (number.isascii() and number.isdigit() and len(number) < 10) or int(number) < 1:
-        raise UserError(f"{word!r} names no revision", allowed="SWEEP@1, SWEEP@2, ...")
-    name = Path(source).stem if source.endswith((".yaml", ".yml")) or "/" in source else source
-    return SweepReference(name, source, int(number) if number else None)
+_DECISIONS = "orchestrator.store.decisions:DecisionLog"  # Loaded by name: few sweeps have decisions.
 
 
 class SweepState:
     """A revision and the states of its cells.
 
     The store is read when a property is first used, and each property is read once: an instance is a
-    snapshot. `fresh` returns one that reads again.
+    snapshot. `fresh` returns one that reads again. The decisions of a sweep with phases are read at once.
 
     Args:
         ledger: the store.
@@ -86,6 +60,11 @@ class SweepState:
         sealed: whether the store holds the revision.
         trusted: (digest, generation) of products whose files were checked before; instances of one sweep
             share it.
+
+    Attributes:
+        whole: the sweep as given.
+        sweep: the sweep with the cells that exist by the decisions so far.
+        decisions: of the revision, a `orchestrator.store.decisions.DecisionLog`; None without phases.
     """
 
     def __init__(
@@ -97,7 +76,11 @@ class SweepState:
         sealed: bool,
         trusted: set[tuple[str, int]] | None = None,
     ) -> None:
-        self.ledger, self.sweep, self.number, self.sealed = ledger, sweep, number, sealed
+        self.ledger, self.whole, self.number, self.sealed = ledger, sweep, number, sealed
+        self.sweep, self.decisions = sweep, cast(Any, None)
+        if sweep.phases:
+            self.decisions = load(_DECISIONS)(ledger, sweep, number if sealed else 0)
+            self.sweep = self.decisions.unfolded.sweep
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
         self.problems: list[str] = []
         # Of a stage in a cell: what its estimate was made from, and the estimate.
@@ -108,7 +91,7 @@ class SweepState:
         return self._reading(self.ledger.renewed())
 
     def _reading(self, ledger: Ledger) -> SweepState:
-        view = SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+        view = SweepState(ledger, self.whole, self.number, sealed=self.sealed, trusted=self.trusted)
         view.estimated = self.estimated
         return view
 
@@ -156,7 +139,7 @@ class SweepState:
         Raises:
             InfrastructureError: the digest of a stage is not that of what the stage would run.
         """
-        check_digests(self.sweep, self.title)
+        check_digests(self.whole, self.title)
 
     def warnings(self) -> list[str]:
         """Return which records cannot be read. They are never trusted, and never silently left out."""
@@ -248,7 +231,7 @@ class SweepState:
     @cached_property
     def codes(self) -> dict[str, str]:
         """The digest of the code that would run each cell, by id: that of the launch that named it last."""
-        return holding.codes_of(self.requests, self.request_summary.asked)
+        return codes_of(self.requests, self.request_summary.asked)
 
     @cached_property
     def holds(self) -> Holds:
@@ -262,6 +245,7 @@ class SweepState:
             policy=self.policy,
             codes=self.codes,
             spending=spending_now(self.ledger, self.sweep.name, self.policy),
+            space=space_of(self.ledger.objects),
         )
         return holding.holds_of(records)
 
@@ -288,6 +272,16 @@ class SweepState:
         return found
 
     @cached_property
+    def open_decision(self) -> Undecided | None:
+        """The next decision, with the reason why it was not made yet; None if no decision is left."""
+        if self.decisions is None or self.decisions.unfolded.question is None:
+            return None
+        cancelled, evidence, status_of = self.request_summary.cancelled, self.reader.evidence, self.stages
+        seen = self.decisions.look(status_of.__getitem__, evidence, cancelled=cancelled, holds=self.holds)
+        question = self.decisions.unfolded.question
+        return seen if isinstance(seen, Undecided) else Undecided(question, "its cells have ended", True)
+
+    @cached_property
     def chosen_gpus(self) -> dict[str, int]:
         """The GPUs that were chosen for cells that are not done, by id, as first recorded."""
         found: dict[str, int] = {}
@@ -302,6 +296,10 @@ class SweepState:
                     attempts = (self.attempts(self.sweep.stages[digest]) for digest in cell.stage_digests)
                     found[cell.id] = chosen_before(cell.id, [one for each in attempts for one in each])
         return {cell_id: number for cell_id, number in found.items() if number}
+
+    def asked_cells(self, ids: Collection[str] | None) -> list[Cell]:
+        """Return the cells that a request names by their ids; for None all that exist by now."""
+        return [cell for cell in self.sweep.cells if ids is None or cell.id in ids]
 
     def subject(self, cell: Cell) -> Subject:
         """Return the fields of a cell that selectors match."""

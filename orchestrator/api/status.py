@@ -196,8 +196,7 @@ class Status(NamedTuple):
 
 def status_of(view: SweepState, wanted: Sequence[str] | None) -> Status:
     """Return the states of the wanted cells; of all cells for None."""
-    chosen = None if wanted is None else set(wanted)
-    cells = [cell for cell in view.sweep.cells if chosen is None or cell.id in chosen]
+    cells = view.asked_cells(None if wanted is None else set(wanted))
     counts = Counter(str(view.cells[cell.id].state) for cell in cells)
     return Status(dict(counts), Cells(view, cells), view.warnings(), view.as_of)
 

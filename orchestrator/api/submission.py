@@ -23,6 +23,7 @@ from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import num_starved
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import GateJobs, gate_jobs
+from orchestrator.core.holding import no_space
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -108,7 +109,7 @@ class Dispatch:
         self._is_dry = False
         groups, number = self._groups(), self._next_number()
         fits, is_refill = first_try(self._view.jobs.filed, self._limits.max_tasks)
-        if hold:
+        if hold := hold or no_space(self._view.holds):
             fits, self.given.limit = 0, hold
         grows = 1
         while groups and fits:
@@ -217,7 +218,9 @@ class Dispatch:
             cells = [cell for cell in cells if asked.get(cell.id) == request.number]
         elif request.cells is not None:  # a request that is not recorded yet is the newest
             cells = [cell for cell in cells if cell.id in request.cells]
-        return [cell for cell in cells if states[cell.id].state in (*_WANTED, State.QUEUED, State.UNKNOWN)]
+        wanted = (*_WANTED, State.QUEUED, State.UNKNOWN)
+        # A cell that waits for a decision has nothing to run until then.
+        return [c for c in cells if states[c.id].state in wanted and not states[c.id].is_undecided(c)]
 
     def _is_busy(self, cell: Cell) -> bool:
         """Return whether a worker without a job runs this very cell, judged by its heartbeat's age.

@@ -44,7 +44,7 @@ class Waited(NamedTuple):
 
 def wait_until(
     view: SweepState,
-    cells: Sequence[Cell],
+    cells: Sequence[Cell] | None,
     goal: Goal,
     *,
     timeout_s: float | None = None,
@@ -55,7 +55,7 @@ def wait_until(
 
     Args:
         view: a launched revision.
-        cells: whose states count.
+        cells: whose states count; None for all cells, also those that come to exist meanwhile.
         goal: what to wait for.
         timeout_s: longest wait in seconds; None for no limit.
         stall_s: seconds without any change that count as stalled.
@@ -79,7 +79,8 @@ def wait_until(
         look_s = time.monotonic()
         view = view.fresh()
         try:
-            states, now_seen = _look(view, cells)
+            states, now_seen = _look(view, view.sweep.cells if cells is None else cells)
+            outcome = [*states, *(_undecided(view) if cells is None else ())]
             outage_s = next(
                 (r.settings.store.outage_s for r in reversed(view.requests) if r.settings), outage_s
             )
@@ -96,7 +97,7 @@ def wait_until(
             silent_s = None
             if now_seen != seen:
                 seen, changed_s = now_seen, look_s
-            found = outlook(goal, states, quiet_s=look_s - changed_s, stall_s=stall_s)
+            found = outlook(goal, outcome, quiet_s=look_s - changed_s, stall_s=stall_s)
             waited_s = time.monotonic() - start_s
             if found is not Outlook.OPEN or (timeout_s is not None and waited_s >= timeout_s):
                 return Waited(found, dict(Counter(map(str, states))), waited_s)
@@ -119,6 +120,12 @@ def _look(view: SweepState, cells: Sequence[Cell]) -> tuple[list[State], Hashabl
         beats = tuple(attempt.heartbeat.counter for attempt in last if attempt.heartbeat)
         signs.append((digest, view.stages[digest].state, view.stages[digest].attempts, beats))
     return states, frozenset(signs)
+
+
+def _undecided(view: SweepState) -> list[State]:
+    """Return a state for the next decision: `pending` while it may be made, else `blocked`."""
+    found = view.open_decision
+    return [] if found is None else [State.PENDING if found.is_passing else State.BLOCKED]
 
 
 def _pause(view: SweepState, look_s: float, deadline_s: float | None, *, asks_jobs: bool) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from orchestrator.api.estimates import estimates_of, longest_first
 from orchestrator.api.state import SweepState, current_revision, parse_reference, sealed_view
-from orchestrator.core.holding import code_of, codes_of
+from orchestrator.core.plan import code_of, codes_of
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import Policy, RunSettings
 from orchestrator.core.state import State

@@ -17,14 +17,20 @@ from types import FrameType
 
 from orchestrator.api.estimates import ordered_ids, sized
 from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
-from orchestrator.api.reconciling import Notifies, PendingLaunch, notifier_of
+from orchestrator.api.reconciling import Notifies, PendingLaunch, is_well, notifier_of, undecided_lines
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
 from orchestrator.cli.output import LongStep, indented, print_lines, styled
-from orchestrator.cli.progress import count_stages, mirroring, print_failures, submit_all, write_reports
+from orchestrator.cli.progress import (
+    count_stages,
+    mirroring,
+    print_failures,
+    submit_all,
+    write_reports,
+)
 from orchestrator.core.records import Code, Request
-from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell, preload
+from orchestrator.core.state import GOOD, State
+from orchestrator.core.sweep import preload
 from orchestrator.entry import outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, SweepError, UserError, counted
 from orchestrator.jobs.submissions import settings_of
@@ -86,31 +92,33 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
         words = ["orchestrator.cli.attached", view.ledger.objects.url, view.sweep.name, str(request.number)]
         go_on_in_the_snapshot(view.ledger.objects, request.code, words)
     wanted = set(request.cells) if request.cells is not None else None
-    cells = [cell for cell in view.sweep.cells if wanted is None or cell.id in wanted]
+    cells = view.asked_cells(wanted)
     # A second Ctrl-C also ends a wait for a store that does not answer.
     stopper = _Stopper(launcher)
     view = view.patient(indented, lambda: "stopped" if stopper.count > 1 else "")
     notifier = notifier_of(view, request, indented)
     # A launch whose cells are all done still runs the mirror, which uploads what it missed earlier.
     with mirroring(view.ledger, view.sweep.name, request):
-        if any(view.cells[cell.id].state is not State.DONE for cell in cells):
+        if view.open_decision or any(view.cells[cell.id].state not in GOOD for cell in cells):
             with stopper:
                 launcher.start(_as_launch(view, request, launcher))
-                _watch(view, cells, launcher, notifier)
+                _watch(view, wanted, launcher, notifier)
                 keep_logs(view)
     # A user who stops a launch wants it to end now. Retention is left to the next launch.
     if not stopper.count:
         print_lines(finish_retention(view.fresh(), settings_of(request).policy))
     view = _last_view(view)
+    cells = view.asked_cells(wanted)
     counts = Counter(view.cells[cell.id].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     print_failures(view, cells)
     print_lines(needing_retired_lines(view, cells))
+    print_lines(undecided_lines(view))
     if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     if stopper.count < 2:
         notifier.finish()
-    if counts[State.DONE] == len(cells):
+    if is_well(view, cells):
         return 0
     # A refusal is an error of the machine or the store (exit code 3), not of a cell.
     if launcher.refusal() and not stopper.count:
@@ -143,8 +151,7 @@ def _as_launch(view: SweepState, request: Request, launcher: Launcher) -> Launch
     else:
         checkout = checkout_of(objects, view.sweep, paths)
         digest, named = checkout.digest(), checkout.named
-    wanted = None if request.cells is None else set(request.cells)
-    cells = [cell for cell in view.sweep.cells if wanted is None or cell.id in wanted]
+    cells = view.asked_cells(request.cells)
     estimates, chosen, stages = sized(view, cells, request, launcher, paths)
     gpus = GpuNumbers({key: one.num_gpus for key, one in estimates.items()}, stages) if chosen else None
     return Launch(
@@ -226,7 +233,7 @@ class _Stopper:
         self._launcher.stop(kill=self.count > 1)
 
 
-def _watch(view: SweepState, cells: list[Cell], launcher: Launcher, notifier: Notifies) -> None:
+def _watch(view: SweepState, wanted: set[str] | None, launcher: Launcher, notifier: Notifies) -> None:
     """Show progress until no worker is alive: a bar in a terminal, else a line whenever the text changes.
 
     The launcher is polled more often than the store is read. Polling is cheap and replaces dead workers, but
@@ -253,7 +260,8 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher, notifier: No
             now_s = time.monotonic()
             if now_s >= next_s or not alive:
                 try:
-                    done, total, text = count_stages(view.fresh(), cells)
+                    now = view.fresh()
+                    done, total, text = count_stages(now, now.asked_cells(wanted))
                 except (OSError, InfrastructureError) as error:
                     # Reads of a folder have already waited for `store.outage_s`. Over a bucket, the workers
                     # wait and go on, so this process does too.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from orchestrator.api.launching import CheckedLaunch, failed_cells, run_settings_of
-from orchestrator.api.reconciling import NOTICES_S, has_only_notices, notifier_of, requests_of
-from orchestrator.api.state import SweepState, open_view
+from orchestrator.api.launching import CheckedLaunch, failed_cells, make_launcher, run_settings_of
+from orchestrator.api.reconciling import NOTICES_S, PendingLaunch, notifier_of
+from orchestrator.api.state import Notify, SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.attached import follow
 from orchestrator.cli.output import (
@@ -19,12 +20,14 @@ from orchestrator.cli.output import (
     no_overrides,
     print_table,
 )
-from orchestrator.cli.progress import add_composing, again, composed, print_remarks, print_scripts, submit_all
+from orchestrator.cli.progress import add_composing, again, composed, print_remarks, submit_all
 from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
-from orchestrator.errors import UserError, counted, escaped, one_line
+from orchestrator.errors import SweepError, UserError, counted, escaped, one_line
+from orchestrator.jobs.submissions import settings_of
+from orchestrator.launchers.base import Submitter
 
 
 def configure_launch(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +67,7 @@ def run_launch(args: argparse.Namespace) -> int:
         )
     notes = checked.limits.notes if checked.limits else ()
     if args.dry_run:
-        return print_scripts(checked.dispatch().dry_run(), notes)
+        return _print_scripts(checked.dispatch().dry_run(), notes)
     # From here on, the store is changed.
     sealed = checked.seal(print)
     print(f"{sealed.title}: {escaped(sealed.sweep.description)}")
@@ -164,15 +167,91 @@ def run_reconcile(args: argparse.Namespace) -> int:
     outlive_the_reader()
     view = open_view(args.sweep, no_overrides(args.words))
     view.check()
-    if not args.dry_run and has_only_notices(view):
+    if not args.dry_run and _has_only_notices(view):
         print(f"{view.title} was launched without jobs; notices that are due are sent")
         notifier_of(view, next(r for r in reversed(view.requests) if r.settings), indented).finish(NOTICES_S)
         return 0
-    asked = requests_of(view, indented)
+    asked = _requests_of(view, indented)
     if args.dry_run:
         given = SubmitResult()
         for each in asked:
             # Each request continues the numbers of the one before, as in a real pass.
             given.add(Dispatch(view, *each).dry_run(after=len(given.scripts)))
-        return print_scripts(given)
+        return _print_scripts(given)
     return submit_all(view, asked, wait=args.wait)
+
+
+def _requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
+    """Return the requests that matter for jobs of a revision.
+
+    A request matters if its settings and code apply to a cell, or if it has open jobs. The newest launch or
+    rerun always does. A sweep may have jobs of several schedulers; those that do not answer are reported and
+    skipped.
+
+    Args:
+        view: the sweep state.
+        notify: called with a line for each skipped scheduler.
+
+    Raises:
+        UserError: nothing was launched as jobs, or the cluster cannot be found from this machine.
+        InfrastructureError: no scheduler answers.
+    """
+    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
+    if not started:
+        raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    numbers = {view.request_summary.asked.get(cell.id) for cell in view.sweep.cells}
+    # Jobs of earlier requests may still be open. Their ends must be recorded too.
+    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
+    asked: list[PendingLaunch] = []
+    silent: list[SweepError] = []
+    for request in started:
+        submitter = make_launcher(settings_of(request), len(view.sweep.cells))
+        if not isinstance(submitter, Submitter) or not (request.number in numbers or request is started[-1]):
+            continue
+        try:
+            asked.append(PendingLaunch(request, submitter, submitter.limits()))
+        except SweepError as error:  # such as a cluster that is only reachable from its own machines
+            silent.append(error)
+    if silent and not asked:
+        raise silent[-1]
+    for problem in silent:
+        notify(f"left for later: {problem.what}")
+    if not asked:
+        last = settings_of(started[-1])
+        jobs = f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray"
+        raise UserError(
+            f"{view.title} was last launched with a launcher that has no jobs",
+            where=f"launcher={last.launcher['name']}",
+            fix=f"sweep work {view.sweep.name}{view.hint}" if last.is_external else jobs,
+        )
+    return asked
+
+
+def _has_only_notices(view: SweepState) -> bool:
+    """Return whether a sweep has no jobs to reconcile, but its newest launch names who gets notices."""
+    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
+    if not started or not settings_of(started[-1]).notify.channels or view.jobs.filed:
+        return False
+    return not isinstance(make_launcher(settings_of(started[-1]), len(view.sweep.cells)), Submitter)
+
+
+def _print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:
+    """Print the scripts that would be submitted, word for word, and return 0.
+
+    Args:
+        given: the result of a dry run.
+        notes: remarks about the scheduler's limits.
+    """
+    for note in notes:
+        print(f"# note: {note}")
+    for submission, text in given.scripts:
+        print(f"# submission {submission.number}: {counted(len(submission.tasks), 'task')}")
+        for index, cells in enumerate(submission.tasks):
+            print(f"#   {index}: {' '.join(cells)}")
+        print(text)
+    print(
+        f"# {counted(len(given.scripts), 'submission')}; {counted(given.num_held, 'cell')} have a job already"
+    )
+    if given.behind:
+        print(f"# {counted(given.behind, 'cell')} would be held back by {given.limit}")
+    return 0

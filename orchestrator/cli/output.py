@@ -230,6 +230,7 @@ COLOURS = {
     "blocked": 33,
     "released": 34,
     "cancelled": 33,
+    "stopped": 32,
 }
 """State to the number of its colour in the terminal's escape sequences (ECMA-48, SGR)."""
 

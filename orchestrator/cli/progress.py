@@ -15,10 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.api.launching import composed_or_sealed
-from orchestrator.api.reconciling import NOTICES_S, JobPasses, PendingLaunch, notifier_of, submit_pass
+from orchestrator.api.reconciling import (
+    NOTICES_S,
+    JobPasses,
+    PendingLaunch,
+    is_well,
+    notifier_of,
+    submit_pass,
+    undecided_lines,
+)
 from orchestrator.api.requests import code_drift, finish_retention
 from orchestrator.api.state import SweepState
-from orchestrator.api.submission import SubmitResult
 from orchestrator.cli.output import (
     NUMBERS,
     LongStep,
@@ -241,28 +248,6 @@ def _hold_of(view: SweepState, cell: Cell) -> str:
     return ""
 
 
-def print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:
-    """Print the scripts that would be submitted, word for word, and return 0.
-
-    Args:
-        given: the result of a dry run.
-        notes: remarks about the scheduler's limits.
-    """
-    for note in notes:
-        print(f"# note: {note}")
-    for submission, text in given.scripts:
-        print(f"# submission {submission.number}: {counted(len(submission.tasks), 'task')}")
-        for index, cells in enumerate(submission.tasks):
-            print(f"#   {index}: {' '.join(cells)}")
-        print(text)
-    print(
-        f"# {counted(len(given.scripts), 'submission')}; {counted(given.num_held, 'cell')} have a job already"
-    )
-    if given.behind:
-        print(f"# {counted(given.behind, 'cell')} would be held back by {given.limit}")
-    return 0
-
-
 def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) -> int:
     """Record jobs that ended, submit cells that no job holds, and print both.
 
@@ -292,7 +277,9 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
         write_reports(view)
     notifier_of(view, asked[-1].request, indented).finish(NOTICES_S)
     print(f"  sweep status {view.sweep.name}{view.hint}")
-    return 1 if counts[State.FAILED] or counts[State.BLOCKED] or view.jobs.stuck() else 0
+    print_lines(undecided_lines(view))
+    stands = view.open_decision is not None and not view.open_decision.is_passing
+    return 1 if counts[State.FAILED] or counts[State.BLOCKED] or view.jobs.stuck() or stands else 0
 
 
 def summary(counts: Counter[State]) -> str:
@@ -318,9 +305,10 @@ def _stay(passes: JobPasses) -> int:
     counts = Counter(view.cells[cell.id].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")
     print_failures(view, cells)
+    print_lines(undecided_lines(view))
     if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
-    return 0 if counts[State.DONE] == len(cells) else 1
+    return 0 if is_well(view, cells) else 1
 
 
 @contextlib.contextmanager

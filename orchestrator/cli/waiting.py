@@ -56,7 +56,7 @@ def run_wait(args: argparse.Namespace) -> int:
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(f"--{name} is {value}", allowed="seconds, 0 or more")
     view = open_view(args.sweep, no_overrides(args.words))
-    cells, goal = view.select(args.only), Goal(args.until)
+    cells, goal = view.select(args.only) if args.only else None, Goal(args.until)
     found = wait_until(view, cells, goal, timeout_s=args.timeout, stall_s=args.stall, notify=to_stderr)
     if args.json:
         print_json(
@@ -76,7 +76,7 @@ def run_wait(args: argparse.Namespace) -> int:
             Outlook.IMPOSSIBLE: f"never {goal} as it is",
             Outlook.OPEN: f"not {goal} after {found.seconds:.0f} s",
         }[found.outlook]
-        print(f"{view.title}: {what}: {counted(len(cells), 'cell')}: {states}")
+        print(f"{view.title}: {what}: {counted(sum(found.counts.values()), 'cell')}: {states}")
     return _CODES[found.outlook]
 
 

@@ -13,14 +13,14 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 import orchestrator
-from orchestrator.compose.axes import KeyValue, axis_of, cut, texts_of
+from orchestrator.compose.axes import Axis, KeyValue, axis_of, cut, texts_of
 from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweep import SweepFile, check_name, parse
@@ -217,6 +217,11 @@ def _num_cells(file: SweepFile, where: str) -> int | None:
         any_of(includes, subject) and not any(selector.matches(subject) for selector in excludes)
         for subject in subjects
     )
+
+
+def labels_of(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
+    """Return the labels of each axis, by its name."""
+    return {axis.name: frozenset(label.text for label in axis.labels) for axis in axes}
 
 
 def _all_files(cwd: Path) -> Iterator[Path]:

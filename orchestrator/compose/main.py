@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import itertools
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,18 +14,30 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from omegaconf import OmegaConf
 
-from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, cut, texts_of
+from orchestrator.compose.axes import axis_of
 from orchestrator.compose.configs import Configs
-from orchestrator.compose.files import CONDITIONS, config_folders, locate, read_sweep, shipped, sweep_name
-from orchestrator.compose.interpolations import refuse_varying
+from orchestrator.compose.files import (
+    CONDITIONS,
+    config_folders,
+    labels_of,
+    locate,
+    read_sweep,
+    shipped,
+    sweep_name,
+)
 from orchestrator.compose.overrides import Overrides, composed_run_settings, escaped, refuse_secrets
+from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.settings import RunSettings, split_store
-from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, parse, stage_specs
-from orchestrator.core.tree import MISSING, pick, scalar_text
+from orchestrator.core.sweep import (
+    ComposedSweep,
+    SweepFile,
+    parse,
+    stage_specs,
+)
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, importable, is_known, known, load, lookup
 from orchestrator.stage import StageSpec
@@ -52,13 +62,12 @@ class Composition:
     import_paths: tuple[str, ...]
 
 
+# Loaded by name: few sweeps need them.
 _APPS: Final = "orchestrator.compose.apps:hosted"
+_PHASES: Final = "orchestrator.compose.phases:compose_phases"
 
 _NUM_WORDS = 3
-"""Number of notes on words that YAML 1.1 would read differently."""
-
-Progress = Callable[[int, int], None]
-"""Callback that takes the number of points composed so far, and the number of all points."""
+"""Most notes on words that YAML 1.1 would read differently."""
 
 
 def compose(
@@ -135,11 +144,10 @@ def _composed(
     store_url, words = split_store(overrides)
     with contextlib.ExitStack() as stack:
         if file.app is not None:
-            # Loaded by name: only sweeps of an app need it.
             app = stack.enter_context(load(_APPS)(file, file_axes, words, folder=folder, where=where))
             merged, configs, given = app
         else:
-            root = _cell_root(file, [*config_folders(cwd, folder)], where)
+            root = cell_root(file, cwd, folder, where)
             merged = Overrides(dict(file_axes), conditional=conditions.names if conditions else ())
             merged.add_file(file.overrides, root, where=where)
             merged.add_command_line(words, root)
@@ -148,81 +156,43 @@ def _composed(
         specs = _specs(msgspec.structs.replace(file, stages=given), import_paths, where)
         _check_texts(file, specs, where)
         _check_reports(file.report, import_paths, where)
-        # Labels of the file: to exclude one that the command line narrowed away is no mistake.
-        selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
-        grid = Grid(selectors, file.columns, specs, where=where)
         # Check all that needs no composed cell before the grid is composed, which takes most of the time.
         engine = composed_run_settings(merged.engine, config_folders(cwd, folder), store_url)
         _check_limits(engine, specs)
         _check_work(engine, specs)
-        axes = list(merged.axes.values())
-        for axis in axes:
-            check_axis(axis.name)
-        # Before any loop over the points: a mistyped range may give billions of them.
         most = file.max_cells if merged.max_cells is None else merged.max_cells
-        points = _points(axes, conditions, merged.touched, most, where)
-        grid.check_labels(texts_of(axes, labels) for labels in points)
-        _fill(grid, configs, axes, points, file.columns, specs, where, progress)
-    cells, notes = grid.cells([len(axis.labels) for axis in axes], len(points))
-    notes += _check_count(len(cells), file.expect_cells, merged, grid.sum_text, where)
+        if file.phases or file.rungs:
+            made: Made = load(_PHASES)(file, specs, words, (cwd, folder), where, most, progress)
+        else:
+            # Labels of the file: to exclude one that the command line narrowed away is no mistake.
+            selectors = Selectors.parse(file.exclude, file.include, labels_of(file_axes.values()))
+            grid = Grid(selectors, file.columns, specs, where=where)
+            made = made_of(grid, configs, merged, conditions, file.columns, specs, most, where, progress)
+    notes = made.notes + _check_count(made.num_cells, file.expect_cells, merged, made.sum_text, where)
     sealed = ComposedSweep(
         name=sweep_id,
         description=file.description.strip(),
         specs=specs,
-        stages=grid.stages,
-        cells=cells,
+        stages=made.stages,
+        cells=made.cells,
         report=tuple(file.report),
+        phases=made.phases,
     )
     notes += configs.notes if file.app is not None else ()
     return Composition(sealed, engine, tuple(notes), source.text, import_paths)
 
 
-def _points(
-    axes: Sequence[Axis], conditions: Any, touched: Sequence[str], max_cells: int, where: str
-) -> list[tuple[Label, ...]]:
-    """Return the points of the grid, after a check that they are not too many."""
-    if conditions is None:
-        _check_size(axes, max_cells, where)
-        return list(itertools.product(*(axis.labels for axis in axes)))
-    conditions.refuse_idle(axes, touched)
-    points = list(itertools.islice(conditions.points(axes), max_cells + 1))
-    if len(points) > max_cells:
-        _check_size(axes, max_cells, where)
-    return points
+def cell_root(file: SweepFile, cwd: Path, folder: Path, where: str) -> Root:
+    """Return the config root of a sweep's cells.
 
-
-def _fill(
-    grid: Grid,
-    configs: Configs,
-    axes: Sequence[Axis],
-    points: Sequence[tuple[Label, ...]],
-    columns: Mapping[str, str],
-    specs: Mapping[str, StageSpec],
-    where: str,
-    progress: Progress,
-) -> None:
-    """Compose the points of the grid that its early selectors keep, and add them to the grid."""
-    for number, labels in enumerate(points):
-        progress(number, len(points))
-        if not grid.admits(texts_of(axes, labels)):
-            continue
-        named = (
-            f"{axis.name}={cut(label.text)}"
-            for axis, label in zip(axes, labels, strict=True)
-            if label is not ABSENT
-        )
-        place = " ".join(["cell", *named]) + f", {where}"
-        config = configs.config(labels, where=place)
-        refuse_varying(specs, configs.varying, where=place)
-        shown = configs.shown(labels, config, where=place)
-        texts = texts_of(axes, shown)
-        _check_columns(columns, texts, config, where)
-        grid.add(texts, ".".join(filter(None, (label.part for label in shown))), config)
-    progress(len(points), len(points))
-
-
-def _cell_root(file: SweepFile, folders: list[Path], where: str) -> Root:
-    also = list(file.axes)
+    Args:
+        file: the sweep file.
+        cwd: the working folder.
+        folder: of the sweep file.
+        where: the sweep file, for messages.
+    """
+    folders = config_folders(cwd, folder)
+    also = [*file.axes, *(axis for phase in file.phases for axis in phase.axes)]
     if file.config is not None:
         return Root.inline(file.config, folders, where=where, also=also)
     return Root("config", [*folders, shipped("conf")], where=where, also=also)
@@ -274,17 +244,6 @@ def _check_module(what: str, target: str, import_paths: Sequence[str], where: st
         )
 
 
-def _check_size(axes: Sequence[Axis], max_cells: int, where: str) -> None:
-    num_points = math.prod(len(axis.labels) for axis in axes)
-    if num_points > max_cells:
-        product = " x ".join(f"{len(axis.labels):,}" for axis in axes)
-        raise UserError(
-            f"the grid has {product} = {num_points:,} points, more than max_cells: {max_cells:,}",
-            where=where,
-            fix=f"max_cells={num_points} if that is what you mean",
-        )
-
-
 def _check_limits(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
     for stage in engine.policy.limits_s:
         if stage not in specs:
@@ -306,39 +265,6 @@ def _check_work(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
                 where=f"store.url={url}",
                 allowed="a store in a folder; or {checkpoints} and {resume}, which are kept in a bucket too",
             )
-
-
-def _check_columns(
-    columns: Mapping[str, str], labels: Mapping[str, str], config: Mapping[str, Any], where: str
-) -> None:
-    for column, key in columns.items():
-        value = pick(config, key)
-        _check_column_name(column, key, value, labels, config, where)
-        if isinstance(value, Mapping):
-            raise UserError(
-                f"the column {column!r} is of {key!r}, a section of the config and not a value",
-                where=where,
-                allowed=nearest(key, [f"{key}.{name}" for name in value]),
-            )
-
-
-def _check_column_name(
-    column: str, key: str, value: Any, labels: Mapping[str, str], config: Mapping[str, Any], where: str
-) -> None:
-    """Refuse a column that shows another value than the axis or config key of the same name."""
-    own = labels.get(column, pick(config, column))
-    text = scalar_text(value)
-    if own is MISSING or isinstance(own, Mapping) or value is MISSING or scalar_text(own) == text:
-        return
-    raise UserError(
-        f"the column {column!r} shows {key}, which is {text}, but {column!r} itself is {scalar_text(own)}",
-        where=where,
-        fix="give the column another name",
-    )
-
-
-def _labels(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
-    return {axis.name: frozenset(label.text for label in axis.labels) for axis in axes}
 
 
 def _check_count(

@@ -80,6 +80,7 @@ class Grid:
 
     Attributes:
         sum_text: the number of cells and how it came about, set by `cells`.
+        merged: the labels of each point that was merged, and of the one that it equals, set by `cells`.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Grid:
         self._early: tuple[list[Selector], list[Selector]] = ([], [])
         self._late = ([*selectors.exclude], [*selectors.include])
         self.sum_text = ""
+        self.merged: list[tuple[Mapping[str, str], Mapping[str, str]]] = []
 
     @property
     def stages(self) -> dict[str, StageInstance]:
@@ -178,6 +180,7 @@ class Grid:
                 merged.append((point, first))
         if points:
             self._chains.check_neutral(points[0].subject.config)
+        self.merged = [(point.subject.axes, first.subject.axes) for point, first in merged]
         self.sum_text = self._sum(lengths, num_points, len(merged), len(firsts))
         if not firsts:
             raise UserError("no cell is left after the exclusions", where=self._where, allowed=self.sum_text)

@@ -24,17 +24,21 @@ from orchestrator.core.evidence import (
 )
 from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint, fingerprint
 from orchestrator.core.plan import RequestSummary
-from orchestrator.core.records import Done, End, Request
+from orchestrator.core.records import Done, End
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep
-from orchestrator.errors import UserError, counted, one_line
+from orchestrator.errors import UserError, counted, one_line, says_full
 
 MAX_MESSAGE = 120
 """Characters of a failure's message in the reason of a hold."""
 
 _OF_MACHINES = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
 """Causes that are no evidence against the cells that failed."""
+
+
+SCARCE_BYTES, SCARCE_SHARE = 10 * 2**30, 0.01
+"""Space on a disk is scarce below the smaller one; ours."""
 
 
 class SweepRecords(NamedTuple):
@@ -49,6 +53,7 @@ class SweepRecords(NamedTuple):
         policy: of the launch that is decided about.
         codes: id of a cell to the digest of the code that would run it.
         spending: what the sweep has spent; None if it has no budget, or if the reader checks it itself.
+        space: bytes that are free in the store, and in all; None where nothing says that, as in a bucket.
     """
 
     sweep: ComposedSweep
@@ -59,6 +64,29 @@ class SweepRecords(NamedTuple):
     policy: Policy
     codes: Mapping[str, str]
     spending: Spending | None = None
+    space: tuple[int, int] | None = None
+
+
+def with_space(records: SweepRecords) -> Holds:
+    """Hold every stage while space is scarce, once one has failed for want of it.
+
+    The next one could lose hours of work. A quota that the file system does not show is not seen.
+    """
+    if records.space is None or records.space[0] >= min(SCARCE_BYTES, SCARCE_SHARE * records.space[1]):
+        return NO_HOLDS
+    for digest in records.unfinished:
+        ends = [attempt.end for attempt in records.evidence(digest).attempts if attempt.end is not None]
+        if ends and ends[-1].cause is Cause.STORAGE and says_full(ends[-1].message):
+            free_mib = records.space[0] / 2**20
+            why = f"the store's disk is full, {free_mib:,.1f} MiB are free: work waits for more"
+            return Holds(stages=dict.fromkeys(records.sweep.stages, Hold(why, False, Cause.STORAGE)))
+    return NO_HOLDS
+
+
+def no_space(holds: Holds) -> str:
+    """Return what says that the store has no space for another stage, "" if nothing does."""
+    held = holds.stages.values()
+    return next((h.reason for h in held if h.cause is Cause.STORAGE and not h.is_final), "")
 
 
 def within_budget(records: SweepRecords) -> Holds:
@@ -319,7 +347,6 @@ def _needs(records: SweepRecords, cell: Cell, stage: str) -> bool:
 def _hold(records: SweepRecords, alike: Alike) -> Hold:
     """Return the hold of the cells that agree with failed ones."""
     name, failure = records.sweep.name, alike.failure
-    number = len(alike.ends)
     axes = " ".join(f"{k}={v}" for k, v in alike.axes.items())
     have = f" with {axes}" if axes else ""
     digest, end = next(iter(alike.ends.items()))
@@ -327,7 +354,7 @@ def _hold(records: SweepRecords, alike: Alike) -> Hold:
     instance = records.sweep.stages[digest]
     code = " with other code" if end.cause in DETERMINISTIC else ""
     return Hold(
-        f"{number} cells{have} failed alike: {one_line(what, MAX_MESSAGE)}"
+        f"{len(alike.ends)} cells{have} failed alike: {one_line(what, MAX_MESSAGE)}"
         f" (sweep logs {name} {alike.cell} --stage {shlex.quote(instance.name)});"
         f" these go on by a launch{code}, or: sweep rerun {name}"
         f" --only {shlex.quote(axes or 'state=blocked')}",
@@ -336,7 +363,7 @@ def _hold(records: SweepRecords, alike: Alike) -> Hold:
     )
 
 
-RULES: tuple[Rule, ...] = (broken, within_budget)
+RULES: tuple[Rule, ...] = (broken, within_budget, with_space)
 
 
 def holds_of(records: SweepRecords) -> Holds:
@@ -358,22 +385,6 @@ def merged(*found: Holds) -> Holds:
                 if key not in into or (hold.is_final and not into[key].is_final):
                     into[key] = hold
     return Holds(cells, stages)
-
-
-def code_of(request: Request) -> str:
-    """Return the digest of the code that the workers of a request run, "" if it was not recorded."""
-    return str(request.provenance.get("code", ""))
-
-
-def codes_of(requests: Iterable[Request], asked: Mapping[str, int]) -> dict[str, str]:
-    """Return the digest of the code that would run each cell: that of the last request that named it.
-
-    Args:
-        requests: of the sweep.
-        asked: id of a cell to the number of that request.
-    """
-    codes = {request.number: code_of(request) for request in requests}
-    return {cell: codes.get(number, "") for cell, number in asked.items()}
 
 
 def failed_end(status: StageStatus, evidence: Evidence) -> End | None:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from orchestrator.core.evidence import Holds
 from orchestrator.core.records import Record
 from orchestrator.core.settings import NoticeKind, SpendingLimit
-from orchestrator.core.state import FINAL, CellStatus, State
+from orchestrator.core.state import FINAL, GOOD, CellStatus, State
 from orchestrator.core.waiting import Goal, Outlook, outlook
 from orchestrator.errors import counted, one_line
 
@@ -245,7 +245,7 @@ def _budget(facts: NoticeFacts) -> Iterable[Notice]:
 
 def _num_left(facts: NoticeFacts) -> int:
     """Return the number of cells that would go on, if nothing held them back."""
-    return sum(s.state not in (State.DONE, State.FAILED, State.CANCELLED) for s in facts.cells.values())
+    return sum(s.state not in (*GOOD, State.FAILED, State.CANCELLED) for s in facts.cells.values())
 
 
 def _stalled(facts: NoticeFacts, stalled_s: float) -> Iterable[Notice]:
@@ -259,7 +259,7 @@ def _stalled(facts: NoticeFacts, stalled_s: float) -> Iterable[Notice]:
 
 def _done(facts: NoticeFacts) -> Iterable[Notice]:
     if all(status.state in FINAL for status in facts.cells.values()):
-        is_done = all(status.state is State.DONE for status in facts.cells.values())
+        is_done = all(status.state in GOOD for status in facts.cells.values())
         text = f" {'is done' if is_done else 'has ended'}: {_summary(facts)}"
         # Another attempt or another product is another end. A launch that finds nothing to do is none.
         yield _notice(facts, "done", f"done@{facts.revision}-{_situation(facts)}", text, is_done=is_done)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Budget, Holds
 from orchestrator.core.failure import DETERMINISTIC
+from orchestrator.core.gates import GateRule
 from orchestrator.core.records import Request
 from orchestrator.core.settings import SpendingLimit
-from orchestrator.core.state import NO_GATES, STARTABLE, CellStatus, GateRule, Gates, StageStatus, State
+from orchestrator.core.state import NO_GATES, STARTABLE, CellStatus, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
 
 
@@ -378,3 +379,19 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
 def _raise(boundaries: dict[str, int], to: Mapping[str, int]) -> None:
     for digest, number in to.items():
         boundaries[digest] = max(number, boundaries.get(digest, 0))
+
+
+def code_of(request: Request) -> str:
+    """Return the digest of the code that the workers of a request run, "" if it was not recorded."""
+    return str(request.provenance.get("code", ""))
+
+
+def codes_of(requests: Iterable[Request], asked: Mapping[str, int]) -> dict[str, str]:
+    """Return the digest of the code that would run each cell: that of the last request that named it.
+
+    Args:
+        requests: of the sweep.
+        asked: id of a cell to the number of that request.
+    """
+    codes = {request.number: code_of(request) for request in requests}
+    return {cell: codes.get(number, "") for cell, number in asked.items()}

@@ -23,7 +23,6 @@ such as one that halves 1. What a failure costs is decided by `orchestrator.core
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from orchestrator.core.records import End, StartRecord
 from orchestrator.core.state import STARTABLE, StageStatus, State, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import MISSING, pick, with_value
+from orchestrator.errors import says_full
 from orchestrator.registry import REMEDIES, load
 from orchestrator.stage import StageSpec
 
@@ -125,7 +125,6 @@ def status_in_job(evidence: Evidence, budget: Budget, rungs: Mapping[Cause, tupl
 
 LONGEST_PAUSE_S = 60.0
 """Ours: the longest pause before a worker tries a stage again."""
-_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
 def pause_after(end: End, earlier: Sequence[Attempt]) -> float:
@@ -146,7 +145,7 @@ def pause_after(end: End, earlier: Sequence[Attempt]) -> float:
 
 def is_disk_full(end: End) -> bool:
     """Return whether an attempt failed because a disk is full, or a quota is used up."""
-    return end.cause is Cause.STORAGE and _FULL.search(end.message) is not None
+    return end.cause is Cause.STORAGE and says_full(end.message)
 
 
 def class_of(spec: StageSpec, instance: StageInstance, config: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ The scheduler's evidence about jobs is added in `orchestrator.jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -51,11 +51,15 @@ class State(StrEnum):
     RELEASED = "released"
     CANCELLED = "cancelled"
     PENDING = "pending"
+    STOPPED = "stopped"
     UNKNOWN = "unknown"
 
 
-FINAL = frozenset({State.DONE, State.FAILED, State.BLOCKED, State.CANCELLED})
+FINAL = frozenset({State.DONE, State.FAILED, State.BLOCKED, State.CANCELLED, State.STOPPED})
 """States that workers leave as they are."""
+
+GOOD = frozenset({State.DONE, State.STOPPED})
+"""States of cells that have ended as they should: `stopped` by a decision is no failure."""
 
 
 STARTABLE = frozenset({State.PENDING, State.RELEASED, State.LOST})
@@ -106,6 +110,10 @@ class CellStatus(NamedTuple):
     cause: Cause | None
     attempts: int
     stages: dict[str, StageStatus]
+
+    def is_undecided(self, cell: Cell) -> bool:
+        """Return whether the cell has nothing to run until a decision is made."""
+        return bool(cell.waits) and all(stage.state is State.DONE for stage in self.stages.values())
 
 
 def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
@@ -255,6 +263,8 @@ def cell_status(
 ) -> CellStatus:
     """Derive a cell's state from its stages: done if all are, else the state that most needs attention.
 
+    A cell whose chain a decision has cut, or may cut, is `stopped` or waits when the rest of it is done.
+
     Args:
         cell: the cell.
         instances: digest to stage instance.
@@ -273,8 +283,11 @@ def cell_status(
         hold = holds.of(cell.id, digest)
         stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, hold=hold, again=again)
     attempts = sum(status.attempts for status in stages.values())
+    if is_done and cell.waits:
+        return CellStatus(State.PENDING, cell.waits, None, attempts, stages)
     if is_done:
-        return CellStatus(State.DONE, "all stages are done", None, attempts, stages)
+        state = State.STOPPED if cell.stopped else State.DONE
+        return CellStatus(state, cell.stopped or "all stages are done", None, attempts, stages)
     for state in _PRECEDENCE:
         for digest, status in stages.items():
             if status.state is state:
@@ -319,81 +332,3 @@ class Gates(NamedTuple):
 
 
 NO_GATES = Gates()
-
-
-class GateRule:
-    """Which stages wait for their gates, and which gates are needed.
-
-    Args:
-        cells: whose stages are wanted.
-        gates: of the launch.
-
-    Attributes:
-        waiting: digest of a stage to the stages whose readiness follows from its state, beside those that
-            take its product.
-    """
-
-    def __init__(self, cells: Iterable[Cell], gates: Gates) -> None:
-        self._gates = gates
-        self._gated: dict[str, list[tuple[Cell, Gate]]] = {}
-        self._stages: dict[str, dict[str, None]] = {}
-        self.waiting: dict[str, dict[str, None]] = {}
-        for cell in cells if gates.cells else ():
-            for gate in gates.cells.get(cell.id, ()):
-                for digest in gate.stages:
-                    self._gated.setdefault(digest, []).append((cell, gate))
-                    self._stages.setdefault(gate.digest, {})[digest] = None
-                    self.waiting.setdefault(digest, {})[gate.digest] = None
-                    for needed in gates.chains[gate.digest]:
-                        self.waiting.setdefault(needed, {})[digest] = None
-
-    def after(self, digest: str) -> Iterable[str]:
-        """Return the stages that wait while a gate runs, whatever their own gates are."""
-        return self._gated if self._gates.are_first and digest in self._gates.instances else ()
-
-    def holds(self, status_of: Callable[[str], StageStatus]) -> dict[str, Hold]:
-        """Return the holds of all stages by digest; see `hold` for the argument."""
-        digests = (*self._gated, *self._stages)
-        return {each: hold for each in digests if (hold := self.hold(each, status_of)) is not None}
-
-    def hold(
-        self, digest: str, status_of: Callable[[str], StageStatus], is_wanted: Callable[[str], bool] = bool
-    ) -> Hold | None:
-        """Return the hold of a stage by its gates in all cells, or of a gate for which no stage waits.
-
-        Args:
-            digest: of the stage.
-            status_of: returns a stage's own state by digest.
-            is_wanted: returns whether a stage could start for a cell once its gate is done; by default yes.
-        """
-        if stages := self._stages.get(digest):
-            is_needed = any(is_wanted(stage) and status_of(stage).state in STARTABLE for stage in stages)
-            return None if is_needed else Hold("no stage waits for it")
-        of_cells: dict[str, Hold | None] = {}
-        for cell, gate in self._gated.get(digest, ()):
-            of_cells[cell.id] = max(of_cells.get(cell.id), self._of_cell(cell, gate, status_of), key=_weight)
-        found = min(of_cells.values(), key=_weight, default=None)
-        for other in self._gates.instances if of_cells and found is None and self._gates.are_first else ():
-            if status_of(other).state is State.RUNNING:
-                return Hold("waits for a gate of other cells, which runs", is_final=False)
-        return found
-
-    def _of_cell(self, cell: Cell, gate: Gate, status_of: Callable[[str], StageStatus]) -> Hold | None:
-        """Return what a gate means for the stages of a cell; None if they may start."""
-        name, status = self._gates.instances[gate.digest].name, status_of(gate.digest)
-        if status.state is State.DONE:
-            return None
-        if status.state in (State.FAILED, State.UNKNOWN):
-            return Hold(f"its gate {name} is {status.state}: {status.reason}", cause=status.cause)
-        for digest in self._gates.chains[gate.digest][:-1]:
-            taken = status_of(digest)
-            if taken.state in (State.FAILED, State.UNKNOWN) or taken.retired:
-                # The gate cannot run. A cell that takes nothing of this input is not held up for it.
-                if digest not in cell.stage_digests or taken.retired:
-                    return None
-                return Hold(f"its gate {name} lacks an input: {taken.reason}", cause=taken.cause)
-        return Hold(f"waits for its gate {name}: {status.reason}", is_final=False)
-
-
-def _weight(hold: Hold | None) -> int:
-    return 0 if hold is None else 2 if hold.is_final else 1

@@ -1,114 +1,23 @@
-"""The data types of a sweep: the file as written, and the sealed form with all decisions made."""
+"""A sweep file as written, with checks of its names and stages. Its sealed form is in `core.sealed`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from orchestrator.core.commandspec import check_command, check_remedies
+from orchestrator.core.sealed import Cell as Cell
+from orchestrator.core.sealed import ComposedSweep as ComposedSweep
+from orchestrator.core.sealed import GateFacts as GateFacts
+from orchestrator.core.sealed import Input as Input
+from orchestrator.core.sealed import Select
+from orchestrator.core.sealed import StageInstance as StageInstance
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, nearest
-from orchestrator.formats import Stored
 from orchestrator.stage import StageSpec
-
-
-class Input(Stored, frozen=True):
-    """A product that a stage takes as input.
-
-    Attributes:
-        stage: name of the stage that makes it.
-        label: of the stage instance, "" for a stage without `each`.
-        digest: of the stage instance.
-    """
-
-    stage: str
-    label: str
-    digest: str
-
-
-class StageInstance(Stored, frozen=True, kw_only=True):
-    """One content-addressed stage instance, shared by all cells whose chain names its digest.
-
-    Attributes:
-        stage: name in the sweep file.
-        label: the values of its `each` variables, "" without any.
-        digest: SHA-256 of its identity in hexadecimal, see `orchestrator.core.identity.stage_digest`.
-        reads: the slice of config that it reads, resolved, and its `each` variables at top level.
-        inputs: the products that it takes, in order.
-    """
-
-    stage: str
-    label: str = ""
-    digest: str
-    reads: dict[str, Any]
-    inputs: tuple[Input, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The readable name: ``prepare[en]``, or just ``train``."""
-        return f"{self.stage}[{self.label}]" if self.label else self.stage
-
-
-class Cell(Stored, frozen=True, kw_only=True):
-    """One point of the grid.
-
-    Attributes:
-        id: unique readable id, such as ``tiny-qwen3-a.math.en+sw-3f9c2a71``.
-        axes: axis name to label, which is empty where the axis does not count.
-        columns: the sweep's `columns`: name to value.
-        config: the fully resolved tree.
-        stage_digests: of its stages, inputs before the stages that take them.
-    """
-
-    id: str = msgspec.field(name="cell")
-    axes: dict[str, str]
-    columns: dict[str, Any]
-    config: dict[str, Any]
-    stage_digests: tuple[str, ...] = msgspec.field(name="chain")
-
-
-class ComposedSweep(Stored, frozen=True, kw_only=True):
-    """The content that a revision seals. Equal content has an equal digest and is one revision.
-
-    Attributes:
-        name: the sweep's name in the store.
-        description: as in the sweep file.
-        specs: stage name to spec, in the order of the sweep file.
-        stages: digest to stage instance.
-        cells: in the order of the grid.
-        report: names of the reports written at the end of a launch.
-        format: always 1, so that sweeps sealed by earlier versions stay equal to themselves.
-    """
-
-    name: str
-    description: str = ""
-    specs: dict[str, StageSpec]
-    stages: dict[str, StageInstance] = msgspec.field(name="nodes")
-    cells: tuple[Cell, ...]
-    report: tuple[str, ...] = ()
-    format: int = 1
-
-
-class GateFacts(Stored, frozen=True, kw_only=True):
-    """What a launch found out about itself. It is part of the identity of its gates.
-
-    Attributes:
-        code: digest of the checkout.
-        packages: digest of the installed packages.
-        device: type of the GPUs, ``cpu`` without any, "" if it is not known.
-        num_gpus: number of GPUs that a cell may have.
-        left_out: digest of a gate that does not count in this launch to the reason.
-    """
-
-    code: str
-    packages: str = ""
-    device: str = ""
-    num_gpus: int = 0
-    left_out: dict[str, str] = {}
-
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 MAX_NAME = 128
@@ -119,6 +28,47 @@ Names become parts of paths, with a suffix. File systems commonly allow 255 byte
 
 # Columns of every result row. An axis or column of the same name would hide them.
 _ENGINE_COLUMNS = ("cell", "sweep", "revision", "stage", "attempts", "seconds", "code")
+
+
+class RungsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The cut of a stage into rungs, after each of which only the best cells go on.
+
+    Attributes:
+        stage: the stage.
+        key: config key of the step at which the stage ends.
+        at: its values, ascending; the last one is that of the whole stage.
+        keep: share of the cells that goes on after each rung, such as ``1/3``.
+        metric, mode: as in `Select`; the metric is one of the stage's own rows.
+        where: as in `Select`.
+    """
+
+    stage: str
+    key: str
+    at: list[int]
+    keep: float | str
+    metric: str
+    mode: Literal["min", "max"]
+    where: dict[str, str | int | float | bool] = {}
+
+
+class PhaseFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One phase of a sweep file. All but the first have the axes of the chosen cells too.
+
+    Attributes:
+        name: of the phase, which is the label of its cells on the axis ``phase``.
+        axes, when, overrides, exclude, include: as in `SweepFile`, of this phase.
+        select: how cells are chosen for the next phase; every phase but the last one has it.
+        rungs: the cut of one of its stages.
+    """
+
+    name: str
+    axes: dict[str, Any] = {}
+    when: dict[str, str] = {}
+    overrides: dict[str, Any] | list[str] = {}
+    exclude: list[str] = []
+    include: list[str] = []
+    select: Select | None = None
+    rungs: RungsFile | None = None
 
 
 class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -141,6 +91,8 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         report: names of the reports written at the end of a launch.
         config: the primary config itself, in place of ``conf/config.yaml``.
         app: a Hydra app: its script, or a mapping with ``script`` and further keys; see docs/hydra-apps.md.
+        phases: phases in place of `axes`, in order; see `PhaseFile`.
+        rungs: the cut of a stage in a sweep without `phases`; see `RungsFile`.
     """
 
     description: str = ""
@@ -156,6 +108,8 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     report: list[str] = []
     config: dict[str, Any] | None = None
     app: str | dict[str, Any] | None = None
+    phases: list[PhaseFile] = []
+    rungs: RungsFile | None = None
 
 
 def parse(tree: Any, *, where: str) -> SweepFile:
@@ -390,3 +344,35 @@ def _spec(
 def preload(sweep: ComposedSweep) -> list[str]:
     """Return the modules of a sweep's stages to import once, before children are forked."""
     return sorted({module for spec in sweep.specs.values() for module in spec.preload})
+
+
+class SweepReference(NamedTuple):
+    """What the argument SWEEP means.
+
+    Attributes:
+        name: of the sweep in the store.
+        source: the name or path to compose.
+        revision: the number after ``@``; None without one.
+    """
+
+    name: str
+    source: str
+    revision: int | None
+
+
+def parse_reference(word: str) -> SweepReference:
+    """Parse ``smoke``, ``smoke@2`` or ``path/to/x.yaml``.
+
+    Raises:
+        UserError: the revision is not a number.
+    """
+    source, at, number = word.rpartition("@")
+    if not at:
+        source, number = word, ""
+    elif not (number.isascii() and number.isdigit() and len(number) < 10) or int(number) < 1:
+        raise UserError(f"{word!r} names no revision", allowed="SWEEP@1, SWEEP@2, ...")
+    name = source
+    if source.endswith((".yaml", ".yml")) or "/" in source:
+        file = source.rstrip("/").rpartition("/")[2]
+        name = file.rpartition(".")[0] or file
+    return SweepReference(name, source, int(number) if number else None)

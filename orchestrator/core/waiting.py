@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from enum import StrEnum
 
-from orchestrator.core.state import FINAL, State
+from orchestrator.core.state import FINAL, GOOD, State
 
 
 class Goal(StrEnum):
@@ -51,7 +51,7 @@ def outlook(goal: Goal, states: Collection[State], *, quiet_s: float, stall_s: f
     is_over = all(state in FINAL for state in states)
     match goal:
         case Goal.DONE:
-            if all(state is State.DONE for state in states):
+            if all(state in GOOD for state in states):
                 return Outlook.REACHED
             is_impossible = is_over or State.FAILED in states or State.CANCELLED in states
         case Goal.FAILED:

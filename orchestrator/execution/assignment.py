@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -296,7 +296,7 @@ def log_tail(path: Path) -> str:
     return "\n".join(end_of_log(path, LOG_TAIL_BYTES).splitlines()[-LOG_TAIL_LINES:])
 
 
-def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
+def share(cells: Sequence[Cell], order: Assignment, *, later: Collection[str] = ()) -> tuple[Cell, ...]:
     """Return the worker's cells in the order in which it tries them. Workers then rarely compete for a stage.
 
     Cells in the order of the sweep are divided among the workers: of 8 cells and 4 workers, worker 2 starts
@@ -306,10 +306,12 @@ def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
     Args:
         cells: of the revision.
         order: the worker's assignment.
+        later: ids of cells that came to exist after it, by decisions. They come last.
     """
     start = order.slot * len(cells) // max(1, order.num_slots)
     if order.cells is not None:
-        wanted = {name: place for place, name in enumerate(order.cells)}
+        named = (*order.cells, *(cell.id for cell in cells if cell.id in later))
+        wanted = {name: place for place, name in enumerate(dict.fromkeys(named))}
         in_grid_order = [cell for cell in cells if cell.id in wanted]
         cells = sorted(in_grid_order, key=lambda cell: wanted[cell.id])
         start = order.slot * len(cells) // max(1, order.num_slots) if cells == in_grid_order else order.slot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.evidence import NOT_KEPT, Attempt
+from orchestrator.core.failure import Cause
 from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Done, End, StartRecord
 from orchestrator.core.remedies import adapted, with_shipped
 from orchestrator.entry import MARK
-from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line
+from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line, says_full
 from orchestrator.execution.assignment import (
     AttemptSpec,
     ChildOutcome,
@@ -23,6 +25,7 @@ from orchestrator.execution.assignment import (
     log_tail,
     read_outcome,
 )
+from orchestrator.execution.checkpoints import UNREAD
 from orchestrator.execution.conclude import (
     INPUT_RETIRED,
     NO_RECORD,
@@ -207,6 +210,11 @@ class AttemptRun:
         }
         while isinstance(decision := conclude(facts), Fact):
             facts = replace(facts, **{decision: establish[decision]()})
+        is_full = decision.cause is Cause.STORAGE and says_full(decision.message)
+        if is_full and decision.exception != UNREAD and self._recorded is not None:
+            # Nobody goes on from these, and the record of the end needs space too.
+            for name in (layout.OUTPUT, layout.SCRATCH):
+                shutil.rmtree(self._folder / name, ignore_errors=True)
         end = self._end(decision)
         if facts.refusal == "" and not self._claimed.order.settings.policy.keep_checkpoints:
             claimed = self._claimed

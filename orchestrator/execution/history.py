@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
+from orchestrator.core.evidence import Attempt
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.plan import RequestSummary, summarize_requests
-from orchestrator.core.records import End
+from orchestrator.core.records import End, Owner
+from orchestrator.errors import InfrastructureError
+from orchestrator.jobs.nodes import NodeReports
 from orchestrator.jobs.records import REFUSED, RELEASED, TOO_SHORT
+from orchestrator.store.access import error_line
 from orchestrator.store.ledger import Ledger
 
 CANCEL_POLL_S = 1.0
@@ -56,6 +60,21 @@ class Ran(Protocol):
     @property
     def made_progress(self) -> bool:
         """Whether it left more than it began with."""
+
+
+def is_replaced(attempts: Iterable[Attempt], me: Owner) -> bool:
+    """Return whether a scheduler that took a worker for dead restarted its job elsewhere.
+
+    Args:
+        attempts: of a stage that the worker ran.
+        me: the worker.
+    """
+    owners = [attempt.claim.owner for attempt in attempts if attempt.claim]
+    return bool(me.job) and any(
+        (o.cluster, o.job, o.array_index) == (me.cluster, me.job, me.array_index)
+        and o.restart_count > me.restart_count
+        for o in owners
+    )
 
 
 class WorkerHistory:
@@ -129,6 +148,23 @@ class WorkerHistory:
         if self._is_on_bad_node:
             return "this machine cannot run the stages", REFUSED
         return None
+
+    def report_faults(self, nodes: NodeReports, owner: Owner, sweep: str, say: Callable[[str], None]) -> None:
+        """Report attempts that failed by this node, so that others avoid it for a while.
+
+        Args:
+            nodes: the reports about nodes.
+            owner: the worker.
+            sweep: name of the sweep.
+            say: writes a line to the worker's log.
+        """
+        while self.faults:
+            what, end = self.faults.pop(0)
+            cluster, host, why = owner.cluster, owner.host, end.message
+            try:
+                nodes.add(cluster, host, "failed", why, cause=end.cause, sweep=sweep, attempt=what)
+            except (OSError, InfrastructureError) as error:  # the next failure is reported again
+                say(f"the failure of this node is not reported: {error_line(error)}")
 
     def exit_code(self, why: str) -> int:
         """Return the exit code of a worker that leaves work behind; it matters to a scheduler only."""

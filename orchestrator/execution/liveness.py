@@ -16,7 +16,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Heartbeat, Owner
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import StageInstance
-from orchestrator.execution.assignment import ClaimedAttempt, Message
+from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Message
 from orchestrator.execution.spending import AttemptClock
 from orchestrator.jobs.records import JobContext, LostWorker
 from orchestrator.store import layout
@@ -323,16 +323,18 @@ class Watcher:
 
 
 class Idleness:
-    """How long a worker has found nothing to claim while others work.
+    """How long a worker has found nothing to claim while others work, or while the store has no space.
 
     Args:
         watcher: the worker's watcher.
-        most_s: seconds after which the worker may leave; None: never.
+        order: the worker's assignment.
     """
 
-    def __init__(self, watcher: Watcher, most_s: float | None) -> None:
+    def __init__(self, watcher: Watcher, order: Assignment) -> None:
         self._watcher = watcher
-        self._most_s = most_s
+        self._most_s = order.max_idle_s
+        # A scheduler's job would hold its GPUs: another one is submitted when there is space again.
+        self._without_space_s = order.settings.store.outage_s if order.job is None else 0.0
         self._since_s: float | None = None
         self._scan_s = 0.0
 
@@ -344,15 +346,23 @@ class Idleness:
         """Note that the worker found a stage to claim."""
         self._since_s = None
 
-    def is_long(self) -> bool:
-        """Whether the worker may leave, after a scan that found nothing to claim."""
+    def why_leave(self, no_space: str) -> str:
+        """Return why the worker may leave, after a scan that found nothing to claim; "" if it stays.
+
+        Args:
+            no_space: what says that the store has no space, "" if nothing does.
+        """
         now_s = time.monotonic()
         self._since_s = now_s if self._since_s is None else self._since_s
-        if self._most_s is None or now_s - self._since_s < self._most_s:
-            return False
+        idle_s = now_s - self._since_s
+        if no_space and idle_s >= self._without_space_s:
+            return no_space
         # An attempt that may be dead keeps this worker here. Each successor would start watching from zero,
         # and none would watch for a whole lease.
-        return not self._watcher.suspects(read_s=self._scan_s, since_s=self._since_s)
+        is_long = self._most_s is not None and idle_s >= self._most_s
+        if not is_long or self._watcher.suspects(read_s=self._scan_s, since_s=self._since_s):
+            return ""
+        return "nothing to claim while others work"
 
 
 def next_lease_s(base_s: float, num_lost: int, *, cap_s: float = 1800.0) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from msgspec.structs import replace
 
 from orchestrator import provenance
+from orchestrator.core.decisions import decided
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
@@ -21,7 +22,7 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
 from orchestrator.execution.attempt import AttemptRun
 from orchestrator.execution.gpus import GpuPool
-from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
+from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory, is_replaced
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.execution.scanning import HoldReader, StoreScanner
@@ -33,6 +34,7 @@ from orchestrator.jobs.submissions import request_of
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.checkout import Checkout
+from orchestrator.store.decisions import DecisionLog
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 
@@ -71,7 +73,6 @@ class Worker:
         say: Callable[[str], None] = print,
         checkout: Checkout | None = None,
     ) -> None:
-        sweep = revision.sweep
         self._ledger = ledger
         self._order = order
         self._owner = owner
@@ -83,20 +84,44 @@ class Worker:
             checkout=checkout,
         )
         self._say = say
-        gates = NO_GATES
-        if order.request and gates_among(sweep.specs):
+        self._watcher = Watcher(owner, job=order.job)
+        self._idleness = Idleness(self._watcher, order)
+        self._leaving = Leaving()
+        self._history = WorkerHistory(in_job=order.job is not None)
+        self._decisions = DecisionLog(ledger, revision.sweep, order.revision)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Take over the sweep as its decisions have left it: its cells, gates, requests and products."""
+        ledger, order, sweep = self._ledger, self._order, self._decisions.unfolded.sweep
+        gates, later = NO_GATES, set[str]()
+        if order.request and (sweep.phases or gates_among(sweep.specs)):
             request = request_of(ledger, sweep.name, order.request)
-            is_alone = bool(order.job and order.job.job) and order.max_idle_s is None
+            in_job = bool(order.job and order.job.job)
+            is_alone = in_job and order.max_idle_s is None
             gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=not is_alone)
+            # In a job of a scheduler they would be claimed with resources that are meant for other cells.
+            later = decided(sweep) if request.cells is None and not in_job else later
         sweep = with_gates(sweep, gates)
         holds = HoldReader(sweep, order.settings.policy, order.code_digest)
-        self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates, holds)
-        self._watcher = Watcher(owner, job=order.job)
-        self._idleness = Idleness(self._watcher, order.max_idle_s)
-        self._leaving = Leaving()
+        cells = share(sweep.cells, order, later=later)
+        self._scanner = StoreScanner(cells, sweep.stages, self._status, gates, holds)
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
-        self._products = Products(ledger, sweep, gates, by=f"worker on {owner.host}", say=say)
-        self._history = WorkerHistory(in_job=order.job is not None)
+        self._products = Products(ledger, sweep, gates, by=f"worker on {self._owner.host}", say=self._say)
+
+    def _decides(self, reader: EvidenceReader, summary: RequestSummary) -> bool:
+        """Make the decisions that can be made, and return whether any was made here or elsewhere."""
+        if self._decisions.unfolded.question is None:
+            return False
+        number = len(self._decisions.unfolded.decisions)
+        if not self._decisions.refresh():
+            status_of, holds = partial(self._status, reader, summary), self._scanner.holds
+            by, cancelled = f"worker on {self._owner.host}", summary.cancelled
+            self._decisions.make(status_of, reader.evidence, cancelled=cancelled, holds=holds, by=by)
+        if number == len(self._decisions.unfolded.decisions):
+            return False
+        self._take_over()
+        return True
 
     @cached_property
     def _gpus(self) -> GpuPool | None:
@@ -107,24 +132,6 @@ class Worker:
     def _nodes(self) -> NodeReports:
         """The reports about nodes, by which this worker leaves its own alone."""
         return NodeReports(self._ledger, self._order.settings.policy.quarantine_s)
-
-    def _report_faults(self) -> None:
-        """Report attempts that failed by this node, so that others avoid it for a while."""
-        while self._history.faults:
-            what, end = self._history.faults.pop(0)
-            try:
-                owner, sweep = self._owner, self._order.sweep
-                self._nodes.add(
-                    owner.cluster,
-                    owner.host,
-                    "failed",
-                    end.message,
-                    cause=end.cause,
-                    sweep=sweep,
-                    attempt=what,
-                )
-            except (OSError, InfrastructureError) as error:  # the next failure is reported again
-                self._say(f"the failure of this node is not reported: {error_line(error)}")
 
     @property
     def num_claims(self) -> int:
@@ -141,7 +148,7 @@ class Worker:
         while not self._hooks.stop_asked():
             if (refusal := self._history.refusal(self._attributed)) is not None:
                 why, code = refusal
-                self._report_faults()
+                self._history.report_faults(self._nodes, self._owner, self._order.sweep, self._say)
                 self._say(f"{why}: this worker claims no more")
                 return code
             self._idleness.start_scan()
@@ -161,12 +168,14 @@ class Worker:
             if scan.claimable is not None and (found := self._nodes.of(self._owner)) is not None:
                 self._say(f"{named(self._owner.host, found)}: this worker claims no more")
                 return BROKEN_NODE
-            if scan.claimable is not None:
+            if scan.claimable is None and self._decides(reader, summary):
+                idle_s = IDLE_S
+            elif scan.claimable is not None:
                 idle_s = IDLE_S if self._try_or_leave(scan.claimable, reader) else self._pause(idle_s)
                 self._idleness.end()
             elif scan.waiting:
-                if self._idleness.is_long():
-                    self._say("nothing to claim while others work: this worker leaves")
+                if why := self._idleness.why_leave(self._scanner.lacks_space()):
+                    self._say(f"{why}: this worker leaves")
                     return 0
                 self._leaving.reset()  # others still work, so it stays whatever the unreadable stages do
                 idle_s = self._pause(idle_s)
@@ -331,10 +340,10 @@ class Worker:
         run = AttemptRun(self._ledger, claimed, hooks)
         end = run.run(attempts)
         self._products.unpin(instance, reader)
-        is_replaced = end.why == "superseded" and self._is_replaced(instance)
+        gave_way = end.why == "superseded" and is_replaced(self._ledger.attempts(instance), self._owner)
         what = f"{claimable.cell.id} {instance.name} attempt {number}"
-        self._history.add(instance.digest, run, end, what, is_replaced=is_replaced)
-        self._report_faults()
+        self._history.add(instance.digest, run, end, what, is_replaced=gave_way)
+        self._history.report_faults(self._nodes, self._owner, self._order.sweep, self._say)
         if end.outcome == "failed":
             self._scanner.look_at_holds()
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
@@ -370,16 +379,6 @@ class Worker:
             supersedes=supersedes,
             at=provenance.now(),
             chosen_gpus=self._gpus.chosen(claimable.instance.digest) if self._gpus is not None else 0,
-        )
-
-    def _is_replaced(self, instance: StageInstance) -> bool:
-        """Whether a scheduler that took this worker for dead restarted its job elsewhere."""
-        me = self._owner
-        owners = [attempt.claim.owner for attempt in self._ledger.attempts(instance) if attempt.claim]
-        return bool(me.job) and any(
-            (o.cluster, o.job, o.array_index) == (me.cluster, me.job, me.array_index)
-            and o.restart_count > me.restart_count
-            for o in owners
         )
 
     # Stopping

@@ -18,13 +18,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from msgspec.structs import replace
 
 from orchestrator.core.evidence import NO_HOLDS, Holds, Spending
-from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged
+from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged, no_space
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.store.access import StageIndex
 from orchestrator.store.evidence import EvidenceReader
+from orchestrator.store.opening import space_of
 
 HOLDS_POLL_S = 2.0
 HOLDS_SHARE = 20
@@ -101,6 +102,7 @@ class HoldReader:
             policy=policy,
             codes=self._codes,
             spending=self._spending(policy),
+            space=space_of(reader.ledger.objects),
         )
 
 
@@ -163,6 +165,11 @@ class StoreScanner:
         """Return the digests of all stages that are searched."""
         return {digest for cell in self.cells for digest in self._gates.chain(cell)}
 
+    @property
+    def holds(self) -> Holds:
+        """What is held back in the sweep, as it was last found."""
+        return NO_HOLDS if self._holds is None else self._holds.found
+
     def look_at_holds(self) -> None:
         """Have the next search find out again what is held back, as after a failure."""
         if self._holds is not None:
@@ -184,9 +191,12 @@ class StoreScanner:
 
     def held_back(self) -> str:
         """Return why the first of the cells that is held back is so, "" if none is."""
-        holds = NO_HOLDS if self._holds is None else self._holds.found
-        reasons = (hold.reason for cell in self.cells if (hold := holds.cells.get(cell.id)) is not None)
+        reasons = (hold.reason for cell in self.cells if (hold := self.holds.cells.get(cell.id)) is not None)
         return next((f"held back: {reason}" for reason in reasons), "")
+
+    def lacks_space(self) -> str:
+        """Return what says that the store has no space for another stage, "" if nothing does."""
+        return "" if self._holds is None else no_space(self._holds.found)
 
     def look_again(self, digest: str) -> None:
         """Have the next search read a stage again, for a reason that its records do not show."""

@@ -229,7 +229,7 @@ class Jobs:
         return sum(over.cause is cause for _, over in self._ends.get(cell, ()))
 
 
-_SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED})
+_SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED, State.STOPPED})
 
 
 def with_jobs(

@@ -39,6 +39,7 @@ SYMBOLS: Mapping[str, str] = {
     State.RELEASED: "↺",
     State.CANCELLED: "–",
     State.PENDING: "·",
+    State.STOPPED: "▫",
     State.UNKNOWN: "?",
 }
 """State to its mark, so that no state is shown by its colour alone."""

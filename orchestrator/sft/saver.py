@@ -7,9 +7,11 @@ large model. Where the host has no room for a copy of the state, the state is wr
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 
+from orchestrator.errors import is_out_of_space
 from orchestrator.sft.checkpoints import (
     EPOCHS,
     epoch_name,
@@ -72,6 +75,7 @@ class Saver:
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._weights: Future[None] | None = None
+        self._unwritten: tuple[dict[str, torch.Tensor], Path] | None = None
         self._room: Future[None] | None = None
         self._may_copy: bool | None = None
         self._is_over = threading.Event()
@@ -94,19 +98,33 @@ class Saver:
 
     def epoch(self, step: int) -> None:
         """Save the weights after the last step of an epoch, in a thread of rank 0."""
-        dtype = self._dtype
         with self._holding():
             self._wait_for_weights()
-            weights = self._placed.weights(dtype)
-            folder = self._context.output / EPOCHS / epoch_name(step)
+            weights = self._placed.weights(self._dtype)
             if rank() == 0:
-                self._weights = self._pool.submit(
-                    write_weights, self._placed.model, weights, folder, dtype=dtype
-                )
+                folder = self._context.output / EPOCHS / epoch_name(step)
+                self._weights = self._pool.submit(self._write, weights, folder)
+
+    def _write(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        """Write weights. Keep those for which there is no space: the disk may be full for a while alone."""
+        try:
+            write_weights(self._placed.model, weights, folder, dtype=self._dtype)
+        except Exception as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if is_out_of_space(error):
+                self._unwritten = weights, folder
+            raise
+
+    def _write_again(self) -> None:
+        """Write the weights for which there was no space."""
+        if (unwritten := self._unwritten) is not None:
+            self._unwritten = None
+            self._weights = self._pool.submit(self._write, *unwritten)
 
     def state(self, step: int, progress: Progress) -> None:
         """Save a checkpoint to resume from, in a thread if the state may be copied."""
 
+        self._write_again()
         weights = self._weights
         held_s = progress.held_s + self.held_s
         record = json.dumps(progress._replace(held_s=held_s)._asdict())
@@ -156,6 +174,11 @@ class Saver:
             self._pool.shutdown()
 
     def _wait_for_weights(self) -> None:
+        """Wait for weights that are being written; if there is no space for them, make room and try again."""
+        futures.wait([pending for pending in (self._room, self._weights) if pending is not None])
+        if self._unwritten is not None:
+            self._context.saves.make_room()  # of a rank: the folder of the checkpoints is the same
+            self._write_again()
         for pending in (self._room, self._weights):
             if pending is not None:
                 pending.result()

@@ -15,9 +15,9 @@ from orchestrator import formats
 from orchestrator.core.records import Process
 from orchestrator.execution import child
 from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, Message
-from orchestrator.saving import PhaseClock, StopSignal
+from orchestrator.saving import PhaseClock
 from orchestrator.simulation.world import SimulatedProcess, World
-from orchestrator.stage import Config, Context, Inputs, Row
+from orchestrator.stage import Config, Context, Inputs, Row, StopSignal
 
 SIGKILL = -9
 LINGER_S = 0.5

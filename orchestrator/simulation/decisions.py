@@ -16,17 +16,18 @@ from functools import partial
 from typing import NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Holds
+from orchestrator.core.gates import GateRule
 from orchestrator.core.goodput import Goodput, Holder, goodput
 from orchestrator.core.holding import merged
 from orchestrator.core.plan import Claimable, ReadyIndex, Scan
 from orchestrator.core.records import TimeSpent
-from orchestrator.core.state import CellStatus, GateRule, State, cell_status
+from orchestrator.core.state import CellStatus, State, cell_status
 from orchestrator.core.sweep import Cell
 from orchestrator.simulation.budget import SimulatedSpending
 from orchestrator.simulation.clock import Clock
 from orchestrator.simulation.faults import FaultKind, Target
 from orchestrator.simulation.jobs import HowFar, RunningAttempt, SimulatedJob, Tally
-from orchestrator.simulation.nodes import SimulatedNodes
+from orchestrator.simulation.nodes import SimulatedDisk, SimulatedNodes
 from orchestrator.simulation.records import Saved, SimulatedRecords, owner_on
 from orchestrator.simulation.scenario import Scenario, cells_of_units, ranks_of
 from orchestrator.simulation.waiting import WaitingJobs
@@ -82,7 +83,8 @@ class Decisions:
             quarantine_s=policy.quarantine_s,
             clock=self._clock,
         )
-        self._records = SimulatedRecords(scenario.sweep, scenario.cells, scenario.stages, policy)
+        disk = SimulatedDisk(scenario.faults.faults, self._clock, lambda: self._records.decide_holds())
+        self._records = SimulatedRecords(scenario.sweep, scenario.cells, scenario.stages, policy, disk)
         self._jobs: dict[int, list[SimulatedJob]] = {}
         self._tally = Tally()
         self._spending = SimulatedSpending(
@@ -268,7 +270,11 @@ class Decisions:
         self._clock.after(seconds, lambda: None if attempt.is_over else end(job, attempt))
 
     def _succeed(self, job: SimulatedJob, attempt: RunningAttempt) -> None:
-        spent = self._spent(job, attempt, kept_s=self._scenario.stages[attempt.digest].seconds)
+        stage = self._scenario.stages[attempt.digest]
+        if (full := self._records.disk.refuses(stage.seconds, stage.interval_s)) is not None:
+            self._fail(job, attempt, full)
+            return
+        spent = self._spent(job, attempt, kept_s=stage.seconds)
         if attempt.digest in self._scenario.gates.instances:
             self._tally.gate_gpu_s += spent.seconds * job.num_gpus
         self._close(job, attempt, "succeeded")
@@ -288,7 +294,7 @@ class Decisions:
             self._close(job, attempt, "failed")
             self._records.end(attempt.digest, "failed", spent, cause=fault.cause, message=fault.name)
             self._touch(attempt.digest)
-            if self._records.status(attempt.digest).state is State.FAILED:
+            if fault.full_hours[1] or self._records.status(attempt.digest).state is State.FAILED:
                 self._records.decide_holds()
             if not fault.node_hours and self._may_go_on(job, attempt, spent):
                 self._go_on(job)
@@ -370,8 +376,10 @@ class Decisions:
         if kept_s is None:
             kept_s = attempt.resumed_s
             if stage.interval_s:
-                whole_s = reached_s // stage.interval_s * stage.interval_s if stop_s is None else reached_s
-                kept_s = max(kept_s, whole_s)
+                has_stopped = stop_s is not None
+                kept_s = max(
+                    kept_s, self._records.disk.saved_s(reached_s, stage.interval_s, just_now=has_stopped)
+                )
             if kept_s > attempt.resumed_s:
                 self._records.saved[attempt.digest] = Saved(attempt.number, kept_s)
         computed = 1.0 - stage.save_share

@@ -47,6 +47,10 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             work is done leaves none.
         node: number of the only node that it strikes, from 0; None for all.
         node_hours: for how long the node is out of use. All other attempts on it are lost too. 0: it goes on.
+        full_hours: hours since the start of the sweep between which the store's disk is full. Only stages
+            that have saved twice before can save and end: they delete a checkpoint. Both 0: none. Such a
+            fault strikes nothing else.
+        is_taken: whether others take at once what such a stage deletes, so that it cannot save or end either.
     """
 
     name: str
@@ -59,13 +63,15 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     keeps: bool = True
     node: int | None = None
     node_hours: float = 0.0
+    full_hours: tuple[float, float] = (0.0, 0.0)
+    is_taken: bool = False
 
     def meets(self, target: Target) -> bool:
         """Return whether it can strike an attempt."""
         is_cured = self.cured_at is not None and target.rungs.get(self.cause, (0, 0))[0] >= self.cured_at
         is_there = self.node is None or self.node == target.node
         is_meant = self.stage in ("", target.stage) and self.axes.items() <= target.axes.items()
-        return is_meant and is_there and not is_cured
+        return is_meant and is_there and not is_cured and not self.full_hours[1]
 
 
 class Target(NamedTuple):
@@ -151,7 +157,7 @@ def fault_table(name: str) -> FaultTable:
     table = convert(tree, FaultTable, where=name)
     numbers = [
         table.gpu_hours,
-        *(number for f in table.faults for number in (f.count, f.node_hours, f.after_s or 0.0)),
+        *(n for f in table.faults for n in (f.count, f.node_hours, f.after_s or 0.0, *f.full_hours)),
     ]
     if not table.gpu_hours > 0 or not all(0 <= number < float("inf") for number in numbers):
         raise UserError("a number of a table of faults is out of range", where=name, allowed="0 or more")

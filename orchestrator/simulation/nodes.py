@@ -1,11 +1,14 @@
-"""The nodes of a simulated cluster: free GPUs, and nodes that are out of use or left out for a while."""
+"""What a simulated cluster has: free GPUs of nodes that are in use, and the disk on which the store lies."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 from orchestrator.core.nodes import AgedReport, NodeReport, left_out
 from orchestrator.core.records import End, Owner
 from orchestrator.core.schedule import FreeGpus
 from orchestrator.simulation.clock import Clock
+from orchestrator.simulation.faults import FaultKind
 
 
 class SimulatedNodes:
@@ -76,3 +79,63 @@ class SimulatedNodes:
         if found is not None:
             self.num_left_out += 1
             self.take_out(node, found.left_s)
+
+
+class SimulatedDisk:
+    """The disk on which the store lies. It is full for a while, if faults say so.
+
+    Args:
+        faults: of which those with `full_hours` say when.
+        clock: of the simulation.
+        on_space: called when there is space again.
+    """
+
+    def __init__(self, faults: Iterable[FaultKind], clock: Clock, on_space: Callable[[], None]) -> None:
+        self._clock = clock
+        self._full = [f for f in faults if f.full_hours[1]]
+        for fault in self._full:
+            clock.after(3600 * fault.full_hours[1], on_space)
+
+    @property
+    def space(self) -> tuple[int, int]:
+        """Bytes that are free, and in all."""
+        is_full = any(self._is_full(fault, self._clock.now_s) for fault in self._full)
+        return (0 if is_full else 10**15), 10**15
+
+    def refuses(self, reached_s: float, interval_s: float) -> FaultKind | None:
+        """Return the fault by which a stage cannot save now, or end; None if it can.
+
+        Args:
+            reached_s: work until now, from the start of the stage. It has worked without a pause meanwhile.
+            interval_s: between two checkpoints; 0 without any.
+        """
+        for fault in self._full:
+            if self._is_full(fault, self._clock.now_s) and not self._has_room(fault, reached_s, interval_s):
+                return fault
+        return None
+
+    def saved_s(self, reached_s: float, interval_s: float, *, just_now: bool) -> float:
+        """Return the work that the last checkpoint holds; see `refuses` for the arguments.
+
+        Args:
+            reached_s, interval_s: as there.
+            just_now: whether the stage has tried to save at this moment.
+        """
+        saved_s = reached_s if just_now else reached_s // interval_s * interval_s
+        for fault in self._full:
+            is_full = self._is_full(fault, self._clock.now_s - (reached_s - saved_s))
+            if is_full and not self._has_room(fault, reached_s, interval_s):
+                saved_s = self._before_s(fault, reached_s) // interval_s * interval_s
+        return saved_s
+
+    def _has_room(self, fault: FaultKind, reached_s: float, interval_s: float) -> bool:
+        """Return whether a stage has a checkpoint that it can delete for another one."""
+        has_two = interval_s > 0 and self._before_s(fault, reached_s) >= 2 * interval_s
+        return has_two and not fault.is_taken
+
+    def _before_s(self, fault: FaultKind, reached_s: float) -> float:
+        return reached_s - (self._clock.now_s - 3600 * fault.full_hours[0])
+
+    @staticmethod
+    def _is_full(fault: FaultKind, at_s: float) -> bool:
+        return 3600 * fault.full_hours[0] <= at_s < 3600 * fault.full_hours[1]

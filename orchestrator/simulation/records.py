@@ -29,6 +29,7 @@ from orchestrator.core.settings import Policy
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.execution.liveness import next_lease_s
+from orchestrator.simulation.nodes import SimulatedDisk
 
 GONE = "its node was lost"
 
@@ -101,19 +102,26 @@ class SimulatedRecords:
         cells: that are to run.
         unfinished: digests of the stages that are to run. All others are done.
         policy: of the launch.
+        disk: on which the store lies.
 
     Attributes:
+        disk: as given.
         saved: digest of a stage to its newest checkpoint.
         remedies: with which attempts start.
         holds: what is held back by rules that look at more than one stage.
     """
 
     def __init__(
-        self, sweep: ComposedSweep, cells: Sequence[Cell], unfinished: Collection[str], policy: Policy
+        self,
+        sweep: ComposedSweep,
+        cells: Sequence[Cell],
+        unfinished: Collection[str],
+        policy: Policy,
+        disk: SimulatedDisk,
     ) -> None:
         self._sweep = sweep
+        self.disk = disk
         self._policy = policy
-        self._budget = Budget(policy.retries)
         self._before = Evidence(done=_done("", 0))
         self._evidence: dict[str, Evidence] = dict.fromkeys(unfinished, Evidence())
         self._begun: dict[str, None] = {}
@@ -133,7 +141,7 @@ class SimulatedRecords:
 
     def status(self, digest: str) -> StageStatus:
         """Return the state of a stage, as a worker would derive it."""
-        return stage_status(self.evidence(digest), self._budget)
+        return stage_status(self.evidence(digest), Budget(self._policy.retries))
 
     def decide_holds(self) -> None:
         """Evaluate the rules that look at more than one stage."""
@@ -152,6 +160,7 @@ class SimulatedRecords:
             requests=self._requests,
             policy=self._policy,
             codes=self._codes,
+            space=self.disk.space,
         )
 
     def claim(self, claimable: Claimable, owner: Owner) -> StartRecord:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec.structs import replace
 
 from orchestrator.core.evidence import Holds
+from orchestrator.core.gates import GateRule
 from orchestrator.core.holding import merged
 from orchestrator.core.plan import Claimable, ReadyIndex
-from orchestrator.core.state import GateRule, StageStatus, State
+from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell
 from orchestrator.simulation.jobs import SimulatedJob
 from orchestrator.simulation.scenario import Scenario

@@ -6,7 +6,7 @@ itself is the store's mark, `store.json`. The meaning of all other records is de
 
 A shared folder on a network file system may not answer for a while. Only errors that pass by themselves are
 waited out. A full disk, a quota, a read-only mount or a missing permission needs a person, so these errors
-are raised at once.
+are raised at once. A sweep waits for space before it starts a stage, see `orchestrator.core.holding`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import NamedTuple, Self, TypeVar
 import msgspec
 
 from orchestrator import formats
-from orchestrator.core.records import Record, StoreMark
+from orchestrator.core.records import StoreMark
 from orchestrator.errors import InfrastructureError
-from orchestrator.formats import FORMAT
+from orchestrator.formats import FORMAT, Stored
 from orchestrator.store import layout, opening
 from orchestrator.store.objects import Listing, ObjectStore, PosixStore, idle
 
@@ -61,7 +61,7 @@ def read_header(data: bytes) -> RecordHeader:
         return RecordHeader()
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Stored)
 _TRIES, _PAUSE_S = 5, 0.05
 _ANSWERS = frozenset({errno.EACCES, errno.EPERM})
 """Errors that are final answers: a retry would return the same."""

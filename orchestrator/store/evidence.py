@@ -172,8 +172,8 @@ class EvidenceReader:
             on this machine under this name, and not read again.
 
     Attributes:
-        as_of: When the reader began to look, in Unix seconds by this machine's clock. What was recorded
-            before is in the evidence.
+        ledger: The store, with what was read ahead.
+        as_of: When the reader began to look, in Unix seconds. What was recorded before is in the evidence.
         listed: Stage name to what the store listed about it when the reader was made.
         unlisted: Stage name to the evidence of all its instances, if its folder could not be listed.
         formers: Digest to the instances of earlier versions of the stage.
@@ -213,8 +213,8 @@ class EvidenceReader:
                 sized=check_files,
                 trusted=self._trusted,
             )
-        self._ledger = ledger
-        # In the order of the sweep, as that of a set changes from process to process.
+        self.ledger = ledger
+        # In the sweep's order: that of a set differs between processes.
         stages = dict.fromkeys(instance.stage for instance in self._instances.values())
         self.listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
         self.unlisted: dict[str, Evidence] = {}
@@ -229,7 +229,7 @@ class EvidenceReader:
             self._evidence |= load(KEPT)(ledger, some, self.listed, self._trusted, title)
 
     def _list(self, stage: str) -> None:
-        ledger, listed = self._ledger, self.listed[stage]
+        ledger, listed = self.ledger, self.listed[stage]
         listed.done = ledger.generations(layout.done_index(stage))
         listed.void = ledger.generations(layout.void_index(stage))
         listed.retired = ledger.retired_generations(stage)
@@ -252,11 +252,11 @@ class EvidenceReader:
             # A product outranks all else, so only the number of its attempts is needed.
             number = product.done.attempt
             with contextlib.suppress(OSError):
-                number = self._ledger.last_number(instance, number) if self._count_attempts else number
+                number = self.ledger.last_number(instance, number) if self._count_attempts else number
             return Evidence((Attempt(number),), product.done, product.generation, retired=product.retired)
         is_attempted = instance.digest in self.listed[instance.stage].attempted
-        attempts = self._ledger.attempts(instance) if is_attempted else ()
-        if _just_ended(attempts) and self._ledger.product(instance, product.generation)[0] is not None:
+        attempts = self.ledger.attempts(instance) if is_attempted else ()
+        if _just_ended(attempts) and self.ledger.product(instance, product.generation)[0] is not None:
             # The attempt finished after the index was read, and would look as if it had left no product.
             self.listed[instance.stage].done.setdefault(instance.digest, set()).add(product.generation)
             product = self._product(instance)
@@ -290,7 +290,7 @@ class EvidenceReader:
             if product.done is not None and dict(product.done.inputs) != given:
                 problem = problem or "it was made from other products of its inputs"
             found.append(Former(former, product.done, how, problem))
-        if any(self._ledger.is_discarded(instance, number) for number in range(1, generation) if found):
+        if any(self.ledger.is_discarded(instance, number) for number in range(1, generation) if found):
             return None
         return next((each for each in found if not each.problem), found[0] if found else None)
 
@@ -307,13 +307,13 @@ class EvidenceReader:
             return Evidence(generation=1)
         if highest in void:
             return Evidence(generation=highest + 1, problem=self._why_void(instance, highest))
-        record, problem = self._ledger.product(instance, highest)
+        record, problem = self.ledger.product(instance, highest)
         is_retired = highest in listed.retired.get(instance.digest, set())
-        retired = self._ledger.retired(instance, highest) if is_retired else ()
+        retired = self.ledger.retired(instance, highest) if is_retired else ()
         if record is None:
             problem = problem or "its done record vanished"
         elif self._check_files and (instance.digest, highest) not in self._trusted:
-            problem, retired = examine(self._ledger, instance, record, retired, content=False)
+            problem, retired = examine(self.ledger, instance, record, retired, content=False)
         if problem:
             return Evidence(generation=highest, problem=f"its product is damaged: {problem}", damaged=True)
         if record is not None and (problem := self._discarded_input(instance, record)):
@@ -332,11 +332,11 @@ class EvidenceReader:
             listed = self.listed.get(taken.stage)
             void = listed.void.get(taken.digest, set()) if listed else set()
             if record.inputs.get(taken.digest) in void:
-                return self._ledger.discarded_input(instance, record)
+                return self.ledger.discarded_input(instance, record)
         return ""
 
     def _why_void(self, instance: StageInstance, generation: int) -> str:
-        void, problem = self._ledger.read(layout.void(instance, generation), Void, generation=generation)
+        void, problem = self.ledger.read(layout.void(instance, generation), Void, generation=generation)
         return problem if void is None else f"its product was {void.kind}: {void.reason}"
 
 

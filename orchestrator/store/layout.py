@@ -10,6 +10,7 @@ These functions build the keys, so that the whole layout can be seen in one plac
     sweeps/<sweep>/requests/<n>.json              launch, rerun, cancel, discard, in order
     sweeps/<sweep>/submissions/<n>.json           a submission to a scheduler, with <n>/{job,driver}.json,
                                                   <n>/closings/<k>.json, <n>/reports/<index>.<restart>.json
+    sweeps/<sweep>/decisions/<k>/<n>.json         decision n about the cells of revision k
     sweeps/<sweep>/workers/<nonce>.json           for how long a worker has held its GPUs
     sweeps/<sweep>/notices/<event>/               a try to send a notice: <channel>.<n>.json, and then
                                                   <channel>.<n>.outcome.json
@@ -115,6 +116,11 @@ def job_reports(sweep: str, number: int) -> str:
 def job_report(sweep: str, number: int, index: int, restart: int) -> str:
     """Return the key of the exit report of one start of a job."""
     return f"{job_reports(sweep, number)}/{index}.{restart}.json"
+
+
+def decision(sweep: str, revision: int, number: int) -> str:
+    """Return the key of a decision about a revision's cells, numbered from 1."""
+    return f"sweeps/{sweep}/decisions/{revision}/{number:06d}.json"
 
 
 def workers(sweep: str) -> str:

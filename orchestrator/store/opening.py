@@ -32,6 +32,17 @@ DEFAULT_STORE = "runs"
 """Folder of the store in the working folder, if no other is named."""
 
 
+def space_of(objects: ObjectStore) -> tuple[int, int] | None:
+    """Return the bytes that are free in a folder for us, and those of its disk; None if nothing says it."""
+    if not objects.in_place:
+        return None
+    try:
+        disk = os.statvfs(objects.folder(""))
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
+
 def store_url(url: str | None) -> str:
     """Return where the store is: `url` if given, else SWEEP_STORE, else ``runs`` in the working folder."""
     url = url or os.environ.get("SWEEP_STORE") or DEFAULT_STORE

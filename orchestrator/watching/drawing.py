@@ -27,9 +27,10 @@ MARKS: Mapping[State, str] = {
     State.RELEASED: "S",
     State.CANCELLED: "x",
     State.PENDING: ".",
+    State.STOPPED: "-",
     State.UNKNOWN: "?",
 }
-"""State to its mark. All are ASCII, which every terminal shows in one column. ``S``: stopped."""
+"""State to its mark. All are ASCII, which every terminal shows in one column. ``S``: stopped for a while."""
 
 COLOURS: Mapping[State, str] = {
     State.DONE: "green",
@@ -41,6 +42,7 @@ COLOURS: Mapping[State, str] = {
     State.RELEASED: "cyan",
     State.CANCELLED: "dim",
     State.PENDING: "dim",
+    State.STOPPED: "green dim",
     State.UNKNOWN: "magenta",
 }
 """State to a style of rich."""
@@ -55,6 +57,7 @@ MEANINGS: Mapping[State, str] = {
     State.RELEASED: "stopped, goes on later",
     State.CANCELLED: "cancelled",
     State.PENDING: "not started",
+    State.STOPPED: "stopped by a decision: others were better",
     State.UNKNOWN: "unknown: records cannot be read",
 }
 

@@ -39,7 +39,8 @@ def assert_a_task_sees_what_it_sees_here(on: OnScheduler, *there: str) -> None:
         assert its["cwd"] == str(on.folder) and Path(mine["cwd"]).is_relative_to(on.store / "code")
         assert (Path(mine["cwd"]) / "train.py").read_text() == (on.folder / "train.py").read_text()
         differ = {a[0] for a, b in zip(mine["hydra"], its["hydra"], strict=True) if a != b}
-        assert differ <= {"/run/dir", "/sweep/dir", "/sweep/subdir", "/runtime/output_dir", "/runtime/cwd"}
+        places = {"/run/dir", "/sweep/dir", "/sweep/subdir", "/runtime/output_dir", "/runtime/cwd"}
+        assert differ <= places | {"/runtime/config_sources/1/path"}, differ - places
         assert mine["token"] == app.ENVIRONMENT["APP_TOKEN"]
     columns = ("cell", "model", "width", "value")
     rows = [

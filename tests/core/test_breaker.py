@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from orchestrator.core.evidence import Attempt, Evidence
 from orchestrator.core.failure import Cause
-from orchestrator.core.holding import SweepRecords, attributed, holds_of
+from orchestrator.core.holding import SweepRecords, attributed, holds_of, no_space
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Request, StartRecord
 from orchestrator.core.settings import Policy
@@ -299,3 +299,23 @@ def test_failures_are_due_to_axes_only_if_other_cells_differ_on_them():
     del records.found["train.math.c.en"]
     records.found["train.api.c.en"] = failed()
     assert attributed(records.records(), two) == set(), "a machine on which all fail"
+
+
+def test_a_full_disk_holds_all_stages_for_a_while_until_space_is_no_longer_scarce() -> None:
+    full = failed(cause=Cause.STORAGE, message="OSError: [Errno 28] No space left on device")
+    records = Records()
+    records.found["train.math.a.en"] = full
+    gib = 2**30
+    for space, is_held in (
+        ((9 * gib, 10_000 * gib), True),
+        ((11 * gib, 10_000 * gib), False),
+        ((gib // 2, 100 * gib), True),  # below one part in a hundred
+        ((2 * gib, 100 * gib), False),
+        (None, False),
+    ):
+        holds = holds_of(records.records()._replace(space=space))
+        assert set(holds.stages) == (set(records.sweep.stages) if is_held else set())
+        assert bool(no_space(holds)) is is_held
+        assert not any(hold.is_final for hold in holds.stages.values())
+    records.found["train.math.a.en"] = failed(cause=Cause.STORAGE, message="OSError: [Errno 5] I/O")
+    assert holds_of(records.records()._replace(space=(0, gib))).stages == {}

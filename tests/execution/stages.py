@@ -83,7 +83,10 @@ def waiting(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def filling(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Saves a small checkpoint, then a large one or a large product (TEST_FILL_KIB), and prints a lot."""
+    """Saves a small checkpoint, then a large one or a large product (TEST_FILL_KIB), once it may."""
+    (context.folder / "runs").write_text(str(os.getpid()))
+    while not Path(os.environ.get("TEST_GO", "/")).exists():
+        time.sleep(0.01)
     size = int(os.environ.get("TEST_FILL_KIB", 0)) * 1024
     folder: Path
     if context.resume is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Heartbeat
 from orchestrator.execution import main as worker_main
 from orchestrator.jobs.nodes import NodeReports
-from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED
+from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED, RELEASED, JobContext
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
@@ -160,6 +161,19 @@ def test_a_worker_whose_code_is_not_that_of_the_launch_claims_nothing(store: Pat
     file.write_bytes(msgspec.json.encode(order))
     assert worker_main.main([str(file)]) == OTHER_CODE
     assert not (store / "records").exists()
+
+
+@pytest.mark.parametrize("left_s, num_claims", [(30, 0), (3600, 1)])
+def test_a_worker_starts_nothing_in_a_job_that_ends_too_soon(
+    store: Path, left_s: float, num_claims: int
+) -> None:
+    """Rule 4 of jobs."""
+    sweep = sweep_of(1)
+    revision = seal(store, sweep)
+    job = JobContext(cluster="here", job="7", end_at=time.time() + left_s, min_left_s=60.0)
+    worked = work(ledger_at(store), revision, order_for(store, sweep.name, job=job))
+    assert len(ledger_at(store).numbers(instance_of(sweep))) == num_claims, worked.lines
+    assert worked.code == (0 if num_claims else RELEASED)
 
 
 @pytest.mark.parametrize("operation", ["workspace", "put"])

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.core.failure import Cause
+from orchestrator.core.settings import StoreSettings
 from orchestrator.execution import main as worker_main
-from orchestrator.execution.assignment import Assignment
-from orchestrator.jobs.records import REFUSED
+from orchestrator.execution.assignment import Assignment, this_owner
+from orchestrator.execution.liveness import Idleness, Watcher
+from orchestrator.jobs.records import REFUSED, JobContext
+from orchestrator.saving import MANIFEST
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from tests.conftest import Sweep
@@ -51,20 +57,75 @@ def fill(disk: Path) -> Path:
             return file
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "product"])
-def test_a_stage_that_fills_the_disk_fails_by_storage_and_a_later_attempt_resumes(
-    disk: Path, start: Start, what: str
+def test_a_stage_whose_product_fills_the_disk_fails_by_storage_and_a_later_attempt_resumes(
+    disk: Path, start: Start
 ) -> None:
     store = disk / "store"
     sweep = sweep_of(1, {"count": spec("filling")}, num_steps=2)
     seal(store, sweep)
     ledger, instance = ledger_at(store), instance_of(sweep)
-    env = {"TEST_FILL": what, "TEST_FILL_KIB": str(LARGE_KIB)}
+    env = {"TEST_FILL": "product", "TEST_FILL_KIB": str(LARGE_KIB)}
     finish(start, order_for(store, sweep.name, env=env, policy={"retries": {}}))
     first = ledger.attempt(instance, 1)
     assert first is not None and first.end is not None
     assert first.end.cause is Cause.STORAGE and "No space left" in first.end.message
+    assert not (store / layout.payload(instance, 1) / layout.OUTPUT).exists()  # it would take all space
     assert_finishes(start, ledger, order_for(store, sweep.name))
+
+
+def test_a_checkpoint_that_fills_the_disk_is_skipped_and_the_stage_ends_well(
+    disk: Path, start: Start
+) -> None:
+    store = disk / "store"
+    sweep = sweep_of(1, {"count": spec("filling")}, num_steps=3)
+    seal(store, sweep)
+    ledger, instance = ledger_at(store), instance_of(sweep)
+    env = {"TEST_FILL": "checkpoint", "TEST_FILL_KIB": str(LARGE_KIB)}
+    finish(start, order_for(store, sweep.name, env=env, policy={"retries": {}, "keep_checkpoints": True}))
+    product, _ = ledger.product(instance, 1)
+    assert product is not None and product.attempt == 1
+    folder = store / layout.payload(instance, 1)
+    assert "checkpoint 00000002 is skipped (1 so far): [Errno 28]" in (folder / layout.LOG).read_text()
+    assert (folder / "output/count.txt").read_text() == counted(0, 3)
+    assert (folder / layout.CHECKPOINTS / "00000003" / MANIFEST).exists()  # the next ones are saved
+
+
+def test_a_full_disk_holds_all_stages_back_until_there_is_space(disk: Path, start: Start) -> None:
+    """It has cost one attempt, and goes on by itself."""
+    store, go = disk / "store", disk.parent / "go"
+    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)  # 82 KB are scarce
+    sweep = sweep_of(3, {"count": spec("filling")}, num_steps=2)
+    seal(store, sweep)
+    ledger = ledger_at(store)
+    instances = [instance_of(sweep, cell=index) for index in range(3)]
+    env = {"TEST_FILL": "product", "TEST_FILL_KIB": "128", "TEST_GO": str(go)}
+    running = start(order_for(store, sweep.name, env=env, policy={"retries": {"storage": 1}}))
+    runs = store / layout.payload(instances[0], 1) / "runs"
+    until(lambda: runs.exists() and runs.read_text())
+    others = fill(disk)
+    os.truncate(others, others.stat().st_size - 64 * 1024)  # enough for records alone
+    go.touch()
+    until(lambda: (first := ledger.attempt(instances[0], 1)) is not None and first.end is not None)
+    time.sleep(2.5)  # the pause before a retry is 1 s
+    assert [len(ledger.attempts(instance)) for instance in instances] == [1, 0, 0]
+    others.unlink()
+    assert running.wait() == 0, running.output
+    assert [len(ledger.attempts(instance)) for instance in instances] == [2, 1, 1]
+    assert all(ledger.product(instance, 1)[0] is not None for instance in instances)
+
+
+def test_a_worker_waits_for_space_a_while_but_not_with_the_gpus_of_a_job(tmp_path: Path) -> None:
+    plain = order_for(tmp_path, "s")
+    me = this_owner(plain, os.getpid())
+    local = Idleness(
+        Watcher(me), replace(plain, settings=replace(plain.settings, store=StoreSettings(outage_s=0.1)))
+    )
+    assert local.why_leave("the disk is full") == ""
+    time.sleep(0.11)
+    assert local.why_leave("") == ""
+    assert local.why_leave("the disk is full") == "the disk is full"
+    job = JobContext(cluster="c", job="7")
+    assert Idleness(Watcher(me), replace(plain, job=job)).why_leave("the disk is full") == "the disk is full"
 
 
 def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, start: Start) -> None:

@@ -176,8 +176,9 @@ def test_a_product_whose_content_changed_is_never_given_to_the_next_stage(store:
     assert text == f"{counted(0)}and 0\n"
 
 
-def test_damage_that_is_gone_at_the_second_look_voids_nothing(store: Path) -> None:
-    """A network file system may show a file late."""
+@pytest.mark.parametrize("is_claiming", [False, True])
+def test_damage_that_is_gone_at_the_second_look_voids_nothing(store: Path, is_claiming: bool) -> None:
+    """A network file system may show a file late: while the evidence is read, or before the void."""
     sweep = chained()
     revision = seal(store, sweep)
     first, second = (sweep.stages[digest] for digest in sweep.cells[0].stage_digests)
@@ -193,7 +194,8 @@ def test_damage_that_is_gone_at_the_second_look_voids_nothing(store: Path) -> No
 
     def trouble(when: str, operation: str, key: str) -> None:
         """The file appears after the first look: its damage was seen when the attempts are read."""
-        if operation == "list" and key == layout.attempts(first) and hidden.exists():
+        seen_at = layout.NODES if is_claiming else layout.attempts(first)
+        if operation == "list" and key == seen_at and hidden.exists():
             hidden.rename(file)
 
     assert work(Ledger(TroubledStore(store, trouble)), revision, order).code == 0

@@ -103,17 +103,63 @@ def test_what_stops_a_write_in_the_thread_reaches_the_stage_at_its_next_step(tmp
 
     def begin(folder: Path) -> Callable[[], None]:
         def write() -> None:
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
 
         return write
 
     context.checkpoint_later(1, begin)
     while context.saves.is_saving:
         time.sleep(0.001)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="Input/output error"):
         context.checkpoint_due(2)
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert not context.checkpoint_due(3)  # raised once
+
+
+def full(folder: Path) -> Callable[[], None]:
+    """Copies at once, and finds the disk full, in the words of a library."""
+
+    def write() -> None:
+        (folder / "half").write_text("half")
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    return write
+
+
+def test_a_checkpoint_without_space_is_skipped_and_the_next_one_makes_room_for_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context, go = Context(tmp_path, checkpoint_interval_s=0.001), threading.Event()
+    go.set()
+    for step in (1, 2):
+        context.checkpoint_later(step, writing(go))
+    context.checkpoint_later(3, full)
+    context.finish_checkpoint()  # raises nothing
+    assert saved(context) == ["00000002"] and context.saves.num_skipped == 1
+    assert "checkpoint 00000003 is skipped (1 so far)" in capsys.readouterr().out
+    assert context.clock.saved is not None and context.clock.saved[0] == 2
+    with context.checkpoint(4) as folder:
+        assert saved(context) == ["00000002"]  # the newest stays until this one counts
+        (folder / "state").write_text("all of it")
+    assert saved(context) == ["00000002", "00000004"]
+    with context.checkpoint(5) as folder:
+        raise OSError(122, "Disk quota exceeded")
+    assert saved(context) == ["00000004"] and not (tmp_path / "checkpoints/00000005").exists()
+
+
+def test_an_attempt_that_is_fenced_while_it_skips_a_checkpoint_ends(tmp_path: Path) -> None:
+    fenced = threading.Event()
+
+    def fence() -> None:
+        if fenced.is_set():
+            raise StopRequested("superseded")
+
+    context = Context(tmp_path, fence=fence)
+    context.checkpoint_later(1, full)
+    context.finish_checkpoint()
+    fenced.set()
+    with pytest.raises(StopRequested, match="superseded"):
+        context.checkpoint_later(2, full)
 
 
 def test_a_fenced_attempt_begins_no_checkpoint(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_slurm_ray_local_and_two_workers_by_hand_finish_one_sweep_and_do_each_ce
         monkeypatch.setenv("SWEEP_CACHE", str(cache))
         bare.append(Running(elsewhere, Path("s3://all/runs"), ("work", "jobs", "--store", "s3://all/runs")))
     monkeypatch.setenv("SWEEP_CACHE", str(tmp_path / "cache"))
-    local = on("launch", "jobs.yaml", "launcher.workers=1", timeout_s=300)
+    local = on("launch", "jobs.yaml", "launcher.workers=1", "launcher.snapshot=true", timeout_s=300)
     assert f"{CELLS} done" in local
     ends = [each.end(120) for each in bare]
     assert [code for code, _ in ends] == [0, 0], ends
@@ -103,7 +103,7 @@ def test_slurm_ray_local_and_two_workers_by_hand_finish_one_sweep_and_do_each_ce
     assert [sum("succeeded" in line for line in said.splitlines()) > 0 for _, said in ends] == [True, True]
     # The table is that of a run in which nothing else happens.
     calm = BucketSweep(folder, Bucket("s3://all/calm", None, tmp_path), node="calm")
-    calm("launch", "jobs.yaml", "count.step_s=0", timeout_s=240)
+    calm("launch", "jobs.yaml", "count.step_s=0", "launcher.snapshot=true", timeout_s=240)
     tables = [
         {int(row["seed"]): row["digest"] for row in each.json("collect", "jobs")} for each in (on, calm)
     ]

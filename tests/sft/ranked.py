@@ -115,16 +115,23 @@ def save_later(config: Config, inputs: Inputs, context: Context) -> list[float]:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if config.how == "full":
                     raise OSError(28, "No space left on device")
+                if config.how == "broken":
+                    raise OSError(5, "Input/output error")
             (folder / f"rank-{rank}").write_text(str(rank))
 
         return write
 
     with context.checkpoint(1) as first:
         (first / f"rank-{rank}").write_text("first")
+    if config.how == "full":
+        with context.checkpoint(2) as second:
+            if rank == config.rank:
+                raise OSError(28, "No space left on device")
+            (second / f"rank-{rank}").write_text("second")
     started_s = time.monotonic()
     context.checkpoint_later(2, begin)
     held_s = time.monotonic() - started_s
-    while config.how != "slow":
+    while config.how in ("kill", "broken"):
         context.checkpoint_due(2)
         time.sleep(0.01)
     context.finish_checkpoint()

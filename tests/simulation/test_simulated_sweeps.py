@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from orchestrator.core import holding, plan, schedule, state
 from orchestrator.core.evidence import Budget, Evidence, Hold, Holds
@@ -24,7 +25,7 @@ from orchestrator.core.state import StageStatus, State
 from orchestrator.simulation.decisions import RESTART_S, Outcome
 from orchestrator.simulation.faults import FaultKind, FaultTable
 from orchestrator.stage import StageSpec
-from tests.simulation.cluster import gates_of, play, table
+from tests.simulation.cluster import POLICY, gates_of, play, table
 
 
 def states(found: Outcome) -> dict[str, str]:
@@ -338,3 +339,31 @@ def test_a_node_that_kills_every_attempt_is_left_out_and_hurts_few() -> None:
         assert (found.num_left_out > 0) == (quarantine_s > 0)
     assert set(states(found).values()) == {"done"}
     assert failed == {0.0: 20, 86_400.0: 2}  # without it five cells spend their retries there
+
+
+def full(*, is_taken: bool = False) -> FaultTable:
+    """A table by which the disk is full from hour 4 to hour 6."""
+    fault = FaultKind(
+        name="No space left on device", cause=Cause.STORAGE, full_hours=(4.0, 6.0), is_taken=is_taken
+    )
+    return FaultTable(source="ours", gpu_hours=1.0, faults=(fault,))
+
+
+def test_stages_that_have_saved_go_on_while_the_disk_is_full_and_nothing_else_starts() -> None:
+    policy = replace(POLICY, retries={"storage": 1})
+    work = {"long": S(8, 4), "ends": S(5, 2), "other": S(4.5, 2)}
+    found = play(work, 8, checkpoints=HOURLY, faults=full(), policy=policy)
+    assert found.attempts == {"succeeded": 3} and found.hours == 8  # each has saved twice by then
+    found = play({**work, "late": S(1, 2)}, 8, faults=full(), policy=policy)
+    assert set(states(found).values()) == {"done"}
+    assert found.attempts == {"failed": 2, "succeeded": 4}  # `late` does not start in the place of `other`
+    assert found.hours == 6 + 5  # without a checkpoint `ends` begins again
+
+
+def test_what_others_take_of_a_full_disk_costs_the_work_since_the_last_checkpoint() -> None:
+    policy = replace(POLICY, retries={"storage": 1})
+    found = play({"ends": S(5.5, 2)}, 8, checkpoints=HOURLY, faults=full(is_taken=True), policy=policy)
+    assert found.attempts == {"failed": 1, "succeeded": 1}
+    assert found.goodput is not None
+    assert found.goodput.lost_by["storage"] == pytest.approx(2 * 1.5 * 3600)  # since the one of hour 4
+    assert found.hours == pytest.approx(6 + 1.5 + (30 + RESTART_S) / 3600)

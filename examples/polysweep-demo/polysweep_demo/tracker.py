@@ -23,7 +23,8 @@ class CsvTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of one step. A full disk must not end the stage."""
         with contextlib.suppress(OSError):
-            self._writer.writerows((step, name, value) for name, value in metrics.items())
+            if not self._file.closed:
+                self._writer.writerows((step, name, value) for name, value in metrics.items())
 
     def close(self) -> None:
         """Close the file."""

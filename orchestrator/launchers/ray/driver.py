@@ -20,8 +20,7 @@ from typing import NamedTuple
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
-from orchestrator.core.holding import code_of
-from orchestrator.core.plan import RequestSummary, summarize_requests
+from orchestrator.core.plan import RequestSummary, code_of, summarize_requests
 from orchestrator.core.records import Owner
 from orchestrator.core.remedies import status_in_job
 from orchestrator.core.state import Gates, StageStatus

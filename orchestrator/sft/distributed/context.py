@@ -14,11 +14,12 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.errors import StageFailure, StopRequested, is_out_of_space
 from orchestrator.manifest import REMEMBERED, FileKey
 from orchestrator.saving import Begin, Phase
 from orchestrator.stage import Checkpoint, Config, Context, Inputs
@@ -118,17 +119,28 @@ class RankContext(Context):
         """Yield the same folder to all ranks. The checkpoint counts once all ranks have left the context."""
         import torch.distributed as dist
 
-        folder = self._ask("open_checkpoint", int(step))
-        yield Path(folder)
-        dist.barrier()
+        folder, full = self._ask("open_checkpoint", int(step)), ""
+        try:
+            yield Path(folder)
+        except Exception as error:
+            if not is_out_of_space(error):
+                raise
+            full = str(error)
         # The manifest, which makes it count, may only be written after every rank's files.
-        self._ask("commit_checkpoint")
+        found = [""] * dist.get_world_size()
+        dist.all_gather_object(found, full)
+        self._ask("commit_checkpoint", max(found))
 
     def checkpoint_later(self, step: int, begin: Begin) -> None:
         """Save in a thread of each rank. The checkpoint counts once all ranks have written their files."""
         self.finish_checkpoint()
         folder = Path(self._ask("begin_checkpoint", int(step)))
-        write = begin(folder)
+        try:
+            write = begin(folder)
+        except Exception as error:
+            if not is_out_of_space(error):
+                raise
+            write = partial(_raise, error)  # all ranks skip the checkpoint, as where writing fails
         self._thread = threading.Thread(
             target=self._write, args=(folder, write), name="checkpoint", daemon=True
         )
@@ -177,6 +189,10 @@ class RankContext(Context):
         if error is not None:
             raise as_exception(error)
         return value
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def found_in(folder: Path) -> dict[str, tuple[FileKey, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -142,9 +143,10 @@ class ContextCalls:
         """Return the folder of a new checkpoint, which the ranks write before they go on."""
         return str(self._open.enter_context(self._context.checkpoint(step)).absolute())
 
-    def commit_checkpoint(self) -> None:
-        """Make the open checkpoint count."""
-        self._open.close()
+    def commit_checkpoint(self, full: str) -> None:
+        """Make the open checkpoint count, unless a rank found the disk full, in the words of its error."""
+        error = OSError(errno.ENOSPC, full) if full else None
+        self._open.__exit__(type(error) if error else None, error, None)
 
     def begin_checkpoint(self, step: int) -> str:
         """Return the folder of a new checkpoint, which the ranks write while they go on."""

@@ -1,0 +1,251 @@
+"""Phases and rungs of a sweep file: all cells that the sweep can have, and what decisions choose among.
+
+Each phase is a grid of its own. After the first one it has the axes of the phase before, without those over
+which `select` takes the mean, and its own:
+
+    tune      lr x seed           27 cells; select: {top: 1, mean: [seed]}
+    confirm   lr x seed=0..4      45 cells, 5 for each lr: those of the winner will exist
+
+Since all cells are composed here, the seal holds whatever a decision may choose. Nothing is composed later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator.compose.axes import Axis, Label, axis_of
+from orchestrator.compose.configs import Configs
+from orchestrator.compose.files import CONDITIONS, labels_of
+from orchestrator.compose.main import cell_root
+from orchestrator.compose.overrides import Overrides
+from orchestrator.compose.points import Made, Progress, made_of
+from orchestrator.compose.root import Root
+from orchestrator.core.decisions import most_cells
+from orchestrator.core.grid import Grid, Selectors
+from orchestrator.core.sealed import Cell, SealedPhase, Select
+from orchestrator.core.sweep import PhaseFile, SweepFile
+from orchestrator.errors import UserError, counted, nearest
+from orchestrator.registry import load
+from orchestrator.stage import StageSpec
+
+AXIS = "phase"
+"""Name of the axis whose label is the name of a cell's phase."""
+
+
+class _Grown(NamedTuple):
+    """A phase with its composed cells.
+
+    Attributes:
+        axes: by name, as the command line left them.
+        when: the conditions of the axes.
+        made: the cells.
+        merged: labels of each point that was merged, and of the one that it equals.
+    """
+
+    axes: dict[str, Axis]
+    when: dict[str, str]
+    made: Made
+    merged: list[tuple[Mapping[str, str], Mapping[str, str]]]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells, in the order of the grid."""
+        return self.made.cells
+
+
+def compose_phases(
+    file: SweepFile,
+    specs: Mapping[str, StageSpec],
+    words: Sequence[str],
+    folders: tuple[Path, Path],
+    where: str,
+    max_cells: int,
+    progress: Progress,
+) -> Made:
+    """Return all cells that a sweep with phases can have.
+
+    Args:
+        file: the sweep file.
+        specs: stage name to spec.
+        words: overrides of the command line. One that names an axis of some phase concerns phases with that
+            axis alone; others concern all phases.
+        folders: the working folder, and that of the sweep file.
+        where: the sweep file, for messages.
+        max_cells: most points that all phases may have together.
+        progress: called before each point of a phase.
+
+    Raises:
+        UserError: there is a mistake in a phase.
+    """
+    _check(file, where)
+    cwd, folder = folders
+    root = cell_root(file, cwd, folder, where)
+    made: list[tuple[SealedPhase, _Grown]] = []
+    left = max_cells
+    for part in file.phases:
+        place = f"phase {part.name}, {where}"
+        before = made[-1] if made else None
+        grown = _grow(file, part, before, specs, words, root, folders, place, left, progress)
+        left -= len(grown.cells)
+        made.append((_sealed(part, grown, before, place), grown))
+    names = dict.fromkeys(axis for _, grown in made for axis in grown.axes)
+    cells = tuple(_with_axes(cell, names) for _, grown in made for cell in grown.cells)
+    stages = {digest: each for _, grown in made for digest, each in grown.made.stages.items()}
+    befores = [None, *(phase for phase, _ in made)]
+    numbers = [most_cells(phase, before) for (phase, _), before in zip(made, befores, strict=False)]
+    course = ", then ".join(
+        f"{phase.name}: {counted(number, 'cell')}" if index == 0 else f"{phase.name}: at most {number}"
+        for index, ((phase, _), number) in enumerate(zip(made, numbers, strict=True))
+    )
+    notes = [note for _, grown in made for note in grown.made.notes]
+    return Made(cells, stages, tuple(phase for phase, _ in made), sum(numbers), [course, *notes], course)
+
+
+def _with_axes(cell: Cell, names: Iterable[str]) -> Cell:
+    """Return a cell with the axes of all phases; its label is empty on those that its phase does not have."""
+    return msgspec.structs.replace(cell, axes={name: cell.axes.get(name, "") for name in names})
+
+
+def _grow(
+    file: SweepFile,
+    part: PhaseFile,
+    before: tuple[SealedPhase, _Grown] | None,
+    specs: Mapping[str, StageSpec],
+    words: Sequence[str],
+    root: Root,
+    folders: tuple[Path, Path],
+    where: str,
+    max_cells: int,
+    progress: Progress,
+) -> _Grown:
+    """Compose the cells that a phase can have."""
+    own = {axis: axis_of(axis, value, where=where) for axis, value in part.axes.items()}
+    phase_axis = Axis(AXIS, (Label(part.name, part.name, ()),), is_map=True)
+    inherited: dict[str, Axis] = {}
+    if before is not None and before[0].select is not None:
+        dropped = {AXIS, *before[0].select.mean}
+        inherited = {name: axis for name, axis in before[1].axes.items() if name not in dropped}
+    taken = before[1].when if before is not None else {}
+    when = {key: on for key, on in taken.items() if key.partition("=")[0].strip() in inherited.keys() - own}
+    when |= part.when
+    conditions = load(CONDITIONS)(when, {**inherited, **own}, where=where) if when else None
+    names = conditions.names if conditions is not None else ()
+    overrides = Overrides({AXIS: phase_axis, **inherited, **own}, conditional=names)
+    overrides.add_file(file.overrides, root, where=where)
+    num_settings = len(overrides.engine)
+    overrides.add_file(part.overrides, root, where=where)
+    if len(overrides.engine) > num_settings:
+        raise UserError(
+            f"{overrides.engine[-1]!r} is a setting of the engine",
+            where=where,
+            allowed="the same for all phases: under `overrides` of the sweep",
+        )
+    elsewhere = {name for other in file.phases for name in other.axes} - overrides.axes.keys()
+    mine = [word for word in words if overrides.parse(word).key_or_group not in elsewhere]
+    overrides.add_command_line(mine, root)
+    paths = tuple(dict.fromkeys([str(folders[1]), str(folders[0])]))
+    configs = Configs(root, overrides, cwd=folders[0], import_paths=paths, where=where)
+    exclude, include = [*file.exclude, *part.exclude], [*file.include, *part.include]
+    selectors = Selectors.parse(exclude, include, labels_of({**inherited, **own}.values()))
+    grid = Grid(selectors, file.columns, specs, where=where)
+    made = made_of(grid, configs, overrides, conditions, file.columns, specs, max_cells, where, progress)
+    return _Grown(dict(overrides.axes), when, made, grid.merged)
+
+
+def _sealed(
+    part: PhaseFile, grown: _Grown, before: tuple[SealedPhase, _Grown] | None, where: str
+) -> SealedPhase:
+    """Return a phase with what can be chosen in it, and what follows from the choices before it."""
+    select = part.select
+    candidates: dict[str, list[str]] = {}
+    groups: dict[str, str] = {}
+    if select is not None:
+        for axis in (*select.mean, *select.per):
+            if axis not in grown.axes:
+                raise UserError(
+                    f"select names the unknown axis {axis!r}", where=where, allowed=nearest(axis, grown.axes)
+                )
+        keys = [axis for axis in grown.axes if axis not in {AXIS, *select.mean}]
+        for cell in grown.cells:
+            key = _labels(cell.axes, keys)
+            candidates.setdefault(key, []).append(cell.id)
+            if select.per:
+                groups[key] = _labels(cell.axes, select.per)
+    return SealedPhase(
+        name=part.name,
+        candidates={key: tuple(ids) for key, ids in candidates.items()},
+        follows=_follows(part, grown, before),
+        groups=groups,
+        select=select,
+    )
+
+
+def _follows(
+    part: PhaseFile, grown: _Grown, before: tuple[SealedPhase, _Grown] | None
+) -> dict[str, tuple[str, ...]]:
+    """Return which cells of a phase follow from each candidate of the one before."""
+    if before is None or before[0].select is None:
+        return {"": tuple(cell.id for cell in grown.cells)}
+    # What the phase sets on its own axes replaces what was chosen for them.
+    shared = [
+        name
+        for name in before[1].axes
+        if name in grown.axes and name not in {AXIS, *before[0].select.mean, *part.axes}
+    ]
+    ids = {tuple(cell.axes.items()): cell.id for cell in grown.cells}
+    points: list[tuple[Mapping[str, str], str]] = [(cell.axes, cell.id) for cell in grown.cells]
+    points += [(labels, ids[tuple(first.items())]) for labels, first in grown.merged]
+    by_labels: dict[str, dict[str, None]] = {}
+    for labels, cell_id in points:
+        by_labels.setdefault(_labels(labels, shared), {})[cell_id] = None
+    labels_by_id = {cell.id: cell.axes for cell in before[1].cells}
+    return {
+        key: tuple(by_labels.get(_labels(labels_by_id[members[0]], shared), ()))
+        for key, members in before[0].candidates.items()
+    }
+
+
+def _labels(labels: Mapping[str, str], axes: Iterable[str]) -> str:
+    return " ".join(f"{axis}={labels[axis]}" for axis in axes)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def _check(file: SweepFile, where: str) -> None:
+    """Refuse phases that contradict themselves or the rest of the file."""
+    if file.app is not None:
+        raise UserError("a sweep with `app` has no phases", where=where, allowed="`axes` of the sweep")
+    if file.axes or file.when:
+        raise UserError("the sweep has both `axes` and `phases`", where=where, fix="the axes go into a phase")
+    names: set[str] = set()
+    for index, part in enumerate(file.phases):
+        place = f"phase {part.name}, {where}"
+        if not _NAME.fullmatch(part.name) or len(part.name) > 40 or part.name in names:
+            raise UserError(
+                f"{part.name!r} cannot be the name of a phase",
+                where=where,
+                allowed="letters, digits, _ and -, at most 40, and each name once",
+            )
+        names.add(part.name)
+        if AXIS in part.axes:
+            raise UserError(f"{AXIS!r} cannot be the name of an axis", where=place)
+        is_last = index == len(file.phases) - 1
+        if is_last and part.select is not None:
+            raise UserError("the last phase has a `select`, after which nothing comes", where=place)
+        if not is_last and part.select is None:
+            raise UserError("no `select`", where=place, fix="select: {metric: NAME, mode: max}")
+        if part.select is not None:
+            _check_select(part.select, place)
+
+
+def _check_select(select: Select, where: str) -> None:
+    if select.top < 1:
+        raise UserError(f"select.top is {select.top}", where=where, allowed="at least 1")
+    if both := set(select.mean) & set(select.per):
+        raise UserError(f"select has the axis {min(both)!r} in both `mean` and `per`", where=where)

@@ -1,0 +1,222 @@
+"""The sealed form of a sweep, and the decisions that choose among what it seals.
+
+A sweep with phases seals every cell that it can ever have. A decision chooses which of them exist:
+
+    phase tune     lr=0.1, lr=0.2, lr=0.3      all exist at once
+    decision 1     lr=0.2 is the best
+    phase confirm  seeds 0 to 4 of lr=0.2      exist from then on; those of 0.1 and 0.3 never do
+
+Rungs cut one stage into parts. A decision after each part names the cells that go on; the others stop.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from orchestrator.formats import SINCE_2, Stored
+from orchestrator.stage import StageSpec
+
+
+class Select(Stored, frozen=True, kw_only=True):
+    """How a decision ranks its candidates.
+
+    Attributes:
+        metric: column of the result rows.
+        mode: whether its lowest or highest value is the best.
+        top: number of candidates that are chosen.
+        mean: axes whose cells are one candidate; its value is the mean of theirs.
+        per: axes for each of whose values candidates are ranked apart.
+        where: column to value; only rows that have them all count.
+        stage: the stage whose rows count; "" for the last one of a cell that returns the metric.
+    """
+
+    metric: str
+    mode: Literal["min", "max"]
+    top: Annotated[int, msgspec.Meta(ge=1)] = 1
+    mean: tuple[str, ...] = ()
+    per: tuple[str, ...] = ()
+    where: dict[str, str | int | float | bool] = {}
+    stage: str = ""
+
+
+class Rungs(Stored, frozen=True, kw_only=True):
+    """A stage that is cut into parts, after each of which a decision names the cells that go on.
+
+    Attributes:
+        stage: name of the stage.
+        at: the steps at which the parts end.
+        keep: share of the cells that goes on after each part; at least one cell does.
+        select: how they are ranked.
+        parts: cell id to the digests of its parts, in order.
+    """
+
+    stage: str
+    at: tuple[int, ...]
+    keep: float
+    select: Select
+    parts: dict[str, tuple[str, ...]]
+
+
+class SealedPhase(Stored, frozen=True, kw_only=True):
+    """One phase of a sweep, with all cells that it can have.
+
+    Attributes:
+        name: of the phase; "" for that of a sweep without `phases`.
+        candidates: what can be chosen, by its labels, to the ids of its cells. Its order breaks ties.
+        follows: candidate of the phase before to the ids of the cells that exist once it was chosen. The
+            first phase has one entry, "", whose cells always exist.
+        groups: candidate to its labels on the axes `select.per`.
+        select: how candidates are chosen for the next phase; None for the last one.
+        rungs: of one of its stages; None without.
+    """
+
+    name: str
+    candidates: dict[str, tuple[str, ...]]
+    follows: dict[str, tuple[str, ...]]
+    groups: dict[str, str] = {}
+    select: Select | None = None
+    rungs: Rungs | None = None
+
+
+class Input(Stored, frozen=True):
+    """A product that a stage takes as input.
+
+    Attributes:
+        stage: name of the stage that makes it.
+        label: of the stage instance, "" for a stage without `each`.
+        digest: of the stage instance.
+    """
+
+    stage: str
+    label: str
+    digest: str
+
+
+class StageInstance(Stored, frozen=True, kw_only=True):
+    """One content-addressed stage instance, shared by all cells whose chain names its digest.
+
+    Attributes:
+        stage: name in the sweep file.
+        label: the values of its `each` variables, "" without any.
+        digest: SHA-256 of its identity in hexadecimal, see `orchestrator.core.identity.stage_digest`.
+        reads: the slice of config that it reads, resolved, and its `each` variables at top level.
+        inputs: the products that it takes, in order.
+    """
+
+    stage: str
+    label: str = ""
+    digest: str
+    reads: dict[str, Any]
+    inputs: tuple[Input, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The readable name: ``prepare[en]``, or just ``train``."""
+        return f"{self.stage}[{self.label}]" if self.label else self.stage
+
+
+class Cell(Stored, frozen=True, kw_only=True):
+    """One point of the grid.
+
+    Attributes:
+        id: unique readable id, such as ``tiny-qwen3-a.math.en+sw-3f9c2a71``.
+        axes: axis name to label, which is empty where the axis does not count.
+        columns: the sweep's `columns`: name to value.
+        config: the fully resolved tree.
+        stage_digests: of its stages, inputs before the stages that take them.
+        waits, stopped: why it goes no further for now, or for good; "" if its chain is whole. Never sealed,
+            see `orchestrator.core.decisions.unfold`.
+    """
+
+    id: str = msgspec.field(name="cell")
+    axes: dict[str, str]
+    columns: dict[str, Any]
+    config: dict[str, Any]
+    stage_digests: tuple[str, ...] = msgspec.field(name="chain")
+    waits: Annotated[str, SINCE_2] = ""
+    stopped: Annotated[str, SINCE_2] = ""
+
+
+class ComposedSweep(Stored, frozen=True, kw_only=True):
+    """The content that a revision seals. Equal content has an equal digest and is one revision.
+
+    Attributes:
+        name: the sweep's name in the store.
+        description: as in the sweep file.
+        specs: stage name to spec, in the order of the sweep file.
+        stages: digest to stage instance.
+        cells: in the order of the grid.
+        report: names of the reports written at the end of a launch.
+        format: always 1, so that sweeps sealed by earlier versions stay equal to themselves.
+        phases: in order; none for a sweep whose cells all exist from the start.
+    """
+
+    name: str
+    description: str = ""
+    specs: dict[str, StageSpec]
+    stages: dict[str, StageInstance] = msgspec.field(name="nodes")
+    cells: tuple[Cell, ...]
+    report: tuple[str, ...] = ()
+    format: int = 1
+    phases: Annotated[tuple[SealedPhase, ...], SINCE_2] = ()
+
+
+class GateFacts(Stored, frozen=True, kw_only=True):
+    """What a launch found out about itself. It is part of the identity of its gates.
+
+    Attributes:
+        code: digest of the checkout.
+        packages: digest of the installed packages.
+        device: type of the GPUs, ``cpu`` without any, "" if it is not known.
+        num_gpus: number of GPUs that a cell may have.
+        left_out: digest of a gate that does not count in this launch to the reason.
+    """
+
+    code: str
+    packages: str = ""
+    device: str = ""
+    num_gpus: int = 0
+    left_out: dict[str, str] = {}
+
+
+class SeenCell(Stored, frozen=True, kw_only=True):
+    """What a decision saw of one cell.
+
+    Attributes:
+        cell: its id.
+        products: digest of each of its stages that was done to the generation of the product.
+        value: the metric; None if the cell counts as the worst.
+        why: the reason for that.
+    """
+
+    cell: str
+    products: dict[str, int] = {}
+    value: float | None = None
+    why: str = ""
+
+
+class Decision(Stored, frozen=True, kw_only=True):
+    """`sweeps/<sweep>/decisions/<k>/<n>.json`: which cells go on. A pure function of the seal and `seen`.
+
+    Attributes:
+        nonce: identifies the writer.
+        revision: number of the sealed revision.
+        number: of the decision, from 1.
+        phase: name of the phase.
+        rung: number of the part of the stage after which it was made, from 1; 0 at the end of a phase.
+        seen: the cells that it was made from, in the order of the grid.
+        chosen: the candidates that go on, best first; for a rung the ids of cells.
+        by, at: which process made it, and when.
+    """
+
+    nonce: str
+    revision: int
+    number: int
+    phase: str = ""
+    rung: int = 0
+    seen: tuple[SeenCell, ...] = ()
+    chosen: tuple[str, ...] = ()
+    by: str = ""
+    at: str = ""

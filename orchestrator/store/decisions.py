@@ -1,0 +1,141 @@
+"""The decisions of a sweep in the store: reading them, and recording the next one.
+
+A decision is created under its number, so only one can exist. Who finds one made by another takes it over: a
+pure function of the same products, it is the same anyway, except for its author.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from orchestrator import provenance
+from orchestrator.core.decisions import SweepQuestion, Undecided, Unfolded, answer, observe, unfold
+from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
+from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell
+from orchestrator.core.state import StageStatus
+from orchestrator.errors import InfrastructureError
+from orchestrator.store import layout
+from orchestrator.store.access import new_nonce
+from orchestrator.store.ledger import Ledger
+
+
+class DecisionLog:
+    """The decisions of one revision, as a process last read them.
+
+    Nothing is read for a sweep without phases.
+
+    Args:
+        ledger: The store.
+        sweep: The sweep as sealed.
+        revision: Number of the revision; 0 if it is not sealed, and so has no decisions.
+
+    Attributes:
+        unfolded: The sweep as the decisions have left it.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: ComposedSweep, revision: int) -> None:
+        self._ledger = ledger
+        self._sealed = sweep
+        self._revision = revision
+        self.unfolded: Unfolded = unfold(sweep, ())
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Read the decisions that were made since the last look, and return whether there are any.
+
+        Raises:
+            InfrastructureError: The store did not answer, or a decision cannot be trusted.
+        """
+        found = False
+        while (question := self.unfolded.question) is not None and self._revision:
+            decision = self._read(question)
+            if decision is None:
+                break
+            self.unfolded = unfold(self._sealed, (*self.unfolded.decisions, decision))
+            found = True
+        return found
+
+    def _read(self, question: SweepQuestion) -> Decision | None:
+        """Return the decision about a question; None if it was not made yet."""
+        key = layout.decision(self._sealed.name, self._revision, question.number)
+        decision, problem = self._ledger.read(
+            key,
+            Decision,
+            revision=self._revision,
+            number=question.number,
+            phase=question.phase.name,
+            rung=question.rung,
+        )
+        if decision is not None and not set(decision.chosen) <= set(question.candidates):
+            problem = f"{key} names what cannot be chosen"
+        if problem:
+            raise InfrastructureError(
+                f"a decision of {self._sealed.name}@{self._revision} cannot be trusted: {problem}"
+            )
+        return decision
+
+    def make(
+        self,
+        status_of: Callable[[str], StageStatus],
+        evidence_of: Callable[[str], Evidence],
+        *,
+        cancelled: Collection[str] = (),
+        holds: Holds = NO_HOLDS,
+        by: str,
+    ) -> Undecided | None:
+        """Record the next decision if its cells have ended, and the ones that can be made after it.
+
+        Args:
+            status_of: Returns a stage's own state by digest.
+            evidence_of: Returns a stage's evidence by digest.
+            cancelled: Ids of cancelled cells.
+            holds: What is held back in the sweep.
+            by: Name of this process, for the records.
+
+        Returns:
+            Why the next one is still open; None if none is left.
+
+        Raises:
+            InfrastructureError: The store did not answer.
+        """
+        while (question := self.unfolded.question) is not None:
+            seen = self.look(status_of, evidence_of, cancelled=cancelled, holds=holds)
+            if isinstance(seen, Undecided):
+                return seen
+            decision = Decision(
+                nonce=new_nonce(),
+                revision=self._revision,
+                number=question.number,
+                phase=question.phase.name,
+                rung=question.rung,
+                seen=seen,
+                chosen=answer(question, seen),
+                by=by,
+                at=provenance.now(),
+            )
+            key = layout.decision(self._sealed.name, self._revision, question.number)
+            self._ledger.create(key, decision, decision.nonce)
+            # Ours or another's: the record that exists is the decision.
+            if not self.refresh():
+                raise InfrastructureError(f"{key} was created and cannot be read")
+        return None
+
+    def look(
+        self,
+        status_of: Callable[[str], StageStatus],
+        evidence_of: Callable[[str], Evidence],
+        *,
+        cancelled: Collection[str] = (),
+        holds: Holds = NO_HOLDS,
+    ) -> tuple[SeenCell, ...] | Undecided:
+        """Return what the next decision sees, or why it waits; see `make` for the arguments."""
+        assert self.unfolded.question is not None
+
+        def is_held(cell: str, digest: str) -> bool:
+            hold = holds.of(cell, digest)
+            return hold is not None and hold.is_final
+
+        instances = self.unfolded.sweep.stages
+        return observe(
+            self.unfolded.question, instances, status_of, evidence_of, cancelled=cancelled, held=is_held
+        )

@@ -1,0 +1,99 @@
+"""Each rule of the design has code that holds it, and a test that fails without it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+_spec = importlib.util.spec_from_file_location("invariants", ROOT / "docs" / "invariants.py")
+assert _spec is not None and _spec.loader is not None
+invariants = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(invariants)
+ROWS = invariants.rows()
+COPIED = ("orchestrator", "tests", "conf", "sweeps", "schema", "docs", "slurm")
+
+
+def file_of(row: dict[str, Any]) -> Path:
+    return Path(row["code"].partition(":")[0].replace(".", "/") + ".py")
+
+
+def rules_of(title: str) -> list[int]:
+    """The numbers of the rules in a section of the design."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    section = re.split(r"(?m)^## ", text.partition(f"\n## {title}\n")[2])[0]
+    return [int(number) for number in re.findall(r"(?m)^(\d+)\. ", section)]
+
+
+def test_each_rule_of_the_design_has_a_row() -> None:
+    for section, title in invariants.SECTIONS.items():
+        assert sorted({row["rule"] for row in ROWS if row["section"] == section}) == rules_of(title)
+    assert len(rules_of("The store protocol")) >= 17
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['section']} {row['rule']}: {row['what']}")
+def test_code_test_and_defect_of_a_row_exist(row: dict[str, Any]) -> None:
+    module, _, name = row["code"].partition(":")
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    path, _, test = row["test"].partition("::")
+    tree = ast.parse((ROOT / path).read_text())
+    assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    text = (ROOT / file_of(row)).read_text()
+    assert text.count(row["old"]) == 1, "the code has changed: make the defect as it would be now"
+    ast.parse(text.replace(row["old"], row["new"]))
+
+
+def test_the_page_is_made_of_the_table() -> None:
+    assert invariants.PAGE.read_text() == invariants.page(), "python docs/invariants.py"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, whose code may be changed."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in COPIED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(project: Path, test: str) -> int:
+    """Run one test of the copy, with the copy's code; return pytest's exit code."""
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
+    assert (
+        str(project)
+        in subprocess.run(
+            [sys.executable, "-c", "import orchestrator; print(orchestrator.__file__)"],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    return done.returncode
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['section']} {row['rule']}: {row['what']}")
+def test_with_the_defect_the_test_fails_and_without_it_it_passes(row: dict[str, Any], project: Path) -> None:
+    file = project / file_of(row)
+    text = file.read_text()
+    assert run(project, row["test"]) == 0
+    file.write_text(text.replace(row["old"], row["new"]))
+    try:
+        assert run(project, row["test"]) == 1
+    finally:
+        file.write_text(text)
