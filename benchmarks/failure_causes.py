@@ -1,8 +1,8 @@
 """How often the recorded cause of a failure is the true one: failures of known causes, on three launchers.
 
-Each program of `benchmarks/causes/faulty.py` fails as a stage, as a command, and inside a script that starts it,
-on this machine, on a real Slurm and on a real Ray. Beside them, jobs are hurt from outside. The truth is in
-this file alone: neither the sweep nor the stages know it.
+Each program of `benchmarks/causes/` fails as a stage, as a command, and inside a script that starts
+it: on this machine, on a real Slurm and on a real Ray. Beside them, jobs are hurt from outside. The truth is
+in this file alone: neither the sweep nor the stages know it.
 
     python benchmarks/failure_causes.py --report docs/failure-causes.md
     python benchmarks/failure_causes.py --only local
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from chaos.faults import attempts, processes
@@ -29,7 +32,7 @@ from chaos.places import SWEEP, Place, Places
 
 from orchestrator.core.failure import Cause
 
-TRUTH: Mapping[Cause, tuple[str, ...]] = {
+SEEN: Mapping[Cause, tuple[str, ...]] = {
     Cause.CONFIG: ("missing_argument", "missing_value", "bad_interpolation", "no_such_model"),
     Cause.DATA: (
         *("no_such_file", "not_utf8", "not_json", "not_parquet", "truncated_weights", "truncated_gzip"),
@@ -48,15 +51,31 @@ TRUTH: Mapping[Cause, tuple[str, ...]] = {
     Cause.BAD_NODE: ("ecc", "lost_gpu", "driver"),
     Cause.UNKNOWN: ("only_a_code", "killed", "crash"),
 }
-"""Cause to the programs that fail for it. Of the last three nobody can know the cause."""
+UNSEEN: Mapping[Cause, tuple[str, ...]] = {
+    Cause.CONFIG: ("bad_yaml", "http_404"),
+    Cause.DATA: ("empty_dataset", "truncated_array", "no_pickle", "no_database", "no_xml"),
+    Cause.CODE: ("no_key", "too_many_values", "freed_graph", "other_weights"),
+    Cause.OOM_GPU: ("gpu_memory_of_vllm", "gpu_memory_of_amd"),
+    Cause.OOM_HOST: ("no_fork", "host_memory_of_arrow"),
+    Cause.NAN: ("nan_logits", "nan_loss"),
+    Cause.COMMUNICATION: ("http_503", "no_tls", "no_answer", "gloo"),
+    Cause.STORAGE: ("stale", "full_database"),
+    Cause.BAD_NODE: ("nvlink", "nvml"),
+    Cause.UNKNOWN: ("another_code",),
+}
+"""Cause to the programs that fail for it; nobody can know that of the last ones.
 
+The rules of `orchestrator.core.failure` were mended by what the first ones showed, and not by the others.
+"""
+
+RESULTS = Path(__file__).parent / "causes/results.jsonl"
 OF_USERS = (Cause.CONFIG, Cause.DATA, Cause.CODE)
 OF_MACHINES = (Cause.NODE_LOST, Cause.PREEMPTED, Cause.COMMUNICATION, Cause.STORAGE, Cause.BAD_NODE)
 
 FORMS: Mapping[str, str] = {
-    "stage": '{run: "faulty:main", reads: [failure]}',
-    "command": '{command: "python faulty.py {config.failure}", reads: [failure]}',
-    "script": '{command: "python faulty.py wrapped {config.failure}", reads: [failure]}',
+    "stage": '{run: "causes.fail:main", reads: [failure]}',
+    "command": '{command: "python -m causes.fail {config.failure}", reads: [failure]}',
+    "script": '{command: "python -m causes.fail wrapped {config.failure}", reads: [failure]}',
 }
 SWEEP_FILE = """
 config: {{failure: ""}}
@@ -75,6 +94,8 @@ ONCE = (
     "policy.lease_s=6",
 )
 """No retry: the first cause that is recorded counts."""
+
+MAX_LAUNCHES = 8
 
 
 class Found(NamedTuple):
@@ -111,8 +132,7 @@ class Trial:
         self._name = name
         self._folder = place.folder / "project"
         (self._folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-        source = Path(__file__).parent / "causes/faulty.py"
-        (self._folder / "faulty.py").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        shutil.copytree(Path(__file__).parent / "causes", self._folder / "causes", dirs_exist_ok=True)
         bin_folder = Path(sys.executable).parent
         self._env = {**place.env, "PATH": f"{bin_folder}{os.pathsep}{place.env['PATH']}"}
 
@@ -162,15 +182,19 @@ class Trial:
 
 def programs(launcher: str, places: Places) -> Iterator[Found]:
     """Yield what is recorded of each program in each form."""
-    causes = {name: cause for cause, names in TRUTH.items() for name in names}
-    with places.place(launcher) as place:
-        for form, stage in FORMS.items():
-            text = SWEEP_FILE.format(names=", ".join(causes), form=form, stage=stage)
-            trial = Trial(place, form, text)
-            trial.over(trial.launch(f"policy.limits_s.{form}=20", "policy.grace_s=1"), 580)
-            for cell in trial.cells():
+    causes = {name: cause for part in (SEEN, UNSEEN) for cause, names in part.items() for name in names}
+    for form, stage in FORMS.items():
+        with places.place(launcher) as place:
+            trial = Trial(place, form, SWEEP_FILE.format(names=", ".join(causes), form=form, stage=stage))
+            cells: list[dict[str, Any]] = []
+            for _ in range(MAX_LAUNCHES):
+                trial.over(trial.launch(f"policy.limits_s.{form}=20", "policy.grace_s=1"), 900)
+                cells = trial.cells()
+                # Workers leave a node on which two stages found the GPU broken, and a launch starts new ones.
+                if cells and all(cell["cause"] for cell in cells):
+                    break
+            for cell in cells:
                 name = cell["axes"]["failure"]
-                # Under a launcher's control a failing port or file is the same: only the form differs.
                 yield Found(launcher, form, name, causes[name], str(cell["cause"]), cell["reason"])
 
 
@@ -248,12 +272,13 @@ def page(found: Sequence[Found]) -> str:
         "",
         f"{len(found)} failures of {len({each.truth for each in found})} causes, by "
         "`python benchmarks/failure_causes.py --report docs/failure-causes.md`. Each program of",
-        "`benchmarks/causes/faulty.py` fails as a stage, as a command, and in a script that starts it.",
+        "`benchmarks/causes/` fails as a stage, as a command, and in a script that starts it.",
         "",
         f"- right: **{right / len(known):.1%}** ({right} of {len(known)} whose cause can be known)",
         f"- `unknown`: {unknown / len(known):.1%}",
         f"- wrong: {(len(known) - right - unknown) / len(known):.1%}",
         f"- of machines, blamed on the user's config, data or code: {len(blamed)}",
+        f"- of programs that were written when the rules were: {_right(known, is_unseen=True)}",
         "",
         "| launcher | failures | right |",
         "|---|---:|---:|",
@@ -268,23 +293,38 @@ def page(found: Sequence[Found]) -> str:
     wrong = [each for each in found if each.truth != each.cause]
     lines += ["", "Not right:", ""] if wrong else []
     lines += [
-        f"- {each.launcher}, {each.form}, {each.name}: {each.truth}, recorded as {each.cause}: {each.reason[:120]}"
+        f"- {each.launcher}, {each.form}, {each.name}: {each.truth}, but {each.cause}: {each.reason[:120]}"
         for each in wrong
     ]
     return "\n".join(lines) + "\n"
 
 
+def _right(found: Sequence[Found], *, is_unseen: bool) -> str:
+    names = {name for part in UNSEEN.values() for name in part}
+    own = [each for each in found if (each.name in names) is is_unseen]
+    return f"{sum(each.truth == each.cause for each in own)} of {len(own)} right"
+
+
+def _read(path: Path) -> list[Found]:
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [msgspec.json.decode(line, type=Found) for line in lines]
+
+
 def main() -> int:
     """Fail everywhere, and print or write the page."""
     parser = argparse.ArgumentParser(description="How often the recorded cause of a failure is true.")
-    parser.add_argument("--only", choices=tuple(OUTSIDE), help="one launcher")
+    parser.add_argument("--only", choices=tuple(OUTSIDE), help="one launcher, again")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="kept failures, by launcher")
     parser.add_argument("--report", type=Path, help="write the page here")
     args = parser.parse_args()
-    places, found = Places(), []
+    places, found = Places(), _read(args.results)
+    known = {each.launcher for each in found}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # clusters are ended then too
     try:
-        for launcher in [args.only] if args.only else OUTSIDE:
-            found += [*programs(launcher, places), *from_outside(launcher, places)]
+        for launcher in [args.only] if args.only else [name for name in OUTSIDE if name not in known]:
+            own = [*programs(launcher, places), *from_outside(launcher, places)]
+            found = [each for each in found if each.launcher != launcher] + own
+            args.results.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in found))
     finally:
         places.close()
     text = page(found)

@@ -1,7 +1,7 @@
-"""Programs that fail, each for a known reason: as a stage ``faulty:main``, or ``python faulty.py NAME``.
+"""Programs that fail, each for a known reason.
 
-Where this machine can, the failure is real: a port at which nobody listens, a full file system, a truncated
-file. What needs a GPU or a second machine raises the very text that the library prints.
+Where this machine can, the failure is real: a port at which nobody listens, a full device, a truncated file.
+What needs a GPU or a second machine raises the very text that the library prints.
 """
 
 from __future__ import annotations
@@ -12,36 +12,14 @@ import json
 import os
 import resource
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Failure = Callable[[Any], object]
-FAILURES: dict[str, Failure] = {}
-
-
-def failure(run: Failure) -> Failure:
-    """Add a failure under its function's name."""
-    FAILURES[run.__name__] = run
-    return run
-
-
-def _scratch(name: str, data: bytes) -> str:
-    path = Path(tempfile.mkdtemp()) / name
-    path.write_bytes(data)
-    return str(path)
-
-
-def _closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from causes.programs import closed_port, failure, scratch
 
 
 # The user's config
@@ -83,7 +61,7 @@ def no_such_file(config: Any) -> object:  # noqa: D103
 
 @failure
 def not_utf8(config: Any) -> object:  # noqa: D103
-    return Path(_scratch("a.txt", b"caf\xe9")).read_text(encoding="utf-8")
+    return Path(scratch("a.txt", b"caf\xe9")).read_text(encoding="utf-8")
 
 
 @failure
@@ -95,24 +73,24 @@ def not_json(config: Any) -> object:  # noqa: D103
 def not_parquet(config: Any) -> object:  # noqa: D103
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(_scratch("a.parquet", b"PAR1 cut short"))
+    return pyarrow.parquet.read_table(scratch("a.parquet", b"PAR1 cut short"))
 
 
 @failure
 def truncated_weights(config: Any) -> object:  # noqa: D103
     from safetensors import safe_open
 
-    return safe_open(_scratch("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "np")
+    return safe_open(scratch("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "np")
 
 
 @failure
 def truncated_gzip(config: Any) -> object:  # noqa: D103
-    return gzip.open(_scratch("a.gz", gzip.compress(bytes(9999))[:30])).read()
+    return gzip.open(scratch("a.gz", gzip.compress(bytes(9999))[:30])).read()
 
 
 @failure
 def no_zip(config: Any) -> object:  # noqa: D103
-    return zipfile.ZipFile(_scratch("a.zip", b"<html>404</html>"))
+    return zipfile.ZipFile(scratch("a.zip", b"<html>404</html>"))
 
 
 @failure
@@ -242,7 +220,7 @@ def anomaly(config: Any) -> object:  # noqa: D103
 
     with torch.autograd.detect_anomaly(check_nan=True):
         x = torch.zeros(1, requires_grad=True)
-        (x.sqrt() * 0).sum().backward()
+        (x.sqrt() * 0).sum().backward()  # type: ignore[no-untyped-call]
     return x
 
 
@@ -256,19 +234,19 @@ def hang(config: Any) -> object:  # noqa: D103
 # The network
 @failure
 def refused(config: Any) -> object:  # noqa: D103
-    return socket.create_connection(("127.0.0.1", _closed_port()))
+    return socket.create_connection(("127.0.0.1", closed_port()))
 
 
 @failure
 def refused_url(config: Any) -> object:  # noqa: D103
-    return urllib.request.urlopen(f"http://127.0.0.1:{_closed_port()}/model")
+    return urllib.request.urlopen(f"http://127.0.0.1:{closed_port()}/model")
 
 
 @failure
 def refused_httpx(config: Any) -> object:  # noqa: D103
     import httpx
 
-    return httpx.get(f"http://127.0.0.1:{_closed_port()}/v1/models")
+    return httpx.get(f"http://127.0.0.1:{closed_port()}/v1/models")
 
 
 @failure
@@ -282,7 +260,9 @@ def no_rendezvous(config: Any) -> object:  # noqa: D103
 
     import torch.distributed
 
-    return torch.distributed.TCPStore("127.0.0.1", _closed_port(), 2, False, timedelta(seconds=2))
+    return torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", closed_port(), 2, False, timedelta(seconds=2)
+    )
 
 
 @failure
@@ -304,7 +284,8 @@ def full_disk(config: Any) -> object:  # noqa: D103
 def full_disk_of_torch(config: Any) -> object:  # noqa: D103
     import torch
 
-    return torch.save({"weights": torch.ones(999_999)}, "/dev/full")
+    torch.save({"weights": torch.ones(999_999)}, "/dev/full")
+    return None
 
 
 @failure
@@ -356,16 +337,3 @@ def killed(config: Any) -> object:  # noqa: D103
 def crash(config: Any) -> object:  # noqa: D103
     os.kill(os.getpid(), 11)
     return None
-
-
-def main(config: Any, inputs: Any, context: Any) -> list[dict[str, Any]]:
-    """Fail as the config says."""
-    FAILURES[config.failure](config)
-    return [{"value": 1}]
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "wrapped":  # as a launch script does
-        subprocess.run([sys.executable, __file__, *sys.argv[2:]], check=True)
-    else:
-        FAILURES[sys.argv[1]](None)
