@@ -187,7 +187,7 @@ class RayDriver:
         gates = gates_of(sealed, request.gates, request.cells)._replace(are_first=True)
         sealed = with_gates(sealed, gates)
         holds = HoldReader(
-            sealed, engine.policy, code_of(request), lambda policy: spending_now(ledger, sweep, policy)
+            sealed, engine.policy, code_of(request), gates, lambda policy: spending_now(ledger, sweep, policy)
         )
         rungs = submission.resources.by_cause
         self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates, rungs)
