@@ -16,6 +16,7 @@ import msgspec
 import orchestrator
 from orchestrator.api.state import SweepState
 from orchestrator.bundles.content import STORE, Content, content_of
+from orchestrator.bundles.crate import CRATE, crate_of
 from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
 from orchestrator.bundles.recomputing import Recomputed, recompute, state_of
 from orchestrator.bundles.zipped import write_zip
@@ -114,13 +115,13 @@ def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> BundleFa
         InfrastructureError: the records contradict each other, so no honest reader would accept the bundle.
     """
     held = content_of(view, weights=options.weights)
-    found = _follows(view, held.content)
+    found, crate = _follows(view, held.content)
     if found.faults:
         raise InfrastructureError(
             f"the records of {view.title} contradict each other: {found.faults[0]}",
             allowed=f"{len(found.faults)} such lines; a bundle with them verifies nowhere",
         )
-    content: Content = {**held.content, **found.files}
+    content: Content = {**held.content, **found.files, CRATE: crate}
     manifest = BundleManifest(
         sweep=view.sweep.name,
         revision=view.number,
@@ -159,8 +160,8 @@ def _signature(content: Content, manifest: BundleManifest, key: Path, certificat
     return sign(digests, f"{manifest.sweep}@{manifest.revision}", key, certificates)
 
 
-def _follows(view: SweepState, content: Content) -> Recomputed:
-    """Return what follows from the files of a bundle, read as a stranger reads them."""
+def _follows(view: SweepState, content: Content) -> tuple[Recomputed, bytes]:
+    """Return what follows from the files of a bundle as a stranger reads them, and their description."""
     with tempfile.TemporaryDirectory() as place:
         for name, held in content.items():
             if name.startswith(f"{STORE}/"):
@@ -170,7 +171,10 @@ def _follows(view: SweepState, content: Content) -> Recomputed:
                     path.write_bytes(held)
                 elif not _is_linked(held, path):
                     shutil.copyfile(held, path)
-        return recompute(state_of(Path(place, STORE), view.sweep.name, view.number))
+        read = state_of(Path(place, STORE), view.sweep.name, view.number)
+        found = recompute(read)
+        described = {**content, **found.files}
+        return found, crate_of(read, [_file(name, described[name]) for name in sorted(described)])
 
 
 def _is_linked(source: Path, target: Path) -> bool:

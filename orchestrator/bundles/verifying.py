@@ -15,6 +15,7 @@ import msgspec
 
 from orchestrator.bundles.claims import Claims, TableClaim
 from orchestrator.bundles.content import CODE, STORE
+from orchestrator.bundles.crate import CRATE, crate_of
 from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
 from orchestrator.bundles.recomputing import CLAIMS, Recomputed, recompute, state_of
 from orchestrator.bundles.records import code_faults, record_faults
@@ -189,6 +190,8 @@ def _verify_content(opened: Zip, manifest: BundleManifest, found: Verification) 
             view = state_of(Path(place, STORE), manifest.sweep, manifest.revision)
             found.faults += _shortened(record_faults(view, manifest))
             again = recompute(view)
+            described = [file for file in manifest.files if file.path != CRATE]
+            again.files[CRATE] = crate_of(view, described)
         except Exception as error:  # noqa: BLE001 - whatever its records do to a reader is their fault
             what = (
                 error.what if isinstance(error, SweepError) else f"{type(error).__name__}: {words_of(error)}"

@@ -190,6 +190,7 @@ VERBS: Final = {
     "nodes": Verb("nodes", "the machines that are left out because work failed on them at once"),
     "doctor": Verb("doctor", "check this machine and the store"),
     "upgrade": Verb("upkeep", "let a store of an earlier format hold what this version records"),
+    "guide": Verb("guide", "what operators and agents must know; --schema VERB: the JSON of a verb"),
 }
 
 
@@ -232,7 +233,7 @@ def verb_of(name: str) -> tuple[Callable[[argparse.Namespace], int], argparse.Ar
     # Without abbreviations, an option added later cannot make a user's shortened option ambiguous.
     parser = Parser(prog=f"sweep {name}", description=VERBS[name].does, allow_abbrev=False)
     getattr(module, f"configure_{name}")(parser)
-    if name not in ("data", "completion", "new", "verify"):
+    if name not in ("data", "completion", "guide", "new", "verify"):
         parser.add_argument(
             "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
         )

@@ -139,6 +139,91 @@ class Cell(Stored, frozen=True, kw_only=True):
     stopped: Annotated[str, SINCE_2] = ""
 
 
+Value = str | int | float
+"""A value of a parameter of a search; the label of an option."""
+
+
+class SearchParameter(Stored, frozen=True, kw_only=True):
+    """A parameter of a search: a range of numbers, or some options.
+
+    Attributes:
+        name: the key that it sets, or the name of its options.
+        options: labels; empty for a range.
+        low, high: ends of the range, both included.
+        step: distance of two values; None for all values between the ends.
+        log: whether the range is searched evenly on its logarithm.
+        is_int: whether its values are integers.
+    """
+
+    name: str
+    options: tuple[str, ...] = ()
+    low: int | float = 0
+    high: int | float = 0
+    step: int | float | None = None
+    log: bool = False
+    is_int: bool = False
+
+
+class ConfigSlot(Stored, frozen=True, kw_only=True):
+    """A place in a config that follows from the values of ranges.
+
+    Attributes:
+        path: keys and indexes that lead to it.
+        parts: the parameter; for a text, pieces of text and names of parameters by turns.
+        kind: the value itself, the value as a fractional number, or a text with it.
+    """
+
+    path: tuple[str | int, ...]
+    parts: tuple[str, ...]
+    kind: Literal["value", "float", "text"] = "value"
+
+
+class CellTemplate(Stored, frozen=True, kw_only=True):
+    """The config of all points that agree in their options.
+
+    Attributes:
+        labels: parameter with options to its label, "" where it does not count.
+        ranges: parameters with a range that count.
+        parts: parameter with options to its part of the cell's id.
+        config: the resolved tree, with some value in each slot.
+        slots: the places that follow from ranges.
+    """
+
+    labels: dict[str, str]
+    ranges: tuple[str, ...]
+    parts: dict[str, str]
+    config: dict[str, Any]
+    slots: tuple[ConfigSlot, ...] = ()
+
+
+class SealedSearch(Stored, frozen=True, kw_only=True):
+    """A search whose points follow from results.
+
+    Attributes:
+        sampler: that proposes points after the first round.
+        seed: of all that is random.
+        num_cells: points in all.
+        batch: points of a round.
+        select: metric and mode.
+        space: in an order in which each parameter comes after those that it depends on.
+        templates: one for each choice of options.
+        columns: column to config key.
+        start: the points of the first round.
+        first: the ids of their cells.
+    """
+
+    sampler: str
+    seed: int
+    num_cells: int
+    batch: int
+    select: Select
+    space: tuple[SearchParameter, ...]
+    templates: tuple[CellTemplate, ...]
+    columns: dict[str, str]
+    start: tuple[dict[str, Value], ...]
+    first: tuple[str, ...] = ()
+
+
 class ComposedSweep(Stored, frozen=True, kw_only=True):
     """The content that a revision seals. Equal content has an equal digest and is one revision.
 
@@ -151,6 +236,7 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
         report: names of the reports written at the end of a launch.
         format: always 1, so that sweeps sealed by earlier versions stay equal to themselves.
         phases: in order; none for a sweep whose cells all exist from the start.
+        search: whose later points follow from results; its cells here are those of the first round.
     """
 
     name: str
@@ -161,6 +247,12 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
     report: tuple[str, ...] = ()
     format: int = 1
     phases: Annotated[tuple[SealedPhase, ...], SINCE_2] = ()
+    search: Annotated[SealedSearch | None, SINCE_2] = None
+
+    @property
+    def has_decisions(self) -> bool:
+        """Whether some of its cells, or parts of them, exist by decisions."""
+        return bool(self.phases) or self.search is not None
 
 
 class GateFacts(Stored, frozen=True, kw_only=True):
@@ -208,6 +300,8 @@ class Decision(Stored, frozen=True, kw_only=True):
         rung: number of the part of the stage after which it was made, from 1; 0 at the end of a phase.
         seen: the cells that it was made from, in the order of the grid.
         chosen: the candidates that go on, best first; for a rung the ids of cells.
+        proposed: the points of the next round of a search.
+        sampler: that proposed them, with its version.
         by, at: which process made it, and when.
     """
 
@@ -218,5 +312,7 @@ class Decision(Stored, frozen=True, kw_only=True):
     rung: int = 0
     seen: tuple[SeenCell, ...] = ()
     chosen: tuple[str, ...] = ()
+    proposed: tuple[dict[str, Value], ...] = ()
+    sampler: str = ""
     by: str = ""
     at: str = ""

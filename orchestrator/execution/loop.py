@@ -92,7 +92,7 @@ class Worker:
         """Take over the sweep as its decisions have left it: its cells, gates, requests and products."""
         ledger, order, sweep = self._ledger, self._order, self._decisions.unfolded.sweep
         gates, later = NO_GATES, set[str]()
-        if order.request and (sweep.phases or gates_among(sweep.specs)):
+        if order.request and (sweep.has_decisions or gates_among(sweep.specs)):
             request = request_of(ledger, sweep.name, order.request)
             in_job = bool(order.job and order.job.job)
             is_alone = in_job and order.max_idle_s is None

@@ -216,7 +216,7 @@ RECOMPUTED: Mapping[str, tuple[Caught, Callable[[Files, random.Random], bytes]]]
     "a number in a table": ("recomputation", _derived("accuracy.md", b"50.0", b"80.0")),
     "the last digit of a number in a table": ("recomputation", _derived("accuracy.md", b"50.0", b"50.1")),
     "an interval in a table": ("recomputation", _derived("accuracy.md", b" [", b" [1")),
-    "a mark in a table": ("recomputation", _derived("accuracy.md", b"*", b"")),
+    "an action in the crate": ("recomputation", _derived("metadata.json", b'"CreateAction"', b'"Action"')),
     "a sentence in a report": (
         "recomputation",
         _derived("accuracy.md", b"other: the rest", b"other: better"),

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from orchestrator.bundles import zipped
+from orchestrator.bundles.crate import CRATE, crate_of
 from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
 from orchestrator.bundles.recomputing import recompute, state_of
 from orchestrator.manifest import File
@@ -54,13 +55,13 @@ def packed(files: Mapping[str, bytes]) -> bytes:
 def closed(files: Files) -> Files:
     """Return files with a manifest that fits them; a signature stays as it is."""
     manifest = msgspec.json.decode(files[MANIFEST], type=BundleManifest)
-    listed = tuple(
-        File(name, len(files[name]), hashlib.sha256(files[name]).hexdigest())
-        for name in sorted(files)
-        if name not in (MANIFEST, SIGNATURE)
-    )
+    listed = tuple(_file(name, files[name]) for name in sorted(files) if name not in (MANIFEST, SIGNATURE))
     manifest = msgspec.structs.replace(manifest, files=listed).closed()
     return {**files, MANIFEST: manifest.encoded()}
+
+
+def _file(name: str, data: bytes) -> File:
+    return File(name, len(data), hashlib.sha256(data).hexdigest())
 
 
 def followed(files: Files) -> Files:
@@ -71,8 +72,11 @@ def followed(files: Files) -> Files:
                 path = Path(place, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
-        found = recompute(state_of(Path(place, "store"), graded.NAME, 1))
-    return closed({**files, **found.files})
+        view = state_of(Path(place, "store"), graded.NAME, 1)
+        files = {**files, **recompute(view).files}
+        listed = [name for name in sorted(files) if name not in (MANIFEST, SIGNATURE, CRATE)]
+        files[CRATE] = crate_of(view, [_file(name, files[name]) for name in listed])
+    return closed(files)
 
 
 # Digests left alone
