@@ -72,10 +72,7 @@ class SweepRecords(NamedTuple):
 
 
 def with_space(records: SweepRecords) -> Holds:
-    """Hold every stage while space is scarce, once one has failed for want of it.
-
-    The next one could lose hours of work. A quota that the file system does not show is not seen.
-    """
+    """Hold every stage while space is scarce, once one has failed for want of it. Quotas may not be seen."""
     if records.space is None or records.space[0] >= min(SCARCE_BYTES, SCARCE_SHARE * records.space[1]):
         return NO_HOLDS
     for digest in records.unfinished:
@@ -225,7 +222,7 @@ def broken(records: SweepRecords) -> Holds:
             hold = _hold(records, alike)
             for cell in box:
                 is_meant = cell.id in members and records.codes.get(cell.id) == alike.code
-                if is_meant and cell.id not in cells and _needs(records, cell, alike.failure.stage):
+                if is_meant and cell.id not in cells and _needs(records, cell, alike):
                     cells[cell.id] = hold
     return Holds(cells)
 
@@ -339,9 +336,10 @@ def is_of_code(done: Done, code: str) -> bool:
     return done.code.rpartition(".")[2] == code[:8]
 
 
-def _needs(records: SweepRecords, cell: Cell, stage: str) -> bool:
-    """Return whether a stage of this name is still to be done in a cell."""
-    digests = [digest for digest in records.gates.chain(cell) if records.sweep.stages[digest].stage == stage]
+def _needs(records: SweepRecords, cell: Cell, alike: Alike) -> bool:
+    """Return whether such a stage is still to be done in a cell; not for a gate of its own that failed."""
+    chain = set(records.gates.chain(cell)) - (alike.ends.keys() & records.gates.instances.keys())
+    digests = [digest for digest in chain if records.sweep.stages[digest].stage == alike.failure.stage]
     return any(records.status(digest).state is not State.DONE for digest in digests)
 
 

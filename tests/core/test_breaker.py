@@ -342,11 +342,11 @@ def test_two_gates_that_fail_alike_hold_the_classes_that_have_in_common_what_the
     records.found["math.b"] = failed(message="row 9 is bad")
     found = with_gates_of(records)
     holds = holds_of(found)
-    assert set(holds.cells) == records.all_of(task="math")
+    others = records.all_of(task="math", model="c") | records.all_of(task="math", model="d")
+    assert set(holds.cells) == others  # those of the gates that failed are held by these
     assert all(hold.is_final for hold in holds.cells.values())
-    assert {gate for gate in found.gates.instances if is_given_up(gate, found.gates, holds)} == {
-        f"math.{model}" for model in "abcd"
-    }
+    given_up = {gate for gate in found.gates.instances if is_given_up(gate, found.gates, holds)}
+    assert given_up == {"math.c", "math.d"}
     records.found["math.c"] = made()
     assert holds_of(with_gates_of(records)) == NO_HOLDS  # one like them has passed
     del records.found["math.c"]
