@@ -187,6 +187,7 @@ VERBS: Final = {
     "data": Verb("data", "describe, import, check and translate parallel task data"),
     "completion": Verb("completion", "a script for the shell: completes verbs, options and names of sweeps"),
     "clean": Verb("upkeep", "list what no current revision names; --yes deletes it"),
+    "decisions": Verb("decisions", "which cells of a sweep with phases or rungs go on, and why"),
     "nodes": Verb("nodes", "the machines that are left out because work failed on them at once"),
     "doctor": Verb("doctor", "check this machine and the store"),
     "upgrade": Verb("upkeep", "let a store of an earlier format hold what this version records"),
@@ -206,7 +207,10 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(message, fix=f"{self.prog} --help")
+        # Who knows Hydra's own command line types this.
+        is_hydras = message.startswith("unrecognized") and {"-m", "--multirun"} & {*message.split()}
+        fix = "leave it out: a word with several values is an axis" if is_hydras else f"{self.prog} --help"
+        raise UserError(message, fix=fix)
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the arguments; see argparse.

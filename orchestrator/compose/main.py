@@ -30,7 +30,8 @@ from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
-from orchestrator.core.grid import Grid, Selectors
+from orchestrator.core.grid import Grid
+from orchestrator.core.selector import Selectors
 from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.sweep import (
     ComposedSweep,

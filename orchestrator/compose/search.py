@@ -19,10 +19,10 @@ import msgspec
 from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, list_axis
 from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.points import Made, Progress, made_of
-from orchestrator.core.grid import Grid, Selectors
+from orchestrator.core.grid import Grid
 from orchestrator.core.sealed import CellTemplate, ConfigSlot, SealedSearch, SearchParameter, Select
 from orchestrator.core.search import Point, drawn, filled, rounded, slots_of
-from orchestrator.core.selector import Selector
+from orchestrator.core.selector import Selector, Selectors
 from orchestrator.core.sweep import SweepFile
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, counted
@@ -104,8 +104,6 @@ def space_of(file: SweepFile, *, where: str) -> Space:
             raise UserError(
                 f"the sweep has both `{key}` and `search`", where=where, allowed="search.space alone"
             )
-    if file.app is not None:
-        raise UserError("a sweep with `app` has no search yet", where=where, allowed="`config` and `stages`")
     if not search.space:
         raise UserError("search.space is empty", where=where, fix="space: {KEY: {low: 0.1, high: 1.0}}")
     if single := [key for key in file.when if "=" in key]:
@@ -177,6 +175,9 @@ def compose_search(
         raise UserError(
             f"search.num_cells is {plan.search.num_cells}, more than max_cells: {max_cells}", where=where
         )
+    if file.app is not None:
+        # A number of its own in each config would not follow from the ranges.
+        configs.numbers = itertools.repeat(0)
     overrides.axes = {axis.name: axis for axis in plan.axes}
     grid = Grid(Selectors((), (), {}), file.columns, specs, where=where)
     made = made_of(grid, configs, overrides, plan, file.columns, specs, max_cells, where, progress)

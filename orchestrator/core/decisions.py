@@ -340,7 +340,12 @@ def answer(question: SweepQuestion, seen: Iterable[SeenCell]) -> tuple[str, ...]
     Args:
         question: the question.
         seen: what `observe` returned.
+
+    Returns:
+        the candidates; none for a search, of which points follow.
     """
+    if question.is_search:
+        return ()
     values = {each.cell: each.value for each in seen}
     ranked: dict[str, list[tuple[bool, float, int, str]]] = {}
     for place, (key, cells) in enumerate(question.candidates.items()):

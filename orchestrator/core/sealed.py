@@ -11,10 +11,12 @@ Rungs cut one stage into parts. A decision after each part names the cells that 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from orchestrator.core.tree import with_value
 from orchestrator.formats import SINCE_2, Stored
 from orchestrator.stage import StageSpec
 
@@ -57,6 +59,28 @@ class Rungs(Stored, frozen=True, kw_only=True):
     keep: float
     select: Select
     parts: dict[str, tuple[str, ...]]
+
+
+class Cut(NamedTuple):
+    """A stage that is cut into parts.
+
+    Attributes:
+        stage: its name.
+        key: config key of the step at which it ends.
+        at: the steps at which its parts end.
+    """
+
+    stage: str
+    key: str
+    at: tuple[int, ...]
+
+    def parts(self, reads: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        """Return the label of each part, "" for the last one, and what it reads."""
+        labels = [f"{a}:{b}" for a, b in zip((0, *self.at), self.at[:-1], strict=False)]
+        path = tuple(self.key.split("."))
+        return [
+            (label, with_value(reads, path, end)) for label, end in zip((*labels, ""), self.at, strict=True)
+        ]
 
 
 class SealedPhase(Stored, frozen=True, kw_only=True):
@@ -103,6 +127,7 @@ class StageInstance(Stored, frozen=True, kw_only=True):
         digest: SHA-256 of its identity in hexadecimal, see `orchestrator.core.identity.stage_digest`.
         reads: the slice of config that it reads, resolved, and its `each` variables at top level.
         inputs: the products that it takes, in order.
+        later: number of parts of its stage that follow on it; 0 where no rungs cut the stage.
     """
 
     stage: str
@@ -110,11 +135,20 @@ class StageInstance(Stored, frozen=True, kw_only=True):
     digest: str
     reads: dict[str, Any]
     inputs: tuple[Input, ...] = ()
+    later: Annotated[int, SINCE_2] = 0
 
     @property
     def name(self) -> str:
         """The readable name: ``prepare[en]``, or just ``train``."""
         return f"{self.stage}[{self.label}]" if self.label else self.stage
+
+    @property
+    def before(self) -> StageInstance | None:
+        """The part of its own stage on whose checkpoint it goes on; None for the first part."""
+        found = next((taken for taken in self.inputs if taken.stage == self.stage), None)
+        if found is None:
+            return None
+        return StageInstance(stage=found.stage, label=found.label, digest=found.digest, reads={})
 
 
 class Cell(Stored, frozen=True, kw_only=True):

@@ -91,6 +91,26 @@ class DecisionLog:
             )
         return decision
 
+    def advance(
+        self,
+        status_of: Callable[[str], StageStatus],
+        evidence_of: Callable[[str], Evidence],
+        *,
+        cancelled: Collection[str] = (),
+        holds: Holds = NO_HOLDS,
+        by: str,
+    ) -> bool:
+        """Take over what others decided, else decide what can be decided; return whether there is news.
+
+        The arguments are those of `make`.
+        """
+        if self.unfolded.question is None:
+            return False
+        number = len(self.unfolded.decisions)
+        if not self.refresh():
+            self.make(status_of, evidence_of, cancelled=cancelled, holds=holds, by=by)
+        return len(self.unfolded.decisions) > number
+
     def make(
         self,
         status_of: Callable[[str], StageStatus],
@@ -127,7 +147,7 @@ class DecisionLog:
                 phase=question.phase.name,
                 rung=question.rung,
                 seen=seen,
-                chosen=() if question.is_search else answer(question, seen),
+                chosen=answer(question, seen),
                 proposed=proposed,
                 sampler=sampler,
                 by=by,

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.core.sealed import SealedSearch, SearchParameter, Value
+from orchestrator.core.sealed import Decision, SealedSearch, SearchParameter, Value
 from orchestrator.core.search import Point, Trial, counts, drawn, key_of, rounded
 from orchestrator.registry import require
 
@@ -52,6 +52,23 @@ def propose(search: SealedSearch, trials: Sequence[Trial], number: int) -> tuple
             return _proposed(optuna, search, trials, number)
     finally:
         optuna.logging.set_verbosity(before)
+
+
+def difference(search: SealedSearch, trials: Sequence[Trial], decision: Decision) -> tuple[str, bool]:
+    """Return what differs if the points of a decision are proposed again, and whether they can be compared.
+
+    Args:
+        search: The search.
+        trials: What was tried before the decision, with what it saw.
+        decision: The decision.
+
+    Raises:
+        UserError: Optuna is not installed.
+    """
+    points, sampler = proposed(search, trials, min(search.batch, search.num_cells - len(trials)))
+    if sampler != decision.sampler:
+        return f"not comparable: made by {decision.sampler}, and this is {sampler}", False
+    return "" if points == decision.proposed else "other points follow from what it saw", True
 
 
 def _proposed(optuna: Any, search: SealedSearch, trials: Sequence[Trial], number: int) -> tuple[Point, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 import pytest
 
@@ -161,3 +163,32 @@ def test_a_cell_that_only_a_range_of_no_stage_distinguishes_is_one_cell(project)
     sweep, rounds = grown(found, found.search, [drawn(found.search, found.search.start, 4)])
     assert rounds == [(found.cells[0].id,) * 4] * 2
     assert msgspec.structs.replace(sweep, search=None) == msgspec.structs.replace(found, search=None)
+
+
+APP = """
+import hydra
+
+@hydra.main(version_base=None, config_path="conf", config_name="config")
+def main(cfg):
+    pass
+
+main()
+"""
+
+
+def test_a_search_of_an_app_seals_what_the_app_composes(project):
+    project.write("conf/config.yaml", "defaults: [{opt: sgd}]\nwidth: 4\nname: 'w${width}'\n")
+    project.write("conf/opt/sgd.yaml", "lr: 0.1\nmomentum: 0.9\n")
+    project.write("conf/opt/adam.yaml", "lr: 0.001\n")
+    project.write("app.py", APP)
+    app = f"app: {{script: app.py, python: {sys.executable}}}\n"
+    found = project.sweep(
+        f"{app}search: {{metric: value, mode: min, num_cells: 9, batch: 2, space: {{opt: [sgd, adam], "
+        "opt.momentum: {low: 0.0, high: 0.99}, width: {low: 1, high: 8}}}\nwhen: {opt.momentum: opt=sgd}\n"
+    ).sweep
+    point = {"opt": "sgd", "opt.momentum": 0.25, "width": 3}
+    cell = grown(found, found.search, [[point]]).sweep.cells[-1]
+    axes = ", ".join(f"{name}: [{value}]" for name, value in point.items())
+    (alone,) = project.sweep(f"{app}axes: {{{axes}}}\n").sweep.cells
+    assert cell.config == alone.config
+    assert (cell.id, cell.stage_digests) == (alone.id, alone.stage_digests)

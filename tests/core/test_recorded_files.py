@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.core import commandspec, identity, settings, tree
-from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.selector import Selector, Subject, select
+from orchestrator.core.grid import Grid
+from orchestrator.core.selector import Selector, Selectors, Subject, select
 from orchestrator.core.sweep import check_axis, check_name, gates_among, parse, parse_reference, stage_specs
 from orchestrator.stage import StageSpec
 from tests.core.questions import CHANGES, COMMANDS, CONFIG, FILES, GRIDS, LONG, SETTINGS
