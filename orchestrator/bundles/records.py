@@ -44,6 +44,8 @@ def record_faults(view: SweepState, manifest: BundleManifest) -> Iterator[str]:
     for instance, done in products(view):
         known |= {f"{layout.output(instance, done.attempt)}/{file.path}" for file in done.files}
         known.add(layout.metrics(instance, done.attempt))
+        audit = f"{STORE}/{layout.payload(instance, done.attempt)}/{layout.AUDIT}/"
+        known |= {path.removeprefix(f"{STORE}/") for path in files if path.startswith(audit)}
         yield from _of_product(view, instance, done, files, manifest)
     yield from _strays(view, files, known)
 
