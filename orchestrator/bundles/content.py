@@ -167,7 +167,9 @@ def _segments(view: SweepState) -> tuple[int, Content]:
         manifests = list(folder.glob("[0-9]*/manifest.json"))
         if not manifests or not (folder / layout.SEGMENTS).is_file():
             continue
-        number += len(manifests) // 2
+        kept = {int(path.parent.name) for path in manifests}
+        segments = msgspec.json.decode((folder / layout.SEGMENTS).read_bytes())["segments"]
+        number += sum(kept.issuperset(segment) for segment in segments)
         paths = [path for path in folder.rglob("*") if path.is_file()]
         content |= {f"{STORE}/{key}/{path.relative_to(folder).as_posix()}": path for path in paths}
         for taken in instance.inputs:

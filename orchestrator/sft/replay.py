@@ -1,7 +1,7 @@
 """Compute a segment of a training again, and compare the bits.
 
-Run as ``python -m orchestrator.sft.replay ORDER.json``. A bundle carries the checkpoint at the begin of the segment, the products that the training took, and the
-checkpoint at its end. The result is printed as JSON.
+Run as ``python -m orchestrator.sft.replay ORDER.json``. A bundle carries the checkpoint at the begin of the
+segment, the products that the training took, and the checkpoint at its end. The result is printed as JSON.
 """
 
 from __future__ import annotations
