@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ["COLUMNS"] = "100"  # the width of argparse's help
 
 from orchestrator.api.schemas import output_schemas, schemas
+from orchestrator.cli.guide import verbs_table
 from orchestrator.cli.main import VERBS, verb_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +23,9 @@ def cli() -> str:
     """Return the page of the verbs: what argparse prints for each."""
     parts = ["# The command `sweep`\n", NOTE, "| verb | |\n|---|---|"]
     parts += [f"| [{verb}](#{verb}) | {does} |" for verb, (_, does) in VERBS.items()]
+    parts.append(
+        f"\n## Exit codes\n\n0 success, 2 a wrong request, 3 infrastructure; and:\n\n{verbs_table()}"
+    )
     for verb in VERBS:
         parts.append(f"\n## {verb}\n\n```\n{verb_of(verb)[1].format_help().strip()}\n```")
     return "\n".join(parts) + "\n"

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "orchestrator/cli/guide.md",
 ]
 
 RUN = {
@@ -32,6 +33,8 @@ ELSEWHERE = {
     "cd": "changes the reader's shell",
     "source": "changes the reader's shell",
     "export": "changes the reader's shell",
+    "cp": "a program of the system's",
+    "kill": "a program of the system's",
     "grep": "a program of the system's",
     "sinfo": "a program of Slurm's",
     "sbatch": "a program of Slurm's",

@@ -77,6 +77,7 @@ class History:
         self._ledger, self._sweep, self._revision = ledger, sweep, revision
         # Sealed revisions and ended attempts never change, so each is read once.
         self._known: dict[int, dict[str, _Placed]] = {}
+        self._growing: set[int] = set()
         self._rehearsed: dict[int, dict[str, _Placed]] = {}
         self._records: dict[str, Any] = {}
         self._seen_s: dict[str, float] = {}
@@ -136,8 +137,10 @@ class History:
         numbers = [self._revision] if self._revision else self._ledger.revision_numbers(self._sweep)
         found: dict[str, _Placed] = {}
         for number in numbers:
-            if number not in self._known:
-                self._known[number] = _placed(self._ledger.revision(self._sweep, number).sweep.stages)
+            if number not in self._known or number in self._growing:
+                sweep = self._ledger.revision(self._sweep, number).sweep
+                self._known[number] = _placed(sweep.stages)
+                self._growing |= {number} if sweep.search is not None else set()
             found |= self._known[number]
         return found
 

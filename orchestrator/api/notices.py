@@ -75,6 +75,7 @@ def facts_of(view: SweepState) -> NoticeFacts:
         codes=view.codes,
         budget=view.policy.budget,
         quiet_s=_quiet_s(view, cells),
+        is_undecided=view.open_decision is not None and view.open_decision.is_passing,
     )
 
 

@@ -229,9 +229,10 @@ def decide_now(view: SweepState) -> SweepState:
         return view
     cancelled, evidence = view.request_summary.cancelled, view.reader.evidence
     by = f"{provenance.user()} on {platform.node()}"
-    number = len(view.decisions.unfolded.decisions)
-    view.decisions.make(view.stages.__getitem__, evidence, cancelled=cancelled, holds=view.holds, by=by)
-    return view.fresh() if len(view.decisions.unfolded.decisions) > number else view
+    news = view.decisions.advance(
+        view.stages.__getitem__, evidence, cancelled=cancelled, holds=view.holds, by=by
+    )
+    return view.fresh() if news else view
 
 
 class SubmitPass(NamedTuple):

@@ -83,7 +83,9 @@ def write_sweep_reports(
     Returns:
         The files of each report, and the errors.
     """
-    rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.reader)
+    # What a stopped cell returned is of a shorter run than that of the cells that went on.
+    compared = [cell for cell in view.sweep.cells if view.cells[cell.id].state is not State.STOPPED]
+    rows = collect_rows(view.sweep, view.number, compared, view.cells, view.reader)
     facts = about(view)
     names = names or (fitting_report(rows, facts),)
     offers = {"about": lambda: facts, "curves": lambda: curves(view), "over": lambda: tuple(over)}

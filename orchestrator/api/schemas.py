@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.compose.apps import AppSpec
+from orchestrator.compose.search import SearchFile
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.sweep import SweepFile
 from orchestrator.registry import load
@@ -24,7 +25,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     """Return the JSON schemas of a sweep file, and of the settings of how a sweep is run, by name."""
     sweep = _schema(SweepFile)
     defs, body = sweep["$defs"], sweep["$defs"]["SweepFile"]
-    for kind in (StageSpec, AppSpec):
+    for kind in (StageSpec, AppSpec, SearchFile):
         part = _schema(kind)
         defs |= part["$defs"]
     stage = {"anyOf": [{"$ref": "#/$defs/StageSpec"}, {"type": "null"}]}
@@ -32,6 +33,8 @@ def schemas() -> dict[str, dict[str, Any]]:
     body["properties"]["stages"] |= {"anyOf": [named, {"type": "object", "additionalProperties": stage}]}
     app = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/AppSpec"}]}
     body["properties"]["app"] = {**app, "description": body["properties"]["app"]["description"]}
+    text = body["properties"]["search"]["description"]
+    body["properties"]["search"] = {"$ref": "#/$defs/SearchFile", "description": text}
     body["properties"]["like"] = {"type": "string", "description": "another sweep, which completes this file"}
     return {"sweep": sweep, "conf": _schema(RunSettings)}
 

@@ -52,6 +52,7 @@ def starting_file(script: str, folder: Path, *, python: str | None = None) -> st
 _COMMON = (
     "# exclude: [model=a seed=1]      # points of the grid to leave out",
     "# when: {AXIS: OTHER=VALUE}      # an axis, or AXIS=VALUE, that counts only beside values of others",
+    "# search: {...}                  # in place of axes, values that follow from results; docs/search.md",
     "# expect_cells: 6                # refuse a grid of another size",
     "# Settings of how it runs, such as launcher.workers=4 or launcher=slurm, go on the command line.",
 )

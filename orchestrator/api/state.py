@@ -78,7 +78,7 @@ class SweepState:
     ) -> None:
         self.ledger, self.whole, self.number, self.sealed = ledger, sweep, number, sealed
         self.sweep, self.decisions = sweep, cast(Any, None)
-        if sweep.phases:
+        if sweep.has_decisions:
             self.decisions = load(_DECISIONS)(ledger, sweep, number if sealed else 0)
             self.sweep = self.decisions.unfolded.sweep
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted

@@ -187,9 +187,11 @@ VERBS: Final = {
     "data": Verb("data", "describe, import, check and translate parallel task data"),
     "completion": Verb("completion", "a script for the shell: completes verbs, options and names of sweeps"),
     "clean": Verb("upkeep", "list what no current revision names; --yes deletes it"),
+    "decisions": Verb("decisions", "which cells of a sweep go on, or which points follow, and why"),
     "nodes": Verb("nodes", "the machines that are left out because work failed on them at once"),
     "doctor": Verb("doctor", "check this machine and the store"),
     "upgrade": Verb("upkeep", "let a store of an earlier format hold what this version records"),
+    "guide": Verb("guide", "what operators and agents must know; --schema VERB: the JSON of a verb"),
 }
 
 
@@ -205,7 +207,10 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(message, fix=f"{self.prog} --help")
+        # Who knows Hydra's own command line types this.
+        is_hydras = message.startswith("unrecognized") and {"-m", "--multirun"} & {*message.split()}
+        fix = "leave it out: a word with several values is an axis" if is_hydras else f"{self.prog} --help"
+        raise UserError(message, fix=fix)
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the arguments; see argparse.
@@ -232,7 +237,7 @@ def verb_of(name: str) -> tuple[Callable[[argparse.Namespace], int], argparse.Ar
     # Without abbreviations, an option added later cannot make a user's shortened option ambiguous.
     parser = Parser(prog=f"sweep {name}", description=VERBS[name].does, allow_abbrev=False)
     getattr(module, f"configure_{name}")(parser)
-    if name not in ("data", "completion", "new", "verify"):
+    if name not in ("data", "completion", "guide", "new", "verify"):
         parser.add_argument(
             "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
         )

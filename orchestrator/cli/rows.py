@@ -170,7 +170,8 @@ def run_best(args: argparse.Namespace) -> int:
         raise UserError(f"--top is {args.top}", allowed="0 for all, or how many to show")
     view = open_view(args.sweep, no_overrides(args.words))
     with LongStep("collecting"):
-        rows = labelled(rows_of(view, args.only), {cell.id: cell.axes for cell in view.sweep.cells})
+        every = labelled(rows_of(view, args.only), {cell.id: cell.axes for cell in view.sweep.cells})
+        rows = [row for row in every if view.cells[row["cell"]].state is not State.STOPPED]
     known = list(dict.fromkeys(axis for cell in view.sweep.cells for axis in cell.axes))
     for axis in args.over:
         if axis not in known:

@@ -124,6 +124,8 @@ def _work(work: Work, gpus: Sequence[str], args: argparse.Namespace) -> int:
     needs = gpu_needs(work, gpus, work.import_paths)
     if num_large := sum(number > len(gpus) for number in needs.values()):
         print(f"  {counted(num_large, 'stage')} left to others: too few GPUs here", flush=True)
+        if not gpus:
+            print("  (if no stage needs a GPU: launch with launcher.device=cpu)", flush=True)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     # As for a scheduler's job: where the launch was, if that is a folder here.

@@ -11,6 +11,7 @@ the sealed config that the task gets::
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -316,6 +317,7 @@ class AppConfigs:
 
     Attributes:
         left_out: key to the reason why it is no part of the identity, of all cells so far.
+        numbers: of the jobs of Hydra that the next points are.
     """
 
     def __init__(
@@ -329,7 +331,7 @@ class AppConfigs:
         self._before: dict[str, Any] = {}
         self._sealed: Any = {}
         self._known = known_values(os.environ)
-        self._number = 0
+        self.numbers: Iterator[int] = itertools.count()
         self.left_out: dict[str, str] = {}
         self._unused: dict[str, None] = {}
 
@@ -347,7 +349,9 @@ class AppConfigs:
         self._process.where = where
         texts = self._overrides.texts(labels, self._root)
         try:
-            answer = self._process.ask("cell", number=self._number, overrides=texts, volatile=self._volatile)
+            answer = self._process.ask(
+                "cell", number=next(self.numbers), overrides=texts, volatile=self._volatile
+            )
         except UserError as error:
             own = [
                 name for name in self._overrides.own if repr(name) in error.what or f"'{name}/" in error.what
@@ -355,7 +359,6 @@ class AppConfigs:
             if own:
                 error.fix = f"the app has {own[0]} too; the setting of Polysweep is {OWN_PREFIX}{own[0]}=..."
             raise
-        self._number += 1
         self.left_out |= answer["left_out"]
         self._unused |= dict.fromkeys(answer["unused"])
         tree = share_unchanged({**answer["tree"], "hydra": {"set": answer["set"]}}, self._before)
@@ -386,8 +389,9 @@ class AppConfigs:
             names = ", ".join(self._unused)
             notes.append(f"of no effect here, for cells run as attempts of this sweep: {names}")
         if own := self._overrides.own:
-            mine = f"{OWN_PREFIX}{own[0]}=... is the setting of Polysweep"
-            notes.append(f"the app has its own {', '.join(own)}: {mine}")
+            notes.append(
+                f"the app has its own {', '.join(own)}: {OWN_PREFIX}{own[0]}=... is that of Polysweep"
+            )
         return tuple(notes)
 
 

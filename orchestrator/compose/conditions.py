@@ -75,7 +75,7 @@ class Conditions:
         Raises:
             UserError: a condition is on an axis that the command line removed.
         """
-        order = self._ordered({axis.name: axis for axis in axes})
+        order = self.ordered({axis.name: axis for axis in axes})
         places = {axis.name: place for place, axis in enumerate(axes)}
 
         def extended(chosen: dict[str, Label]) -> Iterator[dict[str, Label]]:
@@ -88,6 +88,29 @@ class Conditions:
 
         for chosen in extended({}):
             yield tuple(chosen[name] for name in places)
+
+    def ordered(self, axes: Mapping[str, Axis]) -> list[Axis]:
+        """Return the axes, each after those on which it depends, otherwise in their order.
+
+        Args:
+            axes: by name, after the command line changed them.
+
+        Raises:
+            UserError: a condition is on an axis that the command line removed.
+        """
+        for name in axes:
+            if gone := self._on(name) - axes.keys():
+                raise UserError(
+                    f"the axis {name!r} depends on {min(gone)!r}, which ~{min(gone)} takes away",
+                    where=self._where,
+                    fix=f"~{name} too, or one value: {min(gone)}=VALUE",
+                )
+        order: list[Axis] = []
+        left = dict(axes)
+        while left:
+            name = next(name for name in left if not self._on(name) & left.keys())
+            order.append(left.pop(name))
+        return order
 
     def refuse_idle(self, axes: Sequence[Axis], touched: Collection[str]) -> None:
         """Refuse values of the command line that would change nothing.
@@ -163,22 +186,6 @@ class Conditions:
                 found[other] = None
                 todo += self._on(other)
         return [*(axes[other] for other in found if other in axes), axes[name]]
-
-    def _ordered(self, axes: Mapping[str, Axis]) -> list[Axis]:
-        """Return the axes, each after those on which it depends, otherwise in their order."""
-        for name in axes:
-            if gone := self._on(name) - axes.keys():
-                raise UserError(
-                    f"the axis {name!r} depends on {min(gone)!r}, which ~{min(gone)} takes away",
-                    where=self._where,
-                    fix=f"~{name} too, or one value: {min(gone)}=VALUE",
-                )
-        order: list[Axis] = []
-        left = dict(axes)
-        while left:
-            name = next(name for name in left if not self._on(name) & left.keys())
-            order.append(left.pop(name))
-        return order
 
     def _refuse_circles(self) -> None:
         left = set(self._by_axis)

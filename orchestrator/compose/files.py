@@ -197,6 +197,9 @@ def _entry(path: Path) -> SweepEntry:
 def _num_cells(file: SweepFile, where: str) -> int | None:
     by_name = {name: axis_of(name, value, where=where) for name, value in file.axes.items()}
     axes = list(by_name.values())
+    if file.search is not None:
+        found = file.search.get("num_cells")
+        return found if isinstance(found, int) else None
     excludes = [Selector.parse(text) for text in file.exclude]
     includes = [Selector.parse(text) for text in file.include]
     num_points = math.prod(len(axis.labels) for axis in axes)

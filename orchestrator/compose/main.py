@@ -30,7 +30,8 @@ from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
-from orchestrator.core.grid import Grid, Selectors
+from orchestrator.core.grid import Grid
+from orchestrator.core.selector import Selectors
 from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.sweep import (
     ComposedSweep,
@@ -65,6 +66,8 @@ class Composition:
 # Loaded by name: few sweeps need them.
 _APPS: Final = "orchestrator.compose.apps:hosted"
 _PHASES: Final = "orchestrator.compose.phases:compose_phases"
+_SEARCH: Final = "orchestrator.compose.search:compose_search"
+_SPACE: Final = "orchestrator.compose.search:space_of"
 
 _NUM_WORDS = 3
 """Most notes on words that YAML 1.1 would read differently."""
@@ -140,6 +143,8 @@ def _composed(
     # Stages are imported from the sweep file's folder first, then from the working folder.
     import_paths = tuple(dict.fromkeys([str(folder), str(cwd)]))
     file_axes = {axis: axis_of(axis, value, where=where) for axis, value in file.axes.items()}
+    space = load(_SPACE)(file, where=where) if file.search is not None else None
+    file_axes |= space.axes if space is not None else {}
     conditions: Any = load(CONDITIONS)(file.when, file_axes, where=where) if file.when else None
     store_url, words = split_store(overrides)
     with contextlib.ExitStack() as stack:
@@ -163,6 +168,8 @@ def _composed(
         most = file.max_cells if merged.max_cells is None else merged.max_cells
         if file.phases or file.rungs:
             made: Made = load(_PHASES)(file, specs, words, (cwd, folder), where, most, progress)
+        elif space is not None:
+            made = load(_SEARCH)(file, space, merged, conditions, configs, specs, where, most, progress)
         else:
             # Labels of the file: to exclude one that the command line narrowed away is no mistake.
             selectors = Selectors.parse(file.exclude, file.include, labels_of(file_axes.values()))
@@ -177,6 +184,7 @@ def _composed(
         cells=made.cells,
         report=tuple(file.report),
         phases=made.phases,
+        search=made.search,
     )
     notes += configs.notes if file.app is not None else ()
     return Composition(sealed, engine, tuple(notes), source.text, import_paths)

@@ -16,7 +16,8 @@ from orchestrator.compose import hydra_seal
 from orchestrator.compose.apps import STAGE, stage_fields
 from orchestrator.compose.axes import Axis, list_axis, plain
 from orchestrator.compose.overrides import refuse_secrets
-from orchestrator.core.grid import Grid, Selectors
+from orchestrator.core.grid import Grid
+from orchestrator.core.selector import Selectors
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.core.tree import checked_rows, convert, scalar_text
 from orchestrator.errors import StageFailure, UserError

@@ -11,8 +11,10 @@ Since all cells are composed here, the seal holds whatever a decision may choose
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +27,12 @@ from orchestrator.compose.main import cell_root
 from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.root import Root
+from orchestrator.core.commandspec import placeholders
 from orchestrator.core.decisions import most_cells
-from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.sealed import Cell, SealedPhase, Select
-from orchestrator.core.sweep import PhaseFile, SweepFile
+from orchestrator.core.grid import Grid
+from orchestrator.core.sealed import Cell, Cut, Rungs, SealedPhase, Select
+from orchestrator.core.selector import Selectors
+from orchestrator.core.sweep import PhaseFile, RungsFile, SweepFile, gates_among
 from orchestrator.errors import UserError, counted, nearest
 from orchestrator.registry import load
 from orchestrator.stage import StageSpec
@@ -87,8 +91,11 @@ def compose_phases(
     root = cell_root(file, cwd, folder, where)
     made: list[tuple[SealedPhase, _Grown]] = []
     left = max_cells
-    for part in file.phases:
-        place = f"phase {part.name}, {where}"
+    only = PhaseFile(
+        name="", axes=file.axes, when=file.when, exclude=file.exclude, include=file.include, rungs=file.rungs
+    )
+    for part in file.phases or [only]:
+        place = f"phase {part.name}, {where}" if part.name else where
         before = made[-1] if made else None
         grown = _grow(file, part, before, specs, words, root, folders, place, left, progress)
         left -= len(grown.cells)
@@ -99,11 +106,24 @@ def compose_phases(
     befores = [None, *(phase for phase, _ in made)]
     numbers = [most_cells(phase, before) for (phase, _), before in zip(made, befores, strict=False)]
     course = ", then ".join(
-        f"{phase.name}: {counted(number, 'cell')}" if index == 0 else f"{phase.name}: at most {number}"
+        (f"{phase.name}: " if phase.name else "")
+        + (f"at most {number}" if index else counted(number, "cell"))
+        + _rungs_text(phase, number)
         for index, ((phase, _), number) in enumerate(zip(made, numbers, strict=True))
     )
     notes = [note for _, grown in made for note in grown.made.notes]
     return Made(cells, stages, tuple(phase for phase, _ in made), sum(numbers), [course, *notes], course)
+
+
+def _rungs_text(phase: SealedPhase, number: int) -> str:
+    """Return how many cells of a phase reach each rung, at most; "" without rungs."""
+    if phase.rungs is None:
+        return ""
+    texts = []
+    for step in phase.rungs.at:
+        texts.append(f"{number} to step {step}")
+        number = max(1, math.floor(number * phase.rungs.keep + 1e-9))
+    return f" ({phase.rungs.stage}: {', '.join(texts)})"
 
 
 def _with_axes(cell: Cell, names: Iterable[str]) -> Cell:
@@ -124,8 +144,9 @@ def _grow(
     progress: Progress,
 ) -> _Grown:
     """Compose the cells that a phase can have."""
+    cut = cut_of(part.rungs, specs, where=where) if part.rungs is not None else None
     own = {axis: axis_of(axis, value, where=where) for axis, value in part.axes.items()}
-    phase_axis = Axis(AXIS, (Label(part.name, part.name, ()),), is_map=True)
+    named = {AXIS: Axis(AXIS, (Label(part.name, part.name, ()),), is_map=True)} if part.name else {}
     inherited: dict[str, Axis] = {}
     if before is not None and before[0].select is not None:
         dropped = {AXIS, *before[0].select.mean}
@@ -135,7 +156,7 @@ def _grow(
     when |= part.when
     conditions = load(CONDITIONS)(when, {**inherited, **own}, where=where) if when else None
     names = conditions.names if conditions is not None else ()
-    overrides = Overrides({AXIS: phase_axis, **inherited, **own}, conditional=names)
+    overrides = Overrides({**named, **inherited, **own}, conditional=names)
     overrides.add_file(file.overrides, root, where=where)
     num_settings = len(overrides.engine)
     overrides.add_file(part.overrides, root, where=where)
@@ -150,9 +171,11 @@ def _grow(
     overrides.add_command_line(mine, root)
     paths = tuple(dict.fromkeys([str(folders[1]), str(folders[0])]))
     configs = Configs(root, overrides, cwd=folders[0], import_paths=paths, where=where)
-    exclude, include = [*file.exclude, *part.exclude], [*file.include, *part.include]
+    both = (file, part) if part.name else (part,)
+    exclude = [text for each in both for text in each.exclude]
+    include = [text for each in both for text in each.include]
     selectors = Selectors.parse(exclude, include, labels_of({**inherited, **own}.values()))
-    grid = Grid(selectors, file.columns, specs, where=where)
+    grid = Grid(selectors, file.columns, specs, where=where, cut=cut)
     made = made_of(grid, configs, overrides, conditions, file.columns, specs, max_cells, where, progress)
     return _Grown(dict(overrides.axes), when, made, grid.merged)
 
@@ -182,6 +205,76 @@ def _sealed(
         follows=_follows(part, grown, before),
         groups=groups,
         select=select,
+        rungs=_rungs(part, grown) if part.rungs is not None else None,
+    )
+
+
+def cut_of(rungs: RungsFile, specs: Mapping[str, StageSpec], *, where: str) -> Cut:
+    """Return how rungs cut a stage, after a check that its parts can go on from one another.
+
+    Args:
+        rungs: as written.
+        specs: stage name to spec.
+        where: the sweep file, for messages.
+
+    Raises:
+        UserError: the stage cannot be cut so.
+    """
+    where = f"rungs, {where}"
+    if rungs.stage not in specs:
+        raise UserError(f"unknown stage {rungs.stage!r}", where=where, allowed=nearest(rungs.stage, specs))
+    spec = specs[rungs.stage]
+    if len(rungs.at) < 2 or rungs.at[0] < 1 or sorted(set(rungs.at)) != rungs.at:
+        raise UserError(f"at is {rungs.at}", where=where, allowed="two steps or more, ascending")
+    _share(rungs.keep, where)
+    if not any(f"{rungs.key}.".startswith(f"{read}.") for read in spec.reads):
+        raise UserError(
+            f"stage {rungs.stage!r} does not read the key {rungs.key!r}",
+            where=where,
+            allowed=nearest(rungs.key, spec.reads),
+        )
+    if spec.name == "train":
+        raise UserError(
+            "the stage 'train' cannot be cut: its learning rate falls towards its last step",
+            where=where,
+            allowed="a stage of which a shorter run is the beginning of a longer one",
+        )
+    if spec.each or spec.gated_by or rungs.stage in gates_among(specs):
+        raise UserError(f"stage {rungs.stage!r} has `each` or gates, so it cannot be cut", where=where)
+    if spec.command is not None and not {"checkpoint", "resume"} & set(placeholders(spec)):
+        raise UserError(
+            f"the command of stage {rungs.stage!r} takes no checkpoint to go on from",
+            where=where,
+            allowed="{checkpoint} with `checkpoints: PATTERN`, or {resume}",
+        )
+    return Cut(rungs.stage, rungs.key, tuple(rungs.at))
+
+
+def _share(keep: float | str, where: str) -> float:
+    """Return the share of cells that go on, such as ``1/3``."""
+    try:
+        share = float(Fraction(keep))
+    except (ValueError, ZeroDivisionError):
+        share = 0.0
+    if not 0 < share < 1:
+        raise UserError(f"keep is {keep!r}", where=where, allowed="a share between 0 and 1, such as 1/3")
+    return share
+
+
+def _rungs(part: PhaseFile, grown: _Grown) -> Rungs:
+    """Return the sealed rungs of a phase."""
+    written = part.rungs
+    assert written is not None
+    stages = grown.made.stages
+    return Rungs(
+        stage=written.stage,
+        at=tuple(written.at),
+        keep=_share(written.keep, ""),
+        select=Select(metric=written.metric, mode=written.mode, where=written.where),
+        parts={
+            cell.id: tuple(d for d in cell.stage_digests if stages[d].stage == written.stage)
+            for cell in grown.cells
+        },
     )
 
 
@@ -221,6 +314,8 @@ def _check(file: SweepFile, where: str) -> None:
     """Refuse phases that contradict themselves or the rest of the file."""
     if file.app is not None:
         raise UserError("a sweep with `app` has no phases", where=where, allowed="`axes` of the sweep")
+    if not file.phases:
+        return
     if file.axes or file.when:
         raise UserError("the sweep has both `axes` and `phases`", where=where, fix="the axes go into a phase")
     names: set[str] = set()
@@ -233,6 +328,8 @@ def _check(file: SweepFile, where: str) -> None:
                 allowed="letters, digits, _ and -, at most 40, and each name once",
             )
         names.add(part.name)
+        if file.rungs is not None:
+            raise UserError("the sweep has both `phases` and `rungs`", where=where, fix="rungs of a phase")
         if AXIS in part.axes:
             raise UserError(f"{AXIS!r} cannot be the name of an axis", where=place)
         is_last = index == len(file.phases) - 1

@@ -12,7 +12,7 @@ from orchestrator.compose.configs import Configs
 from orchestrator.compose.interpolations import refuse_varying
 from orchestrator.compose.overrides import Overrides
 from orchestrator.core.grid import Grid
-from orchestrator.core.sealed import Cell, SealedPhase, StageInstance
+from orchestrator.core.sealed import Cell, SealedPhase, SealedSearch, StageInstance
 from orchestrator.core.sweep import check_axis
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
@@ -32,6 +32,7 @@ class Made(NamedTuple):
         num_cells: the most cells that can exist.
         notes: remarks for the user.
         sum_text: how their number came about.
+        search: whose later points follow from results.
     """
 
     cells: tuple[Cell, ...]
@@ -40,6 +41,7 @@ class Made(NamedTuple):
     num_cells: int
     notes: list[str]
     sum_text: str
+    search: SealedSearch | None = None
 
 
 def _points(

@@ -19,11 +19,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestrator.core.evidence import Evidence
-from orchestrator.core.sealed import Decision, SealedPhase, SeenCell, Select
+from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
+from orchestrator.registry import load
 
 Row = Mapping[str, Any]
+
+_GROWN = "orchestrator.core.search:grown"
 
 
 class SweepQuestion(NamedTuple):
@@ -37,6 +40,7 @@ class SweepQuestion(NamedTuple):
         keep: how many candidates go on, of each group.
         candidates: what can be chosen to its cells.
         groups: candidate to the group in which it is ranked; all in one group if it is empty.
+        is_search: whether points follow, and not candidates.
     """
 
     number: int
@@ -46,10 +50,13 @@ class SweepQuestion(NamedTuple):
     keep: int
     candidates: Mapping[str, tuple[Cell, ...]]
     groups: Mapping[str, str] = {}
+    is_search: bool = False
 
     @property
     def title(self) -> str:
         """What is decided, for people."""
+        if self.is_search:
+            return f"round {self.number + 1} of the search"
         name = f"phase {self.phase.name}" if self.phase.name else "the sweep"
         if self.rung and self.phase.rungs is not None:
             rungs = self.phase.rungs
@@ -84,6 +91,8 @@ def unfold(sweep: ComposedSweep, decisions: Sequence[Decision]) -> Unfolded:
         sweep: as sealed.
         decisions: those that were made, in order; any after the last that the sweep has room for are ignored.
     """
+    if sweep.search is not None:
+        return _searched(sweep, sweep.search, decisions)
     if not sweep.phases:
         return Unfolded(sweep)
     course = _Course(sweep, decisions)
@@ -96,8 +105,31 @@ def unfold(sweep: ComposedSweep, decisions: Sequence[Decision]) -> Unfolded:
     return Unfolded(unfolded, question, tuple(decisions[: course.num_used]))
 
 
+def _searched(sweep: ComposedSweep, search: SealedSearch, decisions: Sequence[Decision]) -> Unfolded:
+    """Return a sweep with the cells of all rounds of its search so far."""
+    # Loaded by name: few sweeps are searches.
+    found = load(_GROWN)(sweep, search, [decision.proposed for decision in decisions])
+    unfolded = Unfolded(found.sweep, None, tuple(decisions))
+    # A round without points: the space has no more.
+    if not found.rounds[-1] or sum(map(len, found.rounds)) >= search.num_cells:
+        return unfolded
+    by_id = {cell.id: cell for cell in found.sweep.cells}
+    question = SweepQuestion(
+        len(decisions) + 1,
+        SealedPhase(name="", candidates={}, follows={}),
+        0,
+        search.select,
+        search.batch,
+        {cell: (by_id[cell],) for cell in found.rounds[-1]},
+        is_search=True,
+    )
+    return unfolded._replace(question=question)
+
+
 def decided(sweep: ComposedSweep) -> set[str]:
     """Return the ids of the cells that exist, or may come to exist, because of a decision."""
+    if sweep.search is not None:
+        return {cell.id for cell in sweep.cells}.difference(sweep.search.first)
     later = sweep.phases[1:]
     return {cell for phase in later for cells in phase.follows.values() for cell in cells}
 
@@ -252,7 +284,8 @@ def observe(
             continue
         rows = [(instances[digest], one.rows) for digest, one in done.items() if one is not None]
         seen.append(valued(question, cell, products, rows))
-    if all(each.value is None for each in seen):
+    # A search learns from earlier rounds too.
+    if all(each.value is None for each in seen) and not (question.is_search and question.number > 1):
         reasons = list(dict.fromkeys(each.why for each in seen))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
         return Undecided(question, f"no cell has a value: {reasons[0]}{more}", False)
@@ -307,7 +340,12 @@ def answer(question: SweepQuestion, seen: Iterable[SeenCell]) -> tuple[str, ...]
     Args:
         question: the question.
         seen: what `observe` returned.
+
+    Returns:
+        the candidates; none for a search, of which points follow.
     """
+    if question.is_search:
+        return ()
     values = {each.cell: each.value for each in seen}
     ranked: dict[str, list[tuple[bool, float, int, str]]] = {}
     for place, (key, cells) in enumerate(question.candidates.items()):

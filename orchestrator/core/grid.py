@@ -24,44 +24,22 @@ from orchestrator.core.identity import (
     target_of,
     uses_of,
 )
-from orchestrator.core.selector import Selector, Subject, any_of
+from orchestrator.core.sealed import Cut
+from orchestrator.core.selector import Selector, Selectors, Subject, any_of
 from orchestrator.core.sweep import Cell, Input, StageInstance, gates_among
-from orchestrator.core.tree import MISSING, dotted_keys, each_values, pick, refuse_non_finite, scalar_text
+from orchestrator.core.tree import (
+    MISSING,
+    dotted_keys,
+    each_values,
+    pick,
+    refuse_non_finite,
+    scalar_text,
+)
 from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
 _NUM_NAMED = 3
 """Number of merged cells that a note lists by name."""
-
-
-class Selectors(NamedTuple):
-    """The exclusions and inclusions of a sweep file, with all labels that its axes have in the file.
-
-    Attributes:
-        exclude: selectors of points to leave out.
-        include: selectors of points to keep; empty keeps all.
-        labels: axis name to its labels, also those that the command line removed from the axis.
-    """
-
-    exclude: tuple[Selector, ...]
-    include: tuple[Selector, ...]
-    labels: Mapping[str, frozenset[str]]
-
-    @classmethod
-    def parse(
-        cls, exclude: Iterable[str], include: Iterable[str], labels: Mapping[str, frozenset[str]]
-    ) -> Selectors:
-        """Parse the texts of the selectors.
-
-        Args:
-            exclude: texts of selectors.
-            include: texts of selectors.
-            labels: axis name to its labels in the sweep file.
-
-        Raises:
-            UserError: a selector is malformed.
-        """
-        return cls(tuple(map(Selector.parse, exclude)), tuple(map(Selector.parse, include)), labels)
 
 
 class _Point(NamedTuple):
@@ -77,6 +55,7 @@ class Grid:
         columns: column name to config key.
         specs: stage name to spec.
         where: the sweep file, for messages.
+        cut: the stage that is cut into parts; None for none.
 
     Attributes:
         sum_text: the number of cells and how it came about, set by `cells`.
@@ -90,9 +69,10 @@ class Grid:
         specs: Mapping[str, StageSpec],
         *,
         where: str = "",
+        cut: Cut | None = None,
     ) -> None:
         self._selectors, self._columns, self._where = selectors, columns, where
-        self._chains = Chains(specs, where=where)
+        self._chains = Chains(specs, where=where, cut=cut)
         self._points: list[_Point] = []
         self._num_excluded = 0
         # Selectors for points that are not composed yet, and for composed points: (exclude, include) each.
@@ -255,6 +235,7 @@ class Chains:
     Args:
         specs: stage name to spec, in the order of the sweep file.
         where: the sweep file, for messages.
+        cut: the stage that is cut into parts; None for none.
 
     Attributes:
         specs: stage name to spec.
@@ -265,8 +246,10 @@ class Chains:
         UserError: the `after` keys form a cycle, or a stage both reads and uses a key.
     """
 
-    def __init__(self, specs: Mapping[str, StageSpec], *, where: str = "") -> None:
+    def __init__(self, specs: Mapping[str, StageSpec], *, where: str = "", cut: Cut | None = None) -> None:
         self.specs, self.stages = specs, dict[str, StageInstance]()
+        self._cut = cut
+        self._earlier: dict[str, tuple[str, ...]] = {}  # digest of a last part to those of the others
         self._where = where
         self._order = _topological(specs, where)
         self._gates = frozenset(gates_among(specs))
@@ -297,7 +280,8 @@ class Chains:
                 canonical(hashed_of(self.specs[name], reads), where=f"stage {name!r}, {_named(subject)}")
             elif skip is None or not skip.matches(subject):
                 mine[name] = self._instances(name, subject, mine)
-        chain = tuple(dict.fromkeys(instance.digest for instances in mine.values() for instance in instances))
+        last = dict.fromkeys(instance.digest for instances in mine.values() for instance in instances)
+        chain = tuple(digest for each in last for digest in (*self._earlier.get(each, ()), each))
         if not chain:
             raise UserError("every stage of a cell is skipped", where=_named(subject), fix="exclude the cell")
         return chain
@@ -307,27 +291,39 @@ class Chains:
     ) -> list[StageInstance]:
         spec = self.specs[name]
         reads, uses, lists = self._slices(name, subject.config)
-        hashed = hashed_of(spec, reads)
         where = f"stage {name!r}, {_named(subject)}"
         instances = []
         for values in itertools.product(*lists):
             given = dict(zip(spec.each, values, strict=True))
             label = ".".join(map(scalar_text, values))
             inputs = self._inputs(name, label, mine)
-            digest = stage_digest(target_of(spec), spec.version, {**hashed, **given}, inputs, where=where)
-            instance = self.stages.get(digest)
-            if instance is None:
-                instance = StageInstance(
-                    stage=name, label=label, digest=digest, reads={**reads, **given}, inputs=inputs
+            parts = self._cut.parts(reads) if self._cut and self._cut.stage == name else [(label, reads)]
+            earlier: list[str] = []
+            for place, (label, mine_only) in enumerate(parts):
+                taken = inputs if not earlier else (*inputs, Input(name, parts[place - 1][0], earlier[-1]))
+                what = {**hashed_of(spec, mine_only), **given}
+                digest = stage_digest(target_of(spec), spec.version, what, taken, where=where)
+                instance = self.stages.setdefault(
+                    digest,
+                    StageInstance(
+                        stage=name,
+                        label=label,
+                        digest=digest,
+                        reads={**mine_only, **given},
+                        inputs=taken,
+                        later=len(parts) - place - 1,
+                    ),
                 )
-                self.stages[digest] = instance
+                earlier.append(digest)
+            if len(parts) > 1:
+                self._earlier[digest] = tuple(earlier[:-1])
             # Equal digests mean equal work: two names for it would leave open which stage owns the product.
             if instance.stage != name:
                 raise UserError(f"stages {instance.stage!r} and {name!r} are one and the same", where=where)
             if self._asked[name]:
-                taken = [".".join(filter(None, ("inputs", item.stage, item.label))) for item in inputs]
+                known = [".".join(filter(None, ("inputs", item.stage, item.label))) for item in inputs]
                 slices = {"config": instance.reads, "uses": uses}
-                check_filled(name, self._asked[name], slices, taken, where=where)
+                check_filled(name, self._asked[name], slices, known, where=where)
             instances.append(instance)
         return instances
 

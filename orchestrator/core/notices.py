@@ -143,6 +143,7 @@ class NoticeFacts(NamedTuple):
         codes: id of a cell to the digest of the code that would run it.
         budget: of the newest launch.
         quiet_s: seconds since the last change of a record of these cells.
+        is_undecided: whether a decision is still to be made, from which more cells may follow.
     """
 
     sweep: str
@@ -154,6 +155,7 @@ class NoticeFacts(NamedTuple):
     codes: Mapping[str, str]
     budget: SpendingLimit
     quiet_s: float
+    is_undecided: bool = False
 
 
 def due_events(facts: NoticeFacts, *, kinds: Collection[NoticeKind], stalled_s: float) -> list[Notice]:
@@ -258,7 +260,7 @@ def _stalled(facts: NoticeFacts, stalled_s: float) -> Iterable[Notice]:
 
 
 def _done(facts: NoticeFacts) -> Iterable[Notice]:
-    if all(status.state in FINAL for status in facts.cells.values()):
+    if not facts.is_undecided and all(status.state in FINAL for status in facts.cells.values()):
         is_done = all(status.state in GOOD for status in facts.cells.values())
         text = f" {'is done' if is_done else 'has ended'}: {_summary(facts)}"
         # Another attempt or another product is another end. A launch that finds nothing to do is none.

@@ -11,10 +11,12 @@ Rungs cut one stage into parts. A decision after each part names the cells that 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from orchestrator.core.tree import with_value
 from orchestrator.formats import SINCE_2, Stored
 from orchestrator.stage import StageSpec
 
@@ -57,6 +59,28 @@ class Rungs(Stored, frozen=True, kw_only=True):
     keep: float
     select: Select
     parts: dict[str, tuple[str, ...]]
+
+
+class Cut(NamedTuple):
+    """A stage that is cut into parts.
+
+    Attributes:
+        stage: its name.
+        key: config key of the step at which it ends.
+        at: the steps at which its parts end.
+    """
+
+    stage: str
+    key: str
+    at: tuple[int, ...]
+
+    def parts(self, reads: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        """Return the label of each part, "" for the last one, and what it reads."""
+        labels = [f"{a}:{b}" for a, b in zip((0, *self.at), self.at[:-1], strict=False)]
+        path = tuple(self.key.split("."))
+        return [
+            (label, with_value(reads, path, end)) for label, end in zip((*labels, ""), self.at, strict=True)
+        ]
 
 
 class SealedPhase(Stored, frozen=True, kw_only=True):
@@ -103,6 +127,7 @@ class StageInstance(Stored, frozen=True, kw_only=True):
         digest: SHA-256 of its identity in hexadecimal, see `orchestrator.core.identity.stage_digest`.
         reads: the slice of config that it reads, resolved, and its `each` variables at top level.
         inputs: the products that it takes, in order.
+        later: number of parts of its stage that follow on it; 0 where no rungs cut the stage.
     """
 
     stage: str
@@ -110,11 +135,20 @@ class StageInstance(Stored, frozen=True, kw_only=True):
     digest: str
     reads: dict[str, Any]
     inputs: tuple[Input, ...] = ()
+    later: Annotated[int, SINCE_2] = 0
 
     @property
     def name(self) -> str:
         """The readable name: ``prepare[en]``, or just ``train``."""
         return f"{self.stage}[{self.label}]" if self.label else self.stage
+
+    @property
+    def before(self) -> StageInstance | None:
+        """The part of its own stage on whose checkpoint it goes on; None for the first part."""
+        found = next((taken for taken in self.inputs if taken.stage == self.stage), None)
+        if found is None:
+            return None
+        return StageInstance(stage=found.stage, label=found.label, digest=found.digest, reads={})
 
 
 class Cell(Stored, frozen=True, kw_only=True):
@@ -139,6 +173,91 @@ class Cell(Stored, frozen=True, kw_only=True):
     stopped: Annotated[str, SINCE_2] = ""
 
 
+Value = str | int | float
+"""A value of a parameter of a search; the label of an option."""
+
+
+class SearchParameter(Stored, frozen=True, kw_only=True):
+    """A parameter of a search: a range of numbers, or some options.
+
+    Attributes:
+        name: the key that it sets, or the name of its options.
+        options: labels; empty for a range.
+        low, high: ends of the range, both included.
+        step: distance of two values; None for all values between the ends.
+        log: whether the range is searched evenly on its logarithm.
+        is_int: whether its values are integers.
+    """
+
+    name: str
+    options: tuple[str, ...] = ()
+    low: int | float = 0
+    high: int | float = 0
+    step: int | float | None = None
+    log: bool = False
+    is_int: bool = False
+
+
+class ConfigSlot(Stored, frozen=True, kw_only=True):
+    """A place in a config that follows from the values of ranges.
+
+    Attributes:
+        path: keys and indexes that lead to it.
+        parts: the parameter; for a text, pieces of text and names of parameters by turns.
+        kind: the value itself, the value as a fractional number, or a text with it.
+    """
+
+    path: tuple[str | int, ...]
+    parts: tuple[str, ...]
+    kind: Literal["value", "float", "text"] = "value"
+
+
+class CellTemplate(Stored, frozen=True, kw_only=True):
+    """The config of all points that agree in their options.
+
+    Attributes:
+        labels: parameter with options to its label, "" where it does not count.
+        ranges: parameters with a range that count.
+        parts: parameter with options to its part of the cell's id.
+        config: the resolved tree, with some value in each slot.
+        slots: the places that follow from ranges.
+    """
+
+    labels: dict[str, str]
+    ranges: tuple[str, ...]
+    parts: dict[str, str]
+    config: dict[str, Any]
+    slots: tuple[ConfigSlot, ...] = ()
+
+
+class SealedSearch(Stored, frozen=True, kw_only=True):
+    """A search whose points follow from results.
+
+    Attributes:
+        sampler: that proposes points after the first round.
+        seed: of all that is random.
+        num_cells: points in all.
+        batch: points of a round.
+        select: metric and mode.
+        space: in an order in which each parameter comes after those that it depends on.
+        templates: one for each choice of options.
+        columns: column to config key.
+        start: the points of the first round.
+        first: the ids of their cells.
+    """
+
+    sampler: str
+    seed: int
+    num_cells: int
+    batch: int
+    select: Select
+    space: tuple[SearchParameter, ...]
+    templates: tuple[CellTemplate, ...]
+    columns: dict[str, str]
+    start: tuple[dict[str, Value], ...]
+    first: tuple[str, ...] = ()
+
+
 class ComposedSweep(Stored, frozen=True, kw_only=True):
     """The content that a revision seals. Equal content has an equal digest and is one revision.
 
@@ -151,6 +270,7 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
         report: names of the reports written at the end of a launch.
         format: always 1, so that sweeps sealed by earlier versions stay equal to themselves.
         phases: in order; none for a sweep whose cells all exist from the start.
+        search: whose later points follow from results; its cells here are those of the first round.
     """
 
     name: str
@@ -161,6 +281,12 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
     report: tuple[str, ...] = ()
     format: int = 1
     phases: Annotated[tuple[SealedPhase, ...], SINCE_2] = ()
+    search: Annotated[SealedSearch | None, SINCE_2] = None
+
+    @property
+    def has_decisions(self) -> bool:
+        """Whether some of its cells, or parts of them, exist by decisions."""
+        return bool(self.phases) or self.search is not None
 
 
 class GateFacts(Stored, frozen=True, kw_only=True):
@@ -208,6 +334,8 @@ class Decision(Stored, frozen=True, kw_only=True):
         rung: number of the part of the stage after which it was made, from 1; 0 at the end of a phase.
         seen: the cells that it was made from, in the order of the grid.
         chosen: the candidates that go on, best first; for a rung the ids of cells.
+        proposed: the points of the next round of a search.
+        sampler: that proposed them, with its version.
         by, at: which process made it, and when.
     """
 
@@ -218,5 +346,7 @@ class Decision(Stored, frozen=True, kw_only=True):
     rung: int = 0
     seen: tuple[SeenCell, ...] = ()
     chosen: tuple[str, ...] = ()
+    proposed: tuple[dict[str, Value], ...] = ()
+    sampler: str = ""
     by: str = ""
     at: str = ""

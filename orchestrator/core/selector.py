@@ -325,3 +325,33 @@ def _labels(
 
 def _number(text: str) -> float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
+
+
+class Selectors(NamedTuple):
+    """The exclusions and inclusions of a sweep file, with all labels that its axes have in the file.
+
+    Attributes:
+        exclude: selectors of points to leave out.
+        include: selectors of points to keep; empty keeps all.
+        labels: axis name to its labels, also those that the command line removed from the axis.
+    """
+
+    exclude: tuple[Selector, ...]
+    include: tuple[Selector, ...]
+    labels: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def parse(
+        cls, exclude: Iterable[str], include: Iterable[str], labels: Mapping[str, frozenset[str]]
+    ) -> Selectors:
+        """Parse the texts of the selectors.
+
+        Args:
+            exclude: texts of selectors.
+            include: texts of selectors.
+            labels: axis name to its labels in the sweep file.
+
+        Raises:
+            UserError: a selector is malformed.
+        """
+        return cls(tuple(map(Selector.parse, exclude)), tuple(map(Selector.parse, include)), labels)

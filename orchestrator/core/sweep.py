@@ -93,6 +93,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         app: a Hydra app: its script, or a mapping with ``script`` and further keys; see docs/hydra-apps.md.
         phases: phases in place of `axes`, in order; see `PhaseFile`.
         rungs: the cut of a stage in a sweep without `phases`; see `RungsFile`.
+        search: parameters in place of `axes`, whose values a sampler proposes; see docs/search.md.
     """
 
     description: str = ""
@@ -110,6 +111,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     app: str | dict[str, Any] | None = None
     phases: list[PhaseFile] = []
     rungs: RungsFile | None = None
+    search: dict[str, Any] | None = None
 
 
 def parse(tree: Any, *, where: str) -> SweepFile:

@@ -26,6 +26,7 @@ from orchestrator.execution.assignment import (
     read_outcome,
 )
 from orchestrator.execution.checkpoints import UNREAD
+from orchestrator.execution.command_text import command_facts
 from orchestrator.execution.conclude import (
     INPUT_RETIRED,
     NO_RECORD,
@@ -35,7 +36,7 @@ from orchestrator.execution.conclude import (
     Facts,
     conclude,
 )
-from orchestrator.execution.inheritance import Inherited, going_on, has_progressed, inherit, started
+from orchestrator.execution.inheritance import Inherited, has_progressed, inherit
 from orchestrator.execution.keeper import await_news
 from orchestrator.execution.liveness import Fence, HeartbeatWriter, warn
 from orchestrator.execution.spending import CHILD, AttemptClock
@@ -96,7 +97,7 @@ class AttemptRun:
         folder = self._folder = objects.workspace(claimed.key)
         # A surviving process could still write into the folders that are taken over.
         self._hooks.children.end_outlived()
-        start = started(claimed)
+        start = _started(claimed)
         # Without this record a successor would use nothing of an attempt that has inputs, so it comes first.
         self._record_start(start)
         with self._heartbeats.clock.phases.during("restore"):
@@ -104,11 +105,15 @@ class AttemptRun:
                 *(self._ledger, claimed.instance, claimed.spec, earlier, folder),
                 former=claimed.former,
                 pulse=self._heartbeats.pulse,
-                record=lambda taken: self._record_start(going_on(start, taken)),
+                record=lambda taken: self._record_start(_going_on(start, taken)),
             )
-        self._record_start(going_on(start, taken))
+        self._record_start(_going_on(start, taken))
         if self._goes_without and taken.former is None:
             return self._end(Conclusion("released", why=NOT_KEPT, message="it is not whole"))
+        before = claimed.instance.before
+        if before is not None and taken.checkpoint is None and taken.unread is None:
+            why = f"{before.name} left no checkpoint to go on from: it has to save one at its last step"
+            return self._end(Conclusion("failed", cause=Cause.CONFIG, message=why))
         self._resumed = taken.checkpoint is not None
         step = taken.checkpoint.step if taken.checkpoint else None
         self._publisher = objects.publisher(claimed.key, adopted=step, warn=warn)
@@ -216,11 +221,16 @@ class AttemptRun:
             for name in (layout.OUTPUT, layout.SCRATCH):
                 shutil.rmtree(self._folder / name, ignore_errors=True)
         end = self._end(decision)
-        if facts.refusal == "" and not self._claimed.order.settings.policy.keep_checkpoints:
+        if facts.refusal == "" and not self._keeps_checkpoints:
             claimed = self._claimed
             attempts = [a for a in self._ledger.attempts(claimed.instance) if a.number <= claimed.number]
             drop_work(self._ledger, claimed.instance, attempts, generation=claimed.claim.generation)
         return end
+
+    @property
+    def _keeps_checkpoints(self) -> bool:
+        """Whether checkpoints stay after the end: by the policy, or for the next part of the stage."""
+        return self._claimed.order.settings.policy.keep_checkpoints or self._claimed.instance.later > 0
 
     def _finish_uploads(self, outcome: ChildOutcome | None, taken: Inherited) -> None:
         """Upload to a bucket what the next attempt needs; without a publisher it is in place already."""
@@ -229,7 +239,7 @@ class AttemptRun:
         pulse = self._heartbeats.pulse
         counts = self._supervision.stop_reason != SUPERSEDED
         has_failed = outcome is None or outcome.outcome != "succeeded"
-        keeps = has_failed or self._claimed.order.settings.policy.keep_checkpoints
+        keeps = has_failed or self._keeps_checkpoints
         self._publisher.finish(pulse, checkpoints=counts and keeps)
         if counts and outcome is not None and outcome.outcome == "failed":
             # Only results that could not be read are worth an upload: the next attempt reads them again.
@@ -289,3 +299,23 @@ class AttemptRun:
         )
         self._ledger.end(self._claimed.instance, self._claimed.number, end)
         return end
+
+
+def _started(claimed: ClaimedAttempt) -> StartRecord:
+    """Return the record of an attempt's start from nothing."""
+    order, begin = claimed.order, claimed.begin
+    facts = provenance.of_attempt(order.code_digest, git_of(order))
+    return StartRecord(
+        parent=None,
+        uses=begin.uses,
+        provenance=facts | command_facts(claimed.spec, order.import_paths),
+        inputs=dict(claimed.input_generations),
+        at=provenance.now(),
+        remedies=begin.rungs,
+        before=begin.before,
+    )
+
+
+def _going_on(start: StartRecord, taken: Inherited) -> StartRecord:
+    """Return the start record, extended by what is taken over."""
+    return replace(start, parent=taken.parent, work=taken.work, unread=taken.unread)

@@ -19,13 +19,11 @@ from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.evidence import Attempt, Evidence, Former, remaining_files
-from orchestrator.core.records import Parent, StartRecord, Void
+from orchestrator.core.records import Parent, Void
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import Gates
 from orchestrator.core.sweep import ComposedSweep, StageInstance
-from orchestrator.execution.assignment import ClaimedAttempt, git_of
 from orchestrator.execution.checkpoints import candidates, find_unread, is_discarded
-from orchestrator.execution.command_text import command_facts
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.remedies import Remedies
 from orchestrator.execution.work import take_over
@@ -233,8 +231,12 @@ def inherit(
         OSError: the store did not answer, or an earlier owner still writes into its work folder.
     """
     kept = adopt_former(ledger, former, folder, pulse=pulse)
+    # Our own stages never write into an adopted checkpoint, so links are safe for them.
+    is_copied = not (spec.run is not None and spec.run.startswith("orchestrator."))
+    before = instance.before
     if not earlier:
-        return Inherited(former=kept)
+        found = _of_part(ledger, before, folder, is_copied, pulse, record, None) if before else None
+        return Inherited(*found, former=kept) if found else Inherited(former=kept)
     # A work folder has moved once it is taken, so all later records must name it too.
     work = take_over(
         ledger, instance, earlier, folder, pulse=pulse, taking=lambda number: record(Inherited(work=number))
@@ -247,16 +249,35 @@ def inherit(
         )
         if unread is not None:
             return Inherited(unread=unread, work=work)
-    # Our own stages never write into an adopted checkpoint, so links are safe for them.
-    is_ours = spec.run is not None and spec.run.startswith("orchestrator.")
     found = adopt_checkpoint(
         *(ledger, instance, earlier, folder),
-        is_copied=not is_ours,
+        is_copied=is_copied,
         pulse=pulse,
         taking=lambda parent: record(Inherited(parent=parent, work=work)),
     )
+    if found is None and before is not None:
+        found = _of_part(ledger, before, folder, is_copied, pulse, record, work)
     checkpoint, parent = found or (None, None)
     return Inherited(checkpoint, parent, None, work, kept)
+
+
+def _of_part(
+    ledger: Ledger,
+    before: StageInstance,
+    folder: Path,
+    is_copied: bool,
+    pulse: Callable[[], object],
+    record: Callable[[Inherited], object],
+    work: int | None,
+) -> tuple[Checkpoint, Parent] | None:
+    """Bring the newest checkpoint of the part before into an attempt's folder; it is of attempt 0 there."""
+    found = adopt_checkpoint(
+        *(ledger, before, ledger.attempts(before), folder),
+        is_copied=is_copied,
+        pulse=pulse,
+        taking=lambda parent: record(Inherited(parent=replace(parent, attempt=0), work=work)),
+    )
+    return found and (found[0], replace(found[1], attempt=0))
 
 
 def has_progressed(folder: Path, *, num_adopted: int) -> bool:
@@ -265,28 +286,8 @@ def has_progressed(folder: Path, *, num_adopted: int) -> bool:
     return len(checkpoints) > num_adopted or any((folder / layout.WORK).glob("*"))
 
 
-def started(claimed: ClaimedAttempt) -> StartRecord:
-    """Return the record of an attempt's start from nothing."""
-    order, begin = claimed.order, claimed.begin
-    facts = provenance.of_attempt(order.code_digest, git_of(order))
-    return StartRecord(
-        parent=None,
-        uses=begin.uses,
-        provenance=facts | command_facts(claimed.spec, order.import_paths),
-        inputs=dict(claimed.input_generations),
-        at=provenance.now(),
-        remedies=begin.rungs,
-        before=begin.before,
-    )
-
-
-def going_on(start: StartRecord, taken: Inherited) -> StartRecord:
-    """Return the start record, extended by what is taken over."""
-    return replace(start, parent=taken.parent, work=taken.work, unread=taken.unread)
-
-
 RECHECK_S = 0.1
-"""Seconds between the two checks of a product before it is voided."""
+"""Least seconds between the two checks of a product before it is voided."""
 
 
 class Products:
@@ -375,8 +376,9 @@ class Products:
 
     def void_damaged(self, instance: StageInstance, evidence: Evidence) -> None:
         """Void a product that a second check finds damaged, or that was made from a discarded one."""
-        # One failed check may be a caching effect of a network file system; voiding is permanent.
-        time.sleep(RECHECK_S)
+        # Voiding is permanent. A network file system may show that a file is gone, and for a minute not yet
+        # the record that says so.
+        time.sleep(max(RECHECK_S, self._ledger.objects.unseen_s))
         done, problem = self._ledger.product(instance, evidence.generation)
         discarded = "" if done is None else self._ledger.discarded_input(instance, done)
         if done is not None:

@@ -95,7 +95,7 @@ class Worker:
         """Take over the sweep as its decisions have left it: its cells, gates, requests and products."""
         ledger, order, sweep = self._ledger, self._order, self._decisions.unfolded.sweep
         gates, later = NO_GATES, set[str]()
-        if order.request and (sweep.phases or gates_among(sweep.specs)):
+        if order.request and (sweep.has_decisions or gates_among(sweep.specs)):
             request = request_of(ledger, sweep.name, order.request)
             in_job = bool(order.job and order.job.job)
             is_alone = in_job and order.max_idle_s is None
@@ -111,17 +111,12 @@ class Worker:
 
     def _decides(self, reader: EvidenceReader, summary: RequestSummary) -> bool:
         """Make the decisions that can be made, and return whether any was made here or elsewhere."""
-        if self._decisions.unfolded.question is None:
-            return False
-        number = len(self._decisions.unfolded.decisions)
-        if not self._decisions.refresh():
-            status_of, holds = partial(self._status, reader, summary), self._scanner.holds
-            by, cancelled = f"worker on {self._owner.host}", summary.cancelled
-            self._decisions.make(status_of, reader.evidence, cancelled=cancelled, holds=holds, by=by)
-        if number == len(self._decisions.unfolded.decisions):
-            return False
-        self._take_over()
-        return True
+        status_of, holds = partial(self._status, reader, summary), self._scanner.holds
+        by, cancelled = f"worker on {self._owner.host}", summary.cancelled
+        if self._decisions.advance(status_of, reader.evidence, cancelled=cancelled, holds=holds, by=by):
+            self._take_over()
+            return True
+        return False
 
     @cached_property
     def _gpus(self) -> GpuPool | None:

@@ -6,23 +6,38 @@ pure function of the same products, it is the same anyway, except for its author
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+
+from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.decisions import SweepQuestion, Undecided, Unfolded, answer, observe, unfold
+from orchestrator.core.decisions import (
+    SweepQuestion,
+    Undecided,
+    Unfolded,
+    answer,
+    observe,
+    unfold,
+)
 from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
-from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell
+from orchestrator.core.records import Revision
+from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Value
+from orchestrator.core.search import is_round, trials_of
 from orchestrator.core.state import StageStatus
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.registry import load, require
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
+
+_PROPOSED = "orchestrator.store.proposals:proposed"
+_WHAT = "search.sampler=tpe"
 
 
 class DecisionLog:
     """The decisions of one revision, as a process last read them.
 
-    Nothing is read for a sweep without phases.
+    Nothing is read for a sweep without phases or search.
 
     Args:
         ledger: The store.
@@ -68,11 +83,33 @@ class DecisionLog:
         )
         if decision is not None and not set(decision.chosen) <= set(question.candidates):
             problem = f"{key} names what cannot be chosen"
+        if decision is not None and not is_round(self._sealed.search, decision.proposed):
+            problem = f"{key} names points that cannot be proposed"
         if problem:
             raise InfrastructureError(
                 f"a decision of {self._sealed.name}@{self._revision} cannot be trusted: {problem}"
             )
         return decision
+
+    def advance(
+        self,
+        status_of: Callable[[str], StageStatus],
+        evidence_of: Callable[[str], Evidence],
+        *,
+        cancelled: Collection[str] = (),
+        holds: Holds = NO_HOLDS,
+        by: str,
+    ) -> bool:
+        """Take over what others decided, else decide what can be decided; return whether there is news.
+
+        The arguments are those of `make`.
+        """
+        if self.unfolded.question is None:
+            return False
+        number = len(self.unfolded.decisions)
+        if not self.refresh():
+            self.make(status_of, evidence_of, cancelled=cancelled, holds=holds, by=by)
+        return len(self.unfolded.decisions) > number
 
     def make(
         self,
@@ -102,6 +139,7 @@ class DecisionLog:
             seen = self.look(status_of, evidence_of, cancelled=cancelled, holds=holds)
             if isinstance(seen, Undecided):
                 return seen
+            proposed, sampler = self._proposed(seen)
             decision = Decision(
                 nonce=new_nonce(),
                 revision=self._revision,
@@ -110,6 +148,8 @@ class DecisionLog:
                 rung=question.rung,
                 seen=seen,
                 chosen=answer(question, seen),
+                proposed=proposed,
+                sampler=sampler,
                 by=by,
                 at=provenance.now(),
             )
@@ -135,7 +175,34 @@ class DecisionLog:
             hold = holds.of(cell, digest)
             return hold is not None and hold.is_final
 
-        instances = self.unfolded.sweep.stages
-        return observe(
-            self.unfolded.question, instances, status_of, evidence_of, cancelled=cancelled, held=is_held
-        )
+        question, instances = self.unfolded.question, self.unfolded.sweep.stages
+        seen = observe(question, instances, status_of, evidence_of, cancelled=cancelled, held=is_held)
+        if question.is_search and not isinstance(seen, Undecided):
+            try:
+                require("search", what=_WHAT)
+            except UserError as error:
+                return Undecided(question, f"its cells have ended; {error.what} here: {error.fix}", True)
+        return seen
+
+    def _proposed(self, seen: Sequence[SeenCell]) -> tuple[tuple[dict[str, Value], ...], str]:
+        """Return the points of the next round and the sampler; none for a sweep without search."""
+        if (search := self._sealed.search) is None:
+            return (), ""
+        trials = trials_of(self._sealed, search, self.unfolded.decisions, seen)
+        # Loaded by name: only searches need it.
+        points, sampler = load(_PROPOSED)(search, trials, min(search.batch, search.num_cells - len(trials)))
+        return tuple(map(dict, points)), str(sampler)
+
+
+def with_rounds(ledger: Ledger, revision: Revision) -> Revision:
+    """Return a revision of a search with the cells of all its rounds so far, which its seal does not hold.
+
+    Args:
+        ledger: The store.
+        revision: As sealed.
+
+    Raises:
+        InfrastructureError: The store did not answer, or a decision cannot be trusted.
+    """
+    log = DecisionLog(ledger, revision.sweep, revision.number)
+    return replace(revision, sweep=log.unfolded.sweep)

@@ -28,7 +28,7 @@ from orchestrator.core.records import (
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.formats import FORMAT
+from orchestrator.registry import load
 from orchestrator.store import layout, opening
 from orchestrator.store.access import (
     Outage,
@@ -41,7 +41,8 @@ from orchestrator.store.access import (
     read_header,
 )
 from orchestrator.store.objects import ObjectStore, PosixStore
-from orchestrator.store.opening import open_objects
+
+_WITH_ROUNDS = "orchestrator.store.decisions:with_rounds"
 
 
 def check_mark(records: Records) -> int | None:
@@ -62,11 +63,11 @@ def check_mark(records: Records) -> int | None:
     if problem:
         # The mark of a later format may be unreadable except for its number. Then the fix is an upgrade.
         found = read_header(records.objects.get(layout.STORE) or b"").format
-        if found is None or found <= FORMAT:
+        if found is None or found <= formats.FORMAT:
             raise InfrastructureError(f"the store's mark cannot be trusted: {problem}", where=url)
-    if found is not None and found > FORMAT:
+    if found is not None and found > formats.FORMAT:
         raise UserError(
-            f"the store is of format {found}, this Polysweep reads up to {FORMAT}",
+            f"the store is of format {found}, this Polysweep reads up to {formats.FORMAT}",
             where=url,
             fix="upgrade Polysweep, or use another store: store.url=FOLDER",
         )
@@ -292,7 +293,7 @@ class Ledger(Records):
         return sorted(int(stem) for stem, _, suffix in parts if suffix == "json" and stem.isdecimal())
 
     def revision(self, sweep: str, number: int) -> Revision:
-        """Read a sealed revision.
+        """Read a sealed revision; one of a search has the cells of all its rounds so far.
 
         Raises:
             UserError: There is no such revision.
@@ -309,7 +310,7 @@ class Ledger(Records):
             raise UserError(
                 f"no revision {sweep}@{number}", where=self.objects.url, allowed=f"known: {known}"
             )
-        return revision
+        return revision if revision.sweep.search is None else load(_WITH_ROUNDS)(self, revision)
 
     def _is_whole(self, key: str, revision: Revision) -> bool:
         """Return whether a revision's content has the digest that the revision names."""
@@ -388,7 +389,7 @@ def open_ledger(url: str, *, create: bool = False, at: str = "", shared: bool = 
         UserError: Unknown scheme, no such bucket, not writable, or a later format.
         InfrastructureError: The place does not answer, or lets two writers create the same key.
     """
-    objects = open_objects(url)
+    objects = opening.open_objects(url)
     opening.look(objects, layout.STORE)
     if isinstance(objects, PosixStore):
         opening.follow_root(objects.root)

@@ -107,6 +107,9 @@ class Follower:
         Raises:
             Unavailable: the other system takes nothing. The next pass goes on.
         """
+        if self._sweep.search is not None and len(self._cells) == len(self._sweep.cells):
+            self._sweep = self._ledger.revision(self._sweep.name, self._revision.number).sweep
+            self._cells, self._shared = list(self._sweep.cells), _shared(self._sweep.cells)
         instances = {
             digest: self._sweep.stages[digest] for cell in self._cells for digest in cell.stage_digests
         }

@@ -75,6 +75,7 @@ def test_templates_are_valid_name_no_credential_and_follow_the_exit_codes(
     assert task["run"].startswith("sweep work Jobs_A@1 --store s3://")
 
 
+@pytest.mark.long
 def test_a_worker_with_an_empty_cache_fetches_the_code_and_leaves_its_log_in_the_bucket(
     launched: BucketSweep,
 ) -> None:

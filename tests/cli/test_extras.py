@@ -101,6 +101,7 @@ def test_a_light_installation_runs_a_sweep_and_brings_its_table(light: Light, tm
     assert len(json.loads(light("collect", "curve", "--json"))) == 4
     assert "rate" in light("best", "curve", "loss")
     assert "ok    store semantics" in light("doctor")
+    assert "| `work` |" in light("guide") and "StatusOutput" in light("guide", "--schema", "status")
 
 
 @pytest.mark.long

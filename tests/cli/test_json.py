@@ -52,8 +52,8 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
     folder = tmp_path_factory.mktemp("json")
     found = Sweep(folder, folder / "store")
     (folder / "mixed.yaml").write_text(MIXED)
-    for name in ("slow", "stopped", "never"):
-        (folder / f"{name}.yaml").write_text(SLOW.replace("30", "400"))
+    for name, steps in (("slow", "40000"), ("stopped", "400"), ("never", "401")):
+        (folder / f"{name}.yaml").write_text(SLOW.replace("30", steps))
     found("launch", "mixed.yaml", code=1)
     found("launch", "mixed.yaml", "count.num_steps=5", "policy.budget.gpu_hours=1", code=1)
     found("launch", "stopped.yaml", "count.num_steps=1", "--only", "seed=0")
@@ -113,6 +113,7 @@ REFUSED = [
     (2, ("plan", "mixed", "--gpus"), "expected one argument"),
     (2, ("collect", "never.yaml", "--onyl"), "unrecognized arguments"),
     (2, ("launch", "mixed.yaml"), "unrecognized arguments: --json"),
+    (2, ("plan", "mixed", "--multirun", "seed=0,1"), "unrecognized arguments: --multirun"),
     (2, ("lst",), "unknown verb 'lst'"),
     (2, ("query", "select"), "Parser Error"),
 ]

@@ -82,3 +82,108 @@ def test_without_a_value_the_sweep_stands_and_names_the_reason(tune: Any) -> Non
     shown = tune("launch", "tune.yaml", "launcher.workers=2", code=1)
     assert "phase tune: not decided: no cell has a value: no row has acuracy" in shown
     assert "never done as it is" in tune("wait", "tune", code=1)
+
+
+HALVE = """
+config: {lr: 0.1, steps: 27}
+axes: {lr: [0.1, 0.4, 0.7]}
+stages:
+  train:
+    command: python train.py {config.lr} {config.steps} {output} {checkpoint}
+    reads: [lr, steps]
+    results: rows.json
+    checkpoints: "ckpt-*.json"
+  test:
+    command: python test.py {inputs.train} {output}
+    after: [train]
+    results: rows.json
+rungs: {stage: train, key: steps, at: [3, 9, 27], keep: 1/2, metric: loss, mode: min}
+"""
+
+TRAIN = """
+import json, os, sys
+lr, steps, out = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+start, loss = 0, 1.0
+if sys.argv[4]:
+    start, loss = json.load(open(sys.argv[4]))
+for step in range(start, steps):
+    loss *= 1 - 0.1 * (1 - abs(lr - 0.4))
+json.dump([steps, loss], open(f"{out}/ckpt-{steps}.tmp", "w"))
+os.rename(f"{out}/ckpt-{steps}.tmp", f"{out}/ckpt-{steps}.json")
+json.dump([{"loss": loss, "start": start}], open(out + "/rows.json", "w"))
+"""
+
+TEST = """
+import json, sys
+rows = json.load(open(sys.argv[1] + "/rows.json"))
+json.dump([{"final": rows[0]["loss"]}], open(sys.argv[2] + "/rows.json", "w"))
+"""
+
+
+def _halve(sweep: Any) -> Any:
+    for name, text in (("halve.yaml", HALVE), ("train.py", TRAIN), ("test.py", TEST)):
+        (sweep.folder / name).write_text(text, encoding="utf-8")
+    return sweep
+
+
+def test_rungs_stop_the_worst_and_the_others_go_on_from_their_checkpoints(sweep: Any) -> None:
+    _halve(sweep)
+    assert "3 cells (train: 3 to step 3, 1 to step 9, 1 to step 27)" in sweep("plan", "halve.yaml")
+    assert "3 cells: 2 stopped, 1 done" in sweep("launch", "halve.yaml", "launcher.workers=2")
+    rows = sweep.json("collect", "halve")
+    starts = {(row["lr"], row["stage"]): row["start"] for row in rows if row.get("start") is not None}
+    assert len(starts) == 3 + 1 + 1
+    assert [starts[0.4, stage] for stage in ("train[0:3]", "train[3:9]", "train")] == [0, 3, 9]
+    # The parts end where a run in one piece ends.
+    loss = 1.0
+    for _ in range(27):
+        loss *= 1 - 0.1 * (1 - abs(0.4 - 0.4))
+    (final,) = [row["final"] for row in rows if row["stage"] == "test"]
+    assert final == loss
+    sweep("wait", "halve")
+    assert sweep.json("status", "halve")["counts"] == {"stopped": 2, "done": 1}
+    # Only the cell that went on is ranked and reported.
+    (best,) = sweep.json("best", "halve", "final")
+    assert best["cells"] == [next(row["cell"] for row in rows if row["stage"] == "test")]
+    decisions = sweep.json("decisions", "halve", "--verify")
+    assert [each["title"] for each in decisions] == ["rung 1 of train, step 3", "rung 2 of train, step 9"]
+    assert [len(each["chosen"]) for each in decisions] == [1, 1]
+    # A value that is not that of the product is found.
+    record = sweep.store / "sweeps/halve/decisions/1/000002.json"
+    forged = json.loads(record.read_text())
+    forged["seen"][0]["value"] += 1
+    record.unlink()
+    record.write_text(json.dumps(forged), encoding="utf-8")
+    assert "differs: lr0.4" in sweep("decisions", "halve", "--verify", code=1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("at: [3, 9, 27]", "at: [9, 3]", "two steps or more, ascending"),
+        ("keep: 1/2", "keep: 3", "a share between 0 and 1"),
+        ("key: steps", "key: stepz", "does not read the key 'stepz'"),
+        ("{output} {checkpoint}", "{output}", "takes no checkpoint to go on from"),
+        ("stage: train,", "stage: trian,", "unknown stage 'trian'"),
+    ],
+)
+def test_rungs_that_cannot_be_are_refused(sweep: Any, old: str, new: str, error: str) -> None:
+    _halve(sweep)
+    (sweep.folder / "halve.yaml").write_text(HALVE.replace(old, new), encoding="utf-8")
+    assert error in sweep("plan", "halve.yaml", code=2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("    select: {metric: accuracy, mode: max}\n", "", "no `select`"),
+        ("name: confirm", "name: tune", "each name once"),
+        ("mode: max", "mode: max, mean: [sead]", "unknown axis 'sead'"),
+        ("overrides: {width: 8}", "overrides: {launcher: ray}", "is a setting of the engine"),
+        ("expect_cells: 6", "axes: {seed: [1]}", "has both `axes` and `phases`"),
+        ("expect_cells: 6", "expect_cells: 7", "the sweep has 6 cells"),
+    ],
+)
+def test_phases_that_contradict_themselves_are_refused(tune: Any, old: str, new: str, error: str) -> None:
+    (tune.folder / "tune.yaml").write_text(TUNE.replace(old, new), encoding="utf-8")
+    assert error in tune("plan", "tune.yaml", code=2)

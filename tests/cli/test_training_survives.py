@@ -21,12 +21,12 @@ def weights(store: Path) -> dict[str, str]:
     return {file["path"]: file["sha256"] for file in files if file["path"].endswith(".safetensors")}
 
 
-def kill_the_training(store: Path, what: str, *, at_step: int) -> None:
+def kill_the_training(store: Path, what: str, *, at_step: int, timeout_s: float = 90) -> None:
     def training() -> list[dict]:
         beats = [beat for beat in running_heartbeats(store) if "/records/train/" in str(beat["folder"])]
         return [beat for beat in beats if (beat["step"] or 0) >= at_step]
 
-    beat = wait_for(training, timeout_s=90)[-1]
+    beat = wait_for(training, timeout_s=timeout_s)[-1]
     pid = beat["child"]["pid"]
     if what == "worker":
         pid = json.loads((beat["folder"] / "claim.json").read_text())["owner"]["process"]["pid"]

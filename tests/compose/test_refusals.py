@@ -205,7 +205,7 @@ FILES = [
         "absolute path",
         "where",
     ),
-    ("stages: {a: {command: /bin/x y}}", "the command is the absolute path '/bin/x y'", "in the PATH"),
+    ("stages: {a: {command: /bin/x y}}", "the command is the absolute path '/bin/x y'", "where"),
     ("stages: {a: {command: x, reads: [x]}}\nconfig: {x: .nan, model: 1}", "config.x is nan", ""),
     ("stages: {a: {command: x}}\nconfig: {x: '${y}', model: 1}", "'y' not found", ""),
     ("stages: {a: {command: x}}\nconfig: {x: '???', model: 1}", "x is not set", ""),

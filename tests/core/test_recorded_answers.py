@@ -1,16 +1,9 @@
-"""The answers of decisions to many questions, each on a line of a file in ``recorded/``, are what they were.
-
-A changed answer is shown with its question. One that is meant to change is recorded anew, and reviewed as a
-change of that file: ``RECORD=1 pytest tests/core/test_recorded_answers.py``.
-"""
+"""The answers of the decisions to many questions are the recorded ones, see tests/core/recording.py."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import msgspec
 import pytest
@@ -36,12 +29,12 @@ from orchestrator.core.evidence import (
     spent,
 )
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import GateRule
 from orchestrator.core.nodes import AgedReport, NodeReport, left_out
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Retired, StartRecord, Supersedes
 from orchestrator.core.settings import SpendingLimit
 from orchestrator.core.state import (
     Gate,
-    GateRule,
     Gates,
     StageStatus,
     State,
@@ -52,11 +45,9 @@ from orchestrator.core.state import (
 from orchestrator.core.sweep import Cell, Input, StageInstance
 from orchestrator.core.waiting import Goal, outlook
 from orchestrator.manifest import File
+from tests.core.recording import Answers, compare
 from tests.jobs import test_dispatch as dispatch
 from tests.jobs import test_judgement as judgement
-
-FOLDER = Path(__file__).parent / "recorded"
-Answers = Iterator[tuple[str, object]]
 
 OWNER = Owner(host="here", process=Process(boot_id="b", namespace="n", pid=1, start="s"))
 FILE = File("weights", 3, "00")
@@ -167,9 +158,12 @@ C = StageInstance(stage="c", digest="c", reads={}, inputs=(Input("b", "", "b"),)
 CELL = Cell(id="cell", axes={}, columns={}, config={}, stage_digests=("a", "b", "c"))
 OTHER = CELL.__class__(id="other", axes={}, columns={}, config={}, stage_digests=("a", "b"))
 INSTANCES = {"a": A, "b": B, "c": C}
+STATES = tuple(
+    map(State, "done running queued failed lost blocked released cancelled pending unknown".split())
+)
 STATUSES = {
     state: StageStatus(state, f"it is {state}", Cause.NAN if state is State.FAILED else None, 2, 1.0)
-    for state in State
+    for state in STATES
 }
 GONE_ON = {
     "": None,
@@ -243,7 +237,7 @@ def gates() -> Answers:
 def waits() -> Answers:
     """Whether a goal is reached."""
     for goal, number in itertools.product(Goal, (0, 1, 2)):
-        for states in itertools.combinations_with_replacement(State, number):
+        for states in itertools.combinations_with_replacement(STATES, number):
             for quiet_s in (9.0, 10.0, 11.0) if goal is Goal.STALLED else (0.0,):
                 yield (
                     f"{goal} {' '.join(states)} {quiet_s}",
@@ -364,33 +358,4 @@ DECISIONS: Mapping[str, Callable[[], Answers]] = {
 
 @pytest.mark.parametrize("name", DECISIONS)
 def test_each_answer_is_the_recorded_one(name: str) -> None:
-    lines = list(_grouped(DECISIONS[name]()))
-    file = FOLDER / f"{name}.txt"
-    if os.environ.get("RECORD"):
-        file.write_text("".join(f"{line}\n" for line in lines))
-    recorded = file.read_text().splitlines()
-    changed = [line for line in lines if line not in recorded] + [
-        f"was {old}" for old in recorded if old not in lines
-    ]
-    assert not changed, "\n".join(changed[:6])
-
-
-def _grouped(answers: Answers) -> Iterator[str]:
-    """Each answer on a line, with its questions: how many, the first, and a digest of them all."""
-    questions: dict[str, list[str]] = {}
-    for question, answer in answers:
-        questions.setdefault(_plain(answer), []).append(question)
-    for answer, asked in questions.items():
-        digest = hashlib.sha256("\n".join(asked).encode()).hexdigest()[:8]
-        yield f"{answer} <- {asked[0].strip()}" + (
-            f", and {len(asked) - 1} more ({digest})" if asked[1:] else ""
-        )
-
-
-def _plain(answer: object) -> str:
-    """An answer as text: words in place of members of enumerations, none of the classes' names of fields."""
-    if isinstance(answer, tuple | list):
-        return "(" + ", ".join(map(_plain, answer)) + ")"
-    if isinstance(answer, Mapping):
-        return "{" + ", ".join(f"{key}: {_plain(value)}" for key, value in answer.items()) + "}"
-    return str(answer) if isinstance(answer, str) else repr(answer)
+    compare(name, DECISIONS[name]())

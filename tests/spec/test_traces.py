@@ -90,13 +90,15 @@ def test_the_killed_smoke_sweep_is_a_behaviour(sweep, tmp_path: Path) -> None:
     )
     words += ("policy.lease_s=3", "policy.retries.unknown=5", "policy.retention=best")
     launch = Running(sweep.folder, sweep.store, words)
-    kill_the_training(sweep.store, "child", at_step=5)
-    wait_for(lambda: len(list((sweep.store / "records" / "train").glob("*/*/claim.json"))) == 2)
-    kill_the_training(sweep.store, "worker", at_step=20)
-    code, output = launch.end(timeout_s=240)
+    kill_the_training(sweep.store, "child", at_step=5, timeout_s=400)
+    wait_for(
+        lambda: len(list((sweep.store / "records" / "train").glob("*/*/claim.json"))) == 2, timeout_s=200
+    )
+    kill_the_training(sweep.store, "worker", at_step=20, timeout_s=400)
+    code, output = launch.end(timeout_s=600)
     assert code == 0, output
     sweep("discard", "smoke", "task=math", "--stage", "train", "--reason", "a bug")
-    sweep(*words, timeout_s=240)
+    sweep(*words, timeout_s=600)
     ledger = ledger_at(sweep.store)
     traces = behaviours(ledger, ledger.revision("smoke", ledger.revision_numbers("smoke")[-1]).sweep)
     assert sum(step.event == "claims" for step in traces["prepare -> train"]) >= 3

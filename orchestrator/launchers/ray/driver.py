@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -21,10 +22,10 @@ from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import RequestSummary, code_of, summarize_requests
-from orchestrator.core.records import Owner
+from orchestrator.core.records import Owner, Request
 from orchestrator.core.remedies import status_in_job
-from orchestrator.core.state import Gates, StageStatus
-from orchestrator.core.sweep import Cell, ComposedSweep
+from orchestrator.core.settings import Policy
+from orchestrator.core.state import StageStatus
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
@@ -37,6 +38,7 @@ from orchestrator.launchers.ray.lost_workers import Failures, Losses
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
+from orchestrator.store.decisions import DecisionLog
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.trackers.notifier import Notifier
@@ -95,35 +97,46 @@ class _Scanner:
 
     Args:
         ledger: the store.
-        sweep: the sealed sweep, with its gates.
-        cells: those of it that are to be worked on.
+        decisions: of the sealed sweep.
+        submission: with the cells that are to be worked on.
+        request: the launch.
         start: the id of the driver's job, and how often it was restarted.
-        holds: what is held back in the sweep.
+        policy: of the launch.
         observer: judges the attempts of workers.
-        gates: of the launch.
         rungs: of the remedies in the submission's resources, by cause.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        sweep: ComposedSweep,
-        cells: Sequence[Cell],
+        decisions: DecisionLog,
+        submission: Submission,
+        request: Request,
         start: tuple[str, int],
-        holds: HoldReader,
+        policy: Policy,
         observer: Watcher,
-        gates: Gates,
         rungs: Mapping[Cause, tuple[int, int]],
     ) -> None:
         self._ledger = ledger
+        self._decisions = decisions
+        self._wanted = frozenset(submission.tasks[0])
+        self._request = request
         self._rungs = rungs
-        self._sweep = sweep
         self._start = start
-        self._retries = holds.policy.retries
+        self._policy = policy
         self._observer = observer
-        self._scanner = StoreScanner(cells, sweep.stages, self._status, gates, holds)
         self._busy: set[int] = set()
         self._trusted: set[tuple[str, int]] = set()
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Take over the sweep as its decisions have left it."""
+        sweep, request = self._decisions.unfolded.sweep, self._request
+        gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=True)
+        self._sweep, spent = with_gates(sweep, gates), partial(spending_now, self._ledger, sweep.name)
+        holds = HoldReader(self._sweep, self._policy, code_of(request), spent)
+        cells = [cell for cell in sweep.cells if cell.id in self._wanted]
+        self._scanner = StoreScanner(cells, self._sweep.stages, self._status, gates, holds)
 
     def open_work(self, claimed: set[int]) -> OpenWork:
         """Return what there is to do; add the slots that hold a stage to `claimed`."""
@@ -139,8 +152,19 @@ class _Scanner:
         )
         self._busy = set()
         claimable, waiting = self._scanner.count(reader, summary)
+        if not claimable and self._decides(reader, summary):
+            return self.open_work(claimed)
         claimed |= self._busy
         return OpenWork(claimable, waiting, frozenset(self._busy))
+
+    def _decides(self, reader: EvidenceReader, summary: RequestSummary) -> bool:
+        """Make the decisions that can be made, and return whether any was made here or elsewhere."""
+        status_of, holds = partial(self._status, reader, summary), self._scanner.holds
+        by, cancelled = f"driver on {platform.node()}", summary.cancelled
+        if self._decisions.advance(status_of, reader.evidence, cancelled=cancelled, holds=holds, by=by):
+            self._take_over()
+            return True
+        return False
 
     def _status(self, reader: EvidenceReader, summary: RequestSummary, digest: str) -> StageStatus:
         """Return a stage's state; note the slot of this driver that holds it."""
@@ -151,7 +175,7 @@ class _Scanner:
             owner = last.claim.owner
             if (owner.job, owner.restart_count) == self._start:
                 self._busy.add(owner.slot)
-        return status_in_job(evidence, summary.budget(digest, self._retries), self._rungs)
+        return status_in_job(evidence, summary.budget(digest, self._policy.retries), self._rungs)
 
 
 class RayDriver:
@@ -182,15 +206,9 @@ class RayDriver:
         grace_s = grace_of(engine.policy, submission.resources)
         self._losses = Losses(submissions, submission, job, restart, watcher=watcher, grace_s=grace_s)
         self._failures = Failures()
-        wanted = set(submission.tasks[0])
-        cells = [cell for cell in sealed.cells if cell.id in wanted]
-        gates = gates_of(sealed, request.gates, request.cells)._replace(are_first=True)
-        sealed = with_gates(sealed, gates)
-        holds = HoldReader(
-            sealed, engine.policy, code_of(request), lambda policy: spending_now(ledger, sweep, policy)
-        )
-        rungs = submission.resources.by_cause
-        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher, gates, rungs)
+        of_sweep = ledger, DecisionLog(ledger, sealed, submission.revision), submission, request
+        settings = (job, restart), engine.policy, watcher, submission.resources.by_cause
+        self._scanner = _Scanner(*of_sweep, *settings)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = _Stop(grace_s)

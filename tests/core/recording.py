@@ -1,0 +1,61 @@
+"""Answers to many questions, each on a line of a file in ``recorded/``, which a test compares.
+
+A changed answer is shown with its first question. One that is meant to change is recorded again, and reviewed
+as a change of that file: ``RECORD=1 pytest tests/core -k recorded``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from orchestrator.errors import StageFailure, SweepError
+
+FOLDER = Path(__file__).parent / "recorded"
+Answers = Iterator[tuple[str, object]]
+
+
+def compare(name: str, answers: Answers) -> None:
+    """Fail where an answer is another than the recorded one."""
+    lines = list(_grouped(answers))
+    file = FOLDER / f"{name}.txt"
+    if os.environ.get("RECORD"):
+        file.write_text("".join(f"{line}\n" for line in lines))
+    recorded = file.read_text().splitlines()
+    new = [line for line in lines if line not in recorded]
+    gone = [f"was {line}" for line in recorded if line not in lines]
+    assert not new + gone, "\n".join(new[:3] + gone[:3])
+
+
+def answer(act: Callable[[], object]) -> object:
+    """Return what a function returns, or the error that it raises as a user sees it."""
+    try:
+        return act()
+    except (SweepError, StageFailure) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _grouped(answers: Answers) -> Iterator[str]:
+    """Each answer on a line, with its questions: how many, the first, and a digest of them all."""
+    questions: dict[str, list[str]] = {}
+    for question, found in answers:
+        questions.setdefault(plain(found), []).append(question)
+    for found, asked in questions.items():
+        digest = hashlib.sha256("\n".join(asked).encode()).hexdigest()[:8]
+        more = f", and {len(asked) - 1} more ({digest})" if asked[1:] else ""
+        yield f"{found} <- {asked[0].strip()}{more}".replace("\n", "|")
+
+
+def plain(found: object) -> str:
+    """Return an answer as text: words in place of members of enumerations."""
+    if isinstance(found, tuple | list):
+        return "(" + ", ".join(map(plain, found)) + ")"
+    if isinstance(found, Mapping):
+        return "{" + ", ".join(f"{key}: {plain(value)}" for key, value in found.items()) + "}"
+    if isinstance(found, msgspec.Struct):
+        return plain({name: getattr(found, name) for name in found.__struct_fields__})
+    return str(found) if isinstance(found, str) else repr(found)
