@@ -197,6 +197,8 @@ class CheckedLaunch:
         view.ledger.refuse_unheld(self.settings, view.sweep)
         check_trackers(self.settings.tracker.name, self.settings.tracker.mirrors, here=True)
         self.launcher = make_launcher(self.settings, len(cells))
+        if self.settings.is_external:
+            self.launcher.check([view.subject(cell) for cell in view.sweep.cells])
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
         hardware = hardware_for(self.launcher, self.settings)
         gpus = self.launcher.gpus() if self.settings.hardware.moldable else None

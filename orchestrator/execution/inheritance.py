@@ -287,7 +287,7 @@ def has_progressed(folder: Path, *, num_adopted: int) -> bool:
 
 
 RECHECK_S = 0.1
-"""Seconds between the two checks of a product before it is voided."""
+"""Least seconds between the two checks of a product before it is voided."""
 
 
 class Products:
@@ -376,8 +376,9 @@ class Products:
 
     def void_damaged(self, instance: StageInstance, evidence: Evidence) -> None:
         """Void a product that a second check finds damaged, or that was made from a discarded one."""
-        # One failed check may be a caching effect of a network file system; voiding is permanent.
-        time.sleep(RECHECK_S)
+        # Voiding is permanent. A network file system may show that a file is gone, and for a minute not yet
+        # the record that says so.
+        time.sleep(max(RECHECK_S, self._ledger.objects.unseen_s))
         done, problem = self._ledger.product(instance, evidence.generation)
         discarded = "" if done is None else self._ledger.discarded_input(instance, done)
         if done is not None:

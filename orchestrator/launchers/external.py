@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
+from orchestrator.core.selector import Subject
 from orchestrator.core.tree import convert
 from orchestrator.costs import Hardware
-from orchestrator.launchers.base import Launch, LaunchGpus, check_device
+from orchestrator.launchers.base import Launch, LaunchGpus, check_device, overrides_of
 
 
 class GpuOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +59,15 @@ class ExternalLauncher:
         found = convert(dict(settings), ExternalSettings, key="launcher")
         if found.device is not None:
             check_device(found.device, "launcher.device")
+        self._resources = found.resources
+
+    def check(self, known: Sequence[Subject]) -> None:
+        """Check the selectors of `launcher.resources` against all cells of the revision.
+
+        Raises:
+            UserError: a selector is wrong.
+        """
+        overrides_of(self._resources, [subject.cell for subject in known], known)
 
     def hardware(self) -> Hardware | None:
         """Return None: where workers will run is not known."""

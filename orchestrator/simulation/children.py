@@ -126,7 +126,7 @@ class SimulatedChildren:
 
     def __init__(self, world: World, worker: SimulatedProcess) -> None:
         self._world = world
-        self._worker = worker
+        self.worker = worker
         self._number = 0
         self.running: list[SimulatedChild] = []
 
@@ -136,10 +136,10 @@ class SimulatedChildren:
 
     def start(self, order_json: bytes, mark: str) -> SimulatedChild:
         """Start a child."""
-        self._world.step("fork", self._worker.name)
+        self._world.step("fork", self.worker.name)
         self._number += 1
         self.running = [each for each in self.running if each.exitcode is None]
-        started = SimulatedChild(self._world, self._worker, order_json, self._number)
+        started = SimulatedChild(self._world, self.worker, order_json, self._number)
         self.running.append(started)
         return started
 

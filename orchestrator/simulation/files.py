@@ -11,10 +11,9 @@ import io
 import os
 import stat
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from orchestrator.simulation.handles import FIRST_HANDLE, FolderEntry, FolderScan, Node, ReadFile, WrittenFile
-from orchestrator.simulation.world import EPOCH_S, World
+from orchestrator.simulation.world import EPOCH_S, Machine, World
 
 ROOT = "/simulated"
 SHARED = f"{ROOT}/store"
@@ -73,7 +72,7 @@ class Files:
             self._nodes[above].names[name] = None
         process = self._world.current
         if process is not None and process.machine.cache_s:  # a machine sees its own changes at once
-            process.machine.seen.pop(path, None)
+            process.machine.absent.pop(path, None)
             process.machine.seen.pop(f"{above}/", None)
 
     def _leave(self, path: str) -> None:
@@ -90,11 +89,16 @@ class Files:
         process = self._world.current
         if process is not None and process.machine.cache_s and not is_exact and path.startswith(SHARED):
             machine, now_s = process.machine, self._world.now_s
-            seen = machine.seen.get(path)
             if node is None:
-                machine.seen[path] = (now_s, None)
-            elif seen is not None and seen[1] is None and now_s - seen[0] < machine.cache_s:
-                node = None  # it was not there a moment ago, and the machine has not asked again
+                absent = path  # the kernel remembers the first part of a path that it did not find
+                while (above := absent.rpartition("/")[0]) not in self._nodes:
+                    absent = above
+                machine.absent[absent] = now_s
+            for absent, at_s in [*machine.absent.items()]:
+                if now_s - at_s >= machine.cache_s:
+                    del machine.absent[absent]
+                elif path == absent or path.startswith(f"{absent}/"):
+                    node = None  # it was not there a moment ago, and the machine has not asked again
         if node is None:
             self._missing(path)
         assert node is not None
@@ -188,7 +192,7 @@ class Files:
         node.data = data
         node.written_s = self._world.now_s
         process = self._world.current
-        if process is not None and path.startswith(SHARED):
+        if process is not None:
             process.machine.unsynced[node] = None
 
     def read(self, handle: int, num_bytes: int) -> bytes:
@@ -212,13 +216,14 @@ class Files:
             if process is not None:
                 process.machine.unsynced.pop(node, None)
 
-    def lose_power(self, machine: Any) -> None:
+    def lose_power(self, machine: Machine) -> None:
         """Lose what a machine wrote and did not sync."""
         for node in machine.unsynced:
             node.data = node.synced
             node.written_s = self._world.now_s
         machine.unsynced.clear()
         machine.seen.clear()
+        machine.absent.clear()
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name."""
@@ -317,7 +322,7 @@ class Files:
             machine, now_s = process.machine, self._world.now_s
             seen = machine.seen.get(f"{path}/")
             if seen is not None and now_s - seen[0] < machine.cache_s:
-                names = [name for name in seen[1] if f"{path}/{name}" in self._nodes]  # type: ignore[attr-defined]
+                names = [name for name in seen[1] if f"{path}/{name}" in self._nodes]
             else:
                 machine.seen[f"{path}/"] = (now_s, names)
         return FolderScan(

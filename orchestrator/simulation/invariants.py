@@ -14,9 +14,16 @@ import msgspec
 from orchestrator import formats
 from orchestrator.core.records import Claim, Done, Retired, StartRecord, Void
 from orchestrator.core.settings import RETIRING
+from orchestrator.manifest import File
+from orchestrator.saving import CheckpointManifest
 from orchestrator.simulation.world import World
 
 Read = Callable[[str], bytes | None]
+
+SAVE_S = 1.0
+"""Longest time from a child's look for a later attempt to the end of a save, in seconds."""
+STALE_S = 2.0
+"""For how long a machine may not see what is there, in seconds."""
 
 
 class RuleBroken(AssertionError):
@@ -47,6 +54,8 @@ class Invariants:
         self._durable = durable
         self._owners: dict[tuple[str, str], dict[int, str]] = {}
         self._created: dict[str, bytes] = {}
+        self._claimed_s: dict[tuple[tuple[str, str], int], float] = {}
+        self._made_s: dict[str, float] = {}
         self._beats: dict[tuple[tuple[str, str], int], float] = {}
         self._claims: dict[str, list[tuple[tuple[str, str], int]]] = {}
         self.products: dict[str, Done] = {}
@@ -70,14 +79,18 @@ class Invariants:
         match parts:
             case ["records", stage, digest, number, name] if not name.startswith("."):
                 self._record(kind, key, (stage, digest), int(number), name)
-            case ["payload", stage, digest, number, *_] if kind != "unlink":
+            case ["payload", stage, digest, number, *below] if kind != "unlink":
                 self._check_owner(key, (stage, digest), int(number))
+                if below[0] == "checkpoints" and below[-1] == "manifest.json" and kind != "create":
+                    self._checkpoint(key, (stage, digest), int(number))
             case ["payload", stage, digest, number, "output", *_]:
                 self._deleted(key, (stage, digest), int(number))
             case ["done" | "void" | "retired", *_] if not parts[-1].startswith("."):
                 self._once(kind, key)
                 if parts[0] == "done":
                     self._product(key)
+                if parts[0] == "void":
+                    self._void(key)
 
     def _once(self, kind: str, key: str) -> None:
         data = self._read(key)
@@ -94,7 +107,7 @@ class Invariants:
                 raise RuleBroken(3, f"{key} was created before attempt {number - 1}")
             claim = formats.decode(self._created[key], Claim)
             owners[number] = claim.owner.process.start
-            self._beats[of, number] = self._world.now_s
+            self._beats[of, number] = self._claimed_s[of, number] = self._world.now_s
             self._claims.setdefault(owners[number], []).append((of, number))
             if claim.supersedes is not None:
                 self._check_dead(key, of, number - 1)
@@ -111,6 +124,11 @@ class Invariants:
     def _start(self, key: str, of: tuple[str, str], number: int) -> None:
         """Check that nothing is taken over from what a user discarded."""
         start = formats.decode(self._read(key) or b"", StartRecord)
+        claim = self._read(f"records/{of[0]}/{of[1]}/{number}/claim.json")
+        generation = formats.decode(claim or b"", Claim).generation
+        made_s = self._made_s.get(f"done/{of[0]}/{of[1]}.{generation}.json", self._world.now_s)
+        if made_s + STALE_S < self._claimed_s[of, number]:
+            raise RuleBroken(3, f"{key} starts to make a product that was there before its claim")
         if start.parent is None:
             return
         claim = self._read(f"records/{of[0]}/{of[1]}/{start.parent.attempt}/claim.json")
@@ -141,13 +159,17 @@ class Invariants:
         if process is None:
             return
         owner = self._owners.get(of, {}).get(number)
-        if owner != process.name.partition("/")[0]:
+        name, _, is_child = process.name.partition("/")
+        if owner != name:
             raise RuleBroken(5, f"{process.name} wrote {key} of {owner}")
+        if is_child and self._read(f"records/{of[0]}/{of[1]}/{number}/end.json") is not None:
+            raise RuleBroken(5, f"{process.name} wrote {key} after the end of its attempt")
 
     def _product(self, key: str) -> None:
         """Check a product at the moment from which it counts: it is whole, durable, and its maker's."""
         done = formats.decode(self._created[key], Done)
         self.products[key] = done
+        self._made_s[key] = self._world.now_s
         of = (done.stage, done.digest)
         self._check_owner(key, of, done.attempt)
         claim = self._read(f"records/{done.stage}/{done.digest}/{done.attempt}/claim.json")
@@ -155,9 +177,38 @@ class Invariants:
             raise RuleBroken(2, f"{key} is not of the generation of its attempt's claim")
         for file in done.files:
             path = f"payload/{done.stage}/{done.digest}/{done.attempt}/output/{file.path}"
-            data = self._durable(path)
-            if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
+            if not self._is_durable(path, file):
                 raise RuleBroken(2, f"{path} is not durable when {key} is created")
+
+    def _is_durable(self, path: str, file: File) -> bool:
+        data = self._durable(path)
+        return data is not None and hashlib.sha256(data).hexdigest() == file.sha256
+
+    def _checkpoint(self, key: str, of: tuple[str, str], number: int) -> None:
+        """Check a checkpoint at the moment from which it counts: it is durable, and its owner the newest."""
+        manifest = formats.decode(self._read(key) or b"", CheckpointManifest)
+        folder = key.rpartition("/")[0]
+        for file in manifest.files:
+            if not self._is_durable(f"{folder}/{file.path}", file):
+                raise RuleBroken(6, f"{folder}/{file.path} is not durable when its manifest is there")
+        process, later = self._world.current, self._claimed_s.get((of, number + 1))
+        if process is None or later is None:
+            return
+        # Its child looked for a later attempt before it began to save.
+        is_disturbed = max(process.stopped_until_s, process.machine.cut_until_s) >= later
+        if self._world.now_s - later > SAVE_S + process.machine.cache_s and not is_disturbed:
+            raise RuleBroken(5, f"{key} was saved long after attempt {number + 1} was claimed")
+
+    def _void(self, key: str) -> None:
+        """Check that what is voided as damaged is damaged."""
+        void, done = formats.decode(self._created[key], Void), self.products.get(f"done{key[4:]}")
+        if void.kind != "damaged" or done is None:
+            return
+        folder = f"payload/{done.stage}/{done.digest}/{done.attempt}/output"
+        said = self._retired((done.stage, done.digest), done.generation)
+        left = [file for file in done.files if file.path not in said]
+        if all(self._is_durable(f"{folder}/{file.path}", file) for file in left):
+            raise RuleBroken(7, f"{key} voids a whole product: {void.reason}")
 
     def _deleted(self, key: str, of: tuple[str, str], number: int) -> None:
         """Check that a product's file which goes was said to go."""
@@ -167,9 +218,13 @@ class Invariants:
                 continue
             if name not in {file.path for file in done.files}:
                 continue
-            said = set()
-            for policy in RETIRING:
-                data = self._read(f"retired/{of[0]}/{policy}/{of[1]}.{done.generation}.json")
-                said |= set() if data is None else {f.path for f in formats.decode(data, Retired).files}
-            if name not in said:
+            if name not in self._retired(of, done.generation):
                 raise RuleBroken(7, f"{key} was deleted and no record says so")
+
+    def _retired(self, of: tuple[str, str], generation: int) -> set[str]:
+        """Return the files of a product that a record says were retired."""
+        found = set()
+        for policy in RETIRING:
+            data = self._read(f"retired/{of[0]}/{policy}/{of[1]}.{generation}.json")
+            found |= set() if data is None else {file.path for file in formats.decode(data, Retired).files}
+        return found

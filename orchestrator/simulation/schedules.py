@@ -13,19 +13,21 @@ import functools
 import io
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator import manifest
 from orchestrator.core.evidence import Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Owner, Process
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.loop import Worker
 from orchestrator.simulation.children import SimulatedChildren
 from orchestrator.simulation.files import SHARED, Files
 from orchestrator.simulation.invariants import Invariants, RuleBroken
+from orchestrator.simulation.places import BucketPlace, FolderPlace, StorePlace, nobody
 from orchestrator.simulation.small_sweep import (
     LEASE_S,
     NAME,
@@ -33,13 +35,10 @@ from orchestrator.simulation.small_sweep import (
     prepared,
     revision_of,
     settings_of,
-    sweep_of,
 )
 from orchestrator.simulation.system import running
 from orchestrator.simulation.world import Machine, SimulatedProcess, World
-from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport
-from orchestrator.store.ledger import Ledger, open_ledger
 
 LIMIT_S = 3600.0
 """Most simulated seconds of a run. Without faults it takes about five."""
@@ -65,9 +64,6 @@ class Played(NamedTuple):
     seconds: float
     events: Mapping[str, int]
     problem: str
-
-
-_FAULTS = ("kill", "kill", "stop", "stop", "power", "cut", "clock", "term", "reply", "reply")
 
 
 class _Faults:
@@ -97,11 +93,11 @@ class _Faults:
         """Return whether something is to happen now."""
         return self.left > 0 and self._world.num_steps >= self._next
 
-    def draw(self) -> str:
+    def draw(self, kinds: Sequence[str]) -> str:
         """Return what happens now."""
         self.left -= 1
         self._draw_next()
-        return "term" if self.is_storm else self._world.random.choice(_FAULTS)
+        return "term" if self.is_storm else self._world.random.choice(kinds)
 
 
 class Play:
@@ -112,13 +108,19 @@ class Play:
         is_calm: whether nothing befalls it.
     """
 
+    FAULTS = ("kill", "kill", "stop", "stop", "power", "cut", "clock", "term", "reply", "reply")
+    """What may happen; the more often it is named, the more often it does."""
+
+    JUMP_S = 3600.0
+    """By how much a clock may jump, in seconds."""
+
     def __init__(self, seed: int, *, is_calm: bool = False) -> None:
         self.world = World(seed)
         draw = self.world.random
         is_network = draw.random() < 0.5
-        self.files = Files(self.world)
+        self.files = Files(self.world, f"server:/ {SHARED} nfs4 rw\n" if is_network else "")
         self.events: Counter[str] = Counter()
-        self.sweep = sweep_of(1 + (draw.random() < 0.5), 2)
+        self._form = 1 + (draw.random() < 0.4), draw.random() < 0.15
         self.machines = [
             Machine(
                 f"machine{number}",
@@ -130,27 +132,33 @@ class Play:
         ]
         self._faults = _Faults(self.world, is_calm=is_calm)
         self._num_started = 0
-        self._children: dict[str, SimulatedChildren] = {}
+        self.children: dict[str, SimulatedChildren] = {}
         self._stops: dict[str, str] = {}
         self.settings = settings_of(draw.choice(("all", "none")), 0 if self._faults.is_storm else 9)
-        self.invariants = Invariants(
-            self.world, self._read(self.files.content), self._read(self.files.durable)
+        policy = self.settings.policy
+        files = prepared(*self._form, policy.retention, policy.retries[Cause.UNKNOWN])
+        self.place: StorePlace = (
+            FolderPlace(self.files, files) if seed % 2 else BucketPlace(self.world, files)
         )
+        self.invariants = Invariants(self.world, self.place.content, self.place.durable)
 
-    def _read(self, read: Callable[[str], bytes | None]) -> Callable[[str], bytes | None]:
-        return lambda key: read(f"{SHARED}/{key}")
+    @property
+    def sweep(self) -> ComposedSweep:
+        """The sweep that is played."""
+        return revision_of(*self._form).sweep
 
     # What happens
 
     def _before_step(self, kind: str, what: str) -> None:
         world = self.world
         process = world.current
-        if process is not None and process.machine.cut_until_s > world.now_s and what.startswith(SHARED):
+        if process is not None and process.machine.cut_until_s > world.now_s and self.place.reaches(what):
             raise OSError(errno.EIO, "the network is down", what)
         if self._faults.is_due():
-            self._befall(self._faults.draw())
+            self.befall(self._faults.draw(self.FAULTS))
 
-    def _befall(self, name: str) -> None:
+    def befall(self, name: str) -> None:
+        """Let something happen to somebody, both drawn."""
         world = self.world
         self.events[name] += 1
         victim = world.random.choice(world.processes)
@@ -170,11 +178,11 @@ class Play:
             case "cut":
                 victim.machine.cut_until_s = world.now_s + lasts_s
             case "clock":
-                victim.machine.skew_s += world.random.choice((-3600.0, 3600.0))
+                victim.machine.skew_s += world.random.choice((-self.JUMP_S, self.JUMP_S))
             case "term":
                 self._stops[victim.name.partition("/")[0]] = "stopped"
             case "reply":
-                self.files.reply = self._lost_reply
+                self.place.reply = self._lost_reply
 
     def _on(self, machine: Machine) -> list[SimulatedProcess]:
         """Return the processes of a machine, the running one last: its own end is raised."""
@@ -189,7 +197,7 @@ class Play:
         """Lose the next reply: the request is made again, or its caller gets an error."""
         if self.world.current is None:
             return False
-        self.files.reply = lambda kind: False
+        self.place.reply = lambda kind: False
         if self.world.random.random() < 0.5:
             self._faults.num_errors += 1
             raise OSError(errno.EIO, "the reply was lost")
@@ -211,7 +219,7 @@ class Play:
                 self._stops[name] = "error"
 
         process = self.world.start(name, machine, main, after_s=after_s)
-        children = self._children[name] = SimulatedChildren(self.world, process)
+        children = self.children[name] = SimulatedChildren(self.world, process)
 
         def ended() -> None:
             children.orphan()
@@ -223,14 +231,8 @@ class Play:
         return process
 
     def _work(self, name: str, machine: Machine, slot: int) -> int:
-
-        def stop_asked() -> str:
-            return self._stops.get(name, "")
-
-        outage = Outage(self.settings.store.outage_s, _no_line, stop_asked)
-        ledger = Ledger(open_ledger(SHARED).objects).patient(outage)
         order = Assignment(
-            store=SHARED,
+            store=self.place.url,
             sweep=NAME,
             revision=1,
             settings=self.settings,
@@ -240,18 +242,42 @@ class Play:
             import_paths=(),
         )
         process = Process(boot_id=machine.name, namespace="simulated", pid=1, start=name)
+        return self.work(name, order, Owner(host=machine.name, process=process, slot=slot))
+
+    def work(self, name: str, order: Assignment, owner: Owner) -> int:
+        """Run the worker of the running process, and return its exit code.
+
+        Args:
+            name: of the process.
+            order: the worker's assignment.
+            owner: its identity.
+        """
+
+        def stop_asked() -> str:
+            return self._stops.get(name, "")
+
         worker = Worker(
-            ledger=ledger,
-            revision=revision_of(len(self.sweep.cells)),
+            ledger=self.place.ledger(self.children[name].worker, stop_asked),
+            revision=revision_of(*self._form),
             order=order,
-            owner=Owner(host=machine.name, process=process, slot=slot),
-            children=self._children[name],
+            owner=owner,
+            children=self.children[name],
             stop_asked=stop_asked,
             say=functools.partial(self.world.note, "say"),
         )
         return worker.run()
 
     # The run
+
+    def begin(self) -> None:
+        """Start what works on the sweep."""
+        for number in range(self.world.random.choice((1, 2, 2, 3))):
+            machine = self.machines[number % len(self.machines)]
+            self.start_worker(machine, number, after_s=self.world.random.random() * 3.0)
+
+    def end(self) -> None:
+        """Start who must find a store from which the sweep can be completed, as at a later launch."""
+        self.start_worker(Machine("the last"), 0)
 
     def run(self) -> None:
         """Play the run, and check what came of it.
@@ -261,21 +287,15 @@ class Play:
         """
         world = self.world
         with running(world, self.files):
-            policy = self.settings.policy
-            files = prepared(len(self.sweep.cells), policy.retention, policy.retries[Cause.UNKNOWN])
-            self.files.restore(files)
-            self.files.changed = self._changed
+            self.place.watch(self.invariants.changed)
             world.before_step = self._before_step
-            for number in range(world.random.choice((1, 2, 2, 3))):
-                machine = self.machines[number % len(self.machines)]
-                self.start_worker(machine, number, after_s=world.random.random() * 3.0)
+            self.begin()
             world.run(limit_s=LIMIT_S)
             self._faults.left = 0
-            self.files.reply = lambda kind: False
+            self.place.reply = lambda kind: False
             for machine in self.machines:
                 machine.cut_until_s = 0.0
-            # Whoever launches again later must find a store from which the sweep can be completed.
-            self.start_worker(Machine("the last"), 0)
+            self.end()
             world.run(limit_s=LIMIT_S)
             world.before_step = lambda kind, what: None
             self._check()
@@ -286,15 +306,11 @@ class Play:
             return  # such an end may be one that could not be recorded
         for (stage, digest), number in self.invariants.claims_of(name):
             key = f"records/{stage}/{digest}/{number}/end.json"
-            if self.files.content(f"{SHARED}/{key}") is None:
+            if self.place.content(key) is None:
                 self.world.fail(RuleBroken(1, f"{name} left attempt {number} of {stage} without an end"))
 
-    def _changed(self, kind: str, path: str) -> None:
-        if path.startswith(SHARED):
-            self.invariants.changed(kind, path[len(SHARED) + 1 :])
-
     def _check(self) -> None:
-        ledger = Ledger(open_ledger(SHARED).objects)
+        ledger = self.place.ledger(nobody(), lambda: "")
         reader = EvidenceReader(
             ledger, self.sweep.stages.values(), observer=lambda *_: OwnerReport(Liveness.GONE, "all ended")
         )
@@ -313,10 +329,7 @@ class Play:
             numbers = [attempt.number for attempt in attempts]
             if numbers != list(range(1, len(numbers) + 1)):
                 raise RuleBroken(3, f"{instance.name} has attempts {numbers}")
-            for taken in instance.inputs:
-                if evidence.done.inputs.get(taken.digest) != reader.evidence(taken.digest).generation:
-                    raise RuleBroken(2, f"{instance.name} was made of another generation of {taken.stage}")
-        if table != calm_table(len(self.sweep.cells)):
+        if table != calm_table(*self._form):
             raise RuleBroken(6, f"the table differs: {table}")
 
 
@@ -343,18 +356,21 @@ def _warm_up() -> None:
     play(WARM_UP, is_calm=True)
 
 
-def play(seed: int, *, is_calm: bool = False, lines: list[str] | None = None) -> Played:
+def play(
+    seed: int, *, is_calm: bool = False, lines: list[str] | None = None, kind: type[Play] = Play
+) -> Played:
     """Play a run and return what came of it.
 
     Args:
         seed: of the run.
         is_calm: whether nothing befalls it.
+        kind: of the run.
         lines: is filled with the steps, for people; None for none.
     """
     if seed != WARM_UP:
         _warm_up()
     manifest.REMEMBERED = manifest.Digests()  # no run knows the files of another
-    run = Play(seed, is_calm=is_calm)
+    run = kind(seed, is_calm=is_calm)
     run.world.trace.lines = lines
     problem = ""
     with _quiet():

@@ -30,17 +30,17 @@ LEASE_S = 6.0
 
 
 @functools.cache
-def sweep_of(num_cells: int, num_steps: int) -> ComposedSweep:
+def sweep_of(num_cells: int, *, is_slow: bool) -> ComposedSweep:
     """Return a sweep whose cells share a stage and have one of their own.
 
     Args:
         num_cells: number of cells.
-        num_steps: steps of each stage.
+        is_slow: whether a stage takes longer than a lease.
     """
     chains = Chains(STAGES)
     cells = []
     for seed in range(num_cells):
-        step = {"num_steps": num_steps, "step_s": 0.3}
+        step = {"num_steps": 4, "step_s": 2.5} if is_slow else {"num_steps": 2, "step_s": 0.3}
         config = {"make": {**step, "seed": 0, "takes": []}, "use": {**step, "seed": seed, "takes": ["make"]}}
         chain = chains.chain(Subject({"seed": str(seed)}, {}, config))
         cells.append(
@@ -67,20 +67,20 @@ def settings_of(retention: Literal["all", "best", "none"], num_retries: int) -> 
 
 
 @functools.cache
-def revision_of(num_cells: int) -> Revision:
+def revision_of(num_cells: int, is_slow: bool) -> Revision:
     """Return the sealed sweep. Each worker reads it in reality; here that would take most of the time."""
-    sweep = sweep_of(num_cells, 2)
+    sweep = sweep_of(num_cells, is_slow=is_slow)
     return Revision(nonce="sealed", number=1, content=content_digest(sweep), sweep=sweep)
 
 
 @functools.cache
 def prepared(
-    num_cells: int, retention: Literal["all", "best", "none"], num_retries: int
+    num_cells: int, is_slow: bool, retention: Literal["all", "best", "none"], num_retries: int
 ) -> Mapping[str, tuple[int, bytes]]:
     """Return the files of a store in which a sweep was launched; called in a running world."""
     world = World(0)
     files = Files(world)
-    revision = revision_of(num_cells)
+    revision = revision_of(num_cells, is_slow)
     with running(world, files):
         ledger = open_ledger(SHARED, create=True, at="")
         ledger.seal(lambda number: revision, NAME, revision.content)
@@ -92,9 +92,9 @@ def prepared(
 
 
 @functools.cache
-def calm_table(num_cells: int) -> Mapping[str, Any]:
+def calm_table(num_cells: int, is_slow: bool) -> Mapping[str, Any]:
     """Return the rows of a run that nothing befell, computed by hand: digest of a stage to its rows."""
-    sweep = sweep_of(num_cells, 2)
+    sweep = sweep_of(num_cells, is_slow=is_slow)
     return {digest: ({"state": _state(sweep, digest)},) for digest in sweep.stages}
 
 

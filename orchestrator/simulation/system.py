@@ -8,9 +8,11 @@ that runs is the code that ships, down to its system calls. Everything else stil
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,8 +21,12 @@ from typing import Any
 from orchestrator.simulation.files import PROC, ROOT, Files
 from orchestrator.simulation.handles import FIRST_HANDLE
 from orchestrator.simulation.world import EPOCH_S, World
+from orchestrator.store import objects
 
 Function = Callable[..., Any]
+
+NETWORK_LEASE_S = 6.0
+"""Lease on a simulated network folder, in seconds: with a cache of names as much shorter as in reality."""
 
 
 def _path(path: Any) -> str | None:
@@ -73,7 +79,7 @@ class _Calls:
 
         return call
 
-    def replaced(self) -> list[tuple[Any, str, Function]]:
+    def replaced(self) -> list[tuple[Any, str, Any]]:
         """Return what takes the place of which function of which module."""
         files, world = self._files, self._world
         is_dir = files.status
@@ -95,7 +101,8 @@ class _Calls:
 
             return call
 
-        wanted: list[tuple[Any, str, Callable[[Function], Function]]] = [
+        wanted: list[tuple[Any, str, Callable[[Any], Any]]] = [
+            (objects, "NETWORK_LEASE_S", lambda real: NETWORK_LEASE_S),
             (time, "monotonic", self._monotonic),
             (time, "time", self._time),
             (time, "time_ns", lambda real: lambda: int(time.time() * 1e9)),
@@ -135,10 +142,27 @@ class _Calls:
         return [(module, name, make(getattr(module, name))) for module, name, make in wanted]
 
 
+def _without_locks() -> None:
+    """Take the locks from cached properties. Simulated processes are no threads of one another.
+
+    Before Python 3.12 a property locks while it is computed, for all objects of its class: a process that
+    waits for its turn inside of one would keep all others out for ever.
+    """
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("orchestrator."):
+            continue
+        for each in [one for one in vars(module).values() if isinstance(one, type)]:
+            for found in vars(each).values():
+                if isinstance(found, functools.cached_property):
+                    found.lock = contextlib.nullcontext()  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def running(world: World, files: Files) -> Iterator[None]:
     """Connect this process to a world within the block. No other thread may need the real clock meanwhile."""
     before = []
+    if sys.version_info < (3, 12):
+        _without_locks()
     try:
         for module, name, function in _Calls(world, files).replaced():
             before.append((module, name, getattr(module, name)))

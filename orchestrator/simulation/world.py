@@ -17,6 +17,10 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.simulation.handles import Node
 
 EPOCH_S = 1.8e9
 """Time of the simulated clock at the start, in seconds since 1970."""
@@ -47,7 +51,9 @@ class Machine:
 
     Attributes:
         cut_until_s: until when the network does not reach it.
-        unsynced: files of the shared folder that it wrote and did not sync.
+        unsynced: files that it wrote and did not sync.
+        seen: what folders held when it listed them last, and when that was.
+        absent: paths that it did not find, and when that was.
     """
 
     def __init__(self, name: str, *, skew_s: float = 0.0, rate: float = 1.0, cache_s: float = 0.0) -> None:
@@ -56,8 +62,9 @@ class Machine:
         self.rate = rate
         self.cache_s = cache_s
         self.cut_until_s = 0.0
-        self.unsynced: dict[object, None] = {}
-        self.seen: dict[str, tuple[float, object]] = {}
+        self.unsynced: dict[Node, None] = {}
+        self.seen: dict[str, tuple[float, list[str]]] = {}
+        self.absent: dict[str, float] = {}
 
 
 class SimulatedProcess:

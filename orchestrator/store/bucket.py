@@ -241,7 +241,7 @@ class RemoteStore:
         UserError: The cache limit in the environment is not a number.
     """
 
-    in_place, poll_s = False, 5.0
+    in_place, poll_s, unseen_s = False, 5.0, 0.0
     min_lease_s = LEASE_S
 
     def __init__(self, url: str, *, home: Path | None = None, connection: Connection | None = None) -> None:

@@ -72,6 +72,8 @@ class ObjectStore(Protocol):
     url: str
     min_lease_s: float
     """Shortest useful lease in seconds. Others see changes only after a delay."""
+    unseen_s: float
+    """For how many seconds others' changes may stay unseen here, because names and sizes are cached."""
     poll_s: float
     """Shortest useful poll interval in seconds. Requests to a bucket cost money."""
     home: Path
@@ -168,6 +170,7 @@ class PosixStore:
         self._at_step = at_step
         self.url = str(root)
         self.min_lease_s = NETWORK_LEASE_S if is_network(root) else 0.0
+        self.unseen_s = self.min_lease_s / 3
 
     def path(self, key: str) -> Path:
         """Return the path of a key, always below the root.

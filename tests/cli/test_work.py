@@ -167,6 +167,13 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return sweep
 
 
+def test_wrong_resources_are_refused_at_the_launch(count: Sweep) -> None:
+    words = ("launcher=external", "launcher.resources=[{only: 'sead=0', gpus: 1}]")
+    assert "sead" in count("launch", "jobs.yaml", *words, code=2)
+    assert "h999" in count("launch", "jobs.yaml", "launcher=external", "launcher.device=h999", code=2)
+    assert not count.store.exists()
+
+
 def test_what_needs_workers_names_the_verb_that_starts_them(launched: Sweep) -> None:
     assert "sweep wait" in launched("launch", "jobs.yaml", "launcher=external", "--wait", code=2)
     assert "sweep work jobs" in launched("reconcile", "jobs", code=2)

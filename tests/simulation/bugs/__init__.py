@@ -34,7 +34,7 @@ class Bug(NamedTuple):
         rule: that it breaks: a number of the store protocol in docs/design.md, or ``jobs <number>``.
         what: it is, in a sentence.
         edits: that make it.
-        kind: of the runs that can find it, see `orchestrator.simulation.schedules`.
+        kind: of the runs that can find it, see `tests.simulation.runs`.
         peer: whether a peer of this project has or had it.
     """
 
@@ -42,7 +42,7 @@ class Bug(NamedTuple):
     rule: str
     what: str
     edits: tuple[Edit, ...]
-    kind: str = "folder"
+    kind: str = "workers"
     peer: bool = False
 
 

@@ -1,5 +1,6 @@
 """All bugs."""
 
-from tests.simulation.bugs.folder import FOLDER
+from tests.simulation.bugs.jobs import JOBS
+from tests.simulation.bugs.workers import WORKERS
 
-BUGS = FOLDER
+BUGS = (*WORKERS, *JOBS)

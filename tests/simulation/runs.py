@@ -1,0 +1,17 @@
+"""Runs of all kinds, by a word."""
+
+from __future__ import annotations
+
+from orchestrator.simulation import schedules
+from orchestrator.simulation.schedules import Play, Played
+from tests.simulation.cluster_runs import ClusterPlay
+
+KINDS = ("workers", "workers", "workers", "jobs")
+"""Which kind a seed plays, in turn, where nobody chooses: local workers, or jobs of a scheduler."""
+
+CLASSES: dict[str, type[Play]] = {"workers": Play, "jobs": ClusterPlay}
+
+
+def play(seed: int, kind: str | None = None, lines: list[str] | None = None) -> Played:
+    """A run of a seed."""
+    return schedules.play(seed, lines=lines, kind=CLASSES[kind or KINDS[seed % len(KINDS)]])
