@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COPY, RESULTS, PAGE = ROOT / ".mutants", ROOT / "docs/mutants.json", ROOT / "docs/mutants.md"
-SEED, SAMPLE, AT_ONCE = 16, 300, 60
+SEED, SAMPLE, AT_ONCE = 16, 300, 1000
 KILLED, SURVIVED, UNREACHED = "killed", "survived", "no test reaches it"
 WORDS = {1: KILLED, 3: KILLED, 0: SURVIVED, 33: UNREACHED}
 TEXT = "a text for people, of which no test compares each word"

@@ -37,7 +37,7 @@ def rules_of(title: str) -> list[int]:
 def test_each_rule_of_the_design_has_a_row() -> None:
     for section, title in invariants.SECTIONS.items():
         assert sorted({row["rule"] for row in ROWS if row["section"] == section}) == rules_of(title)
-    assert len(rules_of("The store protocol")) >= 17
+    assert len(rules_of("The store protocol")) >= 19
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['section']} {row['rule']}: {row['what']}")
@@ -97,3 +97,11 @@ def test_with_the_defect_the_test_fails_and_without_it_it_passes(row: dict[str, 
         assert run(project, row["test"]) == 1
     finally:
         file.write_text(text)
+
+
+def test_the_page_on_mutants_is_made_of_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("mutants", ROOT / "docs" / "mutants.py")
+    assert spec is not None and spec.loader is not None
+    mutants = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutants)
+    assert mutants.PAGE.read_text() == mutants.page(), "python docs/mutants.py --page"

@@ -346,9 +346,10 @@ class DecisionFacts(TypedDict):
     state: str  #: ``made``, ``waits`` or ``blocked``.
     metric: str  #: by which cells are ranked.
     mode: str  #: ``min`` or ``max``.
-    chosen: Sequence[str]  #: candidates that go on, best first; for a rung ids of cells.
+    chosen: Sequence[str]  #: candidates that go on, best first; for a rung ids of cells; of a search points.
+    sampler: str  #: which proposed the points of a search, with its version; "" for others.
     seen: Sequence[SeenFacts]  #: the evidence, in the order of the grid.
-    why: str  #: the reason why it is not made; "" otherwise.
+    why: str  #: the reason why it is not made, or cannot be compared; "" otherwise.
     by: str  #: who made it.
     at: str  #: when, UTC.
     differences: Sequence[str]  #: with ``--verify``: what does not follow from the store.

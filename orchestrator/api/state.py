@@ -11,8 +11,9 @@ from typing import Any, cast
 from orchestrator.core import holding
 from orchestrator.core.decisions import Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
-from orchestrator.core.failure import Cause, Fingerprint, fingerprint
-from orchestrator.core.gates import GateRule, gates_of_requests
+from orchestrator.core.failure import Cause
+from orchestrator.core.fingerprint import Fingerprint, fingerprint
+from orchestrator.core.gates import GateRule, gates_of_requests, with_gates
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
 from orchestrator.core.records import Request
@@ -237,7 +238,8 @@ class SweepState:
     def holds(self) -> Holds:
         """What is held back in the sweep, by rules that look at more than one stage."""
         records = holding.SweepRecords(
-            sweep=self.sweep,
+            sweep=with_gates(self.sweep, self.gates),
+            gates=self.gates,
             evidence=self.reader.evidence,
             status=self.stages.__getitem__,
             unfinished=[d for d, s in self.stages.items() if s.attempts and s.state is not State.DONE],

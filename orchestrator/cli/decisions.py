@@ -1,4 +1,4 @@
-"""`sweep decisions`: which cells of a sweep with phases or rungs go on, with the evidence; and a replay."""
+"""`sweep decisions`: which cells of a sweep go on, or which points follow; the evidence, and a replay."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from orchestrator.api.state import SweepState, open_view
 from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_json, print_table
 from orchestrator.core.decisions import SweepQuestion, Undecided, answer, unfold, valued
 from orchestrator.core.sealed import Decision, SeenCell
+from orchestrator.core.search import trials_of
+from orchestrator.core.tree import scalar_text
 from orchestrator.errors import one_line
+from orchestrator.registry import load
 from orchestrator.results import number_text
+
+_DIFFERENCE = "orchestrator.store.proposals:difference"
 
 
 def configure_decisions(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +33,22 @@ def configure_decisions(parser: argparse.ArgumentParser) -> None:
 def run_decisions(args: argparse.Namespace) -> int:
     """Print the decisions of a sweep, oldest first, and why the next one is still open."""
     view = open_view(args.sweep, no_overrides(args.words))
-    facts, differences = [], 0
+    facts, differences, num_incomparable = [], 0, 0
     decisions: tuple[Decision, ...] = view.decisions.unfolded.decisions if view.decisions else ()
     for place, decision in enumerate(decisions):
         question = unfold(view.whole, decisions[:place]).question
         assert question is not None  # it was read as the answer to one
         problems = list(_differences(view, question, decision)) if args.verify else []
+        why = ""
+        if args.verify and view.whole.search is not None:
+            trials = trials_of(view.whole, view.whole.search, decisions[:place], decision.seen)
+            # Loaded by name: only searches need it.
+            text, is_comparable = load(_DIFFERENCE)(view.whole.search, trials, decision)
+            problems += [text] if text and is_comparable else []
+            why = "" if is_comparable else text
+            num_incomparable += not is_comparable
         differences += len(problems)
-        facts.append(_facts(question, decision, problems))
+        facts.append(_facts(question, decision, problems, why))
     if (left := view.open_decision) is not None:
         facts.append(_open_facts(left))
     if args.json:
@@ -44,25 +57,28 @@ def run_decisions(args: argparse.Namespace) -> int:
     for each in facts:
         _print(each)
     if not facts:
-        print(f"{view.title}: no decisions: the sweep has no phases and no rungs")
+        print(f"{view.title}: no decisions: the sweep has no phases, rungs or search")
     if args.verify:
-        print(f"\n{len(decisions)} made again, {differences} differences")
+        more = f", {num_incomparable} not comparable" if num_incomparable else ""
+        print(f"\n{len(decisions)} made again, {differences} differences{more}")
     return 1 if differences else 0
 
 
-def _facts(question: SweepQuestion, decision: Decision, problems: list[str]) -> DecisionFacts:
+def _facts(question: SweepQuestion, decision: Decision, problems: list[str], why: str) -> DecisionFacts:
+    points = [" ".join(f"{n}={scalar_text(v)}" for n, v in point.items()) for point in decision.proposed]
     return {
         "number": decision.number,
         "title": question.title,
         "state": "made",
         "metric": question.select.metric,
         "mode": question.select.mode,
-        "chosen": decision.chosen,
+        "chosen": points if question.is_search else decision.chosen,
+        "sampler": decision.sampler,
         "seen": [
             {"cell": each.cell, "value": each.value, "why": each.why, "products": each.products}
             for each in decision.seen
         ],
-        "why": "",
+        "why": why,
         "by": decision.by,
         "at": decision.at,
         "differences": problems,
@@ -78,6 +94,7 @@ def _open_facts(left: Undecided) -> DecisionFacts:
         "metric": question.select.metric,
         "mode": question.select.mode,
         "chosen": (),
+        "sampler": "",
         "seen": [],
         "why": left.reason,
         "by": "",
@@ -101,6 +118,8 @@ def _print(facts: DecisionFacts) -> None:
         for each in facts["seen"]
     ]
     print_table(("cell", facts["metric"], "why it has no value"), rows)
+    if facts["why"]:
+        print(f"  {facts['why']}")
     for line in facts["differences"]:
         print(f"  differs: {line}")
 

@@ -187,7 +187,7 @@ VERBS: Final = {
     "data": Verb("data", "describe, import, check and translate parallel task data"),
     "completion": Verb("completion", "a script for the shell: completes verbs, options and names of sweeps"),
     "clean": Verb("upkeep", "list what no current revision names; --yes deletes it"),
-    "decisions": Verb("decisions", "which cells of a sweep with phases or rungs go on, and why"),
+    "decisions": Verb("decisions", "which cells of a sweep go on, or which points follow, and why"),
     "nodes": Verb("nodes", "the machines that are left out because work failed on them at once"),
     "doctor": Verb("doctor", "check this machine and the store"),
     "upgrade": Verb("upkeep", "let a store of an earlier format hold what this version records"),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from orchestrator.core.evidence import Hold
+from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.identity import canonical, hashed_of, reads_of, stage_digest, target_of
 from orchestrator.core.records import Request
 from orchestrator.core.state import NO_GATES, STARTABLE, Gate, Gates, StageStatus, State
@@ -106,6 +106,19 @@ def too_dear(gates: Gates, hours: Mapping[str, float], is_done: Callable[[str], 
                 spent, saved = 3600 * hours[digest], 3600 * worth
                 found[digest] = f"it would take {spent:.0f} s for stages of {saved:.0f} s"
     return found
+
+
+def is_given_up(gate: str, gates: Gates, holds: Holds) -> bool:
+    """Return whether all cells for which a gate stands are held for good, so that it need not go on.
+
+    Args:
+        gate: its digest.
+        gates: of the launch.
+        holds: what is held back in the sweep.
+    """
+    cells = [cell for cell, found in gates.cells.items() if any(each.digest == gate for each in found)]
+    held = (holds.cells.get(cell) for cell in cells)
+    return bool(cells) and all(hold is not None and hold.is_final for hold in held)
 
 
 LATE, LATE_S = 1.25, 60.0

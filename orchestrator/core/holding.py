@@ -22,16 +22,19 @@ from orchestrator.core.evidence import (
     budget_hold,
     spent,
 )
-from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint, fingerprint
+from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
 from orchestrator.core.settings import Policy, SpendingLimit
-from orchestrator.core.state import StageStatus, State
+from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import UserError, counted, one_line, says_full
 
 MAX_MESSAGE = 120
 """Characters of a failure's message in the reason of a hold."""
+
+NUM_GATES = 2  # that fail alike hold back others; ours
 
 _OF_MACHINES = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
 """Causes that are no evidence against the cells that failed."""
@@ -45,7 +48,8 @@ class SweepRecords(NamedTuple):
     """What the rules may look at. What is not needed is not read: each read may be a request to a bucket.
 
     Attributes:
-        sweep: the sealed or composed content.
+        sweep: the sealed or composed content, with the gates of its launches.
+        gates: of its launches.
         evidence: returns the evidence about a stage by digest; repeated calls return the same.
         status: returns a stage's own state by digest, which follows from its evidence.
         unfinished: digests of stages of the sweep that were attempted and have no product.
@@ -63,15 +67,13 @@ class SweepRecords(NamedTuple):
     requests: RequestSummary
     policy: Policy
     codes: Mapping[str, str]
+    gates: Gates = NO_GATES
     spending: Spending | None = None
     space: tuple[int, int] | None = None
 
 
 def with_space(records: SweepRecords) -> Holds:
-    """Hold every stage while space is scarce, once one has failed for want of it.
-
-    The next one could lose hours of work. A quota that the file system does not show is not seen.
-    """
+    """Hold every stage while space is scarce, once one has failed for want of it. Quotas may not be seen."""
     if records.space is None or records.space[0] >= min(SCARCE_BYTES, SCARCE_SHARE * records.space[1]):
         return NO_HOLDS
     for digest in records.unfinished:
@@ -191,9 +193,9 @@ def broken(records: SweepRecords) -> Holds:
 
     It trips when `policy.breaker` stages (instances, not cells) have failed alike under the same code. An
     instance has failed once the retries of its cause were spent, so one that may be tried again does not
-    count. Held are the cells that agree with all of the failed ones on every axis on which these agree, and
-    still need that stage. Failed ones that agree on nothing hold all cells, unless the cells of the sweep
-    differ on one axis only: these could never agree::
+    count. Two gates suffice, since each stands for many cells. Held are the cells that agree with all of the
+    failed ones on every axis on which these agree, and still need that stage. Failed ones that agree on
+    nothing hold all cells, unless the cells of the sweep differ on one axis only: these could never agree::
 
         train of a.math, b.math and c.math fails alike    ->  all cells with task=math are held
         train of d.math runs meanwhile, and is done       ->  none is held: it is not task=math
@@ -201,12 +203,10 @@ def broken(records: SweepRecords) -> Holds:
     Args:
         records: what is known about the sweep.
     """
-    if records.policy.breaker == 0:
+    failures, cells = list(_failures(records)) if records.policy.breaker else [], dict[str, Hold]()
+    if len(failures) < min(NUM_GATES, records.policy.breaker) or not failures:
         return Holds()
-    failures = list(_failures(records))
-    cells: dict[str, Hold] = {}
-    if len(failures) < records.policy.breaker:
-        return Holds()
+    gates = {instance.stage for instance in records.gates.instances.values()}
     # Requests let cells go on, so each cell has failures of its own that count. Most have the same.
     groups: dict[tuple[int, int], set[str]] = {}
     launched, rerun = records.requests.launched, records.requests.rerun
@@ -216,15 +216,14 @@ def broken(records: SweepRecords) -> Holds:
         counting = [each for each in failures if _counts(records.requests, each, launch, last_rerun)]
         for alike in _alike(records, counting):
             can_agree = bool(alike.axes) or len(_varying(records.sweep.cells)) > 1
-            if len(alike.ends) < records.policy.breaker or not can_agree:
-                continue
-            box = alike.box(records.sweep.cells)
-            if has_worked(records, alike, box):
+            most = NUM_GATES if alike.failure.stage in gates else records.policy.breaker
+            is_enough = len(alike.ends) >= min(most, records.policy.breaker) and can_agree
+            if not is_enough or has_worked(records, alike, box := alike.box(records.sweep.cells)):
                 continue
             hold = _hold(records, alike)
             for cell in box:
                 is_meant = cell.id in members and records.codes.get(cell.id) == alike.code
-                if is_meant and cell.id not in cells and _needs(records, cell, alike.failure.stage):
+                if is_meant and cell.id not in cells and _needs(records, cell, alike):
                     cells[cell.id] = hold
     return Holds(cells)
 
@@ -281,12 +280,12 @@ def _alike(records: SweepRecords, failures: Sequence[_Failure]) -> list[Alike]:
     axes: dict[str, dict[str, str]] = {}
     named: dict[str, str] = {}
     for cell in records.sweep.cells:
-        for digest in digests.intersection(cell.stage_digests):
+        for digest in digests.intersection(records.gates.chain(cell)):
             named.setdefault(digest, cell.id)
             axes[digest] = _common(axes.get(digest), cell.axes)
     groups: dict[tuple[str, str], list[tuple[Fingerprint, _Failure]]] = {}
     for failure in failures:
-        if failure.digest in named:  # not the gate of a launch, which is part of no cell
+        if failure.digest in named:  # not the gate of an earlier launch
             alike = fingerprint(stages[failure.digest].stage, failure.end)
             groups.setdefault((alike.digest, failure.code), []).append((alike, failure))
     found, varying = [], _varying(records.sweep.cells)
@@ -320,7 +319,7 @@ def has_worked(records: SweepRecords, alike: Alike, box: Sequence[Cell]) -> bool
     kinds = {frozenset(taken.stage for taken in stages[digest].inputs) for digest in alike.ends}
     looked: set[str] = set()
     for cell in box:
-        for digest in cell.stage_digests:
+        for digest in records.gates.chain(cell):
             instance = stages[digest]
             if digest in looked or digest in alike.ends or instance.stage != alike.failure.stage:
                 continue
@@ -338,9 +337,10 @@ def is_of_code(done: Done, code: str) -> bool:
     return done.code.rpartition(".")[2] == code[:8]
 
 
-def _needs(records: SweepRecords, cell: Cell, stage: str) -> bool:
-    """Return whether a stage of this name is still to be done in a cell."""
-    digests = [digest for digest in cell.stage_digests if records.sweep.stages[digest].stage == stage]
+def _needs(records: SweepRecords, cell: Cell, alike: Alike) -> bool:
+    """Return whether such a stage is still to be done in a cell; not for a gate of its own that failed."""
+    chain = set(records.gates.chain(cell)) - (alike.ends.keys() & records.gates.instances.keys())
+    digests = [digest for digest in chain if records.sweep.stages[digest].stage == alike.failure.stage]
     return any(records.status(digest).state is not State.DONE for digest in digests)
 
 

@@ -199,7 +199,7 @@ class End(Record, frozen=True, kw_only=True):
             value that a later version wrote; it counts as a failure of unknown cause.
         cause: of a failure.
         why: of a release: stopped, deadline, preempted, superseded, already_done, input_retired, not_kept,
-            cancelled or budget.
+            cancelled, budget or held.
         exception: class name, if an exception was raised.
         message: one line.
         log_tail: the last lines of the log.

@@ -38,11 +38,8 @@ from orchestrator.store.decisions import DecisionLog
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 
-IDLE_S = 0.1
-"""First pause in seconds of a worker that finds nothing to claim; each further one is 1.5 times as long."""
-
-MAX_IDLE_S = 2.0
-"""Longest such pause in seconds, unless the store is polled less often."""
+IDLE_S, MAX_IDLE_S = 0.1, 2.0
+"""First and longest pause in seconds of a worker that finds nothing to claim; each is 1.5 times as long."""
 
 
 class Worker:
@@ -103,7 +100,7 @@ class Worker:
             # In a job of a scheduler they would be claimed with resources that are meant for other cells.
             later = decided(sweep) if request.cells is None and not in_job else later
         sweep = with_gates(sweep, gates)
-        holds = HoldReader(sweep, order.settings.policy, order.code_digest)
+        holds = HoldReader(sweep, order.settings.policy, order.code_digest, gates)
         cells = share(sweep.cells, order, later=later)
         self._scanner = StoreScanner(cells, sweep.stages, self._status, gates, holds)
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
@@ -387,6 +384,10 @@ class Worker:
             summary = self._requests.read(at_most_s=at_most_s)
             if self._hooks.held.budget.is_over(summary.limit, at_most_s=at_most_s):
                 return "budget"
+            if self._scanner.is_given_up(
+                instance.digest, lambda: self._products.reader(self._watcher), summary
+            ):
+                return "held"
         except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""
         is_wanted = not summary.cancelled or self._scanner.is_wanted(instance.digest, summary.cancelled)

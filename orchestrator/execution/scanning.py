@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from msgspec.structs import replace
 
 from orchestrator.core.evidence import NO_HOLDS, Holds, Spending
+from orchestrator.core.gates import is_given_up
 from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged, no_space
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
 from orchestrator.core.settings import Policy
@@ -45,6 +46,7 @@ class HoldReader:
         sweep: the sealed sweep.
         policy: of the launch.
         code: digest of the code that the process runs.
+        gates: of the launch.
         spending: returns what the sweep has spent, by the policy with the newest budget; None if this process
             checks the budget itself.
 
@@ -58,10 +60,12 @@ class HoldReader:
         sweep: ComposedSweep,
         policy: Policy,
         code: str,
+        gates: Gates = NO_GATES,
         spending: Callable[[Policy], Spending | None] = lambda policy: None,
     ) -> None:
         self.policy = policy
         self._spending = spending
+        self._gates = gates
         self._sweep = sweep
         self._codes = {cell.id: code for cell in sweep.cells}
         self._summary: RequestSummary | None = None
@@ -89,6 +93,11 @@ class HoldReader:
         self._next_s = now_s + max(HOLDS_POLL_S, HOLDS_SHARE * (now_s - start_s))
         return self.found
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the time has come to evaluate the rules again."""
+        return time.monotonic() >= self._next_s
+
     def records(self, reader: EvidenceReader, summary: RequestSummary, status_of: StatusOf) -> SweepRecords:
         """Return what the rules may look at; see `read` for the arguments."""
         policy = replace(self.policy, budget=summary.limit)
@@ -101,6 +110,7 @@ class HoldReader:
             requests=summary,
             policy=policy,
             codes=self._codes,
+            gates=self._gates,
             spending=self._spending(policy),
             space=space_of(reader.ledger.objects),
         )
@@ -193,6 +203,20 @@ class StoreScanner:
         """Return why the first of the cells that is held back is so, "" if none is."""
         reasons = (hold.reason for cell in self.cells if (hold := self.holds.cells.get(cell.id)) is not None)
         return next((f"held back: {reason}" for reason in reasons), "")
+
+    def is_given_up(self, digest: str, reader: Callable[[], EvidenceReader], summary: RequestSummary) -> bool:
+        """Return whether a gate that runs is needed no more, since others like it have failed.
+
+        Args:
+            digest: of the stage that runs.
+            reader: returns one of evidence as of now.
+            summary: of the requests, as of now.
+        """
+        if self._holds is None or digest not in self._gates.instances:
+            return False
+        if self._holds.is_due:
+            self._holds.read(reader(), summary, self._status_of)
+        return is_given_up(digest, self._gates, self._holds.found)
 
     def lacks_space(self) -> str:
         """Return what says that the store has no space for another stage, "" if nothing does."""

@@ -13,20 +13,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Holds
-from orchestrator.core.gates import GateRule
-from orchestrator.core.goodput import Goodput, Holder, goodput
+from orchestrator.core.gates import GateRule, is_given_up
+from orchestrator.core.goodput import Holder, goodput
 from orchestrator.core.holding import merged
 from orchestrator.core.plan import Claimable, ReadyIndex, Scan
 from orchestrator.core.records import TimeSpent
-from orchestrator.core.state import CellStatus, State, cell_status
+from orchestrator.core.state import State, cell_status
 from orchestrator.core.sweep import Cell
 from orchestrator.simulation.budget import SimulatedSpending
 from orchestrator.simulation.clock import Clock
 from orchestrator.simulation.faults import FaultKind, Target
-from orchestrator.simulation.jobs import HowFar, RunningAttempt, SimulatedJob, Tally
+from orchestrator.simulation.jobs import HowFar, Outcome, RunningAttempt, SimulatedJob, Tally
 from orchestrator.simulation.nodes import SimulatedDisk, SimulatedNodes
 from orchestrator.simulation.records import Saved, SimulatedRecords, owner_on
 from orchestrator.simulation.scenario import Scenario, cells_of_units, ranks_of
@@ -37,30 +36,6 @@ RESTART_S = 60.0
 from nothing is a part of the stage's estimate, whether it is the first one or not."""
 
 _NOTHING_CANCELLED: frozenset[str] = frozenset()
-
-
-class Outcome(NamedTuple):
-    """What came of a sweep.
-
-    Attributes:
-        hours: from the first start to the last end.
-        cells: id of a cell to its state.
-        attempts: number of attempts by how they ended: succeeded, failed, released or lost.
-        num_remedied: how many of them started with a remedy.
-        num_left_out: how often a node was left out, since attempts failed on it at once.
-        faults: number of faults by their names.
-        goodput: where the held time of the GPUs went; None if no stage needs one.
-        gate_gpu_hours: what gates took that were passed. It is no loss, and makes no result.
-    """
-
-    hours: float
-    cells: dict[str, CellStatus]
-    attempts: dict[str, int]
-    num_remedied: int
-    num_left_out: int
-    faults: dict[str, int]
-    goodput: Goodput | None
-    gate_gpu_hours: float = 0.0
 
 
 class Decisions:
@@ -84,7 +59,9 @@ class Decisions:
             clock=self._clock,
         )
         disk = SimulatedDisk(scenario.faults.faults, self._clock, lambda: self._records.decide_holds())
-        self._records = SimulatedRecords(scenario.sweep, scenario.cells, scenario.stages, policy, disk)
+        self._records = SimulatedRecords(
+            scenario.sweep, scenario.cells, scenario.stages, policy, disk, scenario.gates
+        )
         self._jobs: dict[int, list[SimulatedJob]] = {}
         self._tally = Tally()
         self._spending = SimulatedSpending(
@@ -296,12 +273,21 @@ class Decisions:
             self._touch(attempt.digest)
             if fault.full_hours[1] or self._records.status(attempt.digest).state is State.FAILED:
                 self._records.decide_holds()
+                self._give_up_gates()
             if not fault.node_hours and self._may_go_on(job, attempt, spent):
                 self._go_on(job)
                 return
             self._end_job(job)
         if fault.node_hours:
             self._take_out(job.node, fault.node_hours)
+
+    def _give_up_gates(self) -> None:
+        """Stop the gates that the failures of others have made needless; a worker may take its grace."""
+        gates, grace_s = self._scenario.gates, self._scenario.policy.grace_s
+        for job in [job for jobs in self._jobs.values() for job in jobs]:
+            attempt = job.attempt
+            if attempt is not None and is_given_up(attempt.digest, gates, self._records.holds):
+                self._clock.after(grace_s, partial(self._release_soon, job, attempt, "held", 0.0))
 
     def _may_go_on(self, job: SimulatedJob, attempt: RunningAttempt, spent: TimeSpent) -> bool:
         """Return whether a worker claims another stage after a failure; report failures of its node."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from orchestrator.core.goodput import Holder
+from orchestrator.core.goodput import Goodput, Holder
 from orchestrator.core.records import Owner
+from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell
 from orchestrator.execution.history import WorkerHistory
 
@@ -76,3 +77,27 @@ class Tally:
     attempts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     holders: list[Holder] = field(default_factory=list)
+
+
+class Outcome(NamedTuple):
+    """What came of a sweep.
+
+    Attributes:
+        hours: from the first start to the last end.
+        cells: id of a cell to its state.
+        attempts: number of attempts by how they ended: succeeded, failed, released or lost.
+        num_remedied: how many of them started with a remedy.
+        num_left_out: how often a node was left out, since attempts failed on it at once.
+        faults: number of faults by their names.
+        goodput: where the held time of the GPUs went; None if no stage needs one.
+        gate_gpu_hours: what gates took that were passed. It is no loss, and makes no result.
+    """
+
+    hours: float
+    cells: dict[str, CellStatus]
+    attempts: dict[str, int]
+    num_remedied: int
+    num_left_out: int
+    faults: dict[str, int]
+    goodput: Goodput | None
+    gate_gpu_hours: float = 0.0

@@ -26,7 +26,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.remedies import Remedied, class_of, remedied, rungs_of, with_shipped
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.state import Gates, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.execution.liveness import next_lease_s
 from orchestrator.simulation.nodes import SimulatedDisk
@@ -103,6 +103,7 @@ class SimulatedRecords:
         unfinished: digests of the stages that are to run. All others are done.
         policy: of the launch.
         disk: on which the store lies.
+        gates: of the launch.
 
     Attributes:
         disk: as given.
@@ -118,11 +119,12 @@ class SimulatedRecords:
         unfinished: Collection[str],
         policy: Policy,
         disk: SimulatedDisk,
+        gates: Gates,
     ) -> None:
+        self._gates = gates
         self._sweep = sweep
         self.disk = disk
         self._policy = policy
-        self._before = Evidence(done=_done("", 0))
         self._evidence: dict[str, Evidence] = dict.fromkeys(unfinished, Evidence())
         self._begun: dict[str, None] = {}
         self._cells: dict[str, Cell] = {}  # for which stages were claimed last
@@ -137,7 +139,7 @@ class SimulatedRecords:
 
     def evidence(self, digest: str) -> Evidence:
         """Return what the store would hold about a stage."""
-        return self._evidence.get(digest, self._before)
+        return self._evidence.get(digest, _DONE_BEFORE)
 
     def status(self, digest: str) -> StageStatus:
         """Return the state of a stage, as a worker would derive it."""
@@ -160,6 +162,7 @@ class SimulatedRecords:
             requests=self._requests,
             policy=self._policy,
             codes=self._codes,
+            gates=self._gates,
             space=self.disk.space,
         )
 
@@ -257,3 +260,7 @@ def _done(digest: str, attempt: int, seconds: float = 0.0) -> Done:
         seconds=seconds,
         code=f"simulated.{CODE[:8]}" if digest else "",
     )
+
+
+_DONE_BEFORE = Evidence(done=_done("", 0))
+"""Of a stage that the sweep does not have to run."""

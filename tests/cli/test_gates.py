@@ -129,6 +129,39 @@ def test_a_class_that_failed_blocks_its_cells_alone_and_is_tried_again_by_a_reru
     assert sorted(digests(gated, "check").values()) == [1, 2]
 
 
+def test_a_rehearsal_that_runs_stops_when_two_others_have_failed_alike(gated):
+    """It would fail as they did, and its cells start nothing either."""
+    third = "third: {model: {name: third, width: 3}}, small:"
+    (gated.folder / "gated.yaml").write_text(SWEEP.replace("small:", third, 1))
+    (gated.folder / "steps.py").write_text(
+        STEPS.replace("    print(", "    fail(config, context)\n    print(")
+        + WAIT
+        + """
+
+def fail(config, context):
+    if config.model.name == "third":
+        (context.folder / "runs").touch()
+        wait(context)
+    while not list(context.folder.parents[1].glob("*/1/runs")):
+        pass
+    raise ValueError("row 7 is bad")
+"""
+    )
+    gated("launch", "gated.yaml", "launcher.workers=3", "policy.rehearse=true", code=1)
+    ends = [json.loads(path.read_text()) for path in gated.store.glob("records/check/*/*/end.json")]
+    how = [(end["outcome"], end["why"]) for end in ends]
+    assert how.count(("failed", "")) == 2
+    assert set(how) == {
+        ("failed", ""),
+        ("released", "held"),
+    }  # a worker that looked before may start it again
+    cells = gated.json("status", "gated")["cells"]
+    assert {cell["state"] for cell in cells} == {"blocked"} and digests(gated, "fit") == {}
+    reasons = {cell["axes"]["model"]: cell["reason"] for cell in cells}
+    assert "its gate check[small] is failed" in reasons["small"]
+    assert "2 cells failed alike: ValueError: row 7 is bad" in reasons["third"]
+
+
 @pytest.mark.long
 def test_a_plan_and_a_launch_agree_on_which_rehearsal_is_tried_again(gated):
     def planned() -> tuple[str, set[str]]:

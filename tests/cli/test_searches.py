@@ -98,6 +98,13 @@ def test_each_round_follows_from_the_results_before_it(sweep: Any) -> None:
     assert first["sampler"].startswith("optuna ")
     rates = [str(point["rate"]) for each in (first, second) for point in each["proposed"]]
     assert [cell["axes"]["rate"] for cell in cells[3:]] == rates
+    assert "2 made again, 0 differences\n" in sweep("decisions", "find", "--verify")
+    records[0].write_text(records[0].read_text().replace('"optuna ', '"optuna 0.'))
+    again = sweep.json("decisions", "find", "--verify")
+    assert [each["why"].partition(":")[0] for each in again] == ["not comparable", ""]
+    assert again[0]["chosen"][0].startswith(f"rate={rates[0]} size=")
+    records[1].write_text(records[1].read_text().replace(f'"rate":{rates[3]}', '"rate":0.123'))
+    assert "differs: other points follow" in sweep("decisions", "find", "--verify", code=1)
 
 
 @pytest.mark.parametrize("moment", ["_proposed", pytest.param("refresh", marks=pytest.mark.long)])

@@ -8,13 +8,14 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from orchestrator.core.evidence import Attempt, Evidence
+from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import is_given_up
 from orchestrator.core.holding import SweepRecords, attributed, holds_of, no_space
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Request, StartRecord
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import State, cell_status, stage_status
+from orchestrator.core.state import Gate, Gates, State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
 
 OLD, NEW = "0" * 64, "1" * 64
@@ -319,3 +320,35 @@ def test_a_full_disk_holds_all_stages_for_a_while_until_space_is_no_longer_scarc
         assert not any(hold.is_final for hold in holds.stages.values())
     records.found["train.math.a.en"] = failed(cause=Cause.STORAGE, message="OSError: [Errno 5] I/O")
     assert holds_of(records.records()._replace(space=(0, gib))).stages == {}
+
+
+def with_gates_of(records: Records) -> SweepRecords:
+    """The records with a gate for each model and task, which is done, or failed as `found` says."""
+    gates = {f"{c.axes['task']}.{c.axes['model']}": c for c in records.sweep.cells}
+    instances = {name: StageInstance(stage="check", digest=name, reads={}) for name in gates}
+    waits = {
+        c.id: (Gate(f"{c.axes['task']}.{c.axes['model']}", (c.stage_digests[-1],)),)
+        for c in records.sweep.cells
+    }
+    found = Gates(instances, {name: (name,) for name in instances}, waits)
+    sweep = replace(records.sweep, stages={**records.sweep.stages, **instances})
+    return records.records()._replace(sweep=sweep, gates=found)
+
+
+def test_two_gates_that_fail_alike_hold_the_classes_that_have_in_common_what_they_have():
+    records = Records(mixtures=("en", "es"))
+    records.found["math.a"] = failed(message="row 7 is bad")
+    assert holds_of(with_gates_of(records)) == NO_HOLDS
+    records.found["math.b"] = failed(message="row 9 is bad")
+    found = with_gates_of(records)
+    holds = holds_of(found)
+    others = records.all_of(task="math", model="c") | records.all_of(task="math", model="d")
+    assert set(holds.cells) == others  # those of the gates that failed are held by these
+    assert all(hold.is_final for hold in holds.cells.values())
+    given_up = {gate for gate in found.gates.instances if is_given_up(gate, found.gates, holds)}
+    assert given_up == {"math.c", "math.d"}
+    records.found["math.c"] = made()
+    assert holds_of(with_gates_of(records)) == NO_HOLDS  # one like them has passed
+    del records.found["math.c"]
+    records.found["math.b"] = failed(message="another thing")
+    assert holds_of(with_gates_of(records)) == NO_HOLDS

@@ -134,7 +134,7 @@ class _Scanner:
         sweep, request = self._decisions.unfolded.sweep, self._request
         gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=True)
         self._sweep, spent = with_gates(sweep, gates), partial(spending_now, self._ledger, sweep.name)
-        holds = HoldReader(self._sweep, self._policy, code_of(request), spent)
+        holds = HoldReader(self._sweep, self._policy, code_of(request), gates, spent)
         cells = [cell for cell in sweep.cells if cell.id in self._wanted]
         self._scanner = StoreScanner(cells, self._sweep.stages, self._status, gates, holds)
 
