@@ -136,7 +136,8 @@ FORMULAS: Mapping[str, str] = {
 """Report to a mapping from file or heading of a table to a sentence on how its numbers are computed."""
 
 RESCORED: Mapping[str, str] = {"evaluate": "orchestrator.sft.predictions:rescored"}
-"""Name of a stage to a function ``(reads, folder, rows)`` that compares its rows with kept predictions."""
+REPLAYED: Mapping[str, str] = {"train": "orchestrator.sft.replay"}
+"""Stage to the function that compares rows with predictions; and to the module that computes a part again."""
 
 GENERAL = "general"
 """The report used when no other report fits."""

@@ -97,3 +97,11 @@ def test_with_the_defect_the_test_fails_and_without_it_it_passes(row: dict[str, 
         assert run(project, row["test"]) == 1
     finally:
         file.write_text(text)
+
+
+def test_the_page_on_mutants_is_made_of_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("mutants", ROOT / "docs" / "mutants.py")
+    assert spec is not None and spec.loader is not None
+    mutants = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutants)
+    assert mutants.PAGE.read_text() == mutants.page(), "python docs/mutants.py --page"

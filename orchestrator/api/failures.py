@@ -9,7 +9,8 @@ import msgspec
 
 from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Attempt, is_answered
-from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint
+from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.fingerprint import Fingerprint
 from orchestrator.core.remedies import described
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance

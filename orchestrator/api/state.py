@@ -11,7 +11,8 @@ from typing import Any, cast
 from orchestrator.core import holding
 from orchestrator.core.decisions import Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
-from orchestrator.core.failure import Cause, Fingerprint, fingerprint
+from orchestrator.core.failure import Cause
+from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.gates import GateRule, gates_of_requests, with_gates
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests

@@ -53,19 +53,22 @@ class Held(NamedTuple):
         content: the files.
         code: digest of the code snapshot; "" without one.
         left_out: what is not there.
+        num_segments: segments of trainings that can be computed again.
     """
 
     content: Content
     code: str
     left_out: list[Omission]
+    num_segments: int
 
 
-def content_of(view: SweepState, *, weights: bool) -> Held:
+def content_of(view: SweepState, *, weights: bool, replayable: bool = False) -> Held:
     """Return the files of a sweep that a bundle holds.
 
     Args:
         view: the revision.
         weights: whether to take all files of products that are still there.
+        replayable: whether to take what the segments of trainings need that can be computed again.
 
     Raises:
         UserError: a record or a product holds a credential.
@@ -78,6 +81,10 @@ def content_of(view: SweepState, *, weights: bool) -> Held:
         content[f"{STORE}/{key}"] = words.without_paths(key, data)
     for instance, done in products(view):
         content |= _product(view, instance, done, weights=weights)
+    num_segments = 0
+    if replayable:
+        num_segments, more = _segments(view)
+        content |= more
     _refuse_secrets(content)
     code, files = _code(view, left_out)
     content |= files
@@ -86,7 +93,7 @@ def content_of(view: SweepState, *, weights: bool) -> Held:
             raise UserError(f"{name!r} cannot stand in a bundle: {name_fault(name) or 'case does not count'}")
         content.pop(name, None)
         left_out.append(Omission(name, "its name is none on every system"))
-    return Held(content, code, left_out)
+    return Held(content, code, left_out, num_segments)
 
 
 def products(view: SweepState) -> Iterator[tuple[StageInstance, Done]]:
@@ -100,6 +107,12 @@ def is_small(file: File) -> bool:
     """Return whether every bundle holds a file of a product: predictions, and texts that are not large."""
     path = PurePosixPath(file.path)
     return path.name == PREDICTIONS or (path.suffix in _TEXTS and file.size <= MAX_TEXT_BYTES)
+
+
+def is_text(name: str) -> bool:
+    """Return whether a file of a bundle is a record, a text or predictions: all that is read of it."""
+    path = PurePosixPath(name)
+    return path.name == PREDICTIONS or path.suffix in _TEXTS
 
 
 def _records(view: SweepState) -> Iterator[tuple[str, bytes]]:
@@ -141,6 +154,28 @@ def _product(view: SweepState, instance: StageInstance, done: Done, *, weights: 
         if not (folder / file.path).is_file():
             raise InfrastructureError(f"{file.path} of {instance.name} is not there", where=str(folder))
     return {f"{STORE}/{key}/{file.path}": folder / file.path for file in there}
+
+
+def _segments(view: SweepState) -> tuple[int, Content]:
+    """Return the number of kept segments, and their checkpoints with the products that the stages took."""
+    content: Content = {}
+    number = 0
+    made = {instance.digest: (instance, done) for instance, done in products(view)}
+    for instance, done in list(made.values()):
+        key = f"{layout.payload(instance, done.attempt)}/{layout.AUDIT}"
+        folder = view.ledger.objects.folder(key)
+        manifests = list(folder.glob("[0-9]*/manifest.json"))
+        if not manifests or not (folder / layout.SEGMENTS).is_file():
+            continue
+        kept = {int(path.parent.name) for path in manifests}
+        segments = msgspec.json.decode((folder / layout.SEGMENTS).read_bytes())["segments"]
+        number += sum(kept.issuperset(segment) for segment in segments)
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        content |= {f"{STORE}/{key}/{path.relative_to(folder).as_posix()}": path for path in paths}
+        for taken in instance.inputs:
+            if taken.digest in made:
+                content |= _product(view, *made[taken.digest], weights=True)
+    return number, content
 
 
 # Paths and secrets

@@ -32,12 +32,14 @@ class BundleOptions(NamedTuple):
 
     Attributes:
         weights: all files of products that are still there.
+        replayable: what the segments need that can be computed again.
         partial: a sweep that is not finished is no error.
         key: private key that signs the bundle, as PEM; None for no signature.
         certificates: of the key, and those that issued it, as PEM; None for a bare key.
     """
 
     weights: bool = False
+    replayable: bool = False
     partial: bool = False
     key: Path | None = None
     certificates: Path | None = None
@@ -114,7 +116,7 @@ def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> BundleFa
         UserError: a record holds a credential.
         InfrastructureError: the records contradict each other, so no honest reader would accept the bundle.
     """
-    held = content_of(view, weights=options.weights)
+    held = content_of(view, weights=options.weights, replayable=options.replayable)
     found, crate = _follows(view, held.content)
     if found.faults:
         raise InfrastructureError(
@@ -128,6 +130,7 @@ def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> BundleFa
         made_by=f"polysweep {orchestrator.__version__}",
         partial=options.partial,
         weights=options.weights,
+        segments=held.num_segments,
         code=held.code,
         left_out=tuple(sorted(held.left_out, key=lambda each: each.what)),
         files=tuple(_file(name, content[name]) for name in sorted(content)),
@@ -146,6 +149,7 @@ def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> BundleFa
         num_rows=found.num_rows,
         num_predicted=found.num_predicted,
         num_claims=found.num_claims,
+        num_segments=held.num_segments,
         is_signed=SIGNATURE in content,
         left_out=tuple(f"{each.what}: {each.why}" for each in manifest.left_out),
         unchecked=tuple(found.unchecked),

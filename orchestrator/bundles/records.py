@@ -44,6 +44,14 @@ def record_faults(view: SweepState, manifest: BundleManifest) -> Iterator[str]:
     for instance, done in products(view):
         known |= {f"{layout.output(instance, done.attempt)}/{file.path}" for file in done.files}
         known.add(layout.metrics(instance, done.attempt))
+        audit = f"{STORE}/{layout.payload(instance, done.attempt)}/{layout.AUDIT}/"
+        own = {file.path: file.sha256 for file in done.files}
+        for path in [path for path in files if path.startswith(audit)]:
+            known.add(path.removeprefix(f"{STORE}/"))
+            # What a checkpoint holds of the product, such as the weights of an epoch, is the product's.
+            inner = path.removeprefix(audit).partition("/")[2]
+            if files[path].sha256 != own.get(inner, files[path].sha256):
+                yield f"{path} is not the file of the product"
         yield from _of_product(view, instance, done, files, manifest)
     yield from _strays(view, files, known)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.bundles.claims import Claims, TableClaim
-from orchestrator.bundles.content import CODE, STORE
+from orchestrator.bundles.content import CODE, STORE, is_text
 from orchestrator.bundles.crate import CRATE, crate_of
 from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
 from orchestrator.bundles.recomputing import CLAIMS, Recomputed, recompute, state_of
@@ -35,10 +35,12 @@ class VerifyOptions(NamedTuple):
     Attributes:
         key: a public key by which the bundle must be signed, as PEM.
         certificates: certificates one of which must have issued that of the signature, as PEM.
+        replay: number of training segments to compute again, by the code in the bundle.
     """
 
     key: Path | None = None
     certificates: Path | None = None
+    replay: int = 0
 
 
 class Verification(msgspec.Struct, kw_only=True):
@@ -53,6 +55,7 @@ class Verification(msgspec.Struct, kw_only=True):
         num_files, num_bytes: its files, and the size of the zip in bytes.
         num_rows, num_predicted: result rows, and those that were computed again from predictions.
         num_claims: numbers in tables that were computed again.
+        replayed: segments of trainings that were computed again with the same bits, as lines.
         signature: ``none``, ``not checked`` without a key of the reader's, ``valid`` or ``invalid``.
     """
 
@@ -68,6 +71,7 @@ class Verification(msgspec.Struct, kw_only=True):
     num_rows: int = 0
     num_predicted: int = 0
     num_claims: int = 0
+    replayed: list[str] = []
     signature: str = "none"
 
 
@@ -93,7 +97,7 @@ def verify_bundle(path: Path, options: VerifyOptions) -> Verification:
             # What was changed is not worth reading: its records would only repeat the fault.
             if not found.faults:
                 _verify_signature(opened, manifest, options, found)
-                _verify_content(opened, manifest, found)
+                _verify_content(opened, manifest, options, found)
         except Damaged as damaged:
             found.faults.append(str(damaged))
     found.faults = [one_line(fault, 400) for fault in found.faults]
@@ -179,13 +183,16 @@ def _verify_signature(
         found.faults.append(str(forged))
 
 
-def _verify_content(opened: Zip, manifest: BundleManifest, found: Verification) -> None:
+def _verify_content(
+    opened: Zip, manifest: BundleManifest, options: VerifyOptions, found: Verification
+) -> None:
     """Compare the records of a bundle with each other, and its other files with what follows from them."""
     code = f"{CODE}/{manifest.code}.json"
     record = opened.read(code) if code in opened.members else None
     found.faults += _shortened(code_faults(manifest, record))
     with tempfile.TemporaryDirectory() as place:
-        opened.extract([name for name in opened.members if name.startswith(f"{STORE}/")], Path(place))
+        texts = [n for n in opened.members if n.startswith(f"{STORE}/") and is_text(n)]
+        opened.extract(texts, Path(place))
         try:
             view = state_of(Path(place, STORE), manifest.sweep, manifest.revision)
             found.faults += _shortened(record_faults(view, manifest))
@@ -198,6 +205,13 @@ def _verify_content(opened: Zip, manifest: BundleManifest, found: Verification) 
             )
             found.faults.append(f"the records of the bundle cannot be read: {escaped(what)}")
             return
+        if options.replay and not found.faults:
+            from orchestrator.bundles.replaying import replay_segments  # runs code of the bundle
+
+            replayed = replay_segments(opened, manifest, view, options.replay)
+            found.replayed += replayed.same
+            found.faults += replayed.faults
+            found.unchecked += replayed.unchecked
     found.faults += _shortened(iter(again.faults))
     found.unchecked += again.unchecked
     found.num_rows, found.num_predicted = again.num_rows, again.num_predicted

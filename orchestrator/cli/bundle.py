@@ -21,6 +21,9 @@ def configure_bundle(parser: argparse.ArgumentParser) -> None:
     add_sweep(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.zip", help="a new file")
     parser.add_argument("--weights", action="store_true", help="also all files of products that are left")
+    parser.add_argument(
+        "--replayable", action="store_true", help="also what policy.audit_segments kept of trainings"
+    )
     parser.add_argument("--partial", action="store_true", help="also of a sweep that is not finished")
     parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="sign it with this private key")
     parser.add_argument(
@@ -35,7 +38,7 @@ def run_bundle(args: argparse.Namespace) -> int:
     view = open_view(args.sweep, no_overrides(args.words))
     if args.certificate is not None and args.sign is None:
         raise UserError("--certificate without --sign", fix="--sign KEY.pem")
-    options = BundleOptions(args.weights, args.partial, args.sign, args.certificate)
+    options = BundleOptions(args.weights, args.replayable, args.partial, args.sign, args.certificate)
     check_bundle(view, args.out, options)
     with LongStep("bundling"):
         made = make_bundle(view, args.out, options)
@@ -44,6 +47,8 @@ def run_bundle(args: argparse.Namespace) -> int:
         return 0
     print(f"{made.file}: {view.title}, {counted(made.num_files, 'file')}, {made.num_bytes / 1e6:,.1f} MB")
     print(f"  {_rows(made.num_rows, made.num_predicted)}, {counted(made.num_claims, 'claim')}")
+    if args.replayable:
+        print(f"  {counted(made.num_segments, 'segment')} of trainings can be computed again")
     print(f"  root {made.root}")
     _remarks("left out", made.left_out)
     _remarks("no reader can check", made.unchecked)
@@ -57,10 +62,14 @@ def configure_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--certificate", type=Path, metavar="CA.pem", help="one of these must have issued the signer's"
     )
+    parser.add_argument(
+        "--replay", type=int, default=0, metavar="K", help="compute K segments of trainings again"
+    )
+    parser.add_argument("--run-code", action="store_true", help="run the code in the file, for --replay")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.epilog = (
         "exit codes: 0 all holds; 1 it does not: each fault is a line; 2 wrong use. It needs no GPU and no"
-        " network, executes nothing of the file, and writes nothing beside it."
+        " network, executes nothing of the file unless --run-code, and writes nothing beside it."
     )
 
 
@@ -69,10 +78,16 @@ def run_verify(args: argparse.Namespace) -> int:
     require("report", what="sweep verify")
     if not args.file.is_file():
         raise UserError(f"no file {args.file}", fix="sweep bundle SWEEP --out FILE.zip makes one")
+    if args.replay < 0 or (args.replay and not args.run_code):
+        raise UserError(
+            f"--replay {args.replay} runs the code in {args.file}",
+            allowed="only what you trust",
+            fix=f"--replay {max(1, args.replay)} --run-code",
+        )
     if args.key is not None or args.certificate is not None:
         require("sign", what="--key" if args.key is not None else "--certificate")
     with LongStep("verifying"):
-        found = verify_bundle(args.file, VerifyOptions(args.key, args.certificate))
+        found = verify_bundle(args.file, VerifyOptions(args.key, args.certificate, args.replay))
     if args.json:
         print_json(found)
         return 0 if found.ok else 1
@@ -88,6 +103,7 @@ def run_verify(args: argparse.Namespace) -> int:
     )
     print(f"  {_rows(found.num_rows, found.num_predicted)}, {counted(found.num_claims, 'claim')}")
     print(f"  root {found.root}, signature {found.signature}")
+    _remarks("replayed", found.replayed)
     _remarks("not checked", found.unchecked)
     return 0
 

@@ -353,9 +353,7 @@ class AppConfigs:
                 "cell", number=next(self.numbers), overrides=texts, volatile=self._volatile
             )
         except UserError as error:
-            own = [
-                name for name in self._overrides.own if repr(name) in error.what or f"'{name}/" in error.what
-            ]
+            own = [name for name in self._overrides.own if re.search(f"'{name}['/]", error.what)]
             if own:
                 error.fix = f"the app has {own[0]} too; the setting of Polysweep is {OWN_PREFIX}{own[0]}=..."
             raise
@@ -389,9 +387,7 @@ class AppConfigs:
             names = ", ".join(self._unused)
             notes.append(f"of no effect here, for cells run as attempts of this sweep: {names}")
         if own := self._overrides.own:
-            notes.append(
-                f"the app has its own {', '.join(own)}: {OWN_PREFIX}{own[0]}=... is that of Polysweep"
-            )
+            notes.append(f"the app has its own {', '.join(own)}: {OWN_PREFIX}{own[0]}=... is Polysweep's")
         return tuple(notes)
 
 

@@ -197,6 +197,8 @@ def _entry(path: Path) -> SweepEntry:
 def _num_cells(file: SweepFile, where: str) -> int | None:
     by_name = {name: axis_of(name, value, where=where) for name, value in file.axes.items()}
     axes = list(by_name.values())
+    if file.phases:  # the most that can exist, which only the file itself states without composing
+        return file.expect_cells
     if file.search is not None:
         found = file.search.get("num_cells")
         return found if isinstance(found, int) else None

@@ -1,4 +1,4 @@
-"""Failure causes, how to find the cause in an exception, exit code or log, and which failures look alike.
+"""Failure causes, and how to find the cause in an exception, an exit code or a log. Pure.
 
 The class of an exception decides first. The message decides only for general classes such as
 ``RuntimeError``. Its patterns must match from the beginning, because a message may quote the words of
@@ -11,15 +11,11 @@ and the message begins as torch writes it. ``ValueError: cannot parse 'CUDA out 
 from __future__ import annotations
 
 import builtins
-import hashlib
 import re
 import signal
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from orchestrator.core.records import End
+from typing import NamedTuple
 
 
 class Cause(StrEnum):
@@ -44,34 +40,36 @@ class Cause(StrEnum):
 DETERMINISTIC = frozenset({Cause.CONFIG, Cause.DATA, Cause.CODE})
 """Causes that would probably recur. A launch gives them no fresh retry budget; `sweep rerun` does."""
 
-_BY_TYPE = {
-    "MemoryError": Cause.OOM_HOST,
-    "FloatingPointError": Cause.NAN,
-    "FileNotFoundError": Cause.DATA,
-    "IsADirectoryError": Cause.DATA,
-    "TimeoutError": Cause.COMMUNICATION,
-    "ConnectionError": Cause.COMMUNICATION,
-    "DistBackendError": Cause.COMMUNICATION,
-    "DistNetworkError": Cause.COMMUNICATION,
-    "DistStoreError": Cause.COMMUNICATION,
-    "UnicodeDecodeError": Cause.DATA,
-    "JSONDecodeError": Cause.DATA,
-    "ImportError": Cause.CODE,
-    "SyntaxError": Cause.CODE,
-    "NameError": Cause.CODE,
-    "AttributeError": Cause.CODE,
-    "TypeError": Cause.CODE,
-    "LookupError": Cause.CODE,
-    "NotImplementedError": Cause.CODE,
-    "ConfigAttributeError": Cause.CODE,  # these five are OmegaConf's, of Hydra apps
-    "ConfigKeyError": Cause.CODE,
-    "MissingMandatoryValue": Cause.CONFIG,
-    "InterpolationKeyError": Cause.CONFIG,
-    "InterpolationResolutionError": Cause.CONFIG,
-    "UserError": Cause.CONFIG,
-    "InfrastructureError": Cause.STORAGE,
+_CLASSES = {
+    Cause.OOM_HOST: "MemoryError",
+    Cause.NAN: "FloatingPointError",
+    Cause.DATA: """
+        FileNotFoundError IsADirectoryError UnicodeDecodeError JSONDecodeError BadZipFile
+        BadGzipFile UnpicklingError ArrowInvalid ParserError EmptyDataError DatasetGenerationError
+        DataFilesNotFoundError UnidentifiedImageError
+    """,
+    Cause.COMMUNICATION: """
+        TimeoutError ConnectionError DistBackendError DistNetworkError DistStoreError gaierror
+        herror URLError SSLError ConnectError ConnectTimeout ReadTimeout WriteTimeout PoolTimeout
+        ReadError RemoteProtocolError IncompleteRead ProtocolError MaxRetryError NewConnectionError
+        NameResolutionError ChunkedEncodingError EndpointConnectionError LocalEntryNotFoundError
+        ServerDisconnectedError APIConnectionError APITimeoutError
+    """,
+    Cause.CODE: """
+        ImportError SyntaxError NameError AttributeError TypeError LookupError NotImplementedError
+        RecursionError ConfigAttributeError ConfigKeyError
+    """,
+    Cause.CONFIG: "MissingMandatoryValue InterpolationKeyError InterpolationResolutionError UserError",
+    Cause.STORAGE: "InfrastructureError",
 }
+_BY_TYPE = {name: cause for cause, names in _CLASSES.items() for name in names.split()}
 """Classes that decide, whatever their message."""
+
+_STATUS = re.compile(r"(?:HTTP Error |(?:Client|Server) error '?|)(?P<status>[45]\d\d)\b", re.IGNORECASE)
+"""The HTTP status with which the messages of urllib, requests, httpx and huggingface_hub begin."""
+
+_PASSING = frozenset({"408", "425", "429"})
+"""Statuses that ask for another try. The others from 400 to 499 are answers to a wrong request."""
 
 _BY_MESSAGE = tuple(
     (re.compile(pattern, re.IGNORECASE), cause)
@@ -91,6 +89,25 @@ _BY_MESSAGE = tuple(
         (r"((training|train|validation|eval\w*) )?(loss|gradients?|grad_norm|perplexity)( value)?"
          r"( at \S+( \d+)?)?:? ?(is|are|was|became|=|:) ?(not finite|non-finite|nan|[+-]?inf)\b", Cause.NAN),
         (r"Function '\w+' returned nan values", Cause.NAN),
+        (r"(CUDA error: )?(uncorrectable|hardware stack|CUDA-capable device\S* is/are busy|no CUDA-capable|"
+         r"system not yet init|driver shutting|initialization error|unknown error)\b", Cause.BAD_NODE),
+        (r"Unexpected error from cudaGetDeviceCount|CUDA (driver )?initialization( failed|:)|"
+         r"(Failed to initialize )?NVML: |No CUDA GPUs are available", Cause.BAD_NODE),
+        (r"(\[Errno (98|100|101|103|104|110|111|112|113)\]|<urlopen error|We couldn't connect to)",
+         Cause.COMMUNICATION),
+        (r"\[Errno 8\]|Can't load |Couldn't instantiate the backend|\S+ is not a local folder|"
+         r"\S+ does not appear to have a file named", Cause.CONFIG),
+        (r"\[Errno (7|36)\]", Cause.CODE),
+        (r"\[enforce fail at inline_container|(disk I/O error|database or disk is full|database is locked)$",
+         Cause.STORAGE),
+        (r"Error while serializing: .*(code: 28|No space left)", Cause.STORAGE),
+        (r"Error while deserializing|Compressed file ended|Ran out of input|field larger than field limit|"
+         r"line contains NUL|PytorchStreamReader failed|Unable to load weights|invalid load key", Cause.DATA),
+        (r"mat1 |(the )?(expanded )?sizes? of |size mismatch|shape '|(expected|given|input type) "
+         r"|dimension out |stack expects|tensors? must |tensors? used as ind|both arguments", Cause.CODE),
+        (r"error\(s\) in loading state_dict|element \d+ of tensors|trying to backward|boolean value of"
+         r"|one of the variables needed|a leaf variable|CUDA error: device-side assert"
+         r"|\W\w+\W not implemented for", Cause.CODE),
         (r"(encountered |got )?(a )?(nan|non-finite|inf) (in )?(the )?(loss|gradients?)\b", Cause.NAN),
     )
 )  # fmt: skip
@@ -115,6 +132,9 @@ def cause_of_exception(type_names: Sequence[str], message: str) -> Cause:
         type_names: the names of its class and base classes, nearest first.
         message: its text.
     """
+    if any("HTTP" in name for name in type_names) and (match := _STATUS.match(message)):
+        is_wrong = match["status"] < "500" and match["status"] not in _PASSING
+        return Cause.CONFIG if is_wrong else Cause.COMMUNICATION
     for name in type_names:
         if name in _BY_TYPE:
             return _BY_TYPE[name]
@@ -225,6 +245,11 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
     lines = [line.removeprefix(rank) for rank, line in marked]
     # A process that a signal killed raised nothing: a traceback in its log was handled before.
     raised = _last_exception(marked, exit_code) if not name and exit_code not in _EXIT_CODES else None
+    if raised is not None and raised[0][0] in _WRAPPERS:
+        # What the program itself said stands before the traceback of what had started it.
+        start = max(number for number, line in enumerate(lines) if line.startswith("Traceback"))
+        if (last := _last_words(lines[:start])) is not None:
+            return CommandFailure(last[0], "", f"{how}: {last[1]}")
     if raised is not None:
         names, text = raised
         line = f"{names[0]}: {text}" if text else names[0]
@@ -311,88 +336,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-NUM_FRAMES = 3
-"""Innermost frames of the user's own code that count; our choice."""
-FINGERPRINT_LENGTH = 10
-"""Hexadecimal digits of a fingerprint: 40 bits, so that a thousand differ with near certainty."""
-
-_QUOTED = re.compile(r"(?<!\w)(['\"])([^'\"]*)\1")
-_PATH = re.compile(r"(?<![\w.~+@-])(?:[A-Za-z]:)?[\w.~+@-]*[/\\][\w./\\~+@=,-]*")
-_IDS = re.compile(
-    r"\b(?:0x[0-9a-fA-F]+|(?=[0-9a-f]*\d)[0-9a-f]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\b"
-)
-_NUMBERS = re.compile(r"[-+]?\b\d[\d_,.]*(?:[eE][-+]?\d+)?(?:\s?[KMGT]i?B\b)?")
-_FRAME = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)')
-_FOREIGN = re.compile(r"(^|[/\\])(site-packages|dist-packages|lib[/\\]python\d)|^<")
-
-
-class Fingerprint(NamedTuple):
-    """What failures that look alike have in common.
-
-    Attributes:
-        digest: the first hexadecimal digits of a SHA-256 over the other fields.
-        stage: that failed.
-        cause: of the failure.
-        exception: class name; "" if no exception was raised.
-        message: without numbers, ids and paths.
-        frames: the innermost frames of the user's own code, as ``file:function``, the innermost last.
-    """
-
-    digest: str
-    stage: str
-    cause: str
-    exception: str
-    message: str
-    frames: tuple[str, ...]
-
-
-def fingerprint(stage: str, end: End) -> Fingerprint:
-    """Return the fingerprint of a failed attempt, equal for failures that look alike.
-
-    Ten cells that fail on ten different rows of one broken file are one problem. Their messages differ in
-    numbers and paths, so these are taken out. The form is ours::
-
-        ValueError: row 17 of /data/en.jsonl has no answer  ->  ValueError: row # of <path> has no answer
-        ValueError: row 93 of /data/de.jsonl has no answer  ->  the same
-
-    Args:
-        stage: name of the stage in the sweep file.
-        end: record of the attempt's end.
-    """
-    cause = str(end.cause or "unknown")
-    message, frames = (
-        without_particulars(end.message.removeprefix(f"{end.exception}: ")),
-        own_frames(end.log_tail),
-    )
-    parts = "\0".join((stage, cause, end.exception, message, *frames))
-    digest = hashlib.sha256(parts.encode()).hexdigest()[:FINGERPRINT_LENGTH]
-    return Fingerprint(digest, stage, cause, end.exception, message, frames)
-
-
-def without_particulars(message: str) -> str:
-    """Return a message with paths, ids and numbers replaced by signs."""
-    # A path in quotes may hold spaces.
-    found = _QUOTED.sub(lambda quoted: "<path>" if re.search(r"[/\\]", quoted[2]) else quoted[0], message)
-    found = _IDS.sub("<id>", _PATH.sub("<path>", found))
-    return " ".join(_NUMBERS.sub("#", found).split())
-
-
-def own_frames(log: str) -> tuple[str, ...]:
-    """Return the innermost frames of the last traceback of a log that are not of installed packages.
-
-    Line numbers are left out: an edit above a function moves them. If all frames are of packages, the
-    innermost of those are returned.
-    """
-    frames: list[tuple[str, str]] = []
-    is_inside = False
-    for line in log.splitlines():
-        if "Traceback (most recent call last):" in line:
-            frames, is_inside = [], True
-        elif is_inside and (match := _FRAME.search(line)):
-            frames.append((match["file"], match["name"].strip()))
-    own = [frame for frame in frames if not _FOREIGN.search(frame[0])] or frames
-    return tuple(
-        f"{file.replace(chr(92), '/').rpartition('/')[2]}:{name}" for file, name in own[-NUM_FRAMES:]
-    )

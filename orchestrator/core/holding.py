@@ -22,7 +22,8 @@ from orchestrator.core.evidence import (
     budget_hold,
     spent,
 )
-from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint, fingerprint
+from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
 from orchestrator.core.settings import Policy, SpendingLimit

@@ -119,6 +119,8 @@ class Policy(Settings, frozen=True, kw_only=True):
         budget: what the sweep may spend.
         breaker: how many stages that fail alike hold back the cells that have in common what these have;
             0 holds back none.
+        audit_segments: how many pairs of checkpoints of each training are kept, between which it can be
+            computed again; see `orchestrator.execution.audit`.
     """
 
     lease_s: float = 90.0
@@ -132,6 +134,7 @@ class Policy(Settings, frozen=True, kw_only=True):
     rehearse: Annotated[bool | Literal["auto"], SINCE_2] = "auto"
     budget: Annotated[SpendingLimit, SINCE_2] = SpendingLimit()
     breaker: Annotated[int, SINCE_2] = 3
+    audit_segments: Annotated[int, SINCE_2] = 0
 
 
 class HardwareSettings(Settings, frozen=True, kw_only=True):
@@ -264,6 +267,7 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
     _at_least("policy.grace_s", settings.policy.grace_s, 0, where)
     _at_least("policy.quarantine_s", settings.policy.quarantine_s, 0, where)
     _at_least("policy.breaker", settings.policy.breaker, 0, where)
+    _at_least("policy.audit_segments", settings.policy.audit_segments, 0, where)
     for stage, limit_s in settings.policy.limits_s.items():
         if not limit_s > 0:
             raise UserError(f"policy.limits_s.{stage} is {limit_s!r}", where=where, allowed="more than 0")

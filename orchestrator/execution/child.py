@@ -29,6 +29,7 @@ from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, StageFailure, StopRequested, one_line, words_of
 from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message
+from orchestrator.execution.audit import context_for
 from orchestrator.execution.checkpoints import UNREAD
 from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.execution.keeper import ReceivedSignals
@@ -254,7 +255,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         *(folder, order.sweep, order.cell, order.instance.name, order.attempt, order.config),
         msgspec.to_builtins(tracker),
     )
-    return Context(
+    return context_for(order, in_place=ledger.objects.in_place)(
         folder,
         uses=Config(order.uses, declared="uses"),
         resume=None

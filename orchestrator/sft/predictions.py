@@ -185,8 +185,11 @@ def rescored(
     for row in rows:
         faults += _differences(row, counted, common)
     if "train" in inputs:
+        validated = {score.step for score in tested}
         epochs = {int(path.name) for path in (inputs["train"] / _EPOCHS).glob("[0-9]*")}
-        if epochs and epochs != {score.step for score in tested}:
+        # Weights of epochs may be retired; the summary of the training always stays.
+        number = _summary(inputs["train"]).get("num_epochs", len(validated))
+        if not epochs <= validated or number != len(validated):
             faults.append("the validated steps are not those at which the training ended an epoch")
     return Rescored(tuple(faults), tuple(unchecked))
 
@@ -236,9 +239,15 @@ def _common(config: Config, selected: int | None, train: Path | None) -> Row:
         "pretrained": selected is None,
         "selected_step": selected,
     }
-    if train is not None and (train / _SUMMARY).is_file():
-        summary = json.loads((train / _SUMMARY).read_text(encoding="utf-8"))
+    if train is not None and (summary := _summary(train)):
         found |= {name: summary.get(name) for name in _MEASURED}
+    return found
+
+
+def _summary(train: Path) -> dict[str, Any]:
+    """Return the summary of a training; nothing where there is none."""
+    path = train / _SUMMARY
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 
 

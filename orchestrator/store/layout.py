@@ -22,7 +22,7 @@ These functions build the keys, so that the whole layout can be seen in one plac
     void/<stage>/<digest>.<g>.json
     retired/<stage>/<policy>/<digest>.<g>.json
     payload/<stage>/<digest>/<n>/                 log.txt metrics.jsonl outcome.json
-                                                  checkpoints/ output/ scratch/ work/
+                                                  checkpoints/ output/ scratch/ work/ audit/
     code/<digest>.json                            the manifest of a code snapshot; written last
     code/<digest>/{polysweep,project-<i>}/        in a bucket: code/<digest>.archive/files.tar
 """
@@ -47,6 +47,8 @@ class Named(Protocol):
 STORE = "store.json"
 LOG, METRICS, OUTCOME = "log.txt", "metrics.jsonl", "outcome.json"
 OUTPUT, CHECKPOINTS, SCRATCH, WORK = "output", "checkpoints", "scratch", "work"
+AUDIT, SEGMENTS = "audit", "segments.json"
+"""Folder of checkpoints that are kept for an audit, and in it a file on what the attempt ran."""
 NODES = "nodes"
 """Prefix of the reports about nodes."""
 CODE = "code"

@@ -25,7 +25,7 @@ from orchestrator.store.access import new_nonce
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 
-_PAYLOAD = (layout.OUTPUT, layout.CHECKPOINTS, layout.SCRATCH, layout.WORK)
+_PAYLOAD = (layout.OUTPUT, layout.CHECKPOINTS, layout.SCRATCH, layout.WORK, layout.AUDIT)
 """Folders of an attempt that may be deleted. Its log and metrics stay."""
 
 

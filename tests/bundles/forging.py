@@ -23,7 +23,6 @@ from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
 from orchestrator.bundles.recomputing import recompute, state_of
 from orchestrator.manifest import File
 from orchestrator.sft.predictions import PREDICTIONS
-from tests.bundles import graded
 
 Files = dict[str, bytes]
 Caught = Literal["digests", "recomputation", "signature"]
@@ -72,7 +71,7 @@ def followed(files: Files) -> Files:
                 path = Path(place, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
-        view = state_of(Path(place, "store"), graded.NAME, 1)
+        view = state_of(Path(place, "store"), msgspec.json.decode(files[MANIFEST])["sweep"], 1)
         files = {**files, **recompute(view).files}
         listed = [name for name in sorted(files) if name not in (MANIFEST, SIGNATURE, CRATE)]
         files[CRATE] = crate_of(view, [_file(name, files[name]) for name in listed])

@@ -57,5 +57,13 @@ def plain(found: object) -> str:
     if isinstance(found, Mapping):
         return "{" + ", ".join(f"{key}: {plain(value)}" for key, value in found.items()) + "}"
     if isinstance(found, msgspec.Struct):
-        return plain({name: getattr(found, name) for name in found.__struct_fields__})
+        # Without defaults, so that a new setting changes no answer.
+        fields = msgspec.structs.fields(found)
+        values = {each.name: (getattr(found, each.name), _default(each)) for each in fields}
+        return plain({name: value for name, (value, default) in values.items() if value != default})
     return str(found) if isinstance(found, str) else repr(found)
+
+
+def _default(field: msgspec.structs.FieldInfo) -> object:
+    made = field.default_factory
+    return field.default if made is msgspec.NODEFAULT else made()

@@ -150,3 +150,45 @@ def test_a_command_fails_by_its_last_exception_its_signal_or_its_exit_code(
 @pytest.mark.parametrize("code", [-signal.SIGKILL, 137])
 def test_sigkill_while_the_kernel_was_out_of_memory_is_host_memory(code: int) -> None:
     assert cause_of_command(code, "Killed\n", oom_killed=True).cause is Cause.OOM_HOST
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "cause"),
+    [
+        ("HTTPError URLError OSError", "HTTP Error 404: Not Found", Cause.CONFIG),
+        ("HTTPError URLError OSError", "HTTP Error 429: Too Many Requests", Cause.COMMUNICATION),
+        ("HTTPError URLError OSError", "HTTP Error 503: Service Unavailable", Cause.COMMUNICATION),
+        ("HTTPStatusError HTTPError", "Client error '401 Unauthorized' for url 'http://x'", Cause.CONFIG),
+        ("HTTPError RequestException OSError", "502 Server Error: Bad Gateway for url", Cause.COMMUNICATION),
+        ("URLError OSError", "<urlopen error [Errno 111] Connection refused>", Cause.COMMUNICATION),
+        ("gaierror OSError", "[Errno -2] Name or service not known", Cause.COMMUNICATION),
+        ("OSError", "[Errno 98] Address already in use", Cause.COMMUNICATION),
+        ("OSError", "[Errno 8] Exec format error: 'train'", Cause.CONFIG),
+        ("OSError", "Can't load tokenizer for 'tiny'. If you were trying to load it", Cause.CONFIG),
+        ("ArrowInvalid ValueError", "Parquet magic bytes not found in footer", Cause.DATA),
+        ("SafetensorError", "Error while deserializing header: header too large", Cause.DATA),
+        ("EOFError", "Compressed file ended before the end-of-stream marker was reached", Cause.DATA),
+        ("EOFError", "", Cause.UNKNOWN),
+        ("OperationalError", "database or disk is full", Cause.STORAGE),
+        ("RuntimeError", "[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 2", Cause.STORAGE),
+        ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)", Cause.CODE),
+        ("RuntimeError", "\"addmm_impl_cpu_\" not implemented for 'Half'", Cause.CODE),
+        ("RuntimeError", "CUDA error: device-side assert triggered", Cause.CODE),
+        ("RecursionError RuntimeError", "maximum recursion depth exceeded", Cause.CODE),
+        ("RuntimeError", "CUDA error: uncorrectable ECC error encountered", Cause.BAD_NODE),
+        ("RuntimeError", "CUDA error: an illegal memory access was encountered", Cause.UNKNOWN),
+        ("RuntimeError", "the report 'CUDA error: uncorrectable' cannot be sent", Cause.UNKNOWN),
+    ],
+)
+def test_what_common_libraries_raise_has_the_cause_that_its_reader_would_name(
+    names: str, message: str, cause: Cause
+) -> None:
+    assert cause_of_exception(names.split(), message) is cause
+
+
+def test_the_words_of_a_program_count_that_a_script_started() -> None:
+    said = "train.py: error: the following arguments are required: --lr\n"
+    log = f"usage: train.py --lr LR\n{said}{TRACEBACK}subprocess.CalledProcessError: Command died\n"
+    assert cause_of_command(1, log, oom_killed=False).cause is Cause.CONFIG
+    handled = f"{TRACEBACK}subprocess.CalledProcessError: Command died\n"
+    assert cause_of_command(1, handled, oom_killed=False).cause is Cause.UNKNOWN

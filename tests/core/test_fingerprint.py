@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.core.failure import Cause, fingerprint, own_frames, without_particulars
+from orchestrator.core.failure import Cause
+from orchestrator.core.fingerprint import fingerprint, own_frames, without_particulars
 from orchestrator.core.records import End
 
 

@@ -30,7 +30,7 @@ def _sweep(cells: list[Cell], phases: tuple[SealedPhase, ...]) -> ComposedSweep:
     return ComposedSweep(name="s", specs={}, stages=stages, cells=tuple(cells), phases=phases)
 
 
-def _two_phases(num: int = 3, select: Select = BEST) -> ComposedSweep:
+def two_phases(num: int = 3, select: Select = BEST) -> ComposedSweep:
     """Phase a with cells a0, a1, ... and phase b with two cells for each of them."""
     first = [_cell(f"a{i}", f"d{i}", lr=str(i)) for i in range(num)]
     second = [_cell(f"b{i}.{j}", f"e{i}.{j}", lr=str(i), seed=str(j)) for i in range(num) for j in (0, 1)]
@@ -101,7 +101,7 @@ class Store:
 
 
 def test_cells_of_the_next_phase_exist_once_their_candidate_was_chosen():
-    store = Store(_two_phases())
+    store = Store(two_phases())
     assert [cell.id for cell in unfold(store.sweep, ()).sweep.cells] == ["a0", "a1", "a2"]
     store.scores = {"d0": 1.0, "d1": 3.0}
     found = store.decide()
@@ -123,7 +123,7 @@ def test_cells_of_the_next_phase_exist_once_their_candidate_was_chosen():
 
 
 def test_failed_cells_count_as_the_worst_and_are_listed():
-    store = Store(_two_phases())
+    store = Store(two_phases())
     store.scores = {"d0": None, "d1": -5.0, "d2": None}
     assert store.decide() is None
     (decision,) = store.decisions
@@ -134,7 +134,7 @@ def test_failed_cells_count_as_the_worst_and_are_listed():
 
 
 def test_without_any_value_there_is_no_decision():
-    store = Store(_two_phases())
+    store = Store(two_phases())
     store.scores = {"d0": None, "d1": None, "d2": None}
     found = store.decide()
     assert found is not None and not found.is_passing and "no cell has a value" in found.reason
@@ -143,7 +143,7 @@ def test_without_any_value_there_is_no_decision():
 
 
 def test_a_cancelled_or_held_cell_leaves_the_decision_to_a_person():
-    sweep = _two_phases()
+    sweep = two_phases()
     store = Store(sweep)
     store.scores = {"d0": 1.0, "d1": 2.0}
     question = unfold(sweep, ()).question
@@ -164,7 +164,7 @@ def test_a_cancelled_or_held_cell_leaves_the_decision_to_a_person():
     ],
 )
 def test_the_best_are_chosen(scores: list[float | None], select: Select, chosen: tuple[str, ...]) -> None:
-    store = Store(_two_phases(select=select))
+    store = Store(two_phases(select=select))
     store.scores = {f"d{i}": score for i, score in enumerate(scores)}
     assert store.decide() is None
     assert store.decisions[0].chosen == chosen
@@ -172,7 +172,7 @@ def test_the_best_are_chosen(scores: list[float | None], select: Select, chosen:
 
 def test_the_value_is_of_the_rows_that_count():
     select = Select(metric="score", mode="max", where={"split": "test"})
-    sweep = _two_phases(2, select)
+    sweep = two_phases(2, select)
     question = unfold(sweep, ()).question
     assert question is not None
     rows = ({"split": "test", "score": 1}, {"split": "test", "score": 2}, {"split": "dev", "score": 90})
@@ -199,7 +199,7 @@ def test_a_candidate_of_several_seeds_has_their_mean_and_one_without_all_of_them
 
 
 def test_each_group_has_a_winner_of_its_own():
-    sweep = _two_phases(4)
+    sweep = two_phases(4)
     groups = {f"lr={i}": f"model={'ab'[i % 2]}" for i in range(4)}
     first = msgspec.structs.replace(
         sweep.phases[0], groups=groups, select=Select(metric="score", mode="max", per=("model",))
@@ -286,7 +286,7 @@ def test_the_best_of_81_is_found_for_a_third_of_the_compute():
 def test_a_thousand_decisions_are_the_same_in_any_order_of_arrival():
     rng, num = random.Random(0), 0
     while num < 1000:
-        sweep = _halving(rng.randint(2, 12)) if rng.random() < 0.5 else _two_phases(rng.randint(2, 6))
+        sweep = _halving(rng.randint(2, 12)) if rng.random() < 0.5 else two_phases(rng.randint(2, 6))
         results = {
             digest: None if rng.random() < 0.2 else float(rng.randint(0, 3)) for digest in sweep.stages
         }
