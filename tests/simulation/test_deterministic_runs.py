@@ -39,7 +39,7 @@ def hunted(*words: str, **environment: str) -> dict[str, Any]:
 
 
 def test_a_seed_gives_the_same_run_in_each_process_step_by_step() -> None:
-    one, other = (hunted("0..16", PYTHONHASHSEED=seed) for seed in ("1", "2"))
+    one, other = (hunted("4..12", PYTHONHASHSEED=seed) for seed in ("1", "2"))
     assert one["trace"] == other["trace"] and one["events"] == other["events"] != {}
     lines: list[str] = []
     assert play(3, lines=lines).trace == play(3).trace != play(4).trace
@@ -47,7 +47,7 @@ def test_a_seed_gives_the_same_run_in_each_process_step_by_step() -> None:
 
 
 def test_no_schedule_breaks_a_rule() -> None:
-    assert [run for seed in range(64) if (run := play(seed)).problem] == []
+    assert [run for seed in range(48) if (run := play(seed)).problem] == []
 
 
 @pytest.mark.long
