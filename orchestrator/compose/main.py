@@ -143,10 +143,11 @@ def _composed(
     # Stages are imported from the sweep file's folder first, then from the working folder.
     import_paths = tuple(dict.fromkeys([str(folder), str(cwd)]))
     file_axes = {axis: axis_of(axis, value, where=where) for axis, value in file.axes.items()}
-    space = load(_SPACE)(file, where=where) if file.search is not None else None
+    store_url, words = split_store(overrides)
+    space = load(_SPACE)(file, words, where=where) if file.search is not None else None
     file_axes |= space.axes if space is not None else {}
     conditions: Any = load(CONDITIONS)(file.when, file_axes, where=where) if file.when else None
-    store_url, words = split_store(overrides)
+    words = words if space is None else space.words
     with contextlib.ExitStack() as stack:
         if file.app is not None:
             app = stack.enter_context(load(_APPS)(file, file_axes, words, folder=folder, where=where))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, list_axis
+from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, list_axis, parse_override, plain
 from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.core.grid import Grid
@@ -76,24 +76,30 @@ class Space(NamedTuple):
         file: the key of the sweep file.
         axes: a parameter with options has its labels; one with a range has one label, of its lower end.
         ranges: the parameters with ranges.
+        words: of the command line, without those about the search.
     """
 
     file: SearchFile
     axes: dict[str, Axis]
     ranges: dict[str, SearchParameter]
+    words: list[str]
 
 
-def space_of(file: SweepFile, *, where: str) -> Space:
+def space_of(file: SweepFile, words: Sequence[str], *, where: str) -> Space:
     """Return the space of a sweep file's search.
 
     Args:
         file: the sweep file, with `search`.
+        words: of the command line; those such as ``search.seed=2`` change the search.
         where: the sweep file, for messages.
 
     Raises:
         UserError: the space is empty, a parameter is malformed, or the file has keys that do not go with it.
     """
-    search = convert(file.search, SearchFile, where=where, key="search")
+    mine = {f"search.{name}": name for name in SearchFile.__struct_fields__ if name != "space"}
+    given = {mine[key]: word for word in words if (key := word.partition("=")[0]) in mine}
+    changed = {name: plain(parse_override(word)._value) for name, word in given.items()}
+    search = convert({**(file.search or {}), **changed}, SearchFile, where=where, key="search")
     for key, value in (
         ("axes", file.axes),
         ("exclude", file.exclude),
@@ -124,7 +130,7 @@ def space_of(file: SweepFile, *, where: str) -> Space:
             raise UserError(
                 f"when {key!r} is on the range {min(on)!r}", where=where, allowed="parameters with options"
             )
-    return Space(search, axes, ranges)
+    return Space(search, axes, ranges, [word for word in words if word not in given.values()])
 
 
 def _range(name: str, value: Mapping[str, Any], where: str) -> SearchParameter:

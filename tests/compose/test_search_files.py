@@ -77,6 +77,15 @@ def test_the_command_line_narrows_the_space(project):
         search(project, "", "layers=1,2")
 
 
+def test_the_command_line_changes_the_search_itself(project):
+    found = search(project, "", "search.num_cells=12", "search.batch=4", "search.seed=8", "search.mode=max")
+    sealed = found.sweep.search
+    assert (sealed.num_cells, sealed.batch, sealed.seed, sealed.select.mode) == (12, 4, 8, "max")
+    assert len(found.sweep.cells) == 4
+    with pytest.raises(UserError, match="sampler"):
+        search(project, "", "search.sampler=grid")
+
+
 def test_options_choose_config_groups_and_named_values(study):
     found = study.sweep(
         "search: {metric: loss, mode: min, num_cells: 30, batch: 4, space: {trainer: [quick, slow], "
