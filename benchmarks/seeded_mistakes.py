@@ -113,6 +113,7 @@ HUNG_GPU_HOURS = sum(GPUS.get(name, 1) * max(180, s / 2) for name, s in REHEARSE
 """What the rehearsals of one task hang, which the simulation does not know: it ends stages as planned."""
 
 MISTAKES: Mapping[str, Mistake] = {
+    "none": Mistake("none", is_real=False),
     "typo": Mistake("typo in a config key", words=("trainer.lerning_rate=1e-3",)),
     "bad_row": Mistake(
         "a row without an answer in one language",
@@ -222,8 +223,7 @@ def play(name: str, mistake: Mistake, words: Sequence[str]) -> dict[str, Any]:
     seconds = time.monotonic() - start_s
     status = run.json("status", "mistakes") or {}
     (spent, *_) = (run.json("status", "mistakes", "--spent") or {}).get("spent") or [{}]
-    before = folder / "before.json"
-    failed = failed_stages(run) + (json.loads(before.read_text()) if before.exists() else [])
+    failed = failed_stages(run)
     axes = {cell["cell"]: cell["axes"] for cell in status.get("cells", ())}
     hurt = [each for each in failed if each["stage"] in GUARDED]
     classes = {
@@ -301,10 +301,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help="names, with commas")
     parser.add_argument("--modes", default="off,on", help="everything off, everything on")
     parser.add_argument("--no-real", action="store_true", help="the projection on the study alone")
-    parser.add_argument("--out", type=Path, help="file for all results, as JSON lines")
+    parser.add_argument("--out", type=Path, help="file for all results; rows that it holds are not run again")
     given = parser.parse_args(words)
     names = given.only.split(",") if given.only else list(MISTAKES)
-    for line in results(names, given.modes.split(","), is_real=not given.no_real):
+    lines = given.out.read_text().splitlines() if given.out and given.out.exists() else []
+    found = {(each["mistake"], each["mode"]) for each in map(json.loads, lines)}
+    rows = [(name, mode) for name in names for mode in given.modes.split(",") if (name, mode) not in found]
+    for line in results(rows, is_real=not given.no_real):
         text = json.dumps(line)
         print(text, flush=True)
         if given.out:
@@ -313,15 +316,22 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def results(names: Sequence[str], modes: Sequence[str], *, is_real: bool) -> Iterator[dict[str, Any]]:
-    """Yield a result for each mistake with everything off, and with everything on."""
-    for name in names:
-        mistake = MISTAKES[name]
-        for mode in modes:
-            settings = ON if mode == "on" else OFF
-            real = play(name, mistake, settings) if is_real and mistake.is_real else None
-            on_study = project(mistake, settings) if mistake.faults or mistake.hurt is preempted else None
-            yield {"mistake": name, "what": mistake.what, "mode": mode, "real": real, "study": on_study}
+def results(rows: Sequence[tuple[str, str]], *, is_real: bool) -> Iterator[dict[str, Any]]:
+    """Yield a result for each mistake with everything off, or with everything on."""
+    for name, mode in rows:
+        mistake, settings = MISTAKES[name], ON if mode == "on" else OFF
+        real = play(name, mistake, settings) if is_real and mistake.is_real else None
+        is_projected = mistake.faults or mistake.hurt is preempted or name == "none"
+        on_study = project(mistake, settings) if is_projected else None
+        yield {
+            "mistake": name,
+            "what": mistake.what,
+            "mode": mode,
+            "at": time.strftime("%Y-%m-%d %H:%M"),
+            "load": os.getloadavg()[0],
+            "real": real,
+            "study": on_study,
+        }
 
 
 if __name__ == "__main__":

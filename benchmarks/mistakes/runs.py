@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -78,15 +79,15 @@ def preempted(run: Run) -> int:
 
 
 def on_full_disk(run: Run) -> int:
-    """Launch into a file system that is too small; then enlarge it, and launch again."""
+    """Launch into a file system that is too small, and enlarge it a while after the first failure."""
     run.store.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", run.store], check=True)
+    enlarging = threading.Thread(target=_enlarge_later, args=(run,), daemon=True)
     try:
-        run.launch()
-        # The next launch mends these failures.
-        (run.folder / "before.json").write_text(json.dumps(failed_stages(run)))
-        subprocess.run(["mount", "-o", "remount,size=200m", run.store], check=True)
-        code = run.launch()
+        enlarging.start()
+        if (code := run.launch()) != 0:  # what failed for good meanwhile
+            enlarging.join()
+            code = run.launch()
         kept = run.folder / "kept"
         shutil.copytree(run.store, kept, symlinks=True)
     finally:
@@ -94,6 +95,15 @@ def on_full_disk(run: Run) -> int:
     run.store.rmdir()
     kept.rename(run.store)
     return code
+
+
+def _enlarge_later(run: Run) -> None:
+    """Enlarge the file system of a run 20 seconds after a stage has failed for want of space."""
+    until_s = time.monotonic() + 300
+    while time.monotonic() < until_s and not failed_stages(run):
+        time.sleep(1)
+    time.sleep(20)
+    subprocess.run(["mount", "-o", "remount,size=200m", run.store], check=False)
 
 
 def on_slurm(hurt: Callable[[Mapping[str, str]], object]) -> Callable[[Run], int]:

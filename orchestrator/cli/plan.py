@@ -83,7 +83,10 @@ def configure_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the errors and the failures")
     parser.add_argument("--moldable", action="store_true", help="cells may have more GPUs than they need")
     parser.add_argument(
-        "--failures", metavar="TABLE", default="none", help="none, llama3, x100, or a JSON file with rates"
+        "--failures",
+        metavar="TABLE",
+        default="none",
+        help="none, llama3, xN (N times that rate), or a JSON file",
     )
     parser.add_argument("--preempt-every", metavar="TIME", help="jobs are preempted after, such as 4h or 30m")
     parser.add_argument("--job-start", metavar="TIME", help="until the first stage of a job computes, as 30s")

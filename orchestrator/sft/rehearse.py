@@ -127,8 +127,10 @@ def _rehearse_training(
         _train(tree, given, first)
     except StopRequested:
         phases.end(2)
-    (folder,) = (path.parent for path in (first.folder / "checkpoints").glob(f"*/{MANIFEST}"))
-    saved = Checkpoint(int(folder.name), folder)
+    folders = [path.parent for path in (first.folder / "checkpoints").glob(f"*/{MANIFEST}")]
+    if not folders:  # a training goes on without one; here the next step would have nothing to go on from
+        raise StageFailure("storage", "No space left on device for the checkpoint of the rehearsal")
+    saved = Checkpoint(int(folders[0].name), folders[0])
     speeds = _Speeds()
     second = _within(context, "second", tree, resume=saved, trackers=(speeds,))
     _train(tree, given, second, in_new_process=True)

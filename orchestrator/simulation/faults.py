@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from orchestrator.errors import UserError
 NONE, MEASURED = "none", "llama3"
 """Names of the table without faults, and of the measured one."""
 
-_SCALED = {"x100": 100.0}
+_SCALED = re.compile(r"x(?P<times>[1-9]\d{0,5})")
 """Names of tables that are the measured one with other rates, and by what factor."""
 
 
@@ -137,22 +138,23 @@ def fault_table(name: str) -> FaultTable:
     """Return a table of faults.
 
     Args:
-        name: ``none``, ``llama3``, ``x100`` (the same at a hundred times the rate), or the path of a JSON
-            file with the fields of `FaultTable`.
+        name: ``none``, ``llama3``, ``xN`` (the same at N times the rate, such as ``x100``), or the path of a
+            JSON file with the fields of `FaultTable`.
 
     Raises:
         UserError: there is no such table, or the file holds none.
     """
     if name == NONE:
         return NO_FAULTS
-    path = Path(__file__).with_name(f"{MEASURED}.json") if name in (MEASURED, *_SCALED) else Path(name)
+    scaled = _SCALED.fullmatch(name)
+    path = Path(__file__).with_name(f"{MEASURED}.json") if scaled or name == MEASURED else Path(name)
     try:
         tree: Any = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
             f"{name!r} is no table of faults: {error}",
             where="--failures",
-            allowed=f"{NONE}, {MEASURED}, {', '.join(_SCALED)}, or a JSON file such as {_EXAMPLE}",
+            allowed=f"{NONE}, {MEASURED}, xN (such as x100), or a JSON file such as {_EXAMPLE}",
         ) from None
     table = convert(tree, FaultTable, where=name)
     numbers = [
@@ -161,4 +163,4 @@ def fault_table(name: str) -> FaultTable:
     ]
     if not table.gpu_hours > 0 or not all(0 <= number < float("inf") for number in numbers):
         raise UserError("a number of a table of faults is out of range", where=name, allowed="0 or more")
-    return msgspec.structs.replace(table, gpu_hours=table.gpu_hours / _SCALED.get(name, 1.0))
+    return msgspec.structs.replace(table, gpu_hours=table.gpu_hours / (int(scaled["times"]) if scaled else 1))

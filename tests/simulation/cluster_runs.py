@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 
 from orchestrator import formats, provenance
-from orchestrator.api.reconciling import PendingLaunch, is_open, submit_pass
+from orchestrator.api.reconciling import SECOND_LOOK_S, PendingLaunch, is_open, submit_pass
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Owner, Process
@@ -119,6 +119,7 @@ class ClusterPlay(Play):
                 waits_s = self.world.now_s - task.accepted_s
                 # One that a slow launch submitted just now finds the closing, and claims nothing.
                 is_late = over.detail == NEVER and waits_s < SETTLE_S / 2
+                is_late |= over.word == "EXITED" and task.word == "RUNNING" and not task.claims
                 if task.claims or not is_late:
                     what = (
                         f"{task.number}_{task.index} is {task.word} and was closed: {over.word} {over.detail}"
@@ -177,13 +178,13 @@ class ClusterPlay(Play):
                 self.silent_s = world.now_s + world.random.choice((5.0, 40.0))
             case "blank":
                 self.events[name] += 1
-                self.blank_s = world.now_s + world.random.choice((1.0, 3.0, 4.5))
+                self._blank(world.random.choice((1.0, 3.0, 4.5)))
             case "evict" if live:  # a node is drained while the controller starts anew
                 self.events[name] += 1
                 task = world.random.choice(live)
                 if task.process is not None:
                     self._stops[task.process.name] = "stopped"
-                world.after(1.0, functools.partial(setattr, self, "blank_s", world.now_s + 5.0))
+                world.after(1.0, functools.partial(self._blank, 4.0))
             case "forget" if live:  # it loses its last seconds, and kills what it does not know
                 self.events[name] += 1
                 task = world.random.choice(live)
@@ -194,6 +195,11 @@ class ClusterPlay(Play):
                 pass
             case _:
                 super().befall(name)
+
+    def _blank(self, seconds: float) -> None:
+        """Have the scheduler list nothing, but never at both looks of a pass: no asker could see that."""
+        if self.blank_s == 0.0 or self.world.now_s > self.blank_s + 4 * SECOND_LOOK_S:
+            self.blank_s = self.world.now_s + seconds
 
     # What runs as a job
 
@@ -253,6 +259,7 @@ class ClusterPlay(Play):
             seconds=0.0,
             at=provenance.now(),
         )
+        task.claims = is_again  # from its last report on, it does nothing
         try:
             submissions.report(submission.number, task.index, restart, report)
         except (OSError, InfrastructureError) as error:

@@ -20,6 +20,7 @@ def test_the_measured_table_holds_the_published_counts() -> None:
     assert found.gpu_hours == 54 * 24 * 16_384
     assert "2407.21783" in found.source
     assert fault_table("x100").gpu_hours == pytest.approx(found.gpu_hours / 100)
+    assert fault_table("x1000").gpu_hours == pytest.approx(found.gpu_hours / 1000)
     assert fault_table("none").draw(random.Random(0), Target(8)) is None
 
 
