@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
+from orchestrator import formats
 from orchestrator.api.state import SweepState
 from orchestrator.bundles.content import CODE, PREDICTIONS, STORE, is_small, products
 from orchestrator.bundles.manifest import BundleManifest
@@ -71,7 +72,7 @@ def _of_product(
     elif attempt.end is not None and attempt.end.outcome == "failed":
         yield f"{name}: the attempt that is recorded as done failed"
     spec = view.ledger.objects.get(layout.stage_spec(instance))
-    if spec is not None and _tree(spec) != _tree(msgspec.json.encode(instance)):
+    if spec is not None and _tree(spec) != _tree(formats.encode(instance)):
         yield f"{name}: spec.json is not what was sealed"
     for taken in instance.inputs:
         made = view.reader.evidence(taken.digest).done

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pyarrow.parquet
 
+from orchestrator import formats
 from orchestrator.core.records import Done, Request, StartRecord
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.manifest import scan
@@ -69,7 +69,7 @@ def write_store(root: Path) -> None:
 def _finish(ledger: Ledger, sweep: ComposedSweep, instance: StageInstance, rng: random.Random) -> None:
     """Write the records of an attempt at a stage, and its product."""
     spec = layout.stage_spec(instance)
-    ledger.objects.put(spec, msgspec.json.encode(instance))
+    ledger.objects.put(spec, formats.encode(instance))
     ledger.claim(instance, 1, builders.claim())
     inputs = {taken.digest: 1 for taken in instance.inputs}
     start = StartRecord(parent=None, uses={"device": "cpu"}, provenance={"host": "node7"}, inputs=inputs)
