@@ -33,7 +33,7 @@ LIMIT_S = 1800.0
 """Longest time that a segment may take, in seconds."""
 
 
-class Segment(NamedTuple):
+class KeptSegment(NamedTuple):
     """A segment whose two checkpoints are in a bundle.
 
     Attributes:
@@ -62,7 +62,7 @@ class Replayed(NamedTuple):
     unchecked: list[str]
 
 
-def segments_in(view: SweepState, names: set[str]) -> Iterator[Segment]:
+def segments_in(view: SweepState, names: set[str]) -> Iterator[KeptSegment]:
     """Yield the segments of a sweep whose checkpoints are in a bundle, or in a store.
 
     Args:
@@ -77,7 +77,7 @@ def segments_in(view: SweepState, names: set[str]) -> Iterator[Segment]:
         facts = json.loads(data)
         for first, last in facts["segments"]:
             if all(f"{prefix}/{step:08d}/manifest.json" in names for step in (first, last)):
-                yield Segment(instance, done, (int(first), int(last)), facts)
+                yield KeptSegment(instance, done, (int(first), int(last)), facts)
 
 
 def replay_segments(opened: Zip, manifest: BundleManifest, view: SweepState, number: int) -> Replayed:
@@ -109,7 +109,7 @@ def replay_segments(opened: Zip, manifest: BundleManifest, view: SweepState, num
     return result
 
 
-def _not_comparable(segment: Segment, manifest: BundleManifest, view: SweepState) -> str:
+def _not_comparable(segment: KeptSegment, manifest: BundleManifest, view: SweepState) -> str:
     """Return why a segment cannot be compared here, "" if it can."""
     attempt = view.ledger.attempt(segment.instance, segment.done.attempt)
     known = attempt.start.provenance if attempt is not None and attempt.start is not None else {}
@@ -126,7 +126,7 @@ def _not_comparable(segment: Segment, manifest: BundleManifest, view: SweepState
     return ""
 
 
-def _replay(opened: Zip, manifest: BundleManifest, view: SweepState, segment: Segment) -> dict[str, Any]:
+def _replay(opened: Zip, manifest: BundleManifest, view: SweepState, segment: KeptSegment) -> dict[str, Any]:
     """Run a segment in a process of its own, and return what it printed."""
     attempt = view.ledger.attempt(segment.instance, segment.done.attempt)
     assert attempt is not None and attempt.start is not None
