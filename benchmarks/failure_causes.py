@@ -95,8 +95,6 @@ ONCE = (
 )
 """No retry: the first cause that is recorded counts."""
 
-MAX_LAUNCHES = 8
-
 
 class Found(NamedTuple):
     """One failure.
@@ -183,19 +181,18 @@ class Trial:
 def programs(launcher: str, places: Places) -> Iterator[Found]:
     """Yield what is recorded of each program in each form."""
     causes = {name: cause for part in (SEEN, UNSEEN) for cause, names in part.items() for name in names}
+    # Workers leave a node on which two stages found the GPU broken, so these have a sweep each.
+    alone = [name for name, cause in causes.items() if cause is Cause.BAD_NODE]
+    groups = [[name for name in causes if name not in alone], *([name] for name in alone)]
     for form, stage in FORMS.items():
         with places.place(launcher) as place:
-            trial = Trial(place, form, SWEEP_FILE.format(names=", ".join(causes), form=form, stage=stage))
-            cells: list[dict[str, Any]] = []
-            for _ in range(MAX_LAUNCHES):
+            for number, names in enumerate(groups):
+                text = SWEEP_FILE.format(names=", ".join(names), form=form, stage=stage)
+                trial = Trial(place, f"{form}{number}", text)
                 trial.over(trial.launch(f"policy.limits_s.{form}=20", "policy.grace_s=1"), 900)
-                cells = trial.cells()
-                # Workers leave a node on which two stages found the GPU broken, and a launch starts new ones.
-                if cells and all(cell["cause"] for cell in cells):
-                    break
-            for cell in cells:
-                name = cell["axes"]["failure"]
-                yield Found(launcher, form, name, causes[name], str(cell["cause"]), cell["reason"])
+                for cell in trial.cells():
+                    name = cell["axes"].get("failure", names[0])
+                    yield Found(launcher, form, name, causes[name], str(cell["cause"]), cell["reason"])
 
 
 def kill_worker(place: Place, trial: Trial) -> None:
