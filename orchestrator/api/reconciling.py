@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from orchestrator.core.records import Request
 from orchestrator.core.state import GOOD, State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, counted
+from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import BEAT_S, JobEnd, Submission
 from orchestrator.jobs.submissions import Submissions, settings_of
-from orchestrator.launchers.base import Limits, Submitter
+from orchestrator.launchers.base import Limits, Submitter, scheduler
 from orchestrator.registry import NOTIFIER, load
 from orchestrator.store.access import error_line
 
@@ -80,6 +82,9 @@ def reconcile_jobs(view: SweepState, submitters: Sequence[Submitter]) -> Reconci
         # Closing is final. Later readers do not query the scheduler about these tasks again.
         submissions.close(each.submission.number, told, at=provenance.now())
         closed += told
+    for each, task in view.jobs.failed_starts():
+        with contextlib.suppress(InfrastructureError):  # it stays held, and the next look tries again
+            scheduler(*scheduler_of(each.submission)).release([task])
     return Reconciled(view.fresh() if closed else view, closed, unanswered)
 
 

@@ -14,7 +14,7 @@ split in three steps::
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
@@ -140,6 +140,13 @@ class Jobs:
             for index in each.open_tasks
             if (seen := self.job(each, index).seen) is not None and seen.stuck
         ]
+
+    def failed_starts(self) -> Iterator[tuple[SubmissionState, str]]:
+        """Yield the waiting jobs that a node failed to start, with the scheduler's name of the task."""
+        for each in self.filed:
+            for index in each.open_tasks:
+                if (seen := self.job(each, index).seen) is not None and seen.may_release:
+                    yield each, each.name(index)
 
     def knows(self, filed: SubmissionState) -> bool:
         """Return whether the scheduler lists any task of a submission."""

@@ -58,6 +58,7 @@ class JobObservation(NamedTuple):
         may_return: Whether the scheduler may restart the task after `over`. A complete listing rules that
             out.
         stuck: What to change when the task can never start as it is, "" when it may start.
+        may_release: Whether it is held since a node failed to start it, and may be released.
     """
 
     phase: Phase
@@ -73,6 +74,7 @@ class JobObservation(NamedTuple):
     listed: bool = True
     may_return: bool = False
     stuck: str = ""
+    may_release: bool = False
     submitted_s: float | None = None
 
 

@@ -296,6 +296,13 @@ class Scheduler(Protocol):
             InfrastructureError: the scheduler did not cancel them.
         """
 
+    def release(self, tasks: Sequence[str]) -> None:
+        """Let tasks wait for a start again that are held since a node failed to start them.
+
+        Raises:
+            InfrastructureError: the scheduler did not release them.
+        """
+
 
 def hardware_for(launcher: Launcher | Submitter, settings: RunSettings) -> Hardware | None:
     """Return what one cell may have, also where the number of its GPUs is chosen; None if it is unknown."""

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.launchers.slurm.reasons import UNCLEAR, UNREACHED, is_limit, never, refusal_advice
+from orchestrator.launchers.slurm.reasons import (
+    UNCLEAR,
+    UNREACHED,
+    is_limit,
+    may_release,
+    never,
+    refusal_advice,
+)
 
 POLICY = (
     "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's"
@@ -127,3 +134,21 @@ def test_a_job_that_waits_for_others_may_start(reason):
 )
 def test_what_sbatch_says_is_unclear_or_unreached_or_a_refusal(said, what):
     assert [pattern for pattern in (UNCLEAR, UNREACHED) if pattern.search(said)] == ([what] if what else [])
+
+
+@pytest.mark.parametrize(
+    ("reason", "restarts", "is_released"),
+    [
+        ("launch_failed_requeued_held", 1, True),
+        ("(launch failed requeued held)", None, True),
+        ("user env retrieval failed requeued held", 3, True),
+        ("launch_failed_requeued_held", 4, False),
+        ("JobHeldUser", 0, False),
+        ("JobHoldMaxRequeue", 5, False),
+        ("Priority", 0, False),
+    ],
+)
+def test_a_job_that_a_node_failed_to_start_is_released_a_few_times(
+    reason: str, restarts: int | None, is_released: bool
+) -> None:
+    assert may_release(reason, restarts) is is_released

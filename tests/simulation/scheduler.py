@@ -142,3 +142,6 @@ class SimulatedScheduler:
 
     def cancel(self, tasks: Sequence[str]) -> None:
         pass
+
+    def release(self, tasks: Sequence[str]) -> None:
+        pass

@@ -52,6 +52,9 @@ class RayScheduler:
         """Return nothing: the driver's status contains what its workers wait for."""
         return {}
 
+    def release(self, tasks: Sequence[str]) -> None:
+        """Do nothing: Ray holds no job."""
+
     def cancel(self, tasks: Sequence[str]) -> None:
         """Stop drivers that wait; an embedded one never waits.
 

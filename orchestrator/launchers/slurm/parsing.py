@@ -17,7 +17,7 @@ import msgspec
 from orchestrator.core.failure import Cause
 from orchestrator.jobs.judgement import JobObservation, Phase
 from orchestrator.jobs.records import EXITS, JobEnd
-from orchestrator.launchers.slurm.reasons import never
+from orchestrator.launchers.slurm.reasons import may_release, never
 
 _WAITING = frozenset(
     [
@@ -200,6 +200,7 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], JobObservation]:
                 restarts=count or 0,
                 seconds=seconds_of(used),
             )
+        is_released = phase is Phase.QUEUED and may_release(reason, count)
         seen[(job, index)] = JobObservation(
             phase=phase,
             word=word,
@@ -209,7 +210,8 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], JobObservation]:
             restarts=count,
             over=over,
             name=name,
-            stuck=never(reason) if phase is Phase.QUEUED else "",
+            stuck=never(reason) if phase is Phase.QUEUED and not is_released else "",
+            may_release=is_released,
             submitted_s=_seconds_since_1970(submitted),
         )
     return seen

@@ -388,3 +388,13 @@ class SlurmScheduler:
             # a task that has ended in the meantime needs no cancellation
             if said.code != 0 and _NOTHING not in said.error:
                 raise InfrastructureError(f"scancel failed: {said.problem}")
+
+    def release(self, tasks: Sequence[str]) -> None:
+        """Release tasks that Slurm holds.
+
+        Raises:
+            InfrastructureError: scontrol failed.
+        """
+        said = slurm("scontrol", *cluster(self._cluster).options, "release", *tasks)
+        if said.code != 0:
+            raise InfrastructureError(f"scontrol release failed: {said.problem}")

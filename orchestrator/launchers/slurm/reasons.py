@@ -47,6 +47,11 @@ _ACCESS = (
     "another cluster.account, cluster.qos or cluster.partitions; `sacctmgr show assoc user=$USER` lists yours"
 )
 
+_FAILED_START = r"(launch|user env retrieval)[ _]failed[ _]requeued[ _]held"
+
+MAX_RELEASED = 3
+"""Starts of a job after which one that its node failed to start is no longer released; our choice."""
+
 _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), advice)
     for pattern, advice in (
@@ -70,7 +75,7 @@ _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"ReservationDeleted", "another cluster.reservation, or none"),
         (r"DependencyNeverSatisfied", "cluster.sbatch.dependency waits for what cannot happen any more"),
         (
-            r"(launch|user env retrieval)[ _]failed[ _]requeued[ _]held",
+            _FAILED_START,
             "a node failed to start it, and Slurm holds it: `scontrol release`, or sweep cancel",
         ),
         (
@@ -96,6 +101,18 @@ def never(reason: str) -> str:
     """
     word = reason.partition(",")[0].strip("() ")
     return next((advice for pattern, advice in _ADVICE if pattern.fullmatch(word)), "")
+
+
+def may_release(reason: str, restarts: int | None) -> bool:
+    """Return whether a job is held only because a node failed to start it, and not again and again.
+
+    Slurm holds such a job for ever, also where its controller was lost for a moment.
+
+    Args:
+        reason: Slurm's reason.
+        restarts: how often the job was started anew; None if it is not known.
+    """
+    return bool(re.match(_FAILED_START, reason.strip("() "))) and (restarts or 0) <= MAX_RELEASED
 
 
 def is_limit(said: str) -> bool:
