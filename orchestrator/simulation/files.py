@@ -157,7 +157,7 @@ class Files:
         """Open a file as `open` does."""
         is_text = "b" not in mode
         if path == MOUNTS:
-            return io.TextIOWrapper(ReadFile(self._mounts))
+            return io.TextIOWrapper(ReadFile(self._mounts), encoding="utf-8")
         if "r" in mode and "+" not in mode:
             self._step("read", path)
             node = self._find(path)

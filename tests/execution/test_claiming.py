@@ -13,7 +13,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Heartbeat
 from orchestrator.execution import main as worker_main
 from orchestrator.jobs.nodes import NodeReports
-from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED, RELEASED, JobContext
+from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED, TOO_SHORT, JobContext
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
@@ -173,7 +173,7 @@ def test_a_worker_starts_nothing_in_a_job_that_ends_too_soon(
     job = JobContext(cluster="here", job="7", end_at=time.time() + left_s, min_left_s=60.0)
     worked = work(ledger_at(store), revision, order_for(store, sweep.name, job=job))
     assert len(ledger_at(store).numbers(instance_of(sweep))) == num_claims, worked.lines
-    assert worked.code == (0 if num_claims else RELEASED)
+    assert worked.code == (0 if num_claims else TOO_SHORT)
 
 
 @pytest.mark.parametrize("operation", ["workspace", "put"])

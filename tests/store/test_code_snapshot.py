@@ -266,13 +266,13 @@ def test_too_many_files_are_counted_by_folder(
 ) -> None:
     folder = tmp_path / "mine"
     (folder / "items").mkdir(parents=True)
-    for number in range(400):
+    for number in range(4000):  # more than the package has
         (folder / "items" / f"{number}.txt").touch()
     monkeypatch.setattr(snapshots, "MAX_FILES", 500)
     monkeypatch.setattr(project, "MAX_LISTED", 5_000)
     with pytest.raises(UserError, match="files") as raised:
         snapshots.store(objects, snapshots.plan(objects, [str(folder)]))
-    assert f"{folder}/items (400 files)" in raised.value.where
+    assert f"{folder}/items (4,000 files)" in raised.value.where
 
 
 def test_a_file_whose_name_is_no_text_is_an_error_of_the_user(tmp_path: Path, objects: PosixStore) -> None:

@@ -150,7 +150,7 @@ def test_every_marked_field_has_a_default_and_every_closed_set_of_words_a_place_
     from orchestrator.jobs import records as job_records
     from orchestrator.stage import StageSpec
 
-    unreadable_by_intent = {"CodeFile.kind", "Retired.policy"}
+    unreadable_by_intent = {"CodeFile.kind", "Retired.policy", "Select.mode"}
     structs = {
         each
         for module in (records, job_records, settings, sweep, assignment)
