@@ -297,11 +297,7 @@ class Scheduler(Protocol):
         """
 
     def release(self, tasks: Sequence[str]) -> None:
-        """Let tasks wait for a start again that are held since a node failed to start them.
-
-        Raises:
-            InfrastructureError: the scheduler did not release them.
-        """
+        """Let tasks start that are held since a node failed to start them, or raise `InfrastructureError`."""
 
 
 def hardware_for(launcher: Launcher | Submitter, settings: RunSettings) -> Hardware | None:
@@ -316,8 +312,7 @@ def hardware_for(launcher: Launcher | Submitter, settings: RunSettings) -> Hardw
 def stepped(amount: float) -> float:
     """Round up to the next of 1, 1.5, 2, 3, 4, 6, 8, ...
 
-    Cells with similar needs then request the same amount, and can share one job array. For example, 5 and 5.7
-    both become 6.
+    Cells with similar needs then request the same amount, and can share a job array: 5 and 5.7 become 6.
     """
     power = 2.0 ** max(0, math.ceil(math.log2(amount)))
     return 0.75 * power if amount <= 0.75 * power and power > 1 else power
