@@ -47,7 +47,7 @@ WORDS = {fault: fault.replace(" ", "")[::-1] + "ness" for fault in FAULTS}
 GOOD = ("dizzy", "weak", "tired", "cold")
 SETTINGS = ("num_shards=1", "shard=0,all", "launcher.workers=2")
 QUICK = (
-    *("max_attempts=2", "max_unanswered=1", "endpoint.max_tries=2", "endpoint.timeout_s=1"),
+    *("max_attempts=2", "max_unanswered=1", "endpoint.max_tries=2", "endpoint.timeout_s=4"),
     "endpoint.max_wait_s=0.1",
 )
 
