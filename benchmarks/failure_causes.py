@@ -267,7 +267,7 @@ def page(found: Sequence[Found]) -> str:
     lines = [
         "# Causes of failures",
         "",
-        f"{len(found)} failures of {len({each.truth for each in found})} causes, by "
+        f"{len(found)} failures of {len({each.truth for each in found})} causes, by",
         "`python benchmarks/failure_causes.py --report docs/failure-causes.md`. Each program of",
         "`benchmarks/causes/` fails as a stage, as a command, and in a script that starts it.",
         "",
@@ -275,7 +275,7 @@ def page(found: Sequence[Found]) -> str:
         f"- `unknown`: {unknown / len(known):.1%}",
         f"- wrong: {(len(known) - right - unknown) / len(known):.1%}",
         f"- of machines, blamed on the user's config, data or code: {len(blamed)}",
-        f"- of programs that were written when the rules were: {_right(known, is_unseen=True)}",
+        f"- of programs that were not used to mend the rules: {_right(known, is_unseen=True)}",
         "",
         "| launcher | failures | right |",
         "|---|---:|---:|",
