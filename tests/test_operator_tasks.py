@@ -16,6 +16,8 @@ import pytest
 
 from tests.conftest import Sweep
 
+pytestmark = pytest.mark.xdist_group("operator tasks")  # they share what is expensive to set up
+
 PAGE = (Path(__file__).parents[1] / "docs/operator-tasks.md").read_text(encoding="utf-8")
 HEAD, *SECTIONS = re.split(r"^### (?=\d)", PAGE, flags=re.MULTILINE)
 RUNNING = 36

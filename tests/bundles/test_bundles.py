@@ -26,6 +26,8 @@ from tests.bundles.conftest import Honest
 from tests.bundles.forgeries import Records, forgeries
 from tests.conftest import Sweep
 
+pytestmark = pytest.mark.xdist_group("bundles")  # they share what is expensive to set up
+
 ALONE = [f for f in forgeries() if f.caught == "digests"]
 CONSISTENT = [f for f in forgeries() if f.caught != "digests"]
 

@@ -17,6 +17,8 @@ from tests import outputs
 from tests.cli.launches import SLOW, Running, running_heartbeats, wait_for
 from tests.conftest import Sweep
 
+pytestmark = pytest.mark.xdist_group("json")  # they share what is expensive to set up
+
 MIXED = """
 description: two cells, one of which fails
 config: {seed: 0, count: {num_steps: 4, checkpoint_every: 2, step_s: 0.0, fail: null}}

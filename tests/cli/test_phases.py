@@ -66,6 +66,7 @@ def test_a_launch_goes_through_all_phases_and_reports_each_under_its_name(tune: 
     assert [path.read_bytes() for path in tune.store.glob("sweeps/tune/decisions/1/*.json")] == decisions
 
 
+@pytest.mark.long
 def test_a_failed_cell_counts_as_the_worst_and_fails_the_launch_but_not_the_decision(tune: Any) -> None:
     (tune.folder / "fit.py").write_text(FIT.replace("BAD", "(0.2,)"), encoding="utf-8")
     shown = tune("launch", "tune.yaml", "launcher.workers=2", "policy.retries.unknown=0", code=1)
@@ -76,6 +77,7 @@ def test_a_failed_cell_counts_as_the_worst_and_fails_the_launch_but_not_the_deci
     assert "failed" in decision["seen"][1]["why"]
 
 
+@pytest.mark.long
 def test_without_a_value_the_sweep_stands_and_names_the_reason(tune: Any) -> None:
     text = TUNE.replace("metric: accuracy", "metric: acuracy")
     (tune.folder / "tune.yaml").write_text(text, encoding="utf-8")

@@ -147,6 +147,7 @@ def test_without_optuna_nothing_is_launched(sweep: Any) -> None:
     assert not sweep.store.exists()
 
 
+@pytest.mark.long
 def test_where_workers_lack_optuna_the_decision_waits_for_one_that_has_it(
     sweep: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

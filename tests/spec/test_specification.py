@@ -276,7 +276,7 @@ def test_a_broken_rule_violates_what_the_rule_is_for(name: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("discard", "a scheduler that forgets") else pytest.mark.long)
+        pytest.param(name, marks=() if name == "a scheduler that forgets" else pytest.mark.long)
         for name in SIZES
     ],
 )
