@@ -130,7 +130,7 @@ _FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
 def says_full(message: str) -> bool:
-    """Return whether the message of an error says that a disk is full, or a quota used up."""
+    """Return whether an error means that a disk is full or a quota used up, by its message."""
     return _FULL.search(message) is not None
 
 

@@ -44,7 +44,7 @@ class VerifyOptions(NamedTuple):
 
 
 class Verification(msgspec.Struct, kw_only=True):
-    """What was found out about a bundle, as ``sweep verify --json`` prints it.
+    """The result of checking a bundle, as ``sweep verify --json`` prints it.
 
     Attributes:
         file: the zip.

@@ -45,7 +45,7 @@ SCARCE_BYTES, SCARCE_SHARE = 10 * 2**30, 0.01
 
 
 class SweepRecords(NamedTuple):
-    """What the rules may look at. What is not needed is not read: each read may be a request to a bucket.
+    """The records that the rules use. They are read on demand, as each read may be a request to a bucket.
 
     Attributes:
         sweep: the sealed or composed content, with the gates of its launches.
@@ -86,7 +86,7 @@ def with_space(records: SweepRecords) -> Holds:
 
 
 def no_space(holds: Holds) -> str:
-    """Return what says that the store has no space for another stage, "" if nothing does."""
+    """Return the reason if the store has no space for another stage, else ""."""
     held = holds.stages.values()
     return next((h.reason for h in held if h.cause is Cause.STORAGE and not h.is_final), "")
 

@@ -24,7 +24,7 @@ from orchestrator.core.records import Revision
 from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Value
 from orchestrator.core.search import is_round, trials_of
 from orchestrator.core.state import StageStatus
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
 from orchestrator.registry import load, require
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
@@ -86,8 +86,10 @@ class DecisionLog:
         if decision is not None and not is_round(self._sealed.search, decision.proposed):
             problem = f"{key} names points that cannot be proposed"
         if problem:
-            raise InfrastructureError(
-                f"a decision of {self._sealed.name}@{self._revision} cannot be trusted: {problem}"
+            raise DamagedRecord(
+                f"a decision of {self._sealed.name}@{self._revision} cannot be trusted: {problem}",
+                allowed="what its cells made is untouched",
+                fix=f"move {key} out of the store; the next launch decides again from the products",
             )
         return decision
 

@@ -63,7 +63,16 @@ def test_a_launch_goes_through_all_phases_and_reports_each_under_its_name(tune: 
     # Launched again, nothing is left to do, and the decision is the one that was made.
     decisions = [path.read_bytes() for path in tune.store.glob("sweeps/tune/decisions/1/*.json")]
     assert "6 done" in tune("launch", "tune.yaml")
-    assert [path.read_bytes() for path in tune.store.glob("sweeps/tune/decisions/1/*.json")] == decisions
+    (path,) = tune.store.glob("sweeps/tune/decisions/1/*.json")
+    assert [path.read_bytes()] == decisions
+    # One that was cut short is named with the way out, and made again from the products.
+    path.write_bytes(decisions[0][:40])
+    for verb in ("status", "launch"):
+        shown = tune(verb, "tune.yaml" if verb == "launch" else "tune", code=3)
+        assert "unreadable" in shown and "move sweeps/tune/decisions/1/000001.json out of the store" in shown
+    path.unlink()
+    assert "6 done" in tune("launch", "tune.yaml")
+    assert json.loads(path.read_bytes())["chosen"] == json.loads(decisions[0])["chosen"]
 
 
 @pytest.mark.long
