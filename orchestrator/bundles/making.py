@@ -86,8 +86,9 @@ def check_bundle(view: SweepState, out: Path, options: BundleOptions) -> None:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
     if out.suffix != ".zip":
         raise UserError(f"--out {out} is no name of a zip", fix=f"--out {out}.zip")
-    if out.exists() or not out.absolute().parent.is_dir():
-        what = "there is a file already" if out.exists() else f"no folder {out.absolute().parent}"
+    is_taken = os.path.lexists(out)  # also a link that leads nowhere
+    if is_taken or not out.absolute().parent.is_dir():
+        what = "there is a file already" if is_taken else f"no folder {out.absolute().parent}"
         raise UserError(what, where=f"--out {out}")
     if options.key is not None:
         require("sign", what="--sign")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -38,6 +38,13 @@ _HASHES: Mapping[str, hashes.HashAlgorithm] = {
 """Curve of a key to the hash with which it signs, as in Sigstore's specification."""
 _IGNORED = ("model.sig", ".git", ".gitattributes", ".github", ".gitignore")
 """Paths that no signature covers: itself, and what `model_signing` leaves out by default."""
+
+
+_MALFORMED = (
+    *(ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+    UnsupportedAlgorithm,
+)
+"""What `cryptography` raises for certificates that are none."""
 
 
 class Forged(Exception):
@@ -151,7 +158,7 @@ def verify_signature(data: bytes, files: Mapping[str, str], trust: Trust) -> Non
         signed = _signed(json.loads(payload))
     except InvalidSignature:
         raise Forged("the signature is not by this key, or of something else") from None
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (*_MALFORMED, KeyError, TypeError, RecursionError) as error:
         raise Forged(f"the signature is malformed: {error}") from None
     for path in sorted(signed.keys() | files.keys()):
         if signed.get(path) != files.get(path):
@@ -163,7 +170,7 @@ def _parsed(data: bytes) -> dict[str, Any]:
         bundle = json.loads(data)
         if bundle["mediaType"] != MEDIA_TYPE or not isinstance(bundle["verificationMaterial"], dict):
             raise Forged("the signature is of another format")
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (*_MALFORMED, KeyError, TypeError, RecursionError):
         raise Forged("the signature is no Sigstore bundle") from None
     found: dict[str, Any] = bundle
     return found
@@ -249,7 +256,7 @@ def _issuer(
             continue
         try:
             certificate.verify_directly_issued_by(each)
-        except (InvalidSignature, TypeError, ValueError):
+        except (*_MALFORMED, InvalidSignature, TypeError):
             continue
         return each
     return None
@@ -258,7 +265,7 @@ def _issuer(
 def _is_authority(certificate: x509.Certificate) -> bool:
     try:
         return bool(certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca)
-    except (x509.ExtensionNotFound, ValueError):
+    except (*_MALFORMED, x509.ExtensionNotFound):
         return False
 
 
@@ -266,7 +273,7 @@ def _may_sign(certificate: x509.Certificate) -> bool:
     """Return whether a certificate is for digital signatures or for code."""
     try:
         values = [extension.value for extension in certificate.extensions]
-    except ValueError:
+    except _MALFORMED:
         return False
     usages = [value for value in values if isinstance(value, x509.KeyUsage)]
     extended = [value for value in values if isinstance(value, x509.ExtendedKeyUsage)]

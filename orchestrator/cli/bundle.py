@@ -78,6 +78,10 @@ def run_verify(args: argparse.Namespace) -> int:
     require("report", what="sweep verify")
     if not args.file.is_file():
         raise UserError(f"no file {args.file}", fix="sweep bundle SWEEP --out FILE.zip makes one")
+    if args.run_code and not args.replay:
+        raise UserError("--run-code goes with --replay", fix="--replay 1 --run-code")
+    if args.key is not None and args.certificate is not None:
+        raise UserError("there are both --key and --certificate", allowed="one of them")
     if args.replay < 0 or (args.replay and not args.run_code):
         raise UserError(
             f"--replay {args.replay} runs the code in {args.file}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,16 +78,20 @@ def run_work(args: argparse.Namespace) -> int:
     return code
 
 
+MAX_HOURS, MAX_WORKERS = 87_600, 100_000
+"""Ten years, and more workers than any scheduler takes in one array: a slip of the keyboard is above."""
+
+
 def _check(args: argparse.Namespace) -> None:
     """Raise `UserError` for numbers and options that mean nothing."""
-    for name, least in (("workers", 1), ("number", 1)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise UserError(f"--{name} is {value}", allowed=f"at least {least}")
+    for name in ("workers", "number"):
+        if (value := getattr(args, name)) is not None and not 1 <= value <= MAX_WORKERS:
+            raise UserError(f"--{name} is {value}", allowed=f"1 to {MAX_WORKERS}")
     if args.gpus is not None and args.gpus < 0:
         raise UserError(f"--gpus is {args.gpus}", allowed="at least 0")
     hours = args.max_hours
-    if hours is not None and not (math.isfinite(hours) and hours > 0):
-        raise UserError(f"--max-hours is {hours}", allowed="more than 0")
+    if hours is not None and not 0 < hours <= MAX_HOURS:
+        raise UserError(f"--max-hours is {hours}", allowed=f"more than 0, at most {MAX_HOURS}")
     for name in ("out", "number", "image", "queue", "secret"):
         if args.kind is None and getattr(args, name) is not None:
             raise UserError(f"--{name} goes with --as", allowed=", ".join(KINDS))
@@ -186,6 +189,9 @@ def _render(args: argparse.Namespace, work: Work) -> int:
     if args.out is None:
         print(text, end="")
     else:
-        Path(args.out).write_text(text, encoding="utf-8")
+        try:
+            Path(args.out).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out {args.out}: {error.strerror}", allowed="a file in a folder") from error
         print(f"{args.out}: {counted(number, 'worker')} of {work.reference}")
     return 0

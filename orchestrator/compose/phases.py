@@ -250,10 +250,16 @@ def cut_of(rungs: RungsFile, specs: Mapping[str, StageSpec], *, where: str) -> C
     return Cut(rungs.stage, rungs.key, tuple(rungs.at))
 
 
+MAX_SHARE = 40
+"""Most characters of a share."""
+
+
 def _share(keep: float | str, where: str) -> float:
     """Return the share of cells that go on, such as ``1/3``."""
+    text = str(keep)
     try:
-        share = float(Fraction(keep))
+        # An exponent may stand for a number of any size.
+        share = float(Fraction(text)) if len(text) <= MAX_SHARE and not set(text) & set("eE_") else 0.0
     except (ValueError, ZeroDivisionError):
         share = 0.0
     if not 0 < share < 1:
@@ -342,6 +348,8 @@ def _check(file: SweepFile, where: str) -> None:
 
 
 def _check_select(select: Select, where: str) -> None:
+    if not select.metric:
+        raise UserError("select.metric is empty", where=where, allowed="a column of the result rows")
     if select.top < 1:
         raise UserError(f"select.top is {select.top}", where=where, allowed="at least 1")
     if both := set(select.mean) & set(select.per):

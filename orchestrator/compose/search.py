@@ -105,6 +105,7 @@ def space_of(file: SweepFile, words: Sequence[str], *, where: str) -> Space:
         ("exclude", file.exclude),
         ("include", file.include),
         ("phases", file.phases),
+        ("rungs", file.rungs),
     ):
         if value:
             raise UserError(
@@ -133,10 +134,16 @@ def space_of(file: SweepFile, words: Sequence[str], *, where: str) -> Space:
     return Space(search, axes, ranges, [word for word in words if word not in given.values()])
 
 
+MAX_BOUND = 1e300
+"""Largest size of a bound: the width of a range must be a float."""
+
+
 def _range(name: str, value: Mapping[str, Any], where: str) -> SearchParameter:
     key = f"search.space.{name}"
     found = convert(dict(value), _Range, where=where, key=key)
     low, high, step = found.low, found.high, found.step
+    if max(abs(low), abs(high)) > MAX_BOUND:
+        raise UserError(f"{key} is too wide", where=where, allowed=f"low and high within ±{MAX_BOUND:g}")
     is_int = isinstance(low, int) and isinstance(high, int) and not isinstance(step, float)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise UserError(f"{key} is from {low} to {high}", where=where, allowed="low below high")

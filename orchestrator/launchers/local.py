@@ -13,6 +13,7 @@ import platform
 import secrets
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from multiprocessing import forkserver, resource_tracker, util
@@ -176,8 +177,8 @@ class LocalLauncher:
                 process = self._context.Process(target=in_fork_server, args=(order, log))
                 process.start()
             except (EOFError, ConnectionError) as error:
-                # A worker that it has forked nevertheless stops by itself, as its parent is gone.
                 died = error
+                time.sleep(0.25)  # a killed one counts as running until the kernel has ended it
             else:
                 return process
         raise InfrastructureError(f"the process that starts workers died {MAX_RESTARTS} times") from died

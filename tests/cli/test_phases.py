@@ -173,6 +173,7 @@ def test_rungs_stop_the_worst_and_the_others_go_on_from_their_checkpoints(sweep:
     [
         ("at: [3, 9, 27]", "at: [9, 3]", "two steps or more, ascending"),
         ("keep: 1/2", "keep: 3", "a share between 0 and 1"),
+        ("keep: 1/2", "keep: '1e99999999'", "a share between 0 and 1"),
         ("key: steps", "key: stepz", "does not read the key 'stepz'"),
         ("{output} {checkpoint}", "{output}", "takes no checkpoint to go on from"),
         ("stage: train,", "stage: trian,", "unknown stage 'trian'"),
@@ -190,6 +191,7 @@ def test_rungs_that_cannot_be_are_refused(sweep: Any, old: str, new: str, error:
         ("    select: {metric: accuracy, mode: max}\n", "", "no `select`"),
         ("name: confirm", "name: tune", "each name once"),
         ("mode: max", "mode: max, mean: [sead]", "unknown axis 'sead'"),
+        ("metric: accuracy", "metric: ''", "select.metric is empty"),
         ("overrides: {width: 8}", "overrides: {launcher: ray}", "is a setting of the engine"),
         ("expect_cells: 6", "axes: {seed: [1]}", "has both `axes` and `phases`"),
         ("expect_cells: 6", "expect_cells: 7", "the sweep has 6 cells"),

@@ -128,6 +128,13 @@ def test_a_number_that_a_schema_converts_is_sealed_and_one_that_it_computes_is_r
 
 WRONG = {
     "axes beside it": ("axes: {layers: [1, 2]}\n", SPACE, "both `axes` and `search`"),
+    "rungs": (
+        "rungs: {stage: fit, key: layers, at: [1, 2], keep: 1/2, metric: loss, mode: min}\n",
+        SPACE,
+        "both `rungs` and `search`",
+    ),
+    "a range wider than a float": ("", "space: {lr: {low: -1.7e308, high: 1.7e308}}", "is too wide"),
+    "a huge integer": ("", f"space: {{layers: {{low: 1, high: 1{'0' * 400}}}}}", "is too wide"),
     "exclusions": ("exclude: [opt=sgd]\n", SPACE, "both `exclude` and `search`"),
     "no space": ("", "space: {}", r"search\.space is empty"),
     "an unknown key": ("", "space: {lrr: {low: 0.0, high: 1}}", "lrr"),
