@@ -151,7 +151,7 @@ class History:
             request: Request | None = self._read(layout.request(self._sweep, number), Request)
             if request is None or request.gates is None or request.revision not in self._known:
                 continue
-            if number not in self._rehearsed:
+            if number not in self._rehearsed or request.revision in self._growing:
                 sweep = self._ledger.revision(self._sweep, request.revision).sweep
                 gates = gates_of(sweep, request.gates, request.cells).instances
                 placed = _placed({**sweep.stages, **gates})

@@ -137,7 +137,7 @@ def _work(work: Work, gpus: Sequence[str], args: argparse.Namespace) -> int:
     launch = as_launch(work, needs, args.max_hours)
     settings = {"workers": workers, "gpus_per_worker": 1 if gpus else 0}
     logs = _Follower(Path(launch.log_folder))
-    ended = work_side_by_side(LocalLauncher(settings, len(work.cells)), launch, logs)
+    ended = work_side_by_side(LocalLauncher(settings, len(work.cells)), lambda: launch, logs)
     if ended.refusal:
         to_stderr(f"error: {ended.refusal}")
     keep_logs(work.view)

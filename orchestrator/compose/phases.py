@@ -303,10 +303,16 @@ def _follows(
     for labels, cell_id in points:
         by_labels.setdefault(_labels(labels, shared), {})[cell_id] = None
     labels_by_id = {cell.id: cell.axes for cell in before[1].cells}
-    return {
+    found = {
         key: tuple(by_labels.get(_labels(labels_by_id[members[0]], shared), ()))
         for key, members in before[0].candidates.items()
     }
+    if empty := [key for key, cells in found.items() if not cells]:
+        raise UserError(
+            f"phase {part.name} has no cell if {empty[0]} is chosen before",
+            allowed="`exclude` and `include` that leave a cell for each candidate",
+        )
+    return found
 
 
 def _labels(labels: Mapping[str, str], axes: Iterable[str]) -> str:

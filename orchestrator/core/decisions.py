@@ -264,6 +264,8 @@ def observe(
         cancelled: ids of cancelled cells.
         held: whether a stage is held back for good on behalf of a cell.
     """
+    if not question.cells:
+        return Undecided(question, "no cell is left", False)
     seen: list[SeenCell] = []
     for cell in question.cells:
         statuses = {digest: status_of(digest) for digest in cell.stage_digests}

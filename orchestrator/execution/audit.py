@@ -12,10 +12,12 @@ A stage cannot know in advance which steps these are worth: they follow from its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,10 +126,21 @@ class AuditedContext(Context):
         super().checkpoint_later(step, begin_kept)
 
     def _keep(self, folder: Path, step: int) -> None:
-        """Link the files of a checkpoint of a segment into a folder that stays."""
+        """Link the files of a checkpoint of a segment into a folder that stays.
+
+        Where that fails, as on a full disk, the segment is not kept, and the checkpoint stays what it is.
+        """
         kept = self.folder / AUDIT / f"{step:08d}"
         if not self._is_kept(step) or (kept / MANIFEST).exists():
             return
+        try:
+            self._link_all(folder, kept, step)
+        except OSError as error:
+            shutil.rmtree(kept, ignore_errors=True)  # its links would hold the space of what is deleted
+            with contextlib.suppress(OSError):
+                print(f"step {step} is not kept for audits: {error}", flush=True)
+
+    def _link_all(self, folder: Path, kept: Path, step: int) -> None:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.name != MANIFEST:
                 target = kept / path.relative_to(folder)
@@ -135,7 +148,9 @@ class AuditedContext(Context):
                 if not target.exists():
                     _link(path, target)
         facts = {"segments": self._segments, "num_threads": self.num_threads, **machine()}
-        (self.folder / AUDIT / SEGMENTS).write_text(json.dumps(facts), encoding="utf-8")
+        part = self.folder / AUDIT / f"{SEGMENTS}.part"
+        part.write_text(json.dumps(facts), encoding="utf-8")
+        part.replace(self.folder / AUDIT / SEGMENTS)
         write_checkpoint_manifest(kept, step=step, attempt=self.attempt)
 
 

@@ -23,7 +23,7 @@ class PoolEnd(NamedTuple):
 
 
 def work_side_by_side(
-    pool: LocalLauncher, launch: Launch, watch: Callable[[], None] = lambda: None
+    pool: LocalLauncher, launch: Callable[[], Launch], watch: Callable[[], None] = lambda: None
 ) -> PoolEnd:
     """Run a pool of workers until all have ended.
 
@@ -32,7 +32,7 @@ def work_side_by_side(
 
     Args:
         pool: not started yet.
-        launch: what it works on.
+        launch: returns what it works on. It is called when stops are handled, as it may read the store.
         watch: called at each poll.
     """
     stops: list[int] = []
@@ -45,7 +45,7 @@ def work_side_by_side(
     # Stops are passed on, since the workers have sessions of their own.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, stop)
-    pool.start(launch)
+    pool.start(launch())
     while pool.poll() > 0:
         watch()
         time.sleep(POLL_S)

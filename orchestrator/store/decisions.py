@@ -83,6 +83,10 @@ class DecisionLog:
         )
         if decision is not None and not set(decision.chosen) <= set(question.candidates):
             problem = f"{key} names what cannot be chosen"
+        if decision is not None and [each.cell for each in decision.seen] != [c.id for c in question.cells]:
+            problem = f"{key} saw other cells than those that it is about"
+        if decision is not None and not (decision.chosen or question.is_search):
+            problem = f"{key} chooses nothing"
         if decision is not None and not is_round(self._sealed.search, decision.proposed):
             problem = f"{key} names points that cannot be proposed"
         if problem:

@@ -60,6 +60,20 @@ def test_the_checkpoints_of_a_segment_stay_when_others_rotate(tmp_path: Path) ->
     assert len(list((tmp_path / "checkpoints").glob("[0-9]*"))) == 2
 
 
+def test_a_segment_that_cannot_be_kept_costs_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "audit").touch()  # no folder can be made there
+    context = AuditedContext(
+        tmp_path, digest="a" * 64, number=1, uses=Config({}), checkpoint_interval_s=1e9, num_threads=1
+    )
+    for step in range(1, 41):
+        if context.checkpoint_due(step, num_steps=40):
+            with context.checkpoint(step) as folder:
+                (folder / "state").write_text(str(step))
+    ((first, last),) = segments_of("a" * 64, 1, 40)
+    saved = sorted(path.parent.name for path in (tmp_path / "checkpoints").glob(f"*/{MANIFEST}"))
+    assert saved == [f"{step:08d}" for step in (first, last)]
+
+
 def _write(folder: Path, step: int) -> None:
     (folder / "state").write_text(str(step))
 

@@ -70,6 +70,10 @@ def test_a_launch_goes_through_all_phases_and_reports_each_under_its_name(tune: 
     for verb in ("status", "launch"):
         shown = tune(verb, "tune.yaml" if verb == "launch" else "tune", code=3)
         assert "unreadable" in shown and "move sweeps/tune/decisions/1/000001.json out of the store" in shown
+    whole = json.loads(decisions[0])
+    for change in ({"seen": []}, {"chosen": []}, {"chosen": ["none"]}):
+        path.write_text(json.dumps({**whole, **change}), encoding="utf-8")
+        assert "cannot be trusted" in tune("decisions", "tune", "--verify", code=3)
     path.unlink()
     assert "6 done" in tune("launch", "tune.yaml")
     assert json.loads(path.read_bytes())["chosen"] == json.loads(decisions[0])["chosen"]
@@ -192,6 +196,7 @@ def test_rungs_that_cannot_be_are_refused(sweep: Any, old: str, new: str, error:
         ("name: confirm", "name: tune", "each name once"),
         ("mode: max", "mode: max, mean: [sead]", "unknown axis 'sead'"),
         ("metric: accuracy", "metric: ''", "select.metric is empty"),
+        ("overrides: {width: 8}", "exclude: [lr=0.3]", "has no cell if"),
         ("overrides: {width: 8}", "overrides: {launcher: ray}", "is a setting of the engine"),
         ("expect_cells: 6", "axes: {seed: [1]}", "has both `axes` and `phases`"),
         ("expect_cells: 6", "expect_cells: 7", "the sweep has 6 cells"),

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from orchestrator import provenance
@@ -206,30 +207,31 @@ class SlurmJob:
             "cpus_per_worker": order.num_threads,
             "gpus_per_worker": gpus,
         }
-        revision = self._ledger.revision(self._sweep, order.revision)
         ended = work_side_by_side(
-            LocalLauncher(options, len(order.cells or ())),
-            Launch(
-                store=order.store,
-                sweep=order.sweep,
-                revision=order.revision,
-                request=self._submission.request,
-                cells=order.cells,
-                settings=order.settings,
-                import_paths=order.import_paths,
-                code_digest=order.code_digest,
-                preload=tuple(preload(revision.sweep)),
-                log_folder=str(
-                    self._ledger.objects.workspace(layout.job_logs(self._sweep, self._submission.number))
-                    / f"task-{self._place.index}"
-                ),
-                job=order.job,
-                code=order.code,
-            ),
+            LocalLauncher(options, len(order.cells or ())), partial(self._launch, order)
         )
         self._summary.num_claims = 0 if ended.refusal else 1
         self._summary.said = ended.refusal or f"{workers} workers ended"
         return ended.code
+
+    def _launch(self, order: Assignment) -> Launch:
+        """Return what the workers of this job share."""
+        revision = self._ledger.revision(self._sweep, order.revision)
+        logs = self._ledger.objects.workspace(layout.job_logs(self._sweep, self._submission.number))
+        return Launch(
+            store=order.store,
+            sweep=order.sweep,
+            revision=order.revision,
+            request=self._submission.request,
+            cells=order.cells,
+            settings=order.settings,
+            import_paths=order.import_paths,
+            code_digest=order.code_digest,
+            preload=tuple(preload(revision.sweep)),
+            log_folder=str(logs / f"task-{self._place.index}"),
+            job=order.job,
+            code=order.code,
+        )
 
     # Ending
 
