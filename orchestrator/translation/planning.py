@@ -19,8 +19,7 @@ from orchestrator.sft.config import is_hub_id
 from orchestrator.sft.needs import FETCH_MODEL, engine_packages, missing_files, problem_of
 from orchestrator.stage import Config
 from orchestrator.translation.config import ENDPOINT
-from orchestrator.translation.prompts import messages_of
-from orchestrator.translation.rows import in_shard, read_rows
+from orchestrator.translation.rows import in_shard, messages_of, read_rows
 from orchestrator.translation.scripts import TOKENS_PER_ENGLISH
 from orchestrator.translation.template import template_of
 
