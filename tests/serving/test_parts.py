@@ -83,7 +83,7 @@ def test_a_log_read_in_parts_is_the_whole_log(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "log.txt").write_bytes(whole.encode())
     store = PosixStore(tmp_path)
     for size in (7, 11, 64):
-        monkeypatch.setattr(cells, "CHUNK", size)
+        monkeypatch.setattr(cells, "LOG_CHUNK", size)
         text, position = "", 0
         while (part := cells.part_from(store, "log.txt", position)).end > position:
             text, position = text + part.text, part.end
