@@ -59,7 +59,7 @@ def campaign(kinds: Sequence[Kind], path: Path, minutes: float, keep: Path | Non
         path: file of results.
         minutes: that it may take; no round starts that could take longer.
         keep: folder for the stores and logs of rounds that need an explanation.
-        seeds: of the first rounds; the others get new ones.
+        seeds: of the first rounds, which are of the first kind; the others get new ones.
     """
     end_s = time.monotonic() + minutes * 60
     kinds, results, places = list(kinds), read(path), Places()
@@ -67,7 +67,10 @@ def campaign(kinds: Sequence[Kind], path: Path, minutes: float, keep: Path | Non
     is_right = True
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # clusters and servers are ended then too
     try:
-        while kinds and (kind := next_kind(kinds, results)) and time.monotonic() + LIMIT_S / 2 < end_s:
+        while kinds and time.monotonic() + LIMIT_S / 2 < end_s:
+            kind = kinds[0] if seeds else next_kind(kinds, results)
+            if kind is None:
+                break
             try:
                 if kind.sweep not in calm:
                     calm[kind.sweep] = calm_rows(kind, places)
@@ -99,7 +102,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="kinds of rounds whose name contains this")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file of results")
     parser.add_argument("--keep", type=Path, help="a folder for rounds that need an explanation")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="of the first rounds")
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[], help="of the first rounds, of the first kind"
+    )
     parser.add_argument("--report", type=Path, help="write the page of figures instead")
     args = parser.parse_args()
     if args.report:

@@ -115,7 +115,7 @@ class Result(msgspec.Struct, kw_only=True):
         seconds: wall time.
         load: of the machine, over the last minute, at the end.
         said: what the last launch printed last, of a round that went wrong.
-        again: why each further launch was typed: ``killed``, or exit code and last line of the one before.
+        again: why each further launch was typed: ``killed``, or exit code and error of the one before.
         tracebacks: files with a traceback, each with its last line, of launches, drivers, jobs and workers.
     """
 
@@ -270,7 +270,8 @@ class Round:
         if launch.process.pid in {strike.pid for strike in self.strikes}:
             return "killed"
         lines = launch.log.read_text(errors="replace").strip().splitlines() or [""]
-        return f"exit {launch.process.returncode}: {lines[-1]}"
+        line = next((each for each in lines if each.startswith("error: ")), lines[-1])
+        return f"exit {launch.process.returncode}: {line[:200]}"
 
     def _launch(self) -> None:
         self.num_commands += 1
