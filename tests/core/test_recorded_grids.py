@@ -349,7 +349,7 @@ def _gates(gates: Gates, labels: Mapping[str, str]) -> object:
         c: [(labels.get(g.digest, g.digest), g.stages) for g in found] for c, found in gates.cells.items()
     }
     return (
-        [_plain(each)[:2] + (each.reads, each.inputs) for each in gates.instances.values()],
+        [(*_plain(each)[:2], each.reads, each.inputs) for each in gates.instances.values()],
         chains,
         cells,
         Gate(digest="x", stages=()).stages,
