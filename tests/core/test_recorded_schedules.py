@@ -262,7 +262,7 @@ def selections() -> Answers:
             "not launched": launched,
             "no ids": [each._replace(cell="") for each in SUBJECTS],
         }.items():
-            for labels, where in itertools.product((None, {"model": {"tny", "old"}}), ("", "s.yaml")):
+            for labels, where in itertools.product((None, {"model": ("tny", "old")}), ("", "s.yaml")):
                 if (labels or where) and name != "all":
                     continue
                 yield (
