@@ -1,8 +1,8 @@
 """Verdicts on a translated row: hard checks that refuse it, and soft ones that flag it for a person. Pure.
 
 A model's reply is a JSON object with a translation for each text of a `Template`. The same checks hold for a
-reply, for a cached reply and for a correction by a person. Soft checks compare scripts, lengths beside English,
-and English words; their thresholds are ours.
+reply, for a cached reply and for a correction by a person. Checks of languages compare scripts, lengths
+beside English, and English words; their thresholds are ours.
 """
 
 from __future__ import annotations

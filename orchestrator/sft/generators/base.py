@@ -1,8 +1,8 @@
 """The interface of an engine, and the way from prompts to answers, which is the same for all engines.
 
 An engine returns greedy tokens for rows of tokens, from one set of weights after another. It handles tokens
-only. `generate` gives it prompts, which are encoded without an answer, as in training, and decodes its tokens.
-A text is cut where the task's `stop` cuts it, whatever made the engine end.
+only. `generate` gives it prompts, which are encoded without an answer, as in training, and decodes its
+tokens. A text is cut where the task's `stop` cuts it, whatever made the engine end.
 
 *Batch invariance.* In reduced precision, the prompts that are computed together influence the texts. Kernels
 add the same numbers in another order when the batch has another shape. The sum may round to another value,
@@ -19,11 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IsOver = Callable[[int, Sequence[int]], bool]
 """Callback with a row's index and all its new tokens so far; returns whether more tokens cannot matter.
