@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestrator.costs import Estimate, Hardware, Measured
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, counted
 from orchestrator.sft.measured import Speed, speed_of
 from orchestrator.sft.memory import (
     GIB,
     GPU_HOST_GIB,
     HOST_BYTES,
+    MAX_PACK_TOKENS,
     Decoder,
     Fit,
     Load,
@@ -127,25 +128,23 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         checkpoint_share=saves.share,
         lost_s=saves.lost_s,
         stop_s=saves.stop_s,
-        load_s=state_seconds(model.num_parameters, disk_gb_s),
+        load_s=state_seconds(model.num_parameters, disk_gb_s) + saves.weights_gb / DISK_GB_S,
         most_gpus=_most_gpus(cell),
         efficiency=speed.efficiency,
     )
 
 
-START_S, COMPILE_S = 50.0, 30.0
-"""Seconds of a rehearsal: starts of processes, scoring and two answers; and to compile layers, once.
-
-Together as measured with a model of 0.4 B parameters on an H100 (docs/gpu.md).
-"""
+START_S, COMPILE_S = 25.0, 30.0
+"""Seconds of a rehearsal: starts, scoring and two answers; and to compile layers, once. Together 80 were
+measured with 0.4 B parameters on an H100 (docs/gpu.md), with new interpreters and answers of 512 tokens. That
+forks and answers of 128 tokens save 25 is predicted."""
+REREAD_GB_S = 1.5  # of what a node has just written or read, as measured (docs/gpu.md)
 
 
 def rehearse(
     config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured
 ) -> Estimate:
     """Estimate a rehearsal: three loads, three long steps, a checkpoint written and read, two answers.
-
-    That of models that are not trained is one load and an answer.
 
     Raises:
         UserError: no allowed number of GPUs can hold the training.
@@ -160,10 +159,14 @@ def rehearse(
     seconds = START_S + weights_s
     if is_trained and whole.num_steps:
         step_s = 3600 * whole.wall_hours / whole.num_steps
-        seconds += 3 * weights_s + 2 * state_seconds(model.num_parameters)
-        # Its rows are the longest, so its steps are longer than others: by a factor of 2 (ours). The second
-        # process finds the layers compiled.
-        seconds += 3 * 2 * step_s + (0.0 if hardware.device == "cpu" else COMPILE_S)
+        # Weights are written and read again, those of the base read again, a state written and read.
+        again = DISK_GB_S / REREAD_GB_S
+        seconds += (1 + 2 * again) * weights_s + (1 + again) * state_seconds(model.num_parameters)
+        # Its rows are twice as long (ours). They fill `rehearse.NUM_WIDEST` packs on each GPU.
+        tokens = 2 * whole.num_tokens / whole.num_steps
+        packs = 2 * max(MAX_PACK_TOKENS, whole.micro_batch_tokens or 0) * whole.num_gpus
+        share = min(1.0, packs / tokens) if cell["trainer"]["micro_batch_size"] is None else 1.0
+        seconds += 3 * 2 * step_s * share + (0.0 if hardware.device == "cpu" else COMPILE_S)
     return msgspec.structs.replace(
         whole,
         num_steps=3 if is_trained else 0,
@@ -310,8 +313,8 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
 
 
 def cells(number: int) -> str:
-    """Return a text on how many cells something was measured."""
-    return f"{number} {'cell' if number == 1 else 'cells'} of the same model and task"
+    """Return on how many cells something was measured."""
+    return f"{counted(number, 'cell')} of the same model and task"
 
 
 class _Time(NamedTuple):

@@ -75,6 +75,23 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of ranks on this machine, without the variables of a surrounding job.
+
+    Otherwise torchrun would take over settings that were made for another launcher, such as ``MASTER_ADDR``.
+    """
+    # On one machine gloo would otherwise resolve the host name, which need not have an address.
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return {**loopback, **without_job(inherited), **imports()}
+
+
+def imports() -> dict[str, str]:
+    """Return the variables that give a new interpreter the import paths of this one."""
+    here = str(Path.cwd())
+    paths = [path or here for path in sys.path]
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
 class Meeting:
     """Server in the stage's process, to which the launchers and ranks connect.
 
