@@ -32,8 +32,8 @@ from typing import Any
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft.distributed import nodes
-from orchestrator.sft.distributed.context import Order, as_exception
-from orchestrator.sft.distributed.saves import PATIENCE_S, ContextCalls, RankEnds
+from orchestrator.sft.distributed.context import ContextCalls, Order, as_exception
+from orchestrator.sft.distributed.nodes import PATIENCE_S, RankEnds
 from orchestrator.sft.distributed.worker import LAUNCHER, SENT_TO_ALL, close_all_but, launch_forked
 from orchestrator.stage import Config, Context, Inputs
 
