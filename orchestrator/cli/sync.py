@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from orchestrator.api.exporting import sync
 from orchestrator.api.state import open_view
-from orchestrator.api.syncing import sync
 from orchestrator.cli.output import add_sweep, print_json
 from orchestrator.core.settings import split_store
 from orchestrator.errors import counted
