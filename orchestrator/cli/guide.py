@@ -1,4 +1,4 @@
-"""`sweep guide` and `sweep completion`: the verbs for operators, agents and shells; read from their parsers."""
+"""`sweep guide` and `sweep completion`: the verbs for operators, agents and shells, by their own parsers."""
 
 from __future__ import annotations
 
