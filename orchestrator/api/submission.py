@@ -20,12 +20,11 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.api.estimates import longest_first, of_cell, sized
 from orchestrator.api.state import SweepState
-from orchestrator.core.evidence import num_starved
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import GateJobs, gate_jobs
 from orchestrator.core.holding import no_space
 from orchestrator.core.records import Request
-from orchestrator.core.state import State
+from orchestrator.core.state import State, num_starved
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped

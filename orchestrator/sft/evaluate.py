@@ -1,8 +1,8 @@
 """The `evaluate` stage: score every epoch on validation items, select one, and test it.
 
 The untrained baseline has no `train` input, so its base is tested as it is. `orchestrator.sft.scoring` keeps
-and scores predictions, `orchestrator.sft.generate` forms answers, and `orchestrator.sft.generators` holds the
-engines that generate tokens.
+and scores predictions, `orchestrator.sft.generators` holds the engines that generate tokens, and its `base`
+makes answers of them.
 """
 
 from __future__ import annotations
