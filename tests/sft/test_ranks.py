@@ -31,8 +31,6 @@ def run(name: str, context: Context, inputs: dict[str, Path] | None = None, **co
     )
 
 
-<<<<<<< HEAD
-=======
 def forked(name: str, attempt: Path, answer: Any, **config: Any) -> None:
     """In a process that computed nothing yet: calls a function in two ranks that a spare starts."""
     spare = launcher.Spare()
@@ -67,7 +65,7 @@ def test_ranks_that_are_forked_import_nothing_again_and_know_nothing_of_the_job_
     assert time.monotonic() - start_s < 5
     folder = str(tmp_path / "again/checkpoints/00000001")
     assert [facts[:4] for facts in result["seen"]] == [(folder, False, False, 1)] * 2
-    assert not result["slurm"] and not any(is_running(facts[4]) for facts in result["seen"])
+    assert not result["slurm"] and not any(lives(facts[4]) for facts in result["seen"])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +88,7 @@ def test_a_forked_rank_that_fails_ends_all_with_its_own_cause(
     raised, named, text = in_forks("fail", tmp_path, how=how, rank=rank, folder=str(pids))
     assert (raised, named) == (kind, cause) and message in text
     assert len(list(pids.iterdir())) == 4
-    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.iterdir()), timeout_s=5)
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=5)
 
 
 def in_a_spare(folder: Path) -> None:
@@ -106,17 +104,16 @@ def test_no_forked_rank_and_nothing_that_it_started_outlives_a_stage_that_is_kil
     os.kill(stage.pid or 0, signal.SIGKILL)
     stage.join()
     assert len(list(pids.iterdir())) == 4
-    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
 
 
-def is_running(pid: int) -> bool:
+def lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
 
 
->>>>>>> main
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     end_s = time.monotonic() + timeout_s
     while not condition():
