@@ -107,13 +107,6 @@ def test_no_forked_rank_and_nothing_that_it_started_outlives_a_stage_that_is_kil
     wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
 
 
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     end_s = time.monotonic() + timeout_s
     while not condition():
