@@ -99,7 +99,7 @@ def trees() -> Answers:
         for row in ({"k": value}, value):
             for cause in ("code", "data"):
                 yield (
-                    f"row {ascii(row)} {cause}"[:80],
+                    f"row {row!a} {cause}"[:80],
                     answer(lambda r=row, c=cause: tree.checked_rows([{"ok": 1}, r], cause=c)),
                 )  # type: ignore[misc]
     yield "rows", answer(lambda: tree.checked_rows(None))
