@@ -92,7 +92,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         trained = _rehearse_training(config, inputs, context, tree, languages, phases, spares)
     third = _within(context, "third", tree)
     seconds = max(LEAST_SCORING_S, phases.seconds / 2)
-    with _at_most(seconds, "two answers were not generated and scored"):
+    with _at_most(seconds):
         scored = evaluate.main(Config(tree), trained.inputs, third)
     phases.end(4)
     return [
@@ -161,14 +161,13 @@ def _rehearse_training(
 
 
 @contextlib.contextmanager
-def _at_most(seconds: float, what: str) -> Iterator[None]:
+def _at_most(seconds: float) -> Iterator[None]:
     """Raise an error in the block after some seconds. A hang then costs minutes, not the stage's limit.
 
     The signal interrupts Python code, such as a scorer's loop, and no call into a library that never returns.
 
     Args:
         seconds: that the block may take.
-        what: what did not happen by then.
 
     Raises:
         StageFailure: the block took longer (cause ``code``: it would take as long again).
@@ -178,7 +177,8 @@ def _at_most(seconds: float, what: str) -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise StageFailure("code", f"{what} in {seconds:.0f} s: the task or the generation hangs")
+        late = f"two answers were not generated and scored in {seconds:.0f} s"
+        raise StageFailure("code", f"{late}: the task or the generation hangs")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
