@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.trackers.test_wandb import TWO
+from tests.cli.launches import TWO
 
 TOKEN = "a-token-to-write"
 

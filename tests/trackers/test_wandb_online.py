@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.launches import TWO
 from tests.trackers.offline import runs_in
-from tests.trackers.test_wandb import TWO
 from tests.trackers.wandb_server import WandbServer
 
 
