@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.bucket.buckets import Bucket
-from tests.cli.launches import TWO
+from tests.trackers.conftest import TWO
 from tests.trackers.mlflow_server import SmallMlflow
 
 

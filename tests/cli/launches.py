@@ -25,13 +25,6 @@ axes: {seed: "range(0,6)"}
 stages: [count]
 """
 
-TWO = """
-description: two cells that count
-config: {seed: 0, count: {num_steps: 8, checkpoint_every: 3, step_s: 0.01, fail: null}}
-axes: {seed: "range(0,2)"}
-stages: [count]
-"""
-
 
 def on_terminal(
     command: Sequence[str], *, folder: Path, env: Mapping[str, str] = {}, columns: int = 80

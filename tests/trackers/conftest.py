@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.cli.launches import TWO
 from tests.conftest import Sweep
+
+TWO = """
+description: two cells that count
+config: {seed: 0, count: {num_steps: 8, checkpoint_every: 3, step_s: 0.01, fail: null}}
+axes: {seed: "range(0,2)"}
+stages: [count]
+"""
 
 
 @pytest.fixture
