@@ -25,6 +25,36 @@ class BudgetLimit(TypedDict):
     spent_gpu_hours: NotRequired[float]  #: by the workers of the sweep.
 
 
+class SeenFacts(TypedDict):
+    """What a decision saw of a cell."""
+
+    cell: str  #: its id.
+    value: float | None  #: the metric; null if the cell counts as the worst.
+    why: str  #: the reason for that; "" with a value.
+    products: Mapping[str, int]  #: digest of each of its stages that was done to the generation.
+
+
+class DecisionFacts(TypedDict):
+    """`sweep decisions`: a decision, or the next one, which was not made yet."""
+
+    number: int  #: from 1.
+    title: str  #: what is decided.
+    state: str  #: ``made``, ``waits`` or ``blocked``.
+    metric: str  #: by which cells are ranked.
+    mode: str  #: ``min`` or ``max``.
+    rule: str  #: how it is decided, for people.
+    chosen: Sequence[str]  #: candidates that go on, best first; for a rung ids of cells; of a search points.
+    sampler: str  #: which proposed the points of a search, with its version; "" for others.
+    seen: Sequence[SeenFacts]  #: the evidence, in the order of the grid.
+    why: str  #: the reason why it is not made, or cannot be compared; "" otherwise.
+    waits_for: Sequence[str]  #: ids of the cells that have not ended; none once it is made.
+    of: int  #: number of the cells that it looks at.
+    since: str  #: when it became the next one, UTC; "" if it is made, or nothing was launched.
+    by: str  #: who made it.
+    at: str  #: when, UTC.
+    differences: Sequence[str]  #: with ``--verify``: what does not follow from the store.
+
+
 class StageStateOutput(TypedDict):
     """The state of a stage of a cell."""
 
@@ -62,6 +92,7 @@ class StatusOutput(TypedDict):
     code: Mapping[str, int]  #: version of the code to number of products that it made.
     problems: Sequence[str]  #: records that could not be read.
     undelivered: Sequence[Undelivered]  #: notices that were not delivered.
+    decision: DecisionFacts | None  #: the next one; null if none is left.
     cells: Sequence[CellStateOutput]  #: that were selected.
 
 
@@ -136,6 +167,7 @@ class WhyOutput(TypedDict):
     state: State  #: now.
     reason: str  #: for the state.
     next: str  #: the command that runs again what failed; "" if nothing did.
+    decision: DecisionFacts | None  #: the next one, if it looks at this cell; else null.
     stages: Sequence[StageEvidence]  #: in order.
     jobs: Sequence[JobEvidence]  #: that ever held the cell, oldest first.
     requests: Sequence[RequestFacts]  #: that concern it.

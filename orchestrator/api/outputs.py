@@ -12,6 +12,7 @@ from typing import Any, NotRequired, TypedDict
 from orchestrator.api.cell_outputs import (
     BudgetLimit,
     CellsDiff,
+    DecisionFacts,
     FailuresOutput,
     RevisionsDiff,
     ShowOutput,
@@ -204,6 +205,7 @@ class WaitOutput(TypedDict):
     result: str  #: ``reached``, ``impossible`` or ``timeout``.
     counts: Mapping[str, int]  #: state to number of cells.
     seconds: float  #: how long it waited.
+    decision: DecisionFacts | None  #: the next one; null if none is left, or single cells were named.
 
 
 class EventLine(TypedDict):
@@ -327,32 +329,6 @@ class NodeFacts(TypedDict):
     left_out: bool  #: whether it gets no work now.
     left_s: float  #: for how many more seconds.
     reports: Sequence[NodeEvidence]  #: the evidence.
-
-
-class SeenFacts(TypedDict):
-    """What a decision saw of a cell."""
-
-    cell: str  #: its id.
-    value: float | None  #: the metric; null if the cell counts as the worst.
-    why: str  #: the reason for that; "" with a value.
-    products: Mapping[str, int]  #: digest of each of its stages that was done to the generation.
-
-
-class DecisionFacts(TypedDict):
-    """`sweep decisions`: a decision, or the next one, which was not made yet."""
-
-    number: int  #: from 1.
-    title: str  #: what is decided.
-    state: str  #: ``made``, ``waits`` or ``blocked``.
-    metric: str  #: by which cells are ranked.
-    mode: str  #: ``min`` or ``max``.
-    chosen: Sequence[str]  #: candidates that go on, best first; for a rung ids of cells; of a search points.
-    sampler: str  #: which proposed the points of a search, with its version; "" for others.
-    seen: Sequence[SeenFacts]  #: the evidence, in the order of the grid.
-    why: str  #: the reason why it is not made, or cannot be compared; "" otherwise.
-    by: str  #: who made it.
-    at: str  #: when, UTC.
-    differences: Sequence[str]  #: with ``--verify``: what does not follow from the store.
 
 
 class DoctorCheck(TypedDict):

@@ -65,6 +65,15 @@ class SweepQuestion(NamedTuple):
         return name
 
     @property
+    def rule(self) -> str:
+        """How it is decided, for people."""
+        by = f"{self.select.mode} {self.select.metric}"
+        if self.is_search:
+            return f"{by} of all rounds so far proposes up to {self.keep} more points"
+        number = min(self.keep, len(self.candidates))
+        return f"{by} chooses {number} of {len(self.candidates)}" + (" in groups" if self.groups else "")
+
+    @property
     def cells(self) -> list[Cell]:
         """The cells that are looked at, in the order of the grid."""
         return [cell for cells in self.candidates.values() for cell in cells]
@@ -232,11 +241,24 @@ class Undecided(NamedTuple):
         question: the question.
         reason: why, for people.
         is_passing: whether that may end without a request of a user.
+        waits_for: ids of the cells that have not ended.
     """
 
     question: SweepQuestion
     reason: str
     is_passing: bool
+    waits_for: tuple[str, ...] = ()
+
+
+def waiting_cells(question: SweepQuestion, status_of: Callable[[str], StageStatus]) -> tuple[str, ...]:
+    """Return the ids of the cells of a question that have not ended.
+
+    Args:
+        question: the question.
+        status_of: returns a stage's own state by digest.
+    """
+    states = {cell.id: {status_of(digest).state for digest in cell.stage_digests} for cell in question.cells}
+    return tuple(each for each, found in states.items() if State.FAILED not in found and found - {State.DONE})
 
 
 _PASSING = frozenset({State.RUNNING, State.QUEUED, State.PENDING, State.RELEASED, State.LOST})

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from orchestrator.api.grid import GridCell
 from orchestrator.api.logs import MetricCurve, curve, interesting_stage, metrics_of, named_stage, size_of
 from orchestrator.api.status import explain
+from orchestrator.api.waiting import decision_line
 from orchestrator.core.state import FINAL
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import escaped
@@ -117,6 +118,7 @@ def _cell_facts(served: Served, seen: Seen, cell: Cell, part: str) -> dict[str, 
         "served": served,
         "cell": cell,
         "why": evidence,
+        "decision": decision_line(evidence["decision"]) if evidence["decision"] else "",
     }
 
 

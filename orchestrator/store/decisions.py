@@ -18,6 +18,7 @@ from orchestrator.core.decisions import (
     answer,
     observe,
     unfold,
+    waiting_cells,
 )
 from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
 from orchestrator.core.records import Revision
@@ -46,6 +47,8 @@ class DecisionLog:
 
     Attributes:
         unfolded: The sweep as the decisions have left it.
+        damage: The record that cannot be trusted, with the way out; None without one. No decision after it
+            is read, and none is made.
     """
 
     def __init__(self, ledger: Ledger, sweep: ComposedSweep, revision: int) -> None:
@@ -53,25 +56,48 @@ class DecisionLog:
         self._sealed = sweep
         self._revision = revision
         self.unfolded: Unfolded = unfold(sweep, ())
+        self.damage: DamagedRecord | None = None
         self.refresh()
 
     def refresh(self) -> bool:
         """Read the decisions that were made since the last look, and return whether there are any.
 
         Raises:
-            InfrastructureError: The store did not answer, or a decision cannot be trusted.
+            InfrastructureError: The store did not answer.
         """
         found = False
         while (question := self.unfolded.question) is not None and self._revision:
-            decision = self._read(question)
+            try:
+                decision = self._read(question)
+            except DamagedRecord as error:
+                # Views show what is left; whoever runs or decides something calls `check`.
+                self.damage = error
+                break
             if decision is None:
                 break
             self.unfolded = unfold(self._sealed, (*self.unfolded.decisions, decision))
             found = True
         return found
 
+    def check(self) -> None:
+        """Raise if a decision cannot be trusted: which cells exist is then unknown.
+
+        Raises:
+            DamagedRecord: A decision is damaged.
+        """
+        if self.damage is not None:
+            raise self.damage
+
+    def problems(self) -> list[str]:
+        """Return a line on the decision that cannot be trusted; none without one."""
+        return [] if self.damage is None else [self.damage.what]
+
     def _read(self, question: SweepQuestion) -> Decision | None:
-        """Return the decision about a question; None if it was not made yet."""
+        """Return the decision about a question; None if it was not made yet.
+
+        Raises:
+            DamagedRecord: It cannot be trusted.
+        """
         key = layout.decision(self._sealed.name, self._revision, question.number)
         decision, problem = self._ledger.read(
             key,
@@ -114,6 +140,7 @@ class DecisionLog:
             return False
         number = len(self.unfolded.decisions)
         if not self.refresh():
+            self.check()
             self.make(status_of, evidence_of, cancelled=cancelled, holds=holds, by=by)
         return len(self.unfolded.decisions) > number
 
@@ -163,6 +190,7 @@ class DecisionLog:
             self._ledger.create(key, decision, decision.nonce)
             # Ours or another's: the record that exists is the decision.
             if not self.refresh():
+                self.check()
                 raise InfrastructureError(f"{key} was created and cannot be read")
         return None
 
@@ -176,6 +204,8 @@ class DecisionLog:
     ) -> tuple[SeenCell, ...] | Undecided:
         """Return what the next decision sees, or why it waits; see `make` for the arguments."""
         assert self.unfolded.question is not None
+        if self.damage is not None:
+            return Undecided(self.unfolded.question, f"its record is damaged: {self.damage.fix}", False)
 
         def is_held(cell: str, digest: str) -> bool:
             hold = holds.of(cell, digest)
@@ -183,7 +213,9 @@ class DecisionLog:
 
         question, instances = self.unfolded.question, self.unfolded.sweep.stages
         seen = observe(question, instances, status_of, evidence_of, cancelled=cancelled, held=is_held)
-        if question.is_search and not isinstance(seen, Undecided):
+        if isinstance(seen, Undecided):
+            return seen._replace(waits_for=waiting_cells(question, status_of))
+        if question.is_search:
             try:
                 require("search", what=_WHAT)
             except UserError as error:
@@ -208,7 +240,7 @@ def with_rounds(ledger: Ledger, revision: Revision) -> Revision:
         revision: As sealed.
 
     Raises:
-        InfrastructureError: The store did not answer, or a decision cannot be trusted.
+        InfrastructureError: The store did not answer.
     """
     log = DecisionLog(ledger, revision.sweep, revision.number)
     return replace(revision, sweep=log.unfolded.sweep)

@@ -26,7 +26,7 @@ from orchestrator.core.records import Owner, Request
 from orchestrator.core.remedies import status_in_job
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import StageStatus
-from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import HoldReader, StoreScanner
@@ -131,6 +131,7 @@ class _Scanner:
 
     def _take_over(self) -> None:
         """Take over the sweep as its decisions have left it."""
+        self._decisions.check()
         sweep, request = self._decisions.unfolded.sweep, self._request
         gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=True)
         self._sweep, spent = with_gates(sweep, gates), partial(spending_now, self._ledger, sweep.name)
@@ -265,7 +266,7 @@ class RayDriver:
                 answered_s = time.monotonic()
                 troubled = False
             except (OSError, InfrastructureError) as error:  # workers wait for the store as well
-                if now_s - answered_s > OUTAGE_S:
+                if isinstance(error, DamagedRecord) or now_s - answered_s > OUTAGE_S:
                     raise
                 troubled = True
                 self._say(f"the store does not answer: {error}")
