@@ -22,7 +22,7 @@ from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import ADDED, Estimate, Need, together
-from orchestrator.errors import counted
+from orchestrator.errors import DamagedRecord, counted
 from orchestrator.execution.checkpoints import foresee
 from orchestrator.launchers.base import LaunchGpus
 
@@ -312,7 +312,10 @@ def cell_drift(view: SweepState) -> list[str]:
     number = current_revision(view.ledger, view.sweep.name)
     if number is None:
         return []
-    before = view.ledger.revision(view.sweep.name, number).sweep
+    try:
+        before = view.ledger.revision(view.sweep.name, number).sweep
+    except DamagedRecord as error:
+        return [f"not compared with the last launch: {error.what}"]
     old = {cell.id for cell in before.cells}
     new = [cell for cell in view.sweep.cells if cell.id not in old]
     if not new:

@@ -8,13 +8,14 @@ from collections import Counter
 from orchestrator import provenance
 from orchestrator.api.requests import build_request
 from orchestrator.api.run import cancel_cells
-from orchestrator.api.state import SweepState, open_view, sealed_view
-from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_lines
+from orchestrator.api.state import SweepState, open_view
+from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_lines, print_warnings
 from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError, UserError, counted, nearest
 from orchestrator.store.access import new_nonce
+from orchestrator.store.decisions import readable_revisions
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 
@@ -58,7 +59,7 @@ def run_discard(args: argparse.Namespace) -> int:
         return 0
     unfinished = sum(stages[digest].state is not State.DONE for digest in named)
     gates = [instance for digest, instance in view.gates.instances.items() if digest in named]
-    instances, after = [*gates, *_made_from(view.ledger, named)], {}
+    instances, after = [*gates, *_made_from(view.ledger, named, view.problems)], {}
     voided = 0
     for instance in instances:
         # Attempts up to now no longer count against the retry budgets.
@@ -75,23 +76,26 @@ def run_discard(args: argparse.Namespace) -> int:
         print(f"{view.title}: discarded what attempts of {counted(unfinished, 'unfinished stage')} left")
     else:
         print(f"{view.title}: discarded {counted(voided, 'product')}: {_by_stage(instances)}")
+    print_warnings(view)
     if shared:
         print(f"  {counted(shared, 'other cell')} of this sweep used them and will be made again too")
     print(f"  next: sweep launch {view.sweep.name}{view.hint}")
     return 0
 
 
-def _made_from(ledger: Ledger, named: set[str]) -> list[StageInstance]:
+def _made_from(ledger: Ledger, named: set[str], problems: list[str]) -> list[StageInstance]:
     """Return the named stages and all that use them as inputs, directly or not, in any sealed revision.
 
     Args:
         ledger: the store.
         named: digests of the stages to discard.
+        problems: receives a line for each revision that cannot be read.
     """
     found: dict[str, StageInstance] = {}
     for sweep in ledger.sweeps():
-        for number in ledger.revision_numbers(sweep):
-            revision = sealed_view(ledger, sweep, number).sweep
+        # What a damaged one takes from the named stages does not count either: its inputs are void.
+        for sealed in readable_revisions(ledger, sweep, problems):
+            revision = sealed.sweep
             # Within a cell, the inputs of a stage precede it in `chain`, so that one pass finds all that
             # follow.
             affected = set(named)

@@ -106,6 +106,8 @@ def run_events(args: argparse.Namespace) -> int:
     if not args.follow:
         for event in after(history.snapshot(), args.after):
             _print(event, as_json=args.json)
+        for problem in history.left_out.values():
+            to_stderr(f"warning: events of its own stages are left out: {problem}")
         return 0
     if args.after is not None:
         after(history.all(), args.after)  # refused at once, not when it is old enough

@@ -6,7 +6,7 @@ pure function of the same products, it is the same anyway, except for its author
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -244,3 +244,21 @@ def with_rounds(ledger: Ledger, revision: Revision) -> Revision:
     """
     log = DecisionLog(ledger, revision.sweep, revision.number)
     return replace(revision, sweep=log.unfolded.sweep)
+
+
+def readable_revisions(ledger: Ledger, sweep: str, problems: list[str]) -> Iterator[Revision]:
+    """Yield the sealed revisions of a sweep, oldest first.
+
+    Args:
+        ledger: The store.
+        sweep: Name of the sweep.
+        problems: Receives a line for each revision that cannot be trusted, and is left out.
+
+    Raises:
+        InfrastructureError: The store did not answer.
+    """
+    for number in ledger.revision_numbers(sweep):
+        try:
+            yield ledger.revision(sweep, number)
+        except DamagedRecord as error:
+            problems.append(f"{error.what}; it is left out")
