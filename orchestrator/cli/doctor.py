@@ -131,7 +131,7 @@ def _torch_gpus(gpus: Sequence[str]) -> Check:
         return Check("torch's gpus", None, "torch is not installed")
     try:
         asked = subprocess.run(
-            [sys.executable, "-m", "orchestrator.sft.gpus"],
+            [sys.executable, "-m", "orchestrator.sft.machine"],
             capture_output=True,
             text=True,
             timeout=TORCH_S,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from orchestrator.core.settings import split_store
 from orchestrator.errors import InfrastructureError, SweepError, UserError, one_line, words_of
 from orchestrator.registry import require
-from orchestrator.serving import security, server
+from orchestrator.serving import server
 
 if TYPE_CHECKING:
     from orchestrator.api.overview import Watched
@@ -73,7 +73,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace, words: Sequence[str], url: str | None) -> int:
-    token = security.token_of(args.token_env)
+    token = server.token_of(args.token_env)
     host = args.host or LOOPBACK
     listening = server.listen(host, args.port or 0, beyond=args.beyond_loopback)
     opening = _Opening(words, url)
@@ -83,7 +83,7 @@ def _serve(args: argparse.Namespace, words: Sequence[str], url: str | None) -> i
     # The address is printed before the server's libraries are imported, and before a large sweep that was
     # never launched is composed. Until then, connections wait.
     print(f"http://{named}:{port}/?token={token}", flush=True)
-    if not security.is_loopback(host):
+    if not server.is_loopback(host):
         print(
             f"warning: other machines reach {host}:{port}, and the token travels unencrypted", file=sys.stderr
         )
@@ -98,8 +98,8 @@ def _serve(args: argparse.Namespace, words: Sequence[str], url: str | None) -> i
     for each in served:
         each.live.get(wait_s=0.0)  # the first look goes on while the server starts
     pages = application({each.name: each for each in served})
-    names = () if security.is_loopback(host) else (host, socket.gethostname(), socket.getfqdn())
-    server.run(security.Guard(pages, token, port, names), listening)
+    names = () if server.is_loopback(host) else (host, socket.gethostname(), socket.getfqdn())
+    server.run(server.Guard(pages, token, port, names), listening)
     return 0
 
 

@@ -14,7 +14,6 @@ import msgspec
 
 from orchestrator.costs import Estimate, Hardware, Measured
 from orchestrator.errors import UserError
-from orchestrator.sft.measured import Speed, speed_of
 from orchestrator.sft.memory import (
     GIB,
     GPU_HOST_GIB,
@@ -27,23 +26,26 @@ from orchestrator.sft.memory import (
     terms_gib,
     told,
 )
-from orchestrator.sft.save_costs import (
+from orchestrator.sft.speed import (
     COPY_MARGIN,
     DISK_GB_S,
     GB,
     INTERVAL_S,
     STATE_BYTES,
+    fit,
+    mfu,
     save_costs,
     state_seconds,
 )
-from orchestrator.sft.speed import fit, mfu
 from orchestrator.sft.workload import (
     CostsConfig,
+    Speed,
     Tree,
     answers,
     costs_of,
     expected_lengths,
     model_of,
+    speed_of,
     training,
 )
 from orchestrator.stage import Config, plain

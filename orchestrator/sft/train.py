@@ -24,14 +24,13 @@ from orchestrator.costs import DEVICES
 from orchestrator.errors import StageFailure
 from orchestrator.sft import batches, kernels, runtime
 from orchestrator.sft.batches import Batches, MicroBatches
-from orchestrator.sft.checkpoints import link_weights, load_state
+from orchestrator.sft.checkpoints import PROGRESS, Progress, Saver, link_weights, load_state
 from orchestrator.sft.distributed import launcher, parallel
 from orchestrator.sft.distributed.parallel import Placed, rank, reduced, world_size
-from orchestrator.sft.host import peak_bytes
+from orchestrator.sft.machine import peak_bytes
 from orchestrator.sft.prepare import SPLITS, left_out
-from orchestrator.sft.save_costs import state_seconds
-from orchestrator.sft.saver import PROGRESS, Progress, Saver
 from orchestrator.sft.shards import EpochOrder, Rows, rows_of
+from orchestrator.sft.speed import state_seconds
 from orchestrator.stage import Config, Context, Inputs, Row
 
 

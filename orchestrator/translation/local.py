@@ -16,8 +16,7 @@ from orchestrator.sft import model_folder, runtime
 from orchestrator.sft.generate import generate
 from orchestrator.sft.generators.base import GeneratorSettings
 from orchestrator.stage import Config, Context, Inputs
-from orchestrator.translation.prompts import Messages
-from orchestrator.translation.rows import Conversation, RowProgress
+from orchestrator.translation.rows import Conversation, Messages, RowProgress
 from orchestrator.translation.verdicts import ModelReply
 
 

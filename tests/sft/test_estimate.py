@@ -12,8 +12,7 @@ from orchestrator.costs import Estimate, Finished, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.estimate import evaluate, rehearse, train
 from orchestrator.sft.memory import Load, Recompute, decoder, widest_pack
-from orchestrator.sft.save_costs import save_costs
-from orchestrator.sft.speed import mfu
+from orchestrator.sft.speed import mfu, save_costs
 from orchestrator.sft.workload import model_of
 from orchestrator.stage import Config
 from tests.sft import chain

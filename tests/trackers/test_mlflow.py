@@ -209,7 +209,7 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     server.status = 200  # nor is this one, although it answers in JSON
     gone = call(server.address)
     assert gone.is_final and "not of this API (200)" in gone.what
-    monkeypatch.setattr("orchestrator.trackers.http.REQUEST_S", 0.2)
+    monkeypatch.setattr("orchestrator.trackers.protocol.REQUEST_S", 0.2)
     server.status, server.delay_s = 0, 1.0
     assert "does not answer" in call(server.address).what
     assert retry_after_s("nonsense") is None and retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0

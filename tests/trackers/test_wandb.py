@@ -13,7 +13,8 @@ import pytest
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
 from orchestrator.trackers.following import batches, run_id
-from orchestrator.trackers.wandb_mirror import WandbMirror, mode_of, summary_of
+from orchestrator.trackers.protocol import summary_of
+from orchestrator.trackers.wandb_mirror import WandbMirror, mode_of
 from tests.cli.launches import Running, wait_for
 from tests.trackers.offline import runs_in
 

@@ -28,8 +28,7 @@ from typing import Any
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.sft.distributed import nodes
-from orchestrator.sft.distributed.context import Order, as_exception
-from orchestrator.sft.distributed.saves import ContextCalls
+from orchestrator.sft.distributed.context import ContextCalls, Order, as_exception
 from orchestrator.sft.distributed.worker import ENDED, LAUNCHER, SENT_TO_ALL
 from orchestrator.stage import Config, Context, Inputs
 

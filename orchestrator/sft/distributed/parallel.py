@@ -28,10 +28,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
-from orchestrator.sft.device_limit import DeviceLimit
 from orchestrator.sft.distributed import nodes
-from orchestrator.sft.host import copied
 from orchestrator.sft.loss import ResponseLoss, decoder_of
+from orchestrator.sft.machine import DeviceLimit, copied
 from orchestrator.sft.memory import Recompute
 from orchestrator.sft.shards import Batch
 

@@ -3,6 +3,10 @@
 The module does not depend on what ranks compute. It is also a command. ``launch N M`` runs an unmodified
 ``torchrun`` that cannot outlive the stage. It is one of M launchers, each of which starts ``rank`` N times on
 its node.
+
+A rank may start processes that leave its process group, such as the engine process of vLLM, which holds GPU
+memory. They survive a launcher and ranks that are killed. All of them inherit one variable of the
+environment, by which a watcher of the launcher ends them (`watch`).
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
+import uuid
 from datetime import timedelta
 from multiprocessing import util
 from multiprocessing.connection import Connection
@@ -24,7 +30,6 @@ from orchestrator.errors import StopRequested
 from orchestrator.registry import load
 from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
 from orchestrator.sft.distributed.nodes import PARENT, die_with, free_endpoint, interface, join, without_job
-from orchestrator.sft.distributed.watcher import GROUP, end_group, watch
 
 LAUNCHER = -1
 """What a launcher sends where ranks send their rank."""
@@ -53,7 +58,7 @@ _TIMEOUT = timedelta(minutes=30)
 """Longest wait in a collective, for a rank on a slow file system. A rank that died is noticed at once."""
 
 
-def heed_only(launcher: int) -> None:
+def exit_on_sigterm_of(launcher: int) -> None:
     """End this process on SIGTERM from its launcher, and ignore all other signals in `SENT_TO_ALL`.
 
     Torchrun ends the remaining ranks by SIGTERM when one fails. A scheduler sends the same signal to all
@@ -67,8 +72,8 @@ def heed_only(launcher: int) -> None:
 
     def wait() -> None:
         while True:
-            told = signal.sigwaitinfo(SENT_TO_ALL)
-            if told.si_pid == launcher and told.si_signo == signal.SIGTERM:
+            received = signal.sigwaitinfo(SENT_TO_ALL)
+            if received.si_pid == launcher and received.si_signo == signal.SIGTERM:
                 os._exit(ENDED)
 
     if SENT_TO_ALL:
@@ -201,7 +206,7 @@ def _join_nodes(pipe: Connection, num_nodes: int, is_over: threading.Event) -> l
 def run_rank() -> None:
     """Join the process group, call the stage's function and report how it ended."""
     die_with(int(os.environ[PARENT]))
-    heed_only(int(os.environ[PARENT]))
+    exit_on_sigterm_of(int(os.environ[PARENT]))
     with short_paths():
         # Sockets of data loaders will be in this folder, and their paths are limited to about 100 bytes.
         util.get_temp_dir()
@@ -242,6 +247,63 @@ def _call(order: Order, pipe: Connection, rank: int) -> Any:
         raise
     dist.destroy_process_group()
     return result if rank == 0 else None
+
+
+GROUP = "SWEEP_RANKS_GROUP"
+"""Environment variable that all processes of one launcher's ranks have."""
+_PATIENCE_S, _POLL_S = 10.0, 0.05
+
+
+def watch() -> None:
+    """Fork the watcher, and mark what this process starts from now on. Call it before any thread exists.
+
+    The watcher holds one end of a pipe. The kernel closes the other one when this process ends, however that
+    happens. The watcher has a session of its own, so that no signal to this process's group reaches it.
+    """
+    os.environ[GROUP] = uuid.uuid4().hex
+    reader, writer = os.pipe()  # not inherited by programs that this process starts
+    if os.fork():
+        os.close(reader)
+        return
+    # The watcher never returns: the code that called this function belongs to the launcher.
+    with contextlib.suppress(BaseException):
+        os.setsid()
+        os.close(writer)
+        # Held open, the launcher's sockets would hide its end from the stage's process.
+        os.closerange(3, reader)
+        os.closerange(reader + 1, 1024)
+        os.read(reader, 1)
+        end_group(os.environ[GROUP])
+    os._exit(0)
+
+
+def end_group(group: str) -> None:
+    """Kill all processes of this machine that have a mark, except this one, until none is left.
+
+    Args:
+        group: value of the variable `GROUP`.
+    """
+    mark, end_s = f"{GROUP}={group}".encode(), time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end_s:
+        marked = [pid for pid in _processes() if pid != os.getpid() and mark in _environment(pid)]
+        for pid in marked:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not marked:
+            return
+        time.sleep(_POLL_S)
+
+
+def _processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def _environment(pid: int) -> list[bytes]:
+    """Return a process's variables as it was started with; none of a zombie, or of another user's."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.sft.host import copied, may_copy, room_bytes
+from orchestrator.sft.machine import copied, may_copy, room_bytes
 
 MIB = 2**20
 

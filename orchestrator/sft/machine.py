@@ -1,4 +1,8 @@
-"""Copies of tensors in host memory, how much of it this process may still take, and how much it took."""
+"""What a process may take of its machine: host memory, its copies of tensors, a limit of it, and the GPUs.
+
+Run as ``python -m orchestrator.sft.machine``, it prints how many GPUs torch sees, and how torch was built.
+`sweep doctor` does so in a process of its own, because a broken driver may hang or abort the process.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -90,3 +95,48 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_reserved()
     unit = 1 if sys.platform == "darwin" else 2**10  # kilobytes on Linux, bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+RECOMPUTED_SHARE = 0.25
+"""Ours: what a token takes if the backward pass computes layers again, as a share of the rest."""
+
+
+class DeviceLimit(NamedTuple):
+    """The most tokens whose activations fit, padding included; None for no limit.
+
+    With `trainer.cpu_limit_tokens` tiny models run out of a CPU's memory as large ones do on a GPU. That
+    rehearses what happens then: remedies, the breaker, reports. The first forward pass that is too wide
+    raises torch's own error, so with most data that is the step with the longest batch.
+    """
+
+    tokens: int | None = None
+
+    def check(self, num_tokens: int, *, recomputes: bool) -> None:
+        """Return if a micro-batch fits.
+
+        Args:
+            num_tokens: of the micro-batch, padding included.
+            recomputes: whether only the inputs of layers are kept, and the rest is computed again.
+
+        Raises:
+            torch.OutOfMemoryError: it does not, with the message of a GPU.
+        """
+        if self.tokens is None:
+            return
+        estimate = num_tokens * (RECOMPUTED_SHARE if recomputes else 1.0)
+        if estimate > self.tokens:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory, as pretended on a CPU: a micro-batch of {num_tokens} tokens takes the"
+                f" memory of {estimate:.0f}, and trainer.cpu_limit_tokens={self.tokens}"
+            )
+
+
+def print_gpus() -> None:
+    """Print the number of GPUs, and the versions of torch and CUDA."""
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    build = f"with CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    print(number, torch.__version__, build)
+
+
+if __name__ == "__main__":
+    print_gpus()
