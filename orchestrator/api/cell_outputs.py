@@ -96,6 +96,64 @@ class StatusOutput(TypedDict):
     cells: Sequence[CellStateOutput]  #: that were selected.
 
 
+class LaunchedJobs(TypedDict):
+    """A submission to a scheduler. A task of it is a job."""
+
+    submission: int  #: its number.
+    job: str  #: the scheduler's id of all its tasks; "" if it has not accepted them.
+    cells: Sequence[Sequence[str]]  #: ids of the cells of each task.
+    script: NotRequired[str]  #: with ``--dry-run``: what the scheduler would get.
+
+
+class LaunchOutput(TypedDict):
+    """`sweep launch` and `rerun`: what was recorded and started, and how it stands."""
+
+    sweep: str  #: its name.
+    revision: int  #: that was launched.
+    verb: str  #: launch or rerun.
+    request: int | None  #: number of the recorded request; null if nothing was recorded.
+    launcher: str  #: its name.
+    cells: Sequence[str]  #: ids of the cells that are meant.
+    jobs: Sequence[LaunchedJobs]  #: that were submitted for it; none without a scheduler.
+    process: int | None  #: id of the background process of ``--detach``; null without one.
+    log: str  #: file with all that this process prints; "" without one.
+    counts: Mapping[str, int]  #: state to number of these cells, when the verb ended.
+    decision: DecisionFacts | None  #: the next one; null if none is left.
+    exit_code: int  #: of the command.
+
+
+class CancelOutput(TypedDict):
+    """`sweep cancel`: what was cancelled."""
+
+    sweep: str  #: its name.
+    revision: int  #: whose cells are meant.
+    request: int | None  #: number of the recorded request; null if there was nothing to cancel.
+    cells: Sequence[str]  #: ids of the cells that were cancelled.
+    num_running: int  #: how many of them run, and stop within seconds.
+    kept: Sequence[str]  #: ids of cells that go on, because the current revision has them too.
+    notes: Sequence[str]  #: on their jobs, for people.
+
+
+class DiscardedStage(TypedDict):
+    """A stage that was discarded, or was made from one."""
+
+    stage: str  #: such as ``train``, or ``prepare[en]``.
+    digest: str  #: its identity.
+    voided: bool  #: whether it had a product that counted.
+
+
+class DiscardOutput(TypedDict):
+    """`sweep discard`: what counts no more."""
+
+    sweep: str  #: its name.
+    revision: int  #: whose cells were selected.
+    request: int | None  #: number of the recorded request; null if there was nothing to discard.
+    cells: Sequence[str]  #: ids of the cells that were selected.
+    stages: Sequence[DiscardedStage]  #: in all sweeps of the store.
+    num_shared: int  #: other cells of this sweep that used them, and will be made again too.
+    problems: Sequence[str]  #: records that could not be read.
+
+
 class SpentTime(TypedDict):
     """The held time of some workers, in seconds, and where it went."""
 

@@ -11,9 +11,12 @@ from typing import Any, NotRequired, TypedDict
 
 from orchestrator.api.cell_outputs import (
     BudgetLimit,
+    CancelOutput,
     CellsDiff,
     DecisionFacts,
+    DiscardOutput,
     FailuresOutput,
+    LaunchOutput,
     RevisionsDiff,
     ShowOutput,
     SpentOutput,
@@ -343,6 +346,10 @@ OUTPUTS: Mapping[str, Mapping[str, Any]] = {
     "list": {"": Sequence[ListedSweep]},
     "plan": {"": PlanOutput, "--budget": BudgetOutput},
     "simulate": {"": SimulateOutput},
+    "launch": {"": LaunchOutput},
+    "rerun": {"": LaunchOutput},
+    "cancel": {"": CancelOutput},
+    "discard": {"": DiscardOutput},
     "status": {"": StatusOutput, "--spent": SpentOutput},
     "failures": {"": FailuresOutput},
     "why": {"": WhyOutput},

@@ -114,7 +114,7 @@ REFUSED = [
     (2, ("logs", "never.yaml", "seed=5"), "was never started"),
     (2, ("plan", "mixed", "--gpus"), "expected one argument"),
     (2, ("collect", "never.yaml", "--onyl"), "unrecognized arguments"),
-    (2, ("launch", "mixed.yaml"), "unrecognized arguments: --json"),
+    (2, ("launch", "mixed.yaml", "seeds=1"), "unknown key 'seeds'"),
     (2, ("plan", "mixed", "--multirun", "seed=0,1"), "unrecognized arguments: --multirun"),
     (2, ("lst",), "unknown verb 'lst'"),
     (2, ("query", "select"), "Parser Error"),
@@ -148,6 +148,32 @@ def test_an_error_is_an_object_that_names_what_is_wrong_and_what_to_type(
     found, value = printed(sweeps, *words)
     assert found == code == value["error"]["exit_code"]
     assert what in value["error"]["what"]
+
+
+TOUCH = """
+axes: {seed: [1, 2]}
+config: {seed: 0}
+stages: {act: {command: 'sh -c "echo $1 > $2/said" - {config.seed} {output}', reads: [seed]}}
+"""
+
+
+def test_what_is_recorded_and_started_is_printed_as_the_only_thing_on_standard_output(sweep: Sweep):
+    (sweep.folder / "touch.yaml").write_text(TOUCH)
+    words = "launcher.workers=1", "launcher.snapshot=true"  # with a snapshot, another process prints it
+    found = sweep.json("launch", "touch.yaml", *words)
+    assert (found["request"], found["counts"], found["exit_code"]) == (1, {"done": 2}, 0)
+    assert found["jobs"] == [] and len(found["cells"]) == 2
+    assert sweep.json("rerun", "touch")["request"] is None
+    found = sweep.json("discard", "touch", "seed=1", "--stage", "act", "--reason", "wrong")
+    assert (found["request"], [each["voided"] for each in found["stages"]]) == (2, [True])
+    found = sweep.json("cancel", "touch")
+    assert (found["request"], len(found["cells"])) == (3, 1)
+    assert sweep.json("cancel", "touch", "--only", "seed=2")["request"] is None
+    found = sweep.json("rerun", "touch", "--only", "seed=1", "launcher=external")
+    assert (found["verb"], found["request"], found["launcher"]) == ("rerun", 4, "external")
+    assert found["counts"] == {"pending": 1}
+    found = sweep.json("launch", "touch.yaml", "seed=5", "launcher=external", "--dry-run", code=2)
+    assert "submits nothing" in found["error"]["what"]
 
 
 def test_a_field_that_the_schema_lacks_is_found():
