@@ -189,6 +189,12 @@ def _sealed(
     groups: dict[str, str] = {}
     if select is not None:
         for axis in (*select.mean, *select.per):
+            if axis == AXIS:
+                raise UserError(
+                    f"select names {AXIS!r}, of which a phase has one value",
+                    where=where,
+                    allowed=", ".join(each for each in grown.axes if each != AXIS),
+                )
             if axis not in grown.axes:
                 raise UserError(
                     f"select names the unknown axis {axis!r}", where=where, allowed=nearest(axis, grown.axes)

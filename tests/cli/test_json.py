@@ -160,19 +160,19 @@ stages: {act: {command: 'sh -c "echo $1 > $2/said" - {config.seed} {output}', re
 def test_what_is_recorded_and_started_is_printed_as_the_only_thing_on_standard_output(sweep: Sweep):
     (sweep.folder / "touch.yaml").write_text(TOUCH)
     words = "launcher.workers=1", "launcher.snapshot=true"  # with a snapshot, another process prints it
-    found = sweep.json("launch", "touch.yaml", *words)
+    found = printed(sweep, "launch", "touch.yaml", *words)[1]
     assert (found["request"], found["counts"], found["exit_code"]) == (1, {"done": 2}, 0)
     assert found["jobs"] == [] and len(found["cells"]) == 2
-    assert sweep.json("rerun", "touch")["request"] is None
-    found = sweep.json("discard", "touch", "seed=1", "--stage", "act", "--reason", "wrong")
+    assert printed(sweep, "rerun", "touch")[1]["request"] is None
+    found = printed(sweep, "discard", "touch", "seed=1", "--stage", "act", "--reason", "wrong")[1]
     assert (found["request"], [each["voided"] for each in found["stages"]]) == (2, [True])
-    found = sweep.json("cancel", "touch")
+    found = printed(sweep, "cancel", "touch")[1]
     assert (found["request"], len(found["cells"])) == (3, 1)
-    assert sweep.json("cancel", "touch", "--only", "seed=2")["request"] is None
-    found = sweep.json("rerun", "touch", "--only", "seed=1", "launcher=external")
+    assert printed(sweep, "cancel", "touch", "--only", "seed=2")[1]["request"] is None
+    found = printed(sweep, "rerun", "touch", "--only", "seed=1", "launcher=external")[1]
     assert (found["verb"], found["request"], found["launcher"]) == ("rerun", 4, "external")
     assert found["counts"] == {"pending": 1}
-    found = sweep.json("launch", "touch.yaml", "seed=5", "launcher=external", "--dry-run", code=2)
+    found = printed(sweep, "launch", "touch.yaml", "launcher=external", "--dry-run")[1]
     assert "submits nothing" in found["error"]["what"]
 
 

@@ -224,6 +224,8 @@ def test_rungs_that_cannot_be_are_refused(sweep: Any, old: str, new: str, error:
     ("old", "new", "error"),
     [
         ("    select: {metric: accuracy, mode: max}\n", "", "no `select`"),
+        ("mode: max}", "mode: max, mean: [phase]}", "select names 'phase', of which a phase has one value"),
+        ("mode: max}", "mode: max, per: [phase]}", "select names 'phase', of which a phase has one value"),
         ("name: confirm", "name: tune", "each name once"),
         ("mode: max", "mode: max, mean: [sead]", "unknown axis 'sead'"),
         ("metric: accuracy", "metric: ''", "select.metric is empty"),
