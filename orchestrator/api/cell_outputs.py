@@ -55,6 +55,14 @@ class DecisionFacts(TypedDict):
     differences: Sequence[str]  #: with ``--verify``: what does not follow from the store.
 
 
+class LaterFacts(TypedDict):
+    """What may follow from open decisions, and so is not counted yet."""
+
+    after: str  #: what is decided next.
+    num_cells: int  #: cells that may come to exist, at most.
+    num_longer: int  #: cells of which later parts may run, at most.
+
+
 class StageStateOutput(TypedDict):
     """The state of a stage of a cell."""
 

@@ -16,6 +16,7 @@ from orchestrator.api.cell_outputs import (
     DecisionFacts,
     DiscardOutput,
     FailuresOutput,
+    LaterFacts,
     LaunchOutput,
     RevisionsDiff,
     ShowOutput,
@@ -119,6 +120,7 @@ class PlanOutput(TypedDict):
     totals: PlanTotals | None  #: costs of all cells; null if no stage can estimate them.
     prefetch: str | None  #: the command that fetches what is missing; null if nothing is.
     gates: Sequence[PlannedGate]  #: rehearsals that a launch would have.
+    later: LaterFacts | None  #: what may follow from open decisions, in no number here; null without.
     cells: Sequence[PlannedCell]  #: that were selected.
     makespan: NotRequired[Makespan]  #: with ``--gpus``: how long all takes on that cluster.
 
@@ -146,6 +148,7 @@ class BudgetOutput(TypedDict):
     claims: int  #: rows and comparisons of the report.
     claims_lost: int  #: of these, without the cells in `drop`.
     drop: Sequence[DroppedCell]  #: cells to drop.
+    later: LaterFacts | None  #: what may follow from open decisions, in no number here; null without.
 
 
 class SimulatedGoodput(TypedDict):

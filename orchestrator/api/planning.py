@@ -14,6 +14,7 @@ from orchestrator.api.rehearsals import PlannedGate, planned_facts, planned_gate
 from orchestrator.api.requests import checkout_digest, missing_of, need_line, needs_of
 from orchestrator.api.simulating import Simulated, SimulatedCluster, simulate
 from orchestrator.api.state import SweepState, current_revision
+from orchestrator.api.waiting import later_of
 from orchestrator.core.gates import gates_of
 from orchestrator.core.plan import Action, Step, decide
 from orchestrator.core.records import Request
@@ -270,6 +271,7 @@ class Plan:
             "totals": self.totals,
             "prefetch": self.prefetch if self.missing else None,
             "gates": [gate._asdict() for gate in self.gates],
+            "later": later_of(view),
             "cells": [
                 self._cell_json(cell) | ({"gpus": gpus[cell.id]._asdict()} if cell.id in gpus else {})
                 for cell in cells

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.api.state import Notify, SweepState
+from orchestrator.core.decisions import most_cells
 from orchestrator.core.settings import StoreSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -17,7 +18,7 @@ from orchestrator.store import layout
 from orchestrator.store.access import error_line
 
 if TYPE_CHECKING:
-    from orchestrator.api.cell_outputs import DecisionFacts
+    from orchestrator.api.cell_outputs import DecisionFacts, LaterFacts
 
 STALL_S = 300.0
 """Default time without any change after which a sweep counts as stalled, in seconds. It exceeds the usual
@@ -66,6 +67,27 @@ def decision_line(found: DecisionFacts) -> str:
     line = f"decision {found['number']}, {found['title']}: {what}{since}: {found['why']}"
     # Where a record is damaged, the reason is the way out.
     return line if found["state"] == "blocked" and not waits_for else f"{line}; then {found['rule']}"
+
+
+def later_of(view: SweepState) -> LaterFacts | None:
+    """Return what may follow from open decisions, and so is in no plan yet; None if no decision is left."""
+    question = view.decisions.unfolded.question if view.decisions is not None else None
+    if question is None:
+        return None
+    search, phases = view.whole.search, view.whole.phases
+    most = search.num_cells if search is not None else sum(map(most_cells, phases, (None, *phases)))
+    return {
+        "after": question.title,
+        "num_cells": max(0, most - len(view.sweep.cells)),
+        "num_longer": question.keep if question.rung else 0,
+    }
+
+
+def later_line(found: LaterFacts) -> str:
+    """Return a line on what a plan does not count yet."""
+    parts = [f"{counted(found['num_cells'], 'more cell')}"] if found["num_cells"] else []
+    parts += [f"later parts of {counted(found['num_longer'], 'cell')}"] if found["num_longer"] else []
+    return f"not counted: what follows {found['after']}, at most {' and '.join(parts) or 'nothing more'}"
 
 
 class Waited(NamedTuple):

@@ -159,8 +159,7 @@ stages: {act: {command: 'sh -c "echo $1 > $2/said" - {config.seed} {output}', re
 
 def test_what_is_recorded_and_started_is_printed_as_the_only_thing_on_standard_output(sweep: Sweep):
     (sweep.folder / "touch.yaml").write_text(TOUCH)
-    words = "launcher.workers=1", "launcher.snapshot=true"  # with a snapshot, another process prints it
-    found = printed(sweep, "launch", "touch.yaml", *words)[1]
+    found = printed(sweep, "launch", "touch.yaml", "launcher.workers=1")[1]
     assert (found["request"], found["counts"], found["exit_code"]) == (1, {"done": 2}, 0)
     assert found["jobs"] == [] and len(found["cells"]) == 2
     assert printed(sweep, "rerun", "touch")[1]["request"] is None
@@ -174,6 +173,13 @@ def test_what_is_recorded_and_started_is_printed_as_the_only_thing_on_standard_o
     assert found["counts"] == {"pending": 1}
     found = printed(sweep, "launch", "touch.yaml", "launcher=external", "--dry-run")[1]
     assert "submits nothing" in found["error"]["what"]
+
+
+@pytest.mark.long
+def test_a_process_that_goes_on_in_the_snapshot_prints_the_object_too(sweep: Sweep):
+    (sweep.folder / "touch.yaml").write_text(TOUCH)
+    code, found = printed(sweep, "launch", "touch.yaml", "launcher.workers=1", "launcher.snapshot=true")
+    assert (code, found["request"], found["counts"]) == (0, 1, {"done": 2})
 
 
 def test_a_field_that_the_schema_lacks_is_found():

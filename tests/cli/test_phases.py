@@ -46,6 +46,9 @@ def tune(sweep: Any) -> Any:
 def test_a_launch_goes_through_all_phases_and_reports_each_under_its_name(tune: Any) -> None:
     shown = tune("plan", "tune.yaml")
     assert "tune: 3 cells, then confirm: at most 3" in shown
+    later = "not counted: what follows phase tune, at most 3 more cells"
+    assert later in shown and later in tune("plan", "tune.yaml", "--budget")
+    assert tune.json("plan", "tune.yaml")["later"] == {"after": "phase tune", "num_cells": 3, "num_longer": 0}
     shown = tune("launch", "tune.yaml", "launcher.workers=2")
     assert "tune@1: 6 cells: 6 done" in shown
     assert "tune@1: done: 6 cells" in tune("wait", "tune")
@@ -60,6 +63,7 @@ def test_a_launch_goes_through_all_phases_and_reports_each_under_its_name(tune: 
         ("confirm", "0.2", "2"),
     ]
     assert "6 done" in tune("status", "tune")
+    assert tune.json("plan", "tune.yaml", "--budget")["later"] is None
     # Launched again, nothing is left to do, and the decision is the one that was made.
     decisions = [path.read_bytes() for path in tune.store.glob("sweeps/tune/decisions/1/*.json")]
     assert "6 done" in tune("launch", "tune.yaml")
