@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.core.decisions import most_cells
+from orchestrator.core.sealed import most_cells
 from orchestrator.core.settings import StoreSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell

@@ -61,7 +61,7 @@ def for_people(*, as_json: bool) -> Iterator[None]:
         yield
 
 
-class Followed(NamedTuple):
+class Launched(NamedTuple):
     """What came of a launch or rerun.
 
     Attributes:
@@ -85,7 +85,7 @@ class Followed(NamedTuple):
     scripts: Sequence[tuple[Submission, str]] = ()
 
 
-def followed_json(found: Followed) -> dict[str, Any]:
+def launched_json(found: Launched) -> dict[str, Any]:
     """Return what a launch or rerun recorded and submitted, for scripts."""
     request, name = found.request, found.view.sweep.name
     view = found.view if request is None else found.view.fresh()
@@ -118,7 +118,7 @@ def followed_json(found: Followed) -> dict[str, Any]:
 
 def follow(
     checked: CheckedLaunch, sealed: SweepState, *, wait: bool, is_detached: bool, as_json: bool = False
-) -> Followed:
+) -> Launched:
     """Record a checked launch, run its cells, and return what came of it.
 
     Args:
@@ -132,7 +132,7 @@ def follow(
         raise UserError("launcher=external starts nothing to wait for", fix="sweep wait, after the launch")
     with LongStep("recording the launch and its code"):
         request = checked.record(sealed, indented)
-    found = Followed(0, sealed, [cell.id for cell in checked.cells], checked.verb, checked.settings, request)
+    found = Launched(0, sealed, [cell.id for cell in checked.cells], checked.verb, checked.settings, request)
     if checked.settings.is_external:
         print(f"{sealed.title}: recorded, and no worker was started")
         print(f"  sweep work {sealed.sweep.name}{sealed.hint}")
@@ -389,7 +389,7 @@ def main(argv: list[str] | None = None) -> int:
         with for_people(as_json=bool(rest)):
             code = run_attached(view, request, make_launcher(settings, num_cells))
         if rest:
-            print_json(followed_json(Followed(code, view, (), request.verb, settings, request)))
+            print_json(launched_json(Launched(code, view, (), request.verb, settings, request)))
         return code
     except SweepError as error:
         return int(load("orchestrator.cli.main:failed")(error, rest))

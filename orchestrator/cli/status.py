@@ -32,9 +32,9 @@ from orchestrator.cli.output import (
     print_table,
     print_warnings,
 )
-from orchestrator.core.decisions import most_cells
 from orchestrator.core.evidence import remaining_files
 from orchestrator.core.identity import SEALED
+from orchestrator.core.sealed import most_cells
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import without_key

@@ -22,9 +22,11 @@ constants are ours unless a source is named.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from orchestrator.costs import DEVICES
+from orchestrator.costs import DEVICES, Hardware
+from orchestrator.errors import UserError
 from orchestrator.saving import HELD_FACTOR, WRITE_FACTOR
 from orchestrator.sft.memory import (
     BUSY_TOKENS,
@@ -35,6 +37,7 @@ from orchestrator.sft.memory import (
     Load,
     Recompute,
     terms_gib,
+    told,
     widest_pack,
 )
 
@@ -187,6 +190,67 @@ def fit(
             if sum(terms.values()) <= memory_gib:
                 return Fit(number, tokens // load.row_tokens, terms, tokens, one.checkpointing or False)
     return None
+
+
+def layers_compiled(cell: Mapping[str, Any]) -> bool:
+    """Return whether the layers of a cell's training are compiled."""
+    return cell["trainer"].get("compile") is not False and cell["trainer"]["micro_batch_size"] is None
+
+
+def placed_on(cell: Mapping[str, Any], model: Decoder, hardware: Hardware) -> Fit:
+    """Return the GPUs and the micro-batch for the cell's rows.
+
+    All rows are assumed to have the maximal length, because a plan has not tokenised them.
+
+    Raises:
+        UserError: it does not fit; the message names what takes the memory.
+    """
+    trainer = cell["trainer"]
+    load = Load(
+        row_tokens=trainer["max_length_tokens"],
+        checkpointing=None if (how := trainer["gradient_checkpointing"]) == "auto" else how,
+        value_bytes=2 if trainer["precision"] == "bf16" else 4,
+        loss_chunk_tokens=trainer.get("loss_chunk_tokens"),
+        sharded=trainer.get("sharding") != "ddp",
+        on_cpu=hardware.device == "cpu",
+    )
+    asked, tokens = trainer["micro_batch_size"], trainer.get("micro_batch_tokens")
+    found = fit(
+        model,
+        load,
+        max_gpus=hardware.max_gpus,
+        memory_gib=hardware.memory_gib,
+        global_batch=trainer["global_batch_size"],
+        micro_batch=asked,
+        micro_batch_tokens=tokens,
+        num_gpus=None if load.on_cpu else trainer.get("num_processes") or hardware.num_gpus,
+        is_compiled=layers_compiled(cell),
+    )
+    if found is not None:
+        return found
+    if not load.on_cpu and (trainer.get("num_processes") or 0) > hardware.max_gpus:
+        raise UserError(
+            f"trainer.num_processes={trainer['num_processes']}, but a cell may have {hardware.max_gpus} GPUs",
+            fix="--max-gpus, or launcher.gpus_per_worker",
+        )
+    # Nothing fits. The message describes the attempt with the most GPUs and the smallest micro-batch.
+    most = 2 ** (hardware.max_gpus.bit_length() - 1)
+    num_gpus = 1 if load.on_cpu else trainer.get("num_processes") or most
+    size = min(
+        asked or -(-(tokens or 1) // load.row_tokens), max(1, trainer["global_batch_size"] // num_gpus)
+    )
+    terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=hardware.memory_gib)
+    total_gib = sum(terms.values())
+    place = "this host" if load.on_cpu else f"{num_gpus} x {hardware.device}"
+    key = "micro_batch_size" if asked else "micro_batch_tokens"
+    smaller = f"trainer.{key}=null, or " if size > 1 else ""
+    raise UserError(
+        f"{cell['model']['name']} does not fit on {place}: {total_gib:.1f} GiB are needed,"
+        f" {hardware.memory_gib:.1f} GiB are there" + ("" if load.on_cpu else " on each"),
+        where=f"training with a micro-batch of {size} and rows of {load.row_tokens:,} tokens",
+        allowed=told(terms),
+        fix=f"{smaller}more or larger devices",
+    )
 
 
 GB = 1e9

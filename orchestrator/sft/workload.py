@@ -17,6 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from orchestrator.costs import Finished, Measured
+from orchestrator.errors import counted
 from orchestrator.sft.memory import SIZES, Decoder, decoder
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -217,6 +218,11 @@ def _decoder_in(path: str) -> Decoder | None:
         return None
 
 
+def cells(number: int) -> str:
+    """Return a text on how many cells something was measured."""
+    return f"{counted(number, 'cell')} of the same model and task"
+
+
 class Speed(NamedTuple):
     """Measurements of the cells of one model and task; None where there are none.
 
@@ -247,7 +253,7 @@ class Speed(NamedTuple):
         """What was measured, for people."""
         if self.is_rehearsed:
             return "a rehearsal of the same model and task"
-        return f"{self.num_cells} {'cell' if self.num_cells == 1 else 'cells'} of the same model and task"
+        return cells(self.num_cells)
 
     def tokens(self, cell: Tree, computed: int) -> int:
         """Return the tokens of a cell: those measured for its mixture, or the computed ones, corrected."""

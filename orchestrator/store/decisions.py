@@ -6,25 +6,24 @@ pure function of the same products, it is the same anyway, except for its author
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.decisions import (
+    SweepFacts,
     SweepQuestion,
     Undecided,
     Unfolded,
     answer,
     observe,
     unfold,
-    waiting_cells,
 )
-from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
 from orchestrator.core.records import Revision
 from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Value
 from orchestrator.core.search import is_round, trials_of
-from orchestrator.core.state import StageStatus
+from orchestrator.core.state import StageStatus, State
 from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
 from orchestrator.registry import load, require
 from orchestrator.store import layout
@@ -123,53 +122,35 @@ class DecisionLog:
             )
         return decision
 
-    def advance(
-        self,
-        status_of: Callable[[str], StageStatus],
-        evidence_of: Callable[[str], Evidence],
-        *,
-        cancelled: Collection[str] = (),
-        holds: Holds = NO_HOLDS,
-        by: str,
-    ) -> bool:
+    def advance(self, facts: SweepFacts, *, by: str) -> bool:
         """Take over what others decided, else decide what can be decided; return whether there is news.
 
-        The arguments are those of `make`.
+        Args:
+            facts: What decisions are made from.
+            by: Name of this process, for the records.
+
+        Raises:
+            InfrastructureError: The store did not answer.
         """
         if self.unfolded.question is None:
             return False
         number = len(self.unfolded.decisions)
         if not self.refresh():
             self.check()
-            self.make(status_of, evidence_of, cancelled=cancelled, holds=holds, by=by)
+            self.make(facts, by=by)
         return len(self.unfolded.decisions) > number
 
-    def make(
-        self,
-        status_of: Callable[[str], StageStatus],
-        evidence_of: Callable[[str], Evidence],
-        *,
-        cancelled: Collection[str] = (),
-        holds: Holds = NO_HOLDS,
-        by: str,
-    ) -> Undecided | None:
+    def make(self, facts: SweepFacts, *, by: str) -> Undecided | None:
         """Record the next decision if its cells have ended, and the ones that can be made after it.
 
-        Args:
-            status_of: Returns a stage's own state by digest.
-            evidence_of: Returns a stage's evidence by digest.
-            cancelled: Ids of cancelled cells.
-            holds: What is held back in the sweep.
-            by: Name of this process, for the records.
-
         Returns:
-            Why the next one is still open; None if none is left.
+            Why the next one is still open; None if none is left. See `advance` for the arguments.
 
         Raises:
             InfrastructureError: The store did not answer.
         """
         while (question := self.unfolded.question) is not None:
-            seen = self.look(status_of, evidence_of, cancelled=cancelled, holds=holds)
+            seen = self.look(facts)
             if isinstance(seen, Undecided):
                 return seen
             proposed, sampler = self._proposed(seen)
@@ -194,27 +175,15 @@ class DecisionLog:
                 raise InfrastructureError(f"{key} was created and cannot be read")
         return None
 
-    def look(
-        self,
-        status_of: Callable[[str], StageStatus],
-        evidence_of: Callable[[str], Evidence],
-        *,
-        cancelled: Collection[str] = (),
-        holds: Holds = NO_HOLDS,
-    ) -> tuple[SeenCell, ...] | Undecided:
-        """Return what the next decision sees, or why it waits; see `make` for the arguments."""
-        assert self.unfolded.question is not None
+    def look(self, facts: SweepFacts) -> tuple[SeenCell, ...] | Undecided:
+        """Return what the next decision sees, or why it waits."""
+        question = self.unfolded.question
+        assert question is not None
         if self.damage is not None:
-            return Undecided(self.unfolded.question, f"its record is damaged: {self.damage.fix}", False)
-
-        def is_held(cell: str, digest: str) -> bool:
-            hold = holds.of(cell, digest)
-            return hold is not None and hold.is_final
-
-        question, instances = self.unfolded.question, self.unfolded.sweep.stages
-        seen = observe(question, instances, status_of, evidence_of, cancelled=cancelled, held=is_held)
+            return Undecided(question, f"its record is damaged: {self.damage.fix}", False)
+        seen = observe(question, self.unfolded.sweep.stages, facts)
         if isinstance(seen, Undecided):
-            return seen._replace(waits_for=waiting_cells(question, status_of))
+            return seen._replace(waits_for=_waiting_cells(question, facts.status_of))
         if question.is_search:
             try:
                 require("search", what=_WHAT)
@@ -262,3 +231,14 @@ def readable_revisions(ledger: Ledger, sweep: str, problems: list[str]) -> Itera
             yield ledger.revision(sweep, number)
         except DamagedRecord as error:
             problems.append(f"{error.what}; it is left out")
+
+
+def _waiting_cells(question: SweepQuestion, status_of: Callable[[str], StageStatus]) -> tuple[str, ...]:
+    """Return the ids of the cells of a question that have not ended.
+
+    Args:
+        question: the question.
+        status_of: returns a stage's own state by digest.
+    """
+    states = {cell.id: {status_of(digest).state for digest in cell.stage_digests} for cell in question.cells}
+    return tuple(each for each, found in states.items() if State.FAILED not in found and found - {State.DONE})

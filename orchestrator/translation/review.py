@@ -24,9 +24,8 @@ from orchestrator.errors import UserError
 from orchestrator.translation.kept import PLACEHOLDER
 from orchestrator.translation.rows import SourceRow
 from orchestrator.translation.run import ACCEPTED, Judged
-from orchestrator.translation.scripts import NAMES
 from orchestrator.translation.template import VALUE, Template, template_of
-from orchestrator.translation.verdicts import KINDS, Fault, judge
+from orchestrator.translation.verdicts import KINDS, NAMES, Fault, judge
 
 if TYPE_CHECKING:
     from markupsafe import Markup

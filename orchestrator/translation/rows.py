@@ -23,9 +23,8 @@ from orchestrator.stage import Config
 from orchestrator.tasks.base import Split
 from orchestrator.tasks.calls import parse_call
 from orchestrator.tasks.sources import open_source
-from orchestrator.translation.scripts import NAMES
 from orchestrator.translation.template import VALUE, Template, template_of
-from orchestrator.translation.verdicts import Fault, ModelReply, TextVerdict, judge_reply
+from orchestrator.translation.verdicts import NAMES, Fault, ModelReply, TextVerdict, judge_reply
 
 PROMPT_VERSION = 1
 

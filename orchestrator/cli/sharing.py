@@ -1,16 +1,19 @@
-"""`sweep bundle` and `sweep verify`: a finished sweep as one file, and the check of such a file."""
+"""`sweep bundle`, `sweep verify` and `sweep sync`: what others receive of a sweep."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from orchestrator.api.exporting import sync
 from orchestrator.api.state import open_view
 from orchestrator.bundles.making import BundleOptions, check_bundle, make_bundle
 from orchestrator.bundles.verifying import VerifyOptions, verify_bundle
 from orchestrator.cli.output import LongStep, add_store, add_sweep, no_overrides, print_json, to_stderr
+from orchestrator.core.settings import split_store
 from orchestrator.errors import UserError, counted, printable
-from orchestrator.registry import require
+from orchestrator.registry import MIRRORS, require
+from orchestrator.trackers.mirror import MirrorOutcome
 
 MAX_LINES = 5
 """Most remarks of a kind that are printed; ``--json`` has all."""
@@ -121,3 +124,59 @@ def _remarks(title: str, lines: list[str] | tuple[str, ...]) -> None:
         print(printable(f"  {title}: {line}"))
     if len(lines) > MAX_LINES:
         print(f"  {title}: {len(lines) - MAX_LINES} more, with --json")
+
+
+def configure_sync(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_sweep(parser)
+    parser.add_argument(
+        "--to",
+        action="append",
+        required=True,
+        metavar="MIRROR",
+        help=f"{', '.join(MIRRORS)}; repeats",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="such as tracker.mlflow.experiment=NAME; default: as it was launched",
+    )
+    parser.epilog = (
+        "exit codes: 0 the mirrors have all that the store has; 3 one does not, and the next sync goes on"
+    )
+
+
+def run_sync(args: argparse.Namespace) -> int:
+    """Send what is missing, and print how much that was."""
+    url, overrides = split_store(args.words)
+    view = open_view(args.sweep, url)
+    outcomes = sync(view, args.to, overrides)
+    if args.json:
+        print_json([_as_json(each) for each in outcomes])
+    else:
+        for each in outcomes:
+            print(f"{each.summary}\n  {_amount(each)}")
+            if each.problem:
+                print(f"  {each.problem}" + (f"; {each.fix}" if each.fix else ""))
+    return 3 if any(each.problem or each.num_lost for each in outcomes) else 0
+
+
+def _amount(outcome: MirrorOutcome) -> str:
+    sent = outcome.sent
+    if not sent.cells:
+        return "nothing was sent" if outcome.problem or outcome.num_lost else "nothing was missing"
+    counts = f"{counted(sent.points, 'point')} and {counted(sent.results, 'result')}"
+    return f"sent {counts} of {counted(len(sent.cells), 'cell')}"
+
+
+def _as_json(outcome: MirrorOutcome) -> dict[str, object]:
+    return {
+        "to": outcome.name,
+        "cells": len(outcome.sent.cells),
+        "points": outcome.sent.points,
+        "results": outcome.sent.results,
+        "cells_lost": outcome.num_lost,
+        "problem": outcome.problem,
+    }

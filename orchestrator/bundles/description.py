@@ -1,10 +1,8 @@
-"""``ro-crate-metadata.json``: the files of a bundle described for other tools, as RO-Crate 1.3.
-
-It also follows Workflow Run Crate 0.5: the sealed sweep is the workflow, and its launches are the actions.
-"""
+"""The files that describe a bundle: ``manifest.json``, and ``ro-crate-metadata.json`` for other tools."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.api.state import SweepState
-from orchestrator.bundles.content import CODE, STORE
+from orchestrator.bundles.content import CODE, STORE, Omission
 from orchestrator.core.records import Request
 from orchestrator.manifest import File
 from orchestrator.store import layout
@@ -40,7 +38,9 @@ Entity = dict[str, Any]
 
 
 def crate_of(view: SweepState, files: Sequence[File]) -> bytes:
-    """Return the description of a bundle.
+    """Return the description of a bundle as RO-Crate 1.3.
+
+    It follows Workflow Run Crate 0.5 too: the sealed sweep is the workflow, and its launches are the actions.
 
     Args:
         view: the sweep, as its records imply it.
@@ -137,3 +137,45 @@ def _action(request: Request, workflow: str, results: Sequence[str]) -> Entity:
         "object": {"@id": workflow},
         "result": [{"@id": path} for path in results],
     }
+
+
+MANIFEST, SIGNATURE = "manifest.json", "model.sig"
+"""The two files that the manifest does not list: itself, and a signature of all others."""
+
+
+class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The content of ``manifest.json``.
+
+    Attributes:
+        format: of bundles; always 1.
+        sweep, revision: what the bundle holds.
+        made_by: the version of Polysweep that made it.
+        partial: whether some cells were not done.
+        weights: whether all files of products that were still there are in it.
+        segments: number of training segments that can be computed again.
+        code: digest of the code snapshot; "" without one.
+        left_out: what a reader may miss, and why.
+        files: all other files, sorted by path, except a signature.
+        root: SHA-256 of this manifest with an empty root.
+    """
+
+    format: int = 1
+    sweep: str
+    revision: int
+    made_by: str
+    partial: bool = False
+    weights: bool = False
+    segments: int = 0
+    code: str = ""
+    left_out: tuple[Omission, ...] = ()
+    files: tuple[File, ...]
+    root: str = ""
+
+    def encoded(self) -> bytes:
+        """Return the only bytes that this manifest may have."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+    def closed(self) -> BundleManifest:
+        """Return the manifest with its root digest."""
+        open_ = msgspec.structs.replace(self, root="")
+        return msgspec.structs.replace(self, root=hashlib.sha256(open_.encoded()).hexdigest())
