@@ -30,6 +30,7 @@ import numpy as np
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.saving import MANIFEST
 from orchestrator.sft import evaluate, runtime, train
+from orchestrator.sft.base import SHORT_S
 from orchestrator.sft.batches import setting
 from orchestrator.sft.data import load_items
 from orchestrator.sft.distributed import launcher, parallel
@@ -43,8 +44,6 @@ NUM_STEPS = 3
 """Steps of the training: one before the checkpoint, one to warm up after it, and one that is measured."""
 LEAST_SCORING_S = 180.0
 """Least seconds that two answers may take with the load of the model; else half of all before. Ours."""
-SHORT_S = 20.0
-"""Seconds within which a rehearsal does not end for a stop; far less than `policy.grace_s`. Ours."""
 _PHASES = 4
 NUM_WIDEST = 2
 """Widest packs in a step of each device: the second one finds the gradients of the first. Ours."""
@@ -92,7 +91,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         trained = _rehearse_training(config, inputs, context, tree, languages, phases, spares)
     third = _within(context, "third", tree)
     seconds = max(LEAST_SCORING_S, phases.seconds / 2)
-    with _at_most(seconds, "two answers were not generated and scored"):
+    with _at_most(seconds):
         scored = evaluate.main(Config(tree), trained.inputs, third)
     phases.end(4)
     return [
@@ -161,14 +160,13 @@ def _rehearse_training(
 
 
 @contextlib.contextmanager
-def _at_most(seconds: float, what: str) -> Iterator[None]:
+def _at_most(seconds: float) -> Iterator[None]:
     """Raise an error in the block after some seconds. A hang then costs minutes, not the stage's limit.
 
     The signal interrupts Python code, such as a scorer's loop, and no call into a library that never returns.
 
     Args:
         seconds: that the block may take.
-        what: what did not happen by then.
 
     Raises:
         StageFailure: the block took longer (cause ``code``: it would take as long again).
@@ -178,7 +176,8 @@ def _at_most(seconds: float, what: str) -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise StageFailure("code", f"{what} in {seconds:.0f} s: the task or the generation hangs")
+        late = f"two answers were not generated and scored in {seconds:.0f} s"
+        raise StageFailure("code", f"{late}: the task or the generation hangs")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -16,6 +16,7 @@ from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.saving import MANIFEST
 from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Config, Context, Inputs, StopSignal
+from tests.execution.waiting import lives
 from tests.sft.chain import Log
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -64,7 +65,7 @@ def test_ranks_that_are_forked_import_nothing_again_and_know_nothing_of_the_job_
     assert time.monotonic() - start_s < 5
     folder = str(tmp_path / "again/checkpoints/00000001")
     assert [facts[:4] for facts in result["seen"]] == [(folder, False, False, 1)] * 2
-    assert not result["slurm"] and not any(is_running(facts[4]) for facts in result["seen"])
+    assert not result["slurm"] and not any(lives(facts[4]) for facts in result["seen"])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_a_forked_rank_that_fails_ends_all_with_its_own_cause(
     raised, named, text = in_forks("fail", tmp_path, how=how, rank=rank, folder=str(pids))
     assert (raised, named) == (kind, cause) and message in text
     assert len(list(pids.iterdir())) == 4
-    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.iterdir()), timeout_s=5)
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=5)
 
 
 def in_a_spare(folder: Path) -> None:
@@ -103,14 +104,7 @@ def test_no_forked_rank_and_nothing_that_it_started_outlives_a_stage_that_is_kil
     os.kill(stage.pid or 0, signal.SIGKILL)
     stage.join()
     assert len(list(pids.iterdir())) == 4
-    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
@@ -135,7 +129,7 @@ def test_all_ranks_share_one_context_and_know_nothing_of_the_job_around_them(
     assert result["input"] == str(tmp_path / "base") and not result["slurm"]
     assert sorted(path.name for path in Path(folder).iterdir()) == [MANIFEST, "rank-0", "rank-1"]
     assert log.entries == [(1, {"loss": 0.5})]
-    assert not any(is_running(facts[4]) for facts in result["seen"])
+    assert not any(lives(facts[4]) for facts in result["seen"])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +153,7 @@ def test_a_rank_that_fails_ends_all_with_its_own_cause(
         run("fail", Context(tmp_path), how=how, rank=rank, folder=str(pids))
     assert getattr(caught.value, "cause", None) == cause
     assert len(list(pids.iterdir())) == 4
-    assert not any(is_running(int(path.read_text())) for path in pids.iterdir())
+    assert not any(lives(int(path.read_text())) for path in pids.iterdir())
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -199,7 +193,7 @@ def test_no_rank_and_nothing_that_ranks_started_outlives_a_stage_that_is_killed(
     os.kill(stage.pid or 0, signal.SIGKILL)
     stage.join()
     assert len(list(pids.iterdir())) == 4
-    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
 
 
 @pytest.mark.long
