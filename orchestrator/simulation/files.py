@@ -37,6 +37,7 @@ class Files:
 
     def __init__(self, world: World, mounts: str = "") -> None:
         self._world = world
+        self._step = world.step
         self._nodes: dict[str, Node] = {}
         self._last = 0
         self._mounts = mounts.encode()
@@ -116,9 +117,6 @@ class Files:
         parent = self._nodes.get(path.rpartition("/")[0])
         if parent is None or parent.kind != stat.S_IFDIR:
             self._missing(path)
-
-    def _step(self, kind: str, path: str) -> None:
-        self._world.step(kind, path)
 
     def content(self, path: str) -> bytes | None:
         """Return the content of a file as it is, for checks; None if there is none."""
