@@ -228,6 +228,9 @@ class Files:
         self._step("link", target)
         node = self._find(source, is_exact=True)
         self._parent(target)
+        process = self._world.current
+        if process is not None:
+            process.machine.absent.pop(target, None)
         if target in self._nodes:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
         self._nodes[target] = node
@@ -267,6 +270,9 @@ class Files:
 
     def mkdir(self, path: str) -> None:
         """Make a folder."""
+        process = self._world.current
+        if process is not None:  # a refusal by the server corrects the machine's cache
+            process.machine.absent.pop(path, None)
         if path in self._nodes:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         self._parent(path)

@@ -114,6 +114,9 @@ class Play:
     FAULTS = ("kill", "kill", "stop", "stop", "power", "cut", "clock", "term", "reply", "reply")
     """What may happen; the more often it is named, the more often it does."""
 
+    RETRIES: Sequence[int] = (9,)
+    """How often a stage may be tried again for each cause, of which one is drawn."""
+
     JUMP_S = 3600.0
     """By how much a clock may jump, in seconds."""
 
@@ -137,7 +140,9 @@ class Play:
         self._num_started = 0
         self.children: dict[str, SimulatedChildren] = {}
         self._stops: dict[str, str] = {}
-        self.settings = settings_of(draw.choice(("all", "none")), 0 if self._faults.is_storm else 9)
+        retention = draw.choice(("all", "none"))
+        retries = 0 if self._faults.is_storm else draw.choice(self.RETRIES) if self.RETRIES[1:] else 9
+        self.settings = settings_of(retention, retries)
         policy = self.settings.policy
         files = prepared(*self._form, policy.retention, policy.retries[Cause.UNKNOWN])
         self.place: StorePlace = (

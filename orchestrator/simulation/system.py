@@ -118,6 +118,7 @@ class _Calls:
             (os, "urandom", lambda real: world.random.randbytes),
             (os, "sched_getaffinity", lambda real: lambda pid: {0}),  # no thread but the world's own
             (os, "getpid", lambda real: lambda: 1),
+            (os, "getcwd", lambda real: lambda: ROOT),
             (os, "environ", lambda real: {"HOME": f"{ROOT}/home"}),
             (os, "open", open_number),
             (io, "open", open_stream),

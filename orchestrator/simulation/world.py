@@ -78,6 +78,8 @@ class SimulatedProcess:
         is_over: whether it has ended.
         is_killed: whether it was killed; it has ended, or does at its next step.
         on_end: called when it has ended.
+        raises: an error that its next sleep raises; None for none.
+        has_raised: whether it was raised.
     """
 
     def __init__(self, name: str, machine: Machine, target: Callable[[], object], wake_s: float) -> None:
@@ -91,6 +93,8 @@ class SimulatedProcess:
         self.is_over = False
         self.is_killed = False
         self.on_end: Callable[[], object] = lambda: None
+        self.raises: Exception | None = None
+        self.has_raised = False
 
     @property
     def is_alive(self) -> bool:
@@ -345,6 +349,9 @@ class World:
         self.num_steps += 1
         me.wake_s = self.now_s + max(0.0, seconds)
         self._switch(me)
+        if me.raises is not None and not me.has_raised:
+            me.has_raised = True
+            raise me.raises
 
     def wake(self, process: SimulatedProcess) -> None:
         """Have a process that sleeps go on now."""
