@@ -294,11 +294,11 @@ class Files:
             return
         for below in sorted(p for p in self._nodes if p.startswith(f"{path}/") and p in self._nodes)[::-1]:
             self._step("unlink", below)
-            if below in self._nodes:
+            if below in self._nodes and not self._nodes[below].names:
                 self._leave(below)
                 self.changed("unlink", below)
         self._step("unlink", path)
-        if path in self._nodes:
+        if path in self._nodes and not self._nodes[path].names:  # else somebody has put something into it
             self._leave(path)
 
     def status(self, path: str) -> os.stat_result:

@@ -51,15 +51,15 @@ class RayPlay(Play):
     """
 
     FAULTS = (
-        *("kill", "kill", "stop", "stop", "power", "power", "cut", "clock", "term", "reply", "reply"),
+        *("kill", "kill", "stop", "stop", "power", "power", "cut", "term", "reply", "reply"),
         *("driver", "driver", "driver", "stop driver", "actor", "actor", "actor", "drain", "parent", "close"),
     )
 
-    JUMP_S = 45.0
-
     def __init__(self, seed: int, *, is_calm: bool = False) -> None:
         super().__init__(seed, is_calm=is_calm)
-        policy = replace(self.settings.policy, grace_s=4.0)
+        policy = replace(self.settings.policy, grace_s=8.0)
+        for machine in self.machines:  # after a job, workers of others wait as long as clocks say
+            machine.skew_s = 0.0
         self.settings = replace(self.settings, launcher=LAUNCHER, policy=policy)
         self.nodes = {machine.name: f"{machine.name}-1" for machine in self.machines}
         self.known = set(self.nodes.values())
@@ -87,7 +87,11 @@ class RayPlay(Play):
     def befall(self, name: str) -> None:
         """Let something happen."""
         world, random = self.world, self.world.random
-        drivers = [each for each in world.processes if each.name.startswith("driver")]
+        drivers = [
+            each
+            for each in world.processes
+            if each.name.startswith("driver") and self._parents.get(each.name, 1) == 1 and each.is_alive
+        ]
         places = [
             (pool, place)
             for pool in self._pools.values()
@@ -102,12 +106,9 @@ class RayPlay(Play):
                 self.events[name] += 1
                 random.choice(drivers).stopped_until_s = world.now_s + random.choice((3.0, 8.0, 20.0))
                 self._yield_if(drivers[0])
-            case "parent" if drivers:  # the supervisor of its job dies: Ray calls the job over
+            case "parent" | "close" if drivers and self._num_submissions < MAX_SUBMISSIONS:
                 self.events[name] += 1
-                self._parents[random.choice(drivers).name] = 2
-            case "close" if self._num_submissions < MAX_SUBMISSIONS:
-                self.events[name] += 1
-                self.start_monitor(random.choice(self.machines))
+                self._end_job(random.choice(drivers), is_killed=name == "close")
             case "actor" if places:
                 self.events[name] += 1
                 pool, place = random.choice(places)
@@ -124,6 +125,15 @@ class RayPlay(Play):
                 pass
             case _:
                 super().befall(name)
+
+    def _end_job(self, driver: SimulatedProcess, *, is_killed: bool) -> None:
+        """Have the cluster call the job of a driver over: it is killed, or its supervisor dies."""
+        number = int(driver.name[6:].partition(".")[0])
+        self._closed_s.setdefault(number, max(self.world.now_s, driver.stopped_until_s) + CLOSED_S)
+        self._parents[driver.name] = 2
+        self.start_monitor(self.world.random.choice(self.machines), number)
+        if is_killed:
+            self.world.kill(driver, "its job was stopped")
 
     def _lose_node(self, machine: Machine) -> None:
         """Take the power from a machine; it comes back as another node."""
@@ -255,28 +265,27 @@ class RayPlay(Play):
         def ended() -> None:
             if name in self._pools:
                 self._pools[name].close()
-            if process is not None and process.is_killed and restart < MAX_RESTARTS:
+            is_over = self._parents.get(name, 1) != 1
+            if process is not None and process.is_killed and restart < MAX_RESTARTS and not is_over:
                 again_s = 0.2 + self.world.random.random()
                 self.start_driver(submission, restart + 1, machine, after_s=again_s)
 
         process.on_end = ended
 
-    def start_monitor(self, machine: Machine) -> None:
-        """Take the newest submission for over, as `sweep reconcile` may, and submit the cells again."""
+    def start_monitor(self, machine: Machine, number: int) -> None:
+        """Record that a submission is over, as `sweep reconcile` does, and submit the cells again."""
         process: SimulatedProcess | None = None
-        number = self._num_submissions
 
         def main() -> None:
             assert process is not None
             with contextlib.suppress(OSError, InfrastructureError):
                 submissions = Submissions(self.place.ledger(process, lambda: ""), NAME)
-                over = JobEnd(index=0, word="VANISHED", cause=Cause.NODE_LOST, restarts=MAX_RESTARTS)
-                self._closed_s[number] = self.world.now_s + CLOSED_S
+                over = JobEnd(index=0, word="FAILED", cause=Cause.NODE_LOST, restarts=MAX_RESTARTS)
                 submissions.close(number, [over], at=provenance.now())
-                self._closed_s[number] = self.world.now_s + CLOSED_S
                 self._submit(submissions, machine)
 
-        process = self.world.start(f"monitor{number}", machine, main)
+        after_s = 2 * self.world.random.random()
+        process = self.world.start(f"monitor{number}", machine, main, after_s=after_s)
 
     def end(self) -> None:
         """Start a driver to which nothing happens, on nodes that work."""
@@ -299,8 +308,6 @@ class RayPlay(Play):
         is_slow = current is not None and current.stopped_until_s + CLOSED_S > (closed_s or 0.0)
         if closed_s is not None and self.world.now_s > closed_s and not is_slow:
             self.world.fail(RuleBroken(1, f"ray: submission {number} was given up, and starts worker {slot}"))
-        if current is not None and self._parents.get(current.name, 1) != 1 and not is_slow:
-            self.world.note("say", "a driver without its parent still starts workers")
 
     def _check_exit(self, name: str, code: int) -> None:
         """Check that a driver which reports success leaves nothing undone."""
