@@ -129,8 +129,9 @@ class RequestRules:
 
     def _check_budget(self, digest: str, number: int) -> None:
         """Check that a new attempt is one that the retries, and the requests by now, allow."""
-        summary, causes = self.summary(), Counter[Cause]()
-        after, chance = summary.after.get(digest, 0), summary.after_chance.get(digest, 0)
+        causes = Counter[Cause]()
+        after = self._boundary(digest, "rerun", "discard")
+        chance = self._boundary(digest, "launch")
         for earlier in range(1, number):
             _, end = self._ends.get((digest, earlier), (0.0, None))
             successor = self._attempts[digest].get(earlier + 1)
@@ -143,6 +144,11 @@ class RequestRules:
         spent = [str(cause) for cause, count in causes.items() if count > self._num_retries]
         if spent:
             self._fail(3, f"attempt {number} was claimed though the retries for {spent} are spent")
+
+    def _boundary(self, digest: str, *verbs: str) -> int:
+        """Return the last attempt of a stage that requests of some kinds had seen."""
+        seen = (request.after.get(digest, 0) for _, request in self.requests if request.verb in verbs)
+        return max(seen, default=0)
 
     def _beat(self, digest: str, number: int) -> None:
         """Check that what nobody wants any more ends."""
