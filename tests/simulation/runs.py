@@ -8,8 +8,8 @@ from tests.simulation.cluster_runs import ClusterPlay
 from tests.simulation.ray_runs import RayPlay
 from tests.simulation.request_runs import RequestPlay
 
-KINDS = ("workers", "workers", "workers", "jobs")
-"""Which kind a seed plays, in turn, where nobody chooses: local workers, or jobs of a scheduler."""
+KINDS = ("workers", "requests", "requests", "jobs", "jobs", "workers", "ray", "ray")
+"""Which kind a seed plays, in turn, where nobody chooses. Odd seeds have a folder, even ones a bucket."""
 
 CLASSES: dict[str, type[Play]] = {
     "workers": Play,
