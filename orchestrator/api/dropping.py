@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orchestrator import provenance
@@ -17,7 +17,8 @@ from orchestrator.api.estimates import estimates_of, gpus_held, held_seconds, of
 from orchestrator.api.launching import make_launcher
 from orchestrator.api.planning import Plan
 from orchestrator.api.requests import build_request
-from orchestrator.api.state import SweepState, sealed_view
+from orchestrator.api.state import SweepState
+from orchestrator.api.waiting import later_of
 from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
@@ -28,6 +29,7 @@ from orchestrator.jobs.submissions import WorkerRecords
 from orchestrator.launchers.base import hardware_for
 from orchestrator.registry import CLAIMS, load
 from orchestrator.store.access import new_nonce
+from orchestrator.store.decisions import readable_revisions
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 
@@ -121,6 +123,7 @@ def budget_json(plan: Plan) -> dict[str, Any]:
         "drop": [
             {"cell": each.cell, "gpu_hours": each.saved_s / 3600, "claims": each.claims} for each in dropped
         ],
+        "later": later_of(view),
     }
 
 
@@ -166,13 +169,15 @@ class Discarded(NamedTuple):
 
     Attributes:
         stages: the stages that were named, and those made from them in any sweep of the store.
-        num_voided: products that counted before.
+        voided: digests of those whose product counted before.
         num_unfinished: named stages without a product, of which attempts had left something.
+        request: number of the request; None if there was nothing to discard.
     """
 
     stages: Sequence[StageInstance] = ()
-    num_voided: int = 0
+    voided: Collection[str] = ()
     num_unfinished: int = 0
+    request: int | None = None
 
 
 def discard_stage(view: SweepState, cells: Sequence[Cell], stage: str, reason: str) -> Discarded:
@@ -204,29 +209,33 @@ def discard_stage(view: SweepState, cells: Sequence[Cell], stage: str, reason: s
     if not named:
         return Discarded()
     gates = [instance for digest, instance in view.gates.instances.items() if digest in named]
-    instances, after = [*gates, *_made_from(view.ledger, named)], {}
-    num_voided = 0
+    instances, after = [*gates, *_made_from(view.ledger, named, view.problems)], {}
+    voided = set()
     for instance in instances:
         # Attempts up to now no longer count against the retry budgets.
         after[instance.digest] = max(view.ledger.numbers(instance), default=0)
-        num_voided += _void(view, instance, reason, named)
+        if _void(view, instance, reason, named):
+            voided.add(instance.digest)
     # The voids come first. If this process dies between the two, discarding again completes it.
     request = build_request(view, "discard", cells, after=after, reason=reason)
-    view.ledger.add_request(view.sweep.name, request)
-    return Discarded(instances, num_voided, sum(stages[digest].state is not State.DONE for digest in named))
+    number = view.ledger.add_request(view.sweep.name, request).number
+    num_unfinished = sum(stages[digest].state is not State.DONE for digest in named)
+    return Discarded(instances, voided, num_unfinished, number)
 
 
-def _made_from(ledger: Ledger, named: set[str]) -> list[StageInstance]:
+def _made_from(ledger: Ledger, named: set[str], problems: list[str]) -> list[StageInstance]:
     """Return the named stages and all that use them as inputs, directly or not, in any sealed revision.
 
     Args:
         ledger: the store.
         named: digests of the stages to discard.
+        problems: receives a line for each revision that cannot be read.
     """
     found: dict[str, StageInstance] = {}
     for sweep in ledger.sweeps():
-        for number in ledger.revision_numbers(sweep):
-            revision = sealed_view(ledger, sweep, number).sweep
+        # What a damaged one takes from the named stages does not count either: its inputs are void.
+        for sealed in readable_revisions(ledger, sweep, problems):
+            revision = sealed.sweep
             # Within a cell, the inputs of a stage precede it in `chain`, so that one pass finds all that
             # follow.
             affected = set(named)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
-from orchestrator.api.dropping import discard_stage
+from orchestrator.api.dropping import Discarded, discard_stage
 from orchestrator.api.run import cancel_cells
-from orchestrator.api.state import open_view
-from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_lines
-from orchestrator.core.sweep import StageInstance
+from orchestrator.api.state import SweepState, open_view
+from orchestrator.cli.output import (
+    add_store,
+    add_sweep,
+    no_overrides,
+    print_json,
+    print_lines,
+    print_warnings,
+)
+from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import UserError, counted, nearest
 
 
 def configure_discard(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    add_sweep(parser, json=False)
+    add_sweep(parser)
     parser.add_argument("selector", metavar="SELECTOR", help="such as 'task=math', or a cell's id")
     parser.add_argument("--stage", required=True, help="whose products no longer count")
     parser.add_argument("--reason", required=True, help="kept with the void")
@@ -38,24 +46,41 @@ def run_discard(args: argparse.Namespace) -> int:
         )
     cells = view.select([args.selector])
     found = discard_stage(view, cells, args.stage, args.reason)
+    # Cells outside the selection that share a discarded stage are made again too, so the user must see them.
+    digests = {each.digest for each in found.stages}
+    shared = sum(c not in cells and not digests.isdisjoint(c.stage_digests) for c in view.sweep.cells)
+    if args.json:
+        print_json(_discard_json(view, cells, found, shared))
+        return 0
     if not found.stages:
         print(f"{view.title}: no product of {args.stage} in {counted(len(cells), 'cell')} to discard")
         return 0
-    # Cells outside the selection that share a discarded stage are made again too, so the user must see them.
-    shared = sum(
-        1
-        for c in view.sweep.cells
-        if c not in cells and set(c.stage_digests) & {each.digest for each in found.stages}
-    )
     if found.num_unfinished:
         left = counted(found.num_unfinished, "unfinished stage")
         print(f"{view.title}: discarded what attempts of {left} left")
     else:
-        print(f"{view.title}: discarded {counted(found.num_voided, 'product')}: {_by_stage(found.stages)}")
+        print(f"{view.title}: discarded {counted(len(found.voided), 'product')}: {_by_stage(found.stages)}")
+    print_warnings(view)
     if shared:
         print(f"  {counted(shared, 'other cell')} of this sweep used them and will be made again too")
     print(f"  next: sweep launch {view.sweep.name}{view.hint}")
     return 0
+
+
+def _discard_json(view: SweepState, cells: Sequence[Cell], found: Discarded, shared: int) -> dict[str, Any]:
+    """Return what was discarded, for scripts."""
+    return {
+        "sweep": view.sweep.name,
+        "revision": view.number,
+        "request": found.request,
+        "cells": [cell.id for cell in cells],
+        "stages": [
+            {"stage": each.name, "digest": each.digest, "voided": each.digest in found.voided}
+            for each in found.stages
+        ],
+        "num_shared": shared,
+        "problems": view.warnings(),
+    }
 
 
 def _by_stage(instances: Sequence[StageInstance]) -> str:
@@ -66,7 +91,7 @@ def _by_stage(instances: Sequence[StageInstance]) -> str:
 
 def configure_cancel(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    add_sweep(parser, only=True, json=False)
+    add_sweep(parser, only=True)
     add_store(parser)
 
 
@@ -74,6 +99,19 @@ def run_cancel(args: argparse.Namespace) -> int:
     """Record the cancel request. Workers read it within seconds, save a checkpoint and stop."""
     view = open_view(args.sweep, no_overrides(args.words))
     cancelled = cancel_cells(view, view.select(args.only))
+    if args.json:
+        print_json(
+            {
+                "sweep": view.sweep.name,
+                "revision": view.number,
+                "request": cancelled.request,
+                "cells": [cell.id for cell in cancelled.cells],
+                "num_running": cancelled.num_running,
+                "kept": sorted(cancelled.kept),
+                "notes": cancelled.lines,
+            }
+        )
+        return 0
     if cancelled.kept:
         print(
             f"{view.title}: {counted(len(cancelled.kept), 'cell')} go on: the current revision has them too"

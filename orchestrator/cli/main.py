@@ -68,7 +68,7 @@ def _guarded(words: list[str]) -> int:
         sys.stdout.flush()
         return code
     except SweepError as error:
-        return _failed(error, words)
+        return failed(error, words)
     # The reader of a pipe has closed it, as `head` does. That is no error of the command.
     except ReaderLeft:
         return 0
@@ -77,16 +77,16 @@ def _guarded(words: list[str]) -> int:
         return 1
     except OSError as error:
         what, where = one_line(error.strerror or words_of(error)), str(error.filename or "")
-        return _failed(InfrastructureError(what, where=where), words)
+        return failed(InfrastructureError(what, where=where), words)
     except Exception as error:  # noqa: BLE001 - a bug in Polysweep; exit code 1 would look like failed cells
         if isinstance(error, ModuleNotFoundError) and (absent := _missing_extra(error, words)):
-            return _failed(absent, words)
+            return failed(absent, words)
         traceback.print_exc()
         what = one_line(f"{type(error).__name__}: {words_of(error)}")
-        return _failed(InfrastructureError(f"Polysweep itself failed: {what}"), words)
+        return failed(InfrastructureError(f"Polysweep itself failed: {what}"), words)
 
 
-def _failed(error: SweepError, words: list[str]) -> int:
+def failed(error: SweepError, words: list[str]) -> int:
     """Print an error, with ``--json`` also as an object on standard output, and return its exit code."""
     with contextlib.suppress(OSError, ReaderLeft):
         if "--json" in words:
@@ -156,14 +156,14 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "list": Verb("status", "the sweeps that exist, with their number of cells"),
-    "import": Verb("importing", "results of old Hydra multiruns, as done cells"),
-    "new": Verb("new", "a starting sweep file for a script or Hydra app of one's own"),
+    "import": Verb("starting", "results of old Hydra multiruns, as done cells"),
+    "new": Verb("starting", "a starting sweep file for a script or Hydra app of one's own"),
     "plan": Verb("plan", "what would run, why, and at what cost; changes nothing"),
     "simulate": Verb("plan", "how long it would take on a cluster, also with failures; starts nothing"),
     "prefetch": Verb("data", "fetch the models and data that its cells need"),
     "launch": Verb("launch", "run everything that is not done"),
     "status": Verb("status", "where each cell stands, also while it runs"),
-    "watch": Verb("watch", "the same, live: grid, failures, curves and logs in the terminal"),
+    "watch": Verb("live", "the same, live: grid, failures, curves and logs in the terminal"),
     "failures": Verb("logs", "what failed, failures that look alike as one"),
     "why": Verb("status", "the evidence behind a cell's state"),
     "show": Verb("status", "a cell's resolved config, digests and files"),
@@ -178,17 +178,17 @@ VERBS: Final = {
     "cancel": Verb("discard", "stop cells and keep them from being claimed"),
     "collect": Verb("rows", "the result rows as one table"),
     "report": Verb("rows", "tables, figures and a page from the rows that there are"),
-    "serve": Verb("serve", "pages about it: grid, curves, logs and results, on this machine; or as one file"),
+    "serve": Verb("live", "pages about it: grid, curves, logs and results, on this machine; or as one file"),
     "query": Verb("query", "SQL over cells, attempts, metrics, results, predictions, failures and jobs"),
-    "bundle": Verb("bundle", "a finished sweep as one file that strangers can verify"),
-    "verify": Verb("bundle", "whether all holds that such a file claims; runs nothing of it"),
-    "sync": Verb("sync", "send to W&B, MLflow, TensorBoard or Trackio what they lack of a sweep"),
+    "bundle": Verb("sharing", "a finished sweep as one file that strangers can verify"),
+    "verify": Verb("sharing", "whether all holds that such a file claims; runs nothing of it"),
+    "sync": Verb("sharing", "send to W&B, MLflow, TensorBoard or Trackio what they lack of a sweep"),
     "best": Verb("rows", "the cells with the lowest or highest value of a metric"),
     "data": Verb("data", "describe, import, check and translate parallel task data"),
-    "completion": Verb("completion", "a script for the shell: completes verbs, options and names of sweeps"),
+    "completion": Verb("guide", "a script for the shell: completes verbs, options and names of sweeps"),
     "clean": Verb("upkeep", "list what no current revision names; --yes deletes it"),
     "decisions": Verb("decisions", "which cells of a sweep go on, or which points follow, and why"),
-    "nodes": Verb("nodes", "the machines that are left out because work failed on them at once"),
+    "nodes": Verb("doctor", "the machines that are left out because work failed on them at once"),
     "doctor": Verb("doctor", "check this machine and the store"),
     "upgrade": Verb("upkeep", "let a store of an earlier format hold what this version records"),
     "guide": Verb("guide", "what operators and agents must know; --schema VERB: the JSON of a verb"),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.core.evidence import Evidence
+from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
 from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
@@ -63,6 +63,15 @@ class SweepQuestion(NamedTuple):
             part = f"rung {self.rung} of {rungs.stage}, step {rungs.at[self.rung - 1]}"
             return f"{part} ({name})" if self.phase.name else part
         return name
+
+    @property
+    def rule(self) -> str:
+        """How it is decided, for people."""
+        by = f"{self.select.mode} {self.select.metric}"
+        if self.is_search:
+            return f"{by} of all rounds so far proposes up to {self.keep} more points"
+        number = min(self.keep, len(self.candidates))
+        return f"{by} chooses {number} of {len(self.candidates)}" + (" in groups" if self.groups else "")
 
     @property
     def cells(self) -> list[Cell]:
@@ -232,24 +241,36 @@ class Undecided(NamedTuple):
         question: the question.
         reason: why, for people.
         is_passing: whether that may end without a request of a user.
+        waits_for: ids of the cells that have not ended.
     """
 
     question: SweepQuestion
     reason: str
     is_passing: bool
+    waits_for: tuple[str, ...] = ()
 
 
 _PASSING = frozenset({State.RUNNING, State.QUEUED, State.PENDING, State.RELEASED, State.LOST})
 
 
+class SweepFacts(NamedTuple):
+    """What is known of the stages of a sweep.
+
+    Attributes:
+        status_of: returns a stage's own state by digest.
+        evidence_of: returns a stage's evidence by digest.
+        cancelled: ids of cancelled cells.
+        holds: what is held back in the sweep.
+    """
+
+    status_of: Callable[[str], StageStatus]
+    evidence_of: Callable[[str], Evidence]
+    cancelled: Collection[str] = ()
+    holds: Holds = NO_HOLDS
+
+
 def observe(
-    question: SweepQuestion,
-    instances: Mapping[str, StageInstance],
-    status_of: Callable[[str], StageStatus],
-    evidence_of: Callable[[str], Evidence],
-    *,
-    cancelled: Collection[str] = (),
-    held: Callable[[str, str], bool] = lambda cell, digest: False,
+    question: SweepQuestion, instances: Mapping[str, StageInstance], facts: SweepFacts
 ) -> tuple[SeenCell, ...] | Undecided:
     """Return what a decision sees of its cells, or why it waits.
 
@@ -259,26 +280,24 @@ def observe(
     Args:
         question: the question.
         instances: digest to stage instance.
-        status_of: returns a stage's own state by digest.
-        evidence_of: returns a stage's evidence by digest.
-        cancelled: ids of cancelled cells.
-        held: whether a stage is held back for good on behalf of a cell.
+        facts: of the sweep now.
     """
     if not question.cells:
         return Undecided(question, "no cell is left", False)
     seen: list[SeenCell] = []
     for cell in question.cells:
-        statuses = {digest: status_of(digest) for digest in cell.stage_digests}
+        statuses = {digest: facts.status_of(digest) for digest in cell.stage_digests}
         failed = next((d for d, status in statuses.items() if status.state is State.FAILED), None)
         left = next((d for d, status in statuses.items() if status.state is not State.DONE), None)
         if failed is None and left is not None:
             status, what = statuses[left], f"{cell.id} {instances[left].name}"
-            if cell.id in cancelled:
+            if cell.id in facts.cancelled:
                 return Undecided(question, f"{cell.id} is cancelled", False)
-            if held(cell.id, left):
+            hold = facts.holds.of(cell.id, left)
+            if hold is not None and hold.is_final:
                 return Undecided(question, f"{what} is held back", False)
             return Undecided(question, f"{what} is {status.state}", status.state in _PASSING)
-        done = {d: evidence_of(d).done for d, status in statuses.items() if status.state is State.DONE}
+        done = {d: facts.evidence_of(d).done for d, status in statuses.items() if status.state is State.DONE}
         products = {digest: one.generation for digest, one in done.items() if one is not None}
         if failed is not None:
             why = f"{instances[failed].name} failed: {statuses[failed].reason}"
@@ -318,15 +337,32 @@ def valued(
         if (part and instance.digest != part) or (select.stage and instance.stage != select.stage):
             continue
         found = [row[select.metric] for row in each if select.metric in row and _counts(row, select.where)]
-        values = [float(value) for value in found if isinstance(value, int | float)] or values
+        values = [_as_float(value) for value in found if isinstance(value, int | float)] or values
     if not values:
         why = f"no row has {select.metric}"
         why += "".join(f" {name}={value}" for name, value in select.where.items())
         return SeenCell(cell=cell.id, products=dict(products), why=why)
-    value = math.fsum(values) / len(values)
+    value = _mean(values)
     if not math.isfinite(value):
         return SeenCell(cell=cell.id, products=dict(products), why=f"{select.metric} is {value}")
     return SeenCell(cell=cell.id, products=dict(products), value=value)
+
+
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean; nan where infinities of both signs leave none."""
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:  # the sum is beyond all floats, the mean is not
+        return math.fsum(value / len(values) for value in values)
+    except ValueError:
+        return math.nan
 
 
 def _counts(row: Row, where: Mapping[str, str | int | float | bool]) -> bool:
@@ -353,23 +389,8 @@ def answer(question: SweepQuestion, seen: Iterable[SeenCell]) -> tuple[str, ...]
     for place, (key, cells) in enumerate(question.candidates.items()):
         known = [value for cell in cells if (value := values.get(cell.id)) is not None]
         if known:
-            mean = math.fsum(known) / len(known)
+            mean = _mean(known)
             signed = mean if question.select.mode == "min" else -mean
             group = question.groups.get(key, "")
             ranked.setdefault(group, []).append((len(known) < len(cells), signed, place, key))
     return tuple(key for each in ranked.values() for *_, key in sorted(each)[: question.keep])
-
-
-def most_cells(phase: SealedPhase, before: SealedPhase | None) -> int:
-    """Return the most cells that a phase can have.
-
-    Args:
-        phase: the phase.
-        before: the one before it; None for the first one.
-    """
-    if before is None or before.select is None:
-        return len({cell for cells in phase.follows.values() for cell in cells})
-    sizes: dict[str, list[int]] = {}
-    for key, cells in phase.follows.items():
-        sizes.setdefault(before.groups.get(key, ""), []).append(len(cells))
-    return sum(sum(sorted(each, reverse=True)[: before.select.top]) for each in sizes.values())

@@ -40,6 +40,9 @@ class Cause(StrEnum):
 DETERMINISTIC = frozenset({Cause.CONFIG, Cause.DATA, Cause.CODE})
 """Causes that would probably recur. A launch gives them no fresh retry budget; `sweep rerun` does."""
 
+PASSING = frozenset(map(Cause, ("preempted", "node_lost", "communication", "storage", "bad_node", "unknown")))
+"""Causes that come from outside, or that nobody knows. They end no stage that advances."""
+
 _CLASSES = {
     Cause.OOM_HOST: "MemoryError",
     Cause.NAN: "FloatingPointError",

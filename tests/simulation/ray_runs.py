@@ -21,12 +21,11 @@ from orchestrator.jobs.submissions import Submissions
 from orchestrator.launchers.ray.driver import RayDriver
 from orchestrator.launchers.ray.lost_workers import Workers
 from orchestrator.launchers.ray.worker import order_of
-from orchestrator.simulation.children import SIGKILL, SimulatedChildren
 from orchestrator.simulation.files import ROOT
 from orchestrator.simulation.invariants import RuleBroken
 from orchestrator.simulation.places import nobody
 from orchestrator.simulation.schedules import Play
-from orchestrator.simulation.small_sweep import NAME
+from orchestrator.simulation.small_sweep import NAME, SIGKILL, SimulatedChildren
 from orchestrator.simulation.world import Machine, SimulatedProcess
 from orchestrator.store.access import new_nonce
 from tests.simulation.ray_cluster import DETECTED_S, PER_NODE, Place, SimulatedWorkers, last_words

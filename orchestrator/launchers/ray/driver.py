@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.core.decisions import SweepFacts
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import RequestSummary, code_of, summarize_requests
@@ -25,7 +26,7 @@ from orchestrator.core.records import Owner, Request
 from orchestrator.core.remedies import status_in_job
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import StageStatus
-from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import HoldReader, StoreScanner
@@ -95,6 +96,7 @@ class _Scanner:
 
     def _take_over(self) -> None:
         """Take over the sweep as its decisions have left it."""
+        self._decisions.check()
         sweep, request = self._decisions.unfolded.sweep, self._request
         gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=True)
         self._sweep, spent = with_gates(sweep, gates), partial(spending_now, self._ledger, sweep.name)
@@ -123,9 +125,9 @@ class _Scanner:
 
     def _decides(self, reader: EvidenceReader, summary: RequestSummary) -> bool:
         """Make the decisions that can be made, and return whether any was made here or elsewhere."""
-        status_of, holds = partial(self._status, reader, summary), self._scanner.holds
-        by, cancelled = f"driver on {platform.node()}", summary.cancelled
-        if self._decisions.advance(status_of, reader.evidence, cancelled=cancelled, holds=holds, by=by):
+        status_of = partial(self._status, reader, summary)
+        facts = SweepFacts(status_of, reader.evidence, summary.cancelled, self._scanner.holds)
+        if self._decisions.advance(facts, by=f"driver on {platform.node()}"):
             self._take_over()
             return True
         return False
@@ -234,7 +236,7 @@ class RayDriver:
                 answered_s = time.monotonic()
                 troubled = False
             except (OSError, InfrastructureError) as error:  # workers wait for the store as well
-                if now_s - answered_s > OUTAGE_S:
+                if isinstance(error, DamagedRecord) or now_s - answered_s > OUTAGE_S:
                     raise
                 troubled = True
                 self._say(f"the store does not answer: {error}")
