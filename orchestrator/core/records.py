@@ -53,8 +53,7 @@ class Owner(Record, frozen=True, kw_only=True):
     """The owner of an attempt: a worker's process, and the scheduler's name for its job.
 
     The same (cluster, job, array_index) with a lower `restart_count` is the same worker before its job was
-    restarted, if the job is one worker (slot 0). That owner is gone, so its attempt can be taken over without
-    a wait. Workers of a driver outlive it: they may still save a checkpoint when it is started again.
+    restarted, if its slot is 0. That owner is gone. Workers of a driver (slots from 1) outlive its restart.
 
     Attributes:
         host: name of the machine.
