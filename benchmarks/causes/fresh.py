@@ -273,7 +273,7 @@ def stubborn_hang(config: Any) -> object:  # noqa: D103
 # The network
 @failure
 def refused_requests(config: Any) -> object:  # noqa: D103
-    import requests  # type: ignore[import-untyped]
+    import requests
 
     return requests.get(f"http://127.0.0.1:{closed_port()}/v1/models")
 

@@ -23,12 +23,12 @@ from orchestrator.core.evidence import (
     spent,
 )
 from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep
+from orchestrator.core.tracebacks import Fingerprint, fingerprint
 from orchestrator.errors import UserError, counted, one_line, says_full
 
 MAX_MESSAGE = 120

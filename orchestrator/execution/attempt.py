@@ -141,6 +141,7 @@ class AttemptRun:
                 stop=self._supervision.stop_reason,
                 exit_code=child.exitcode or 0,
                 oom_killed=self._hooks.children.oom_kills() > kills,
+                log="" if outcome else log_tail(folder / layout.LOG),
             )
         )
 

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from orchestrator.core.failure import Cause, cause_of_command, cause_of_exception
+from orchestrator.core.exits import cause_of_command
+from orchestrator.core.failure import Cause, cause_of_exception
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 7, in <module>\n    main()\n'
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity"
