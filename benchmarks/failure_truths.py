@@ -85,7 +85,7 @@ HELD_OUT: Truths = {
     Cause.UNKNOWN: ("illegal_instruction", "last_words"),
 }
 PARTS: Mapping[str, Truths] = {"seen": SEEN, "unseen": UNSEEN, "fresh": FRESH, "held_out": HELD_OUT}
-"""Module of `benchmarks/causes/` to cause to the programs that fail for it; nobody can know that of the last.
+"""When they were written, to cause, to the programs that fail for it; nobody can know that of the last.
 
 The rules of `orchestrator.core.failure` were mended by what all but `held_out` showed.
 """
