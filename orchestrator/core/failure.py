@@ -303,6 +303,8 @@ def _by_class(raised: Raised) -> Cause | None:
 def _by_message(raised: Raised) -> Cause | None:
     text = raised.text.lstrip()
     cause = next((cause for pattern, cause in _BY_MESSAGE if pattern.match(text)), None)
+    if cause is Cause.COMMUNICATION and _NAMES_FILE.match(text):
+        return None
     # What blames the user are beginnings of general messages, such as torch's: a package says more.
     return _package(raised) or cause if cause in DETERMINISTIC else cause
 

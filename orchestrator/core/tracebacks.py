@@ -19,7 +19,7 @@ _BOX = re.compile(r"╭─+ Traceback \(most recent call last\) ─+╮")  # the
 _HEADING = re.compile(r"(Original )?Traceback \(most recent call last\):")
 _LINKS = {"The above exception was the direct cause": True, "During handling of the above exception": False}
 """Beginnings of the lines between an exception and the next one, and whether that was raised from it."""
-_EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z_a-z]\w*)(?:: (.*))?$")
+_EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z_a-z]\w*)(?::(?: (.*))?)?$")
 _PLACE = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+(?:, in (?P<name>.+))?')
 _NUM_TEXT_LINES = 12
 """How many lines of a message are read; what follows in a log may be another program's."""
