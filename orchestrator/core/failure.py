@@ -336,17 +336,18 @@ def _package(raised: Raised) -> Cause | None:
 
 def _by_words(raised: Raised) -> Cause | None:
     """Return the cause by words inside a message, which must be a library's own."""
-    if _DRIVER.search(_QUOTED.sub("", raised.text)) and "ValueError" not in raised.classes:
+    text = raised.text.partition("\n")[0]  # in a log, the next lines may be another program's
+    if _DRIVER.search(_QUOTED.sub("", text)) and "ValueError" not in raised.classes:
         return Cause.BAD_NODE
     if not raised.is_of_library:
         return None
-    if _NOT_FINITE.search(raised.text):
+    if _NOT_FINITE.search(text):
         of_rows = raised.inside and re.match(r"(pandas|sklearn|polars|pyarrow)\b", raised.inside[-1].module)
         return Cause.DATA if of_rows else Cause.NAN
-    if raised.inside and _NOTHING.search(raised.text):
+    if raised.inside and _NOTHING.search(text):
         return Cause.DATA
-    is_of_tensors = "RuntimeError" in raised.classes and _TENSORS.search(raised.text)
-    return Cause.CODE if is_of_tensors and not _OF_BOTH.search(raised.text) else None
+    is_of_tensors = "RuntimeError" in raised.classes and _TENSORS.search(text)
+    return Cause.CODE if is_of_tensors and not _OF_BOTH.search(text) else None
 
 
 def _by_place(raised: Raised) -> Cause | None:
