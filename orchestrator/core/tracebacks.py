@@ -21,8 +21,8 @@ _LINKS = {"The above exception was the direct cause": True, "During handling of 
 """Beginnings of the lines between an exception and the next one, and whether that was raised from it."""
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z_a-z]\w*)(?::(?: (.*))?)?$")
 _PLACE = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+(?:, in (?P<name>.+))?')
-_NUM_TEXT_LINES = 12
-"""How many lines of a message are read; what follows in a log may be another program's."""
+_MAX_TEXT, _NUM_TEXT_LINES = 65536, 12
+"""How many characters of an exception and lines of its message in a log are read; what follows in a log may be another program's."""
 
 
 class Frame(NamedTuple):
@@ -100,8 +100,10 @@ def exception_in(text: str, names: Sequence[str], message: str) -> Raised:
         names: full names of its class and base classes, nearest first.
         message: its text.
     """
-    found = [raised for _, _, raised in exceptions_in([("", line) for line in text.splitlines()])]
-    last = found[-1] if found else None
+    found = [
+        raised for _, _, raised in exceptions_in([("", line) for line in text[-_MAX_TEXT:].splitlines()])
+    ]
+    last, message = found[-1] if found else None, message[:_MAX_TEXT]
     if last is None or last.classes[0] != names[0].rpartition(".")[2]:
         return Raised(tuple(names), message, before=last, is_declared=True)
     # A worker process of a DataLoader hands on its traceback inside the message of an equal exception.

@@ -29,7 +29,7 @@ from orchestrator.core.tracebacks import exception_in
 from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, StageFailure, StopRequested, one_line, words_of
-from orchestrator.execution.assignment import LOG_END_BYTES, NO_OUTCOME, AttemptSpec, ChildOutcome, Message
+from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message
 from orchestrator.execution.audit import context_for
 from orchestrator.execution.checkpoints import UNREAD
 from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
@@ -393,9 +393,7 @@ def _redirect_output(path: Path) -> None:
 
 def _cause(error: BaseException) -> Cause:
     names = [f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__]
-    return cause_of(
-        exception_in(traceback.format_exc()[-LOG_END_BYTES:], names, words_of(error)[:LOG_END_BYTES])
-    )
+    return cause_of(exception_in(traceback.format_exc(), names, words_of(error)))
 
 
 def _line(error: object) -> str:
