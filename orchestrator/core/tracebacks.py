@@ -22,7 +22,7 @@ _LINKS = {"The above exception was the direct cause": True, "During handling of 
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z_a-z]\w*)(?::(?: (.*))?)?$")
 _PLACE = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+(?:, in (?P<name>.+))?')
 _MAX_TEXT, _NUM_TEXT_LINES = 65536, 12
-"""How many characters of an exception and lines of its message in a log are read; what follows in a log may be another program's."""
+"""Characters of an exception, and lines of its message in a log; the next may be another program's."""
 
 
 class Frame(NamedTuple):
