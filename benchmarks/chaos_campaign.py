@@ -51,13 +51,15 @@ def next_kind(kinds: Sequence[Kind], results: Sequence[Result]) -> Kind | None:
     return least if share(least) < 1 else None
 
 
-def campaign(kinds: Sequence[Kind], path: Path, minutes: float) -> bool:
+def campaign(kinds: Sequence[Kind], path: Path, minutes: float, keep: Path | None, seeds: list[int]) -> bool:
     """Play rounds until each kind has its faults, or time is over; return whether all were right.
 
     Args:
         kinds: of rounds.
         path: file of results.
         minutes: that it may take; no round starts that could take longer.
+        keep: folder for the stores and logs of rounds that need an explanation.
+        seeds: of the first rounds, which are of the first kind; the others get new ones.
     """
     end_s = time.monotonic() + minutes * 60
     kinds, results, places = list(kinds), read(path), Places()
@@ -65,11 +67,15 @@ def campaign(kinds: Sequence[Kind], path: Path, minutes: float) -> bool:
     is_right = True
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # clusters and servers are ended then too
     try:
-        while kinds and (kind := next_kind(kinds, results)) and time.monotonic() + LIMIT_S / 2 < end_s:
+        while kinds and time.monotonic() + LIMIT_S / 2 < end_s:
+            kind = kinds[0] if seeds else next_kind(kinds, results)
+            if kind is None:
+                break
             try:
                 if kind.sweep not in calm:
                     calm[kind.sweep] = calm_rows(kind, places)
-                result = play(kind, places, random.randrange(10**9), calm[kind.sweep])
+                seed = seeds.pop(0) if seeds else random.randrange(10**9)
+                result = play(kind, places, seed, calm[kind.sweep], keep)
             except Exception as error:  # the place cannot be made here, or broke: the other kinds go on
                 print(f"{kind.name}: left out: {type(error).__name__}: {error}", flush=True)
                 kinds.remove(kind)
@@ -81,7 +87,7 @@ def campaign(kinds: Sequence[Kind], path: Path, minutes: float) -> bool:
             verdict = "right" if result.is_right else f"WRONG: {result.lost=} {result.twice=} {result.stuck=}"
             print(
                 f"{kind.name}: {len(result.strikes)} faults, {result.num_commands} commands, "
-                f"{result.seconds:.0f} s: {verdict}",
+                f"{result.seconds:.0f} s: {verdict} {seed} {' | '.join([*result.again, *result.tracebacks])}",
                 flush=True,
             )
     finally:
@@ -95,6 +101,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="that it may take")
     parser.add_argument("--only", default="", help="kinds of rounds whose name contains this")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file of results")
+    parser.add_argument("--keep", type=Path, help="a folder for rounds that need an explanation")
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[], help="of the first rounds, of the first kind"
+    )
     parser.add_argument("--report", type=Path, help="write the page of figures instead")
     args = parser.parse_args()
     if args.report:
@@ -103,7 +113,7 @@ def main() -> int:
     kinds = [kind for kind in KINDS if args.only in kind.name]
     if not kinds:
         parser.error(f"--only: none of {', '.join(kind.name for kind in KINDS)}")
-    return 0 if campaign(kinds, args.results, args.minutes) else 1
+    return 0 if campaign(kinds, args.results, args.minutes, args.keep, args.seeds) else 1
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ from orchestrator.costs import DEVICES
 from orchestrator.errors import UserError
 from orchestrator.sft.memory import BUSY_TOKENS, MAX_PACK_TOKENS, Decoder, Fit, Load, decoder, widest_pack
 from orchestrator.sft.packing import Packs, plan_widths, useful_share
-from orchestrator.sft.save_costs import DISK_GB_S, save_costs
 from orchestrator.sft.shards import EpochOrder
-from orchestrator.sft.speed import decided, fit, mfu
+from orchestrator.sft.speed import DISK_GB_S, decided, fit, mfu, save_costs
 from orchestrator.sft.workload import CostsConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -114,6 +115,8 @@ class Result(msgspec.Struct, kw_only=True):
         seconds: wall time.
         load: of the machine, over the last minute, at the end.
         said: what the last launch printed last, of a round that went wrong.
+        again: why each further launch was typed: ``killed``, or exit code and error of the one before.
+        tracebacks: files with a traceback, each with its last line, of launches, drivers, jobs and workers.
     """
 
     kind: str
@@ -128,6 +131,8 @@ class Result(msgspec.Struct, kw_only=True):
     seconds: float
     load: float
     said: str = ""
+    again: list[str] = []
+    tracebacks: list[str] = []
 
     @property
     def is_right(self) -> bool:
@@ -147,6 +152,18 @@ def commit() -> str:
     return name.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
+class Launch(NamedTuple):
+    """A launch that was typed.
+
+    Attributes:
+        process: of it.
+        log: what it prints.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 class Round:
     """A sweep in a place.
 
@@ -160,7 +177,8 @@ class Round:
         self._kind = kind
         self._place = place
         self._dice = random.Random(f"{kind.name} {seed}")
-        self._launches: list[subprocess.Popen[bytes]] = []
+        self._launches: list[Launch] = []
+        self.again: list[str] = []
         self._undo: list[tuple[float, Callable[[], object]]] = []
         self.strikes: list[Strike] = []
         self.num_commands = 0
@@ -223,9 +241,11 @@ class Round:
             goodput=self._goodput(),
             seconds=seconds,
             load=os.getloadavg()[0],
+            again=self.again,
+            tracebacks=self._tracebacks(store),
         )
         if not result.is_right:
-            result.said = (self._place.folder / "launch.log").read_text(errors="replace")[-2000:]
+            result.said = self._launches[-1].log.read_text(errors="replace")[-2000:]
         return result
 
     def rows(self) -> dict[str, Any]:
@@ -236,18 +256,28 @@ class Round:
 
     def _is_over(self) -> bool:
         """Return whether all cells are done; launch again what has ended before that."""
-        codes = [launch.poll() for launch in self._launches]
+        codes = [launch.process.poll() for launch in self._launches]
         if codes and all(code == 0 for code in codes):
             return True
-        self._launches = [launch for launch in self._launches if launch.poll() in (None, 0)]
+        ended = [each for each in self._launches if each.process.returncode not in (None, 0)]
+        self.again += [self._why_again(each) for each in ended]
+        self._launches = [each for each in self._launches if each not in ended]
         while len(self._launches) < self._place.num_launches:
             self._launch()
         return False
 
+    def _why_again(self, launch: Launch) -> str:
+        if launch.process.pid in {strike.pid for strike in self.strikes}:
+            return "killed"
+        lines = launch.log.read_text(errors="replace").strip().splitlines() or [""]
+        line = next((each for each in lines if each.startswith("error: ")), lines[-1])
+        return f"exit {launch.process.returncode}: {line[:200]}"
+
     def _launch(self) -> None:
         self.num_commands += 1
         words = (*self._place.words, *PATIENT, *self._kind.words)
-        with (self._place.folder / "launch.log").open("ab") as log:
+        path = self._place.folder / f"launch.{self.num_commands}.log"
+        with path.open("wb") as log:
             process = subprocess.Popen(
                 [*SWEEP, "launch", *self._kind.sweep, *words],
                 cwd=self._place.folder / "project" if self._kind.sweep[0] == "counts.yaml" else REPOSITORY,
@@ -257,10 +287,19 @@ class Round:
                 stderr=log,
                 start_new_session=True,
             )
-        self._launches.append(process)
+        self._launches.append(Launch(process, path))
+
+    def _tracebacks(self, store: Path) -> list[str]:
+        """Return the logs in which a program of ours printed a traceback; those of user code are not such."""
+        found = []
+        for path in [*self._place.folder.glob("launch.*.log"), *store.rglob("*.log"), *store.rglob("*.out")]:
+            text = path.read_text(errors="replace")
+            if path.is_file() and "Traceback (most recent call last)" in text:
+                found.append(f"{path.name}: {text.strip().splitlines()[-1][:200]}")
+        return found
 
     def _end(self) -> None:
-        for launch in self._launches:
+        for launch in [each.process for each in self._launches]:
             if launch.poll() is None:
                 launch.send_signal(signal.SIGTERM)
                 try:
@@ -312,13 +351,25 @@ class Round:
         return self._dice.expovariate(1 / self._kind.pause_s)
 
 
-def play(kind: Kind, places: Places, seed: int, calm: Mapping[str, Any]) -> Result:
-    """Play one round and return what it showed."""
+def play(kind: Kind, places: Places, seed: int, calm: Mapping[str, Any], keep: Path | None = None) -> Result:
+    """Play one round and return what it showed.
+
+    Args:
+        kind: of the round.
+        places: where rounds are played.
+        seed: of the dice.
+        calm: the rows of the calm run, by cell.
+        keep: where the folder of a round is copied that needs an explanation; None for nowhere.
+    """
     start_s = time.monotonic()
     with places.place(kind.place) as place:
         one = Round(kind, place, seed)
         one.run()
-        return one.judge(calm, seed, time.monotonic() - start_s)
+        result = one.judge(calm, seed, time.monotonic() - start_s)
+        is_plain = result.is_right and not result.tracebacks and set(result.again) <= {"killed"}
+        if keep is not None and not is_plain:
+            shutil.copytree(place.folder, keep / f"{kind.name}.{seed}", ignore_dangling_symlinks=True)
+    return result
 
 
 def calm_rows(kind: Kind, places: Places) -> dict[str, Any]:

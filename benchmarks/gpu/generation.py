@@ -19,10 +19,9 @@ import torch
 from gpu.device import environment_of_children
 from gpu.models import MEAN_TOKENS, Size
 from gpu.one_pass import Pass
-from orchestrator.sft.generate import batches
-from orchestrator.sft.generators import has_vllm
-from orchestrator.sft.generators.base import Engine, GeneratorSettings
+from orchestrator.sft.generators.base import Engine, GeneratorSettings, batches
 from orchestrator.sft.generators.transformers import TransformersEngine
+from orchestrator.sft.needs import has_vllm
 
 Prompt = tuple[int, ...]
 Texts = Mapping[Prompt, Sequence[int]]

@@ -14,8 +14,8 @@ from orchestrator.sft import kernels
 from orchestrator.sft.batches import MicroBatches
 from orchestrator.sft.checkpoints import load_state
 from orchestrator.sft.distributed.parallel import group_of_one, whole
-from orchestrator.sft.save_costs import save_costs
 from orchestrator.sft.shards import Rows
+from orchestrator.sft.speed import save_costs
 from orchestrator.sft.train import Training
 
 

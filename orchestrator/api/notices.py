@@ -39,7 +39,7 @@ from orchestrator.formats import decode
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.trackers.channels import can_send, send
+from orchestrator.trackers.notifier import can_send, send
 
 MAX_LOOK_S, SPARE_S = 45.0, 10.0
 """Seconds: longest pause before a second look at what seems to stand still, and the time left after it."""

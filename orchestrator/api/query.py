@@ -1,7 +1,7 @@
 """SQL over the states and results of sweeps, by DuckDB in memory. Nothing that a query does reaches a file.
 
 Tables that a query does not name stay empty: the rows of some take long to read. Rows of finished products
-and attempts never change, so they are kept on this machine; see `orchestrator.api.segments`.
+and attempts never change, so they are kept on this machine; see `orchestrator.store.index`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from orchestrator.api import tables
-from orchestrator.api.segments import KEY, RowSegments, Segment
 from orchestrator.api.state import SweepState, current_revision, parse_reference, sealed_view
 from orchestrator.api.tables import TABLES, Column
 from orchestrator.core.evidence import Attempt
@@ -20,7 +19,7 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import INDEXED, load, require
 from orchestrator.store import layout
-from orchestrator.store.index import index_folder, name_of
+from orchestrator.store.index import KEY, RowSegments, Segment, index_folder, name_of
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.table import Rows, arrow_table, typed
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from orchestrator import provenance
 from orchestrator.api.state import Notify, SweepState
 from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs
+from orchestrator.core.decisions import SweepFacts
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import GOOD, State
@@ -233,10 +234,8 @@ def decide_now(view: SweepState) -> SweepState:
     if view.open_decision is None or not view.sealed:
         return view
     cancelled, evidence = view.request_summary.cancelled, view.reader.evidence
-    by = f"{provenance.user()} on {platform.node()}"
-    news = view.decisions.advance(
-        view.stages.__getitem__, evidence, cancelled=cancelled, holds=view.holds, by=by
-    )
+    facts = SweepFacts(view.stages.__getitem__, evidence, cancelled, view.holds)
+    news = view.decisions.advance(facts, by=f"{provenance.user()} on {platform.node()}")
     return view.fresh() if news else view
 
 

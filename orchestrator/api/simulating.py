@@ -18,10 +18,9 @@ from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError, counted
+from orchestrator.simulation.cluster import Outcome
 from orchestrator.simulation.decisions import RESTART_S, Decisions
-from orchestrator.simulation.faults import NONE, FaultTable, fault_table
-from orchestrator.simulation.jobs import Outcome
-from orchestrator.simulation.scenario import Scenario, SimulatedStage
+from orchestrator.simulation.scenario import NONE, FaultTable, Scenario, SimulatedStage, fault_table
 
 MAX_ERROR = 3.0
 """Largest error of estimates that can be simulated: most are then wrong by a factor of up to 20."""

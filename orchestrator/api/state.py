@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from orchestrator.core import holding
-from orchestrator.core.decisions import Undecided
+from orchestrator.core.decisions import SweepFacts, Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import GateRule, gates_of_requests, with_gates
@@ -276,11 +276,10 @@ class SweepState:
     @cached_property
     def open_decision(self) -> Undecided | None:
         """The next decision, with the reason why it was not made yet; None if no decision is left."""
-        if self.decisions is None or self.decisions.unfolded.question is None:
+        if self.decisions is None or (question := self.decisions.unfolded.question) is None:
             return None
-        cancelled, evidence, status_of = self.request_summary.cancelled, self.reader.evidence, self.stages
-        seen = self.decisions.look(status_of.__getitem__, evidence, cancelled=cancelled, holds=self.holds)
-        question = self.decisions.unfolded.question
+        cancelled, evidence = self.request_summary.cancelled, self.reader.evidence
+        seen = self.decisions.look(SweepFacts(self.stages.__getitem__, evidence, cancelled, self.holds))
         return seen if isinstance(seen, Undecided) else Undecided(question, "its cells have ended", True)
 
     @cached_property

@@ -16,8 +16,7 @@ import msgspec
 import orchestrator
 from orchestrator.api.state import SweepState
 from orchestrator.bundles.content import STORE, Content, content_of
-from orchestrator.bundles.crate import CRATE, crate_of
-from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
+from orchestrator.bundles.description import CRATE, MANIFEST, SIGNATURE, BundleManifest, crate_of
 from orchestrator.bundles.recomputing import Recomputed, recompute, state_of
 from orchestrator.bundles.zipped import write_zip
 from orchestrator.core.state import State

@@ -10,7 +10,7 @@ import msgspec
 from orchestrator import formats
 from orchestrator.api.state import SweepState
 from orchestrator.bundles.content import CODE, PREDICTIONS, STORE, is_small, products
-from orchestrator.bundles.manifest import BundleManifest
+from orchestrator.bundles.description import BundleManifest
 from orchestrator.core.evidence import remaining_files
 from orchestrator.core.identity import check_digests
 from orchestrator.core.records import CodeManifest, Done

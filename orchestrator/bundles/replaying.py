@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from orchestrator import provenance
 from orchestrator.api.state import SweepState
 from orchestrator.bundles.content import CODE, STORE, products
-from orchestrator.bundles.manifest import BundleManifest
+from orchestrator.bundles.description import BundleManifest
 from orchestrator.bundles.zipped import Zip
 from orchestrator.core.records import Done
 from orchestrator.core.sweep import StageInstance

@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from orchestrator.bundles.claims import Claims, TableClaim
 from orchestrator.bundles.content import CODE, STORE, is_text
-from orchestrator.bundles.crate import CRATE, crate_of
-from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
-from orchestrator.bundles.recomputing import CLAIMS, Recomputed, recompute, state_of
+from orchestrator.bundles.description import CRATE, MANIFEST, SIGNATURE, BundleManifest, crate_of
+from orchestrator.bundles.recomputing import CLAIMS, Claims, Recomputed, TableClaim, recompute, state_of
 from orchestrator.bundles.records import code_faults, record_faults
 from orchestrator.bundles.zipped import Damaged, Zip
 from orchestrator.core.sweep import is_name

@@ -1,4 +1,4 @@
-"""`sweep doctor`: check this machine and the store, one line for each check; exit code 1 if one fails."""
+"""`sweep doctor` and `sweep nodes`: whether machines and the store are fit, and nodes that are left out."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from orchestrator.cli.output import add_store, no_overrides, print_json
-from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.api.state import open_view
+from orchestrator.cli.output import add_store, existing_store, no_overrides, print_json, print_table
+from orchestrator.core.nodes import NodeReport
+from orchestrator.core.settings import Policy, split_store
+from orchestrator.errors import InfrastructureError, SweepError, UserError, counted, nearest, one_line
+from orchestrator.jobs.nodes import NodeReports
 from orchestrator.launchers.local import available_cpus, visible_gpus
 from orchestrator.launchers.slurm.query import slurm
 from orchestrator.registry import EXTRAS, install
@@ -131,7 +135,7 @@ def _torch_gpus(gpus: Sequence[str]) -> Check:
         return Check("torch's gpus", None, "torch is not installed")
     try:
         asked = subprocess.run(
-            [sys.executable, "-m", "orchestrator.sft.gpus"],
+            [sys.executable, "-m", "orchestrator.sft.machine"],
             capture_output=True,
             text=True,
             timeout=TORCH_S,
@@ -275,3 +279,91 @@ def _reaches(host: str, port: int) -> bool:
             return True
     except (OSError, UnicodeError):  # UnicodeError: the name cannot be a host name
         return False
+
+
+def configure_nodes(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("sweep", nargs="?", help="only what was reported for it; default: for all sweeps")
+    parser.add_argument("words", nargs="*", default=[], metavar="store.url=URL", help="the store")
+    parser.add_argument("--clear", metavar="NODE", help="have a node be used again at once")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run_nodes(args: argparse.Namespace) -> int:
+    """Print the nodes with their reports, or free one.
+
+    Raises:
+        UserError: nothing was reported about the node that is to be freed.
+    """
+    words = [word for word in (args.sweep, *args.words) if word is not None]
+    url, names = split_store(words)
+    if len(names) > 1:
+        raise UserError(f"{names[1]!r}: one sweep at most", fix="sweep nodes [SWEEP] [store.url=URL]")
+    ledger = existing_store([word for word in words if word not in names])
+    policy, sweep = Policy(), ""
+    if names:
+        view = open_view(names[0], url)
+        policy, sweep = view.policy, view.sweep.name
+    nodes = NodeReports(ledger, policy.quarantine_s, is_reader=True)
+    reports = nodes.read()
+    if args.clear is not None:
+        places = dict.fromkeys((report.cluster, report.node) for report in reports)
+        found = [place for place in places if place[1] == args.clear]
+        if not found:
+            known = [node for _, node in places]
+            raise UserError(f"nothing was reported about {args.clear!r}", allowed=nearest(args.clear, known))
+        for place in found:
+            nodes.clear(*place)
+        print(f"{args.clear} is used again")
+        return 0
+    out = nodes.left_out() if reports else {}
+    rows = _rows(reports, out, sweep)
+    if args.json:
+        print_json(rows)
+        return 0
+    print(f"{counted(len(out), 'node')} left out (policy.quarantine_s={policy.quarantine_s:g})")
+    for row in rows:
+        left = f"left out for {row['left_s'] / 60:.0f} more minutes" if row["left_s"] else "used"
+        print(f"\n{row['node']} of {row['cluster']}: {left}")
+        shown = [
+            (
+                each["kind"],
+                each["cause"] or "-",
+                each["attempt"] or "-",
+                each["at"],
+                one_line(each["why"], 90),
+            )
+            for each in row["reports"]
+        ]
+        print_table(("what", "cause", "attempt", "at", "why"), shown)
+    return 0
+
+
+def _rows(reports: list[NodeReport], out: Any, sweep: str) -> list[dict[str, Any]]:
+    """Return each node with its reports, for scripts; those of one sweep, if it is named."""
+    places: dict[tuple[str, str], list[NodeReport]] = {}
+    for report in reports:
+        if not sweep or report.sweep in (sweep, ""):
+            places.setdefault((report.cluster, report.node), []).append(report)
+    return [
+        {
+            "node": node,
+            "cluster": cluster,
+            "left_out": (cluster, node) in out,
+            "left_s": round(out[cluster, node].left_s) if (cluster, node) in out else 0,
+            "reports": [
+                {
+                    "kind": each.kind,
+                    "cause": each.cause,
+                    "sweep": each.sweep,
+                    "attempt": each.attempt,
+                    "why": each.why,
+                    "by": each.by,
+                    "at": each.at,
+                }
+                for each in found
+            ],
+        }
+        for (cluster, node), found in places.items()
+        if any(each.kind != "cleared" for each in found)
+    ]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.core.evidence import Evidence
+from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
 from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
@@ -242,14 +242,24 @@ class Undecided(NamedTuple):
 _PASSING = frozenset({State.RUNNING, State.QUEUED, State.PENDING, State.RELEASED, State.LOST})
 
 
+class SweepFacts(NamedTuple):
+    """What is known of the stages of a sweep.
+
+    Attributes:
+        status_of: returns a stage's own state by digest.
+        evidence_of: returns a stage's evidence by digest.
+        cancelled: ids of cancelled cells.
+        holds: what is held back in the sweep.
+    """
+
+    status_of: Callable[[str], StageStatus]
+    evidence_of: Callable[[str], Evidence]
+    cancelled: Collection[str] = ()
+    holds: Holds = NO_HOLDS
+
+
 def observe(
-    question: SweepQuestion,
-    instances: Mapping[str, StageInstance],
-    status_of: Callable[[str], StageStatus],
-    evidence_of: Callable[[str], Evidence],
-    *,
-    cancelled: Collection[str] = (),
-    held: Callable[[str, str], bool] = lambda cell, digest: False,
+    question: SweepQuestion, instances: Mapping[str, StageInstance], facts: SweepFacts
 ) -> tuple[SeenCell, ...] | Undecided:
     """Return what a decision sees of its cells, or why it waits.
 
@@ -259,26 +269,24 @@ def observe(
     Args:
         question: the question.
         instances: digest to stage instance.
-        status_of: returns a stage's own state by digest.
-        evidence_of: returns a stage's evidence by digest.
-        cancelled: ids of cancelled cells.
-        held: whether a stage is held back for good on behalf of a cell.
+        facts: of the sweep now.
     """
     if not question.cells:
         return Undecided(question, "no cell is left", False)
     seen: list[SeenCell] = []
     for cell in question.cells:
-        statuses = {digest: status_of(digest) for digest in cell.stage_digests}
+        statuses = {digest: facts.status_of(digest) for digest in cell.stage_digests}
         failed = next((d for d, status in statuses.items() if status.state is State.FAILED), None)
         left = next((d for d, status in statuses.items() if status.state is not State.DONE), None)
         if failed is None and left is not None:
             status, what = statuses[left], f"{cell.id} {instances[left].name}"
-            if cell.id in cancelled:
+            if cell.id in facts.cancelled:
                 return Undecided(question, f"{cell.id} is cancelled", False)
-            if held(cell.id, left):
+            hold = facts.holds.of(cell.id, left)
+            if hold is not None and hold.is_final:
                 return Undecided(question, f"{what} is held back", False)
             return Undecided(question, f"{what} is {status.state}", status.state in _PASSING)
-        done = {d: evidence_of(d).done for d, status in statuses.items() if status.state is State.DONE}
+        done = {d: facts.evidence_of(d).done for d, status in statuses.items() if status.state is State.DONE}
         products = {digest: one.generation for digest, one in done.items() if one is not None}
         if failed is not None:
             why = f"{instances[failed].name} failed: {statuses[failed].reason}"
@@ -318,15 +326,32 @@ def valued(
         if (part and instance.digest != part) or (select.stage and instance.stage != select.stage):
             continue
         found = [row[select.metric] for row in each if select.metric in row and _counts(row, select.where)]
-        values = [float(value) for value in found if isinstance(value, int | float)] or values
+        values = [_as_float(value) for value in found if isinstance(value, int | float)] or values
     if not values:
         why = f"no row has {select.metric}"
         why += "".join(f" {name}={value}" for name, value in select.where.items())
         return SeenCell(cell=cell.id, products=dict(products), why=why)
-    value = math.fsum(values) / len(values)
+    value = _mean(values)
     if not math.isfinite(value):
         return SeenCell(cell=cell.id, products=dict(products), why=f"{select.metric} is {value}")
     return SeenCell(cell=cell.id, products=dict(products), value=value)
+
+
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean; nan where infinities of both signs leave none."""
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:  # the sum is beyond all floats, the mean is not
+        return math.fsum(value / len(values) for value in values)
+    except ValueError:
+        return math.nan
 
 
 def _counts(row: Row, where: Mapping[str, str | int | float | bool]) -> bool:
@@ -353,7 +378,7 @@ def answer(question: SweepQuestion, seen: Iterable[SeenCell]) -> tuple[str, ...]
     for place, (key, cells) in enumerate(question.candidates.items()):
         known = [value for cell in cells if (value := values.get(cell.id)) is not None]
         if known:
-            mean = math.fsum(known) / len(known)
+            mean = _mean(known)
             signed = mean if question.select.mode == "min" else -mean
             group = question.groups.get(key, "")
             ranked.setdefault(group, []).append((len(known) < len(cells), signed, place, key))

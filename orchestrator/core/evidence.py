@@ -7,7 +7,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.failure import DETERMINISTIC, PASSING, Cause
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord
 from orchestrator.core.settings import Retention, SpendingLimit
 from orchestrator.core.sweep import StageInstance
@@ -157,20 +157,11 @@ def is_answered(attempt: Attempt, cause: Cause) -> bool:
     return rung < num_rungs
 
 
-def num_starved(evidence: Evidence, after: int) -> int:
-    """Return how many attempts of a stage ran out of host memory in jobs that requested some.
-
-    Args:
-        evidence: of the stage.
-        after: the attempt up to which none counts, as after a rerun.
-    """
-    starts = {attempt.number: attempt.start for attempt in evidence.attempts if attempt.number > after}
-    failed = (starts.get(number) for number, cause in causes(evidence) if cause is Cause.OOM_HOST)
-    return sum(start is not None and Cause.OOM_HOST in start.remedies for start in failed)
-
-
 def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
     """Return the cause whose budget is spent and the number of its attempts, or None.
+
+    Failures of a passing cause count only since the stage got a later checkpoint than ever before. A stage
+    that advances will end, however often it is struck.
 
     The first failure on each rung of a stage's remedies costs nothing if a further rung is left::
 
@@ -183,16 +174,20 @@ def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
         budget: the retries, and the attempts that count.
     """
     counts: dict[Cause, int] = {}
-    numbered = {attempt.number: attempt for attempt in evidence.attempts}
     tried: set[tuple[Cause, int]] = set()
-    for number, cause in causes(evidence):
+    failed, reached = dict(causes(evidence)), 0
+    for attempt in evidence.attempts:
+        if (step := _saved_step(attempt)) > reached:
+            reached = step
+            counts = {cause: count for cause, count in counts.items() if cause not in PASSING}
+        if (cause := failed.get(attempt.number)) is None or cause is Cause.CANCELLED:
+            continue  # a cancelled job is no fault of the stage
         boundary = budget.after if cause in DETERMINISTIC else max(budget.after, budget.after_chance)
-        if number <= boundary or cause is Cause.CANCELLED:  # a cancelled job is no fault of the stage
+        if attempt.number <= boundary:
             continue
-        start = numbered[number].start
-        rung = start.remedies.get(cause, (0, 0))[0] if start else 0
+        rung = attempt.start.remedies.get(cause, (0, 0))[0] if attempt.start else 0
         # Twice on one rung counts, as where settings changed in between: nothing is free for ever.
-        if is_answered(numbered[number], cause) and (cause, rung) not in tried:
+        if is_answered(attempt, cause) and (cause, rung) not in tried:
             tried.add((cause, rung))
         else:
             counts[cause] = counts.get(cause, 0) + 1
@@ -200,6 +195,12 @@ def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
         if count > budget.retries.get(cause, 0):
             return cause, count
     return None
+
+
+def _saved_step(attempt: Attempt) -> int:
+    """Return the step of the last checkpoint of an attempt, as it recorded; 0 without one."""
+    record = attempt.end or attempt.heartbeat
+    return (record.spent.saved_step or 0) if record is not None and record.spent is not None else 0
 
 
 def chosen_before(cell: str, attempts: Iterable[Attempt]) -> int:

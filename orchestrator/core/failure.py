@@ -56,6 +56,8 @@ OF_MACHINES = frozenset(
 )
 """Causes for which a user is not to blame."""
 
+PASSING = frozenset(map(Cause, ("preempted", "node_lost", "communication", "storage", "bad_node", "unknown")))
+"""Causes that come from outside, or that nobody knows. They end no stage that advances."""
 
 _CLASSES = {
     Cause.OOM_HOST: "MemoryError",

@@ -354,7 +354,7 @@ def _hold(records: SweepRecords, alike: Alike) -> Hold:
     instance = records.sweep.stages[digest]
     code = " with other code" if end.cause in DETERMINISTIC else ""
     return Hold(
-        f"{len(alike.ends)} cells{have} failed alike: {one_line(what, MAX_MESSAGE)}"
+        f"{counted(len(alike.ends), 'cell')}{have} failed alike: {one_line(what, MAX_MESSAGE)}"
         f" (sweep logs {name} {alike.cell} --stage {shlex.quote(instance.name)});"
         f" these go on by a launch{code}, or: sweep rerun {name}"
         f" --only {shlex.quote(axes or 'state=blocked')}",

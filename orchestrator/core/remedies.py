@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from orchestrator.core.commandspec import rung_keys
-from orchestrator.core.evidence import Attempt, Budget, Evidence, causes, num_starved
+from orchestrator.core.evidence import Attempt, Budget, Evidence, causes
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, StartRecord
-from orchestrator.core.state import STARTABLE, StageStatus, State, stage_status
+from orchestrator.core.state import STARTABLE, StageStatus, State, num_starved, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import MISSING, pick, with_value
 from orchestrator.errors import says_full

@@ -84,9 +84,11 @@ def is_in(search: SealedSearch, point: Point) -> bool:
         return False
     counting = {name for name, label in template.labels.items() if label} | {*template.ranges}
     return point.keys() == counting and all(
-        isinstance(point[name], int | float) and rounded(each, float(point[name])) == point[name]
+        isinstance(value := point[each.name], int | float)
+        and each.low <= value <= each.high  # not of infinity, nor of an integer that no float can hold
+        and rounded(each, value) == value
         for each in search.space
-        if (name := each.name) in template.ranges
+        if each.name in template.ranges
     )
 
 

@@ -27,6 +27,7 @@ from orchestrator.core.evidence import (
     Hold,
     Holds,
     Liveness,
+    causes,
     describe_retired,
     is_answered,
     spent,
@@ -125,6 +126,18 @@ def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
     """
     status = _own_status(evidence, budget)
     return status if evidence.former is None else status._replace(former=_former(evidence, budget))
+
+
+def num_starved(evidence: Evidence, after: int) -> int:
+    """Return how many attempts of a stage ran out of host memory in jobs that requested some.
+
+    Args:
+        evidence: of the stage.
+        after: the attempt up to which none counts, as after a rerun.
+    """
+    starts = {attempt.number: attempt.start for attempt in evidence.attempts if attempt.number > after}
+    failed = (starts.get(number) for number, cause in causes(evidence) if cause is Cause.OOM_HOST)
+    return sum(start is not None and Cause.OOM_HOST in start.remedies for start in failed)
 
 
 def _former(evidence: Evidence, budget: Budget) -> Former | None:

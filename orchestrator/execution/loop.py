@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.decisions import decided
+from orchestrator.core.decisions import SweepFacts, decided
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
@@ -108,9 +108,9 @@ class Worker:
 
     def _decides(self, reader: EvidenceReader, summary: RequestSummary) -> bool:
         """Make the decisions that can be made, and return whether any was made here or elsewhere."""
-        status_of, holds = partial(self._status, reader, summary), self._scanner.holds
-        by, cancelled = f"worker on {self._owner.host}", summary.cancelled
-        if self._decisions.advance(status_of, reader.evidence, cancelled=cancelled, holds=holds, by=by):
+        status_of = partial(self._status, reader, summary)
+        facts = SweepFacts(status_of, reader.evidence, summary.cancelled, self._scanner.holds)
+        if self._decisions.advance(facts, by=f"worker on {self._owner.host}"):
             self._take_over()
             return True
         return False

@@ -18,7 +18,7 @@ from orchestrator.api.overview import overview
 from orchestrator.errors import SweepError, UserError, one_line, words_of
 from orchestrator.serving import cells, drawing, results
 from orchestrator.serving.live import Look
-from orchestrator.serving.security import POLICY
+from orchestrator.serving.server import POLICY
 from orchestrator.serving.site import Seen, Served, Site, Unknown, pages_of, query, version, whole
 from orchestrator.store import layout
 from orchestrator.store.table import write_csv

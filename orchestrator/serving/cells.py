@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrator.api.grid import GridCell
-from orchestrator.api.logs import MetricCurve, curve, interesting_stage, metrics_of, named_stage, size_of
+from orchestrator.api.logs import (
+    SEQUENCE,
+    MetricCurve,
+    curve,
+    interesting_stage,
+    metrics_of,
+    named_stage,
+    size_of,
+)
 from orchestrator.api.status import explain
 from orchestrator.core.state import FINAL
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import escaped
-from orchestrator.serving import logs
 from orchestrator.serving.site import Seen, Served, Site, Unknown, pages_of, query, whole
 from orchestrator.store import layout
+from orchestrator.store.objects import ObjectStore
 
 MAX_CURVES = 40
 """Curves over each other; more could not be told apart."""
@@ -80,7 +89,7 @@ def cell_page(site: Site, served: Served, request: Request) -> Response:
     look, seen = served.seen()
     cell = seen.cell(request.path_params["cell"])
     instance, number = _log_of(seen, cell, request)
-    part = logs.last_part(seen.view.ledger.objects, layout.log(instance, number)) if number else None
+    part = last_part(seen.view.ledger.objects, layout.log(instance, number)) if number else None
     return site.page(
         "cell.html",
         look,
@@ -150,7 +159,7 @@ def log_part(site: Site, served: Served, request: Request) -> Response:
         return JSONResponse({"text": "", "next": 0, "is_over": False})
     # The record is read before the log: if the attempt has ended, the log that follows is complete.
     is_over = _is_over(seen, instance, number)
-    part = logs.part_from(seen.view.ledger.objects, layout.log(instance, number), whole(request, "after", 0))
+    part = part_from(seen.view.ledger.objects, layout.log(instance, number), whole(request, "after", 0))
     return JSONResponse({"text": part.text, "next": part.end, "is_over": is_over})
 
 
@@ -165,7 +174,7 @@ def log_text(site: Site, served: Served, request: Request) -> Response:
 
     def parts() -> Iterator[bytes]:
         position = 0
-        while data := objects.read_from(key, position, logs.CHUNK):
+        while data := objects.read_from(key, position, LOG_CHUNK):
             position += len(data)
             yield data
 
@@ -270,3 +279,71 @@ def _in_numbers(id_: str, found: MetricCurve) -> dict[str, Any]:
         "lowest": min(values),
         "highest": max(values),
     }
+
+
+LOG_TAIL = 2**16
+"""Bytes of a log's end that a page shows at first."""
+
+LOG_CHUNK = 2**18
+"""Most bytes that are read for one answer."""
+
+_UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]*)?$")
+"""A sequence that a later part of the log finishes."""
+
+_MAX_SEQUENCE = 4096
+
+
+class LogPart(NamedTuple):
+    """A part of a log.
+
+    Attributes:
+        text: for a page.
+        start: number of its first byte.
+        end: number of the byte after its last one. The next part begins here.
+    """
+
+    text: str
+    start: int
+    end: int
+
+
+def last_part(objects: ObjectStore, key: str) -> LogPart:
+    """Return the end of a log, from the beginning of a line on."""
+    start = max(0, size_of(objects, key) - LOG_TAIL)
+    part = part_from(objects, key, start)
+    if not start:
+        return part
+    # The bytes at the cut may be the middle of a character or of a line.
+    rest = part.text.partition("\n")[2]
+    return part._replace(text=rest or part.text)
+
+
+def part_from(objects: ObjectStore, key: str, start: int) -> LogPart:
+    """Return the part of a log that begins with a byte; an empty one at its end."""
+    data = objects.read_from(key, start, LOG_CHUNK)
+    used = len(data) - _incomplete(data)
+    text = data[:used].decode(errors="replace")
+    held = _UNFINISHED.search(text[-_MAX_SEQUENCE:])
+    if held is not None and len(held[0]) < len(text):
+        used -= len(held[0].encode())
+        text = text[: len(text) - len(held[0])]
+    return LogPart(plain_log(text), start, start + used)
+
+
+def _incomplete(data: bytes) -> int:
+    """Return how many bytes at the end are the beginning of a character of UTF-8 whose rest is missing."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        needed = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+        return back if needed > back and back < len(data) else 0
+    return 0
+
+
+def plain_log(text: str) -> str:
+    """Return a text of a terminal as plain lines: of a line that was overwritten, the last state."""
+    text = SEQUENCE.sub("", text).replace("\r\n", "\n")
+    if "\r" in text:
+        text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    return escaped(text)

@@ -23,7 +23,7 @@ from transformers import (
 from orchestrator.errors import StageFailure
 from orchestrator.registry import TASKS, lookup
 from orchestrator.sft import runtime
-from orchestrator.sft.positions import MAX_POSITIONS
+from orchestrator.sft.needs import MAX_POSITIONS
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks.base import LANGUAGES, Task
 

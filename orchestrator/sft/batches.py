@@ -16,8 +16,8 @@ import torch
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
-from orchestrator.sft.device_limit import DeviceLimit
 from orchestrator.sft.distributed.parallel import Placed, world_size
+from orchestrator.sft.machine import DeviceLimit
 from orchestrator.sft.memory import BUSY_TOKENS, MAX_PACK_TOKENS, Load, Recompute, sizes_of, widest_pack
 from orchestrator.sft.packing import (
     Division,

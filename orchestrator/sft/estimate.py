@@ -14,36 +14,41 @@ import msgspec
 
 from orchestrator.costs import Estimate, Hardware, Measured
 from orchestrator.errors import UserError
-from orchestrator.sft.measured import Speed, speed_of
 from orchestrator.sft.memory import (
     GIB,
     GPU_HOST_GIB,
     HOST_BYTES,
+    MAX_PACK_TOKENS,
     Decoder,
     Fit,
-    Load,
     generation_gib,
     reserve_gib,
-    terms_gib,
     told,
 )
-from orchestrator.sft.save_costs import (
+from orchestrator.sft.speed import (
     COPY_MARGIN,
     DISK_GB_S,
     GB,
     INTERVAL_S,
     STATE_BYTES,
+    SaveCosts,
+    layers_compiled,
+    mfu,
+    placed_on,
     save_costs,
     state_seconds,
 )
-from orchestrator.sft.speed import fit, mfu
 from orchestrator.sft.workload import (
     CostsConfig,
+    Speed,
+    TrainingWork,
     Tree,
     answers,
+    cells,
     costs_of,
     expected_lengths,
     model_of,
+    speed_of,
     training,
 )
 from orchestrator.stage import Config, plain
@@ -55,8 +60,6 @@ _AGAIN = {
 }
 KEPT_RESUME_STATES = 3
 """Most resume checkpoints that lie on the disk at a time: two whole ones, and one that is being written."""
-RESUME_BYTES = STATE_BYTES
-"""Bytes per parameter in a resume checkpoint."""
 
 
 def train(config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured) -> Estimate:
@@ -74,38 +77,19 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         unknown = f"the architecture of {cell['model']['name']} is not known: no FLOPs, hours or memory"
         return Estimate(num_steps=work.num_steps, num_tokens=work.num_tokens, assumptions=(unknown,))
     placed = placed_on(cell, model, hardware)
-    speed = speed_of(cell, measured, costs)
-    num_tokens = speed.tokens(cell, work.num_tokens)
-    time = _training_time(cell, model, num_tokens, costs, hardware, speed, placed)
-    step_s = 3600 * time.gpu_hours / placed.num_gpus / work.num_steps
-    num_epochs, weight_bytes = cell["trainer"]["num_epochs"], _weight_bytes(cell)
-    disk_gb_s = STATE_BYTES * model.num_parameters / GB / speed.save_s if speed.save_s else DISK_GB_S
-    saves = save_costs(
-        model.num_parameters,
-        weight_bytes=weight_bytes,
-        num_gpus=placed.num_gpus,
-        step_s=step_s,
-        num_steps=work.num_steps,
-        num_epochs=num_epochs,
-        disk_gb_s=disk_gb_s,
-        # A forward pass takes a third of the time.
-        validation_s=work.num_steps / num_epochs * step_s * work.validated / 3,
-    )
+    one = _Training(cell, model, costs, hardware, work, placed, speed_of(cell, measured, costs))
+    time = one.time()
+    saves = one.saves(3600 * time.gpu_hours / placed.num_gpus / work.num_steps)
     # A utilisation that was measured or given includes the waits for checkpoints.
     gpu_hours = time.gpu_hours / (1 - saves.share if time.is_modelled else 1.0)
-    notes = [f"tokens measured on {cells(speed.num_cells)}"] if speed.num_cells else [*work.notes]
-    notes += [time.how, f"a micro-batch of {placed.tokens:,} tokens {_AGAIN[placed.checkpointing]}"]
-    notes += [f"checkpoints on a disk of {disk_gb_s:.3g} GB/s, each after 60 s or more"]
-    notes += [f"memory for rows of trainer.max_length_tokens={cell['trainer']['max_length_tokens']:,}"]
-    if speed.peak_memory_gib is not None:
-        notes.append(f"peak memory measured on {speed.source}; its terms are computed")
-    flops = 6.0 * model.num_parameters * num_tokens
+    flops = 6.0 * model.num_parameters * one.num_tokens
     # Gradient checkpointing computes the forward pass of the layers twice.
-    again = 2.0 * (model.num_parameters - model.num_embeddings) * num_tokens
-    weights_gib = weight_bytes * model.num_parameters / GIB
+    again = 2.0 * (model.num_parameters - model.num_embeddings) * one.num_tokens
+    weights_gib = _weight_bytes(cell) * model.num_parameters / GIB
+    num_epochs = cell["trainer"]["num_epochs"]
     return Estimate(
         num_steps=work.num_steps,
-        num_tokens=num_tokens,
+        num_tokens=one.num_tokens,
         model_flops=flops,
         hardware_flops=flops + (again if placed.checkpointing is True else 0.0),
         gpu_hours=gpu_hours,
@@ -114,30 +98,142 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         micro_batch=placed.micro_batch,
         micro_batch_tokens=placed.tokens,
         recomputes=placed.checkpointing,
-        memory_gib=speed.peak_memory_gib or placed.memory_gib,
+        memory_gib=one.speed.peak_memory_gib or placed.memory_gib,
         memory_terms_gib=dict(placed.terms_gib),
         host_memory_gib=_host_gib(model, hardware, placed.num_gpus, placed.memory_gib)
         + _copy_gib(model, hardware),
         disk_gib=weights_gib * {"best": 1, "none": 0}.get(retention, num_epochs),
         peak_disk_gib=weights_gib * num_epochs
-        + KEPT_RESUME_STATES * RESUME_BYTES * model.num_parameters / GIB,
-        assumptions=tuple(notes),
-        measured=speed.num_cells > 0 or speed.is_rehearsed,
+        + KEPT_RESUME_STATES * STATE_BYTES * model.num_parameters / GIB,
+        assumptions=one.notes(time),
+        measured=one.speed.num_cells > 0 or one.speed.is_rehearsed,
         useful_share=time.useful_share,
         checkpoint_share=saves.share,
         lost_s=saves.lost_s,
         stop_s=saves.stop_s,
-        load_s=state_seconds(model.num_parameters, disk_gb_s),
+        load_s=state_seconds(model.num_parameters, one.disk_gb_s) + saves.weights_gb / DISK_GB_S,
         most_gpus=_most_gpus(cell),
-        efficiency=speed.efficiency,
+        efficiency=one.speed.efficiency,
     )
 
 
-START_S, COMPILE_S = 50.0, 30.0
+class _Time(NamedTuple):
+    """Device hours of the steps of a training, without those for checkpoints unless they were measured."""
+
+    gpu_hours: float
+    how: str
+    useful_share: float = 0.0
+    is_modelled: bool = False
+
+
+class _Training(NamedTuple):
+    """A training as placed on its GPUs, from which its time and its other costs follow."""
+
+    cell: Tree
+    model: Decoder
+    costs: CostsConfig
+    hardware: Hardware
+    work: TrainingWork
+    placed: Fit
+    speed: Speed
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all epochs, as measured for the mixture or computed."""
+        return self.speed.tokens(self.cell, self.work.num_tokens)
+
+    @property
+    def disk_gb_s(self) -> float:
+        """Bandwidth of the disk in GB/s, as a rehearsal measured it or assumed."""
+        save_s = self.speed.save_s
+        return STATE_BYTES * self.model.num_parameters / GB / save_s if save_s else DISK_GB_S
+
+    def time(self) -> _Time:
+        """Return the time of training, and a note on its source.
+
+        The source is the utilisation that the user gave, else measurements, else the model of
+        `orchestrator.sft.speed`, which counts computed positions and not tokens alone.
+        """
+        model, hardware, placed, speed = self.model, self.hardware, self.placed, self.speed
+        # A utilisation that the user gives overrides measurements.
+        seconds_per_token = speed.seconds_at(placed.num_gpus)
+        if seconds_per_token is not None and hardware.mfu is None:
+            note = f"training speed measured on {speed.source}, on the devices of those"
+            # A rehearsal's steps include no wait for a checkpoint.
+            return _Time(seconds_per_token * self.num_tokens / 3600, note, is_modelled=speed.is_rehearsed)
+        flops = 6.0 * model.num_parameters * self.num_tokens
+        if hardware.mfu is not None:
+            note = f"MFU {hardware.mfu:.0%} (as given)"
+            return _Time(flops / _flops_an_hour(hardware, hardware.mfu), note)
+        most = self.costs.mfu_of(model.num_parameters)
+        found = mfu(
+            model,
+            hardware.device,
+            recomputes=placed.checkpointing,
+            is_compiled=layers_compiled(self.cell),
+            pack_tokens=placed.tokens,
+        )
+        if found is None:
+            note = f"MFU {most:.0%} (ours, by model size)"
+            return _Time(flops / _flops_an_hour(hardware, most), note, is_modelled=True)
+        used, useful = min(most, found), self._useful_share()
+        note = f"MFU {used:.0%} (ours, by model and device), less the positions that hold no token"
+        spread = self.costs.tasks[self.cell["task"]["name"]].length_spread
+        note += f" in packs of rows with log-normal lengths, spread {spread:g} (ours)"
+        return _Time(flops / _flops_an_hour(hardware, used) / useful, note, useful, is_modelled=True)
+
+    def _useful_share(self) -> float:
+        """Return the share of the computed positions that are real tokens, for rows of assumed lengths."""
+        from orchestrator.sft.packing import expected_share  # NumPy, which other plans do not need
+
+        cell, trainer = self.cell, self.cell["trainer"]
+        facts = self.costs.tasks[cell["task"]["name"]]
+        return expected_share(
+            tuple(expected_lengths(cell, self.costs)),
+            facts.length_spread,
+            num_rows=(cell["items"]["num_train"] or facts.num_train) * len(cell["languages"]),
+            global_batch_size=trainer["global_batch_size"],
+            longest=trainer["max_length_tokens"],
+            num_processes=self.placed.num_gpus,
+            max_tokens=self.placed.tokens,
+            micro_batch_size=trainer["micro_batch_size"],
+        )
+
+    def saves(self, step_s: float) -> SaveCosts:
+        """Return what saving costs if a step takes so many seconds."""
+        num_steps, num_epochs = self.work.num_steps, self.cell["trainer"]["num_epochs"]
+        return save_costs(
+            self.model.num_parameters,
+            weight_bytes=_weight_bytes(self.cell),
+            num_gpus=self.placed.num_gpus,
+            step_s=step_s,
+            num_steps=num_steps,
+            num_epochs=num_epochs,
+            disk_gb_s=self.disk_gb_s,
+            # A forward pass takes a third of the time.
+            validation_s=num_steps / num_epochs * step_s * self.work.validated / 3,
+        )
+
+    def notes(self, time: _Time) -> tuple[str, ...]:
+        """Return what the estimate assumes, and what it took from measurements."""
+        placed, speed, rows = self.placed, self.speed, self.cell["trainer"]["max_length_tokens"]
+        notes = [f"tokens measured on {cells(speed.num_cells)}"] if speed.num_cells else [*self.work.notes]
+        notes += [time.how, f"a micro-batch of {placed.tokens:,} tokens {_AGAIN[placed.checkpointing]}"]
+        notes += [f"checkpoints on a disk of {self.disk_gb_s:.3g} GB/s, each after 60 s or more"]
+        notes += [f"memory for rows of trainer.max_length_tokens={rows:,}"]
+        if speed.peak_memory_gib is not None:
+            notes.append(f"peak memory measured on {speed.source}; its terms are computed")
+        return tuple(notes)
+
+
+START_S, COMPILE_S = 25.0, 30.0
 """Seconds of a rehearsal: starts of processes, scoring and two answers; and to compile layers, once.
 
-Together as measured with a model of 0.4 B parameters on an H100 (docs/gpu.md).
+Together 80 were measured with 0.4 B parameters on an H100 (docs/gpu.md), with interpreters of their own and
+answers of 512 tokens. That forks and answers of 128 tokens save 25 of them is predicted.
 """
+REREAD_GB_S = 1.5
+"""Bandwidth at which a node reads what it has just written or read, as measured (docs/gpu.md)."""
 
 
 def rehearse(
@@ -160,10 +256,15 @@ def rehearse(
     seconds = START_S + weights_s
     if is_trained and whole.num_steps:
         step_s = 3600 * whole.wall_hours / whole.num_steps
-        seconds += 3 * weights_s + 2 * state_seconds(model.num_parameters)
-        # Its rows are the longest, so its steps are longer than others: by a factor of 2 (ours). The second
-        # process finds the layers compiled.
-        seconds += 3 * 2 * step_s + (0.0 if hardware.device == "cpu" else COMPILE_S)
+        # Weights are written and read again, those of the base read again, a state written and read.
+        again = DISK_GB_S / REREAD_GB_S
+        seconds += (1 + 2 * again) * weights_s + (1 + again) * state_seconds(model.num_parameters)
+        # Its rows are twice as long (ours), and fill `rehearse.NUM_WIDEST` packs on each GPU.
+        tokens = 2 * whole.num_tokens / whole.num_steps
+        packs = 2 * max(MAX_PACK_TOKENS, whole.micro_batch_tokens or 0) * whole.num_gpus
+        share = min(1.0, packs / tokens) if cell["trainer"]["micro_batch_size"] is None else 1.0
+        # The second process finds the layers compiled.
+        seconds += 3 * 2 * step_s * share + (0.0 if hardware.device == "cpu" else COMPILE_S)
     return msgspec.structs.replace(
         whole,
         num_steps=3 if is_trained else 0,
@@ -251,140 +352,6 @@ def _host_gib(model: Decoder, hardware: Hardware, num_gpus: int, device_gib: flo
 def _copy_gib(model: Decoder, hardware: Hardware) -> float:
     """Return the host memory of a copy of the training state, in GiB; it is written from there."""
     return 0.0 if hardware.device == "cpu" else COPY_MARGIN * STATE_BYTES * model.num_parameters / GIB
-
-
-def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
-    """Return the GPUs and the micro-batch for the cell's rows.
-
-    All rows are assumed to have the maximal length, because a plan has not tokenised them.
-
-    Raises:
-        UserError: it does not fit; the message names what takes the memory.
-    """
-    trainer = cell["trainer"]
-    load = Load(
-        row_tokens=trainer["max_length_tokens"],
-        checkpointing=None if (how := trainer["gradient_checkpointing"]) == "auto" else how,
-        value_bytes=2 if trainer["precision"] == "bf16" else 4,
-        loss_chunk_tokens=trainer.get("loss_chunk_tokens"),
-        sharded=trainer.get("sharding") != "ddp",
-        on_cpu=hardware.device == "cpu",
-    )
-    asked, tokens = trainer["micro_batch_size"], trainer.get("micro_batch_tokens")
-    found = fit(
-        model,
-        load,
-        max_gpus=hardware.max_gpus,
-        memory_gib=hardware.memory_gib,
-        global_batch=trainer["global_batch_size"],
-        micro_batch=asked,
-        micro_batch_tokens=tokens,
-        num_gpus=None if load.on_cpu else trainer.get("num_processes") or hardware.num_gpus,
-        is_compiled=_is_compiled(cell),
-    )
-    if found is not None:
-        return found
-    if not load.on_cpu and (trainer.get("num_processes") or 0) > hardware.max_gpus:
-        raise UserError(
-            f"trainer.num_processes={trainer['num_processes']}, but a cell may have {hardware.max_gpus} GPUs",
-            fix="--max-gpus, or launcher.gpus_per_worker",
-        )
-    # Nothing fits. The message describes the attempt with the most GPUs and the smallest micro-batch.
-    most = 2 ** (hardware.max_gpus.bit_length() - 1)
-    num_gpus = 1 if load.on_cpu else trainer.get("num_processes") or most
-    size = min(
-        asked or -(-(tokens or 1) // load.row_tokens), max(1, trainer["global_batch_size"] // num_gpus)
-    )
-    terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=hardware.memory_gib)
-    total_gib = sum(terms.values())
-    place = "this host" if load.on_cpu else f"{num_gpus} x {hardware.device}"
-    key = "micro_batch_size" if asked else "micro_batch_tokens"
-    smaller = f"trainer.{key}=null, or " if size > 1 else ""
-    raise UserError(
-        f"{cell['model']['name']} does not fit on {place}: {total_gib:.1f} GiB are needed,"
-        f" {hardware.memory_gib:.1f} GiB are there" + ("" if load.on_cpu else " on each"),
-        where=f"training with a micro-batch of {size} and rows of {load.row_tokens:,} tokens",
-        allowed=told(terms),
-        fix=f"{smaller}more or larger devices",
-    )
-
-
-def cells(number: int) -> str:
-    """Return a text on how many cells something was measured."""
-    return f"{number} {'cell' if number == 1 else 'cells'} of the same model and task"
-
-
-class _Time(NamedTuple):
-    """Device hours of the steps of a training, without those for checkpoints unless they were measured."""
-
-    gpu_hours: float
-    how: str
-    useful_share: float = 0.0
-    is_modelled: bool = False
-
-
-def _training_time(
-    cell: Tree,
-    model: Decoder,
-    num_tokens: int,
-    costs: CostsConfig,
-    hardware: Hardware,
-    speed: Speed,
-    placed: Fit,
-) -> _Time:
-    """Return the time of training, and a note on its source.
-
-    The source is the utilisation that the user gave, else measurements, else the model of
-    `orchestrator.sft.speed`, which counts computed positions and not tokens alone.
-    """
-    # A utilisation that the user gives overrides measurements.
-    seconds_per_token = speed.seconds_at(placed.num_gpus)
-    if seconds_per_token is not None and hardware.mfu is None:
-        note = f"training speed measured on {speed.source}, on the devices of those"
-        # A rehearsal's steps include no wait for a checkpoint.
-        return _Time(seconds_per_token * num_tokens / 3600, note, is_modelled=speed.is_rehearsed)
-    flops = 6.0 * model.num_parameters * num_tokens
-    if hardware.mfu is not None:
-        note = f"MFU {hardware.mfu:.0%} (as given)"
-        return _Time(flops / _flops_an_hour(hardware, hardware.mfu), note)
-    most = costs.mfu_of(model.num_parameters)
-    found = mfu(
-        model,
-        hardware.device,
-        recomputes=placed.checkpointing,
-        is_compiled=_is_compiled(cell),
-        pack_tokens=placed.tokens,
-    )
-    if found is None:
-        return _Time(
-            flops / _flops_an_hour(hardware, most), f"MFU {most:.0%} (ours, by model size)", is_modelled=True
-        )
-    used, useful = min(most, found), _useful_share(cell, costs, placed)
-    note = f"MFU {used:.0%} (ours, by model and device), less the positions that hold no token"
-    spread = costs.tasks[cell["task"]["name"]].length_spread
-    note += f" in packs of rows with log-normal lengths, spread {spread:g} (ours)"
-    return _Time(flops / _flops_an_hour(hardware, used) / useful, note, useful, is_modelled=True)
-
-
-def _is_compiled(cell: Tree) -> bool:
-    return cell["trainer"].get("compile") is not False and cell["trainer"]["micro_batch_size"] is None
-
-
-def _useful_share(cell: Tree, costs: CostsConfig, placed: Fit) -> float:
-    """Return the share of the computed positions that are real tokens, for rows of assumed lengths."""
-    from orchestrator.sft.packing import expected_share  # NumPy, which other plans do not need
-
-    facts, trainer, languages = costs.tasks[cell["task"]["name"]], cell["trainer"], cell["languages"]
-    return expected_share(
-        tuple(expected_lengths(cell, costs)),
-        facts.length_spread,
-        num_rows=(cell["items"]["num_train"] or facts.num_train) * len(languages),
-        global_batch_size=trainer["global_batch_size"],
-        longest=trainer["max_length_tokens"],
-        num_processes=placed.num_gpus,
-        max_tokens=placed.tokens,
-        micro_batch_size=trainer["micro_batch_size"],
-    )
 
 
 def _flops_an_hour(hardware: Hardware, mfu: float) -> float:

@@ -1,24 +1,32 @@
 """Files and packages that a cell needs here, and how to fetch them: the `needs` hook of the stages.
 
 A check costs a few file look-ups and uses no network. The module imports no torch.
+
+A plan also checks for every cell that its model has positions for each prompt and the longest answer after it
+(`prompts_problem`). The result is exact, but most prompts are never tokenised. Each token but special ones
+stands for at least one byte, so a prompt of 200 bytes has at most 200 of them. Texts are tokenised only if
+that bound exceeds the limit.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from orchestrator.costs import Need
-from orchestrator.errors import InfrastructureError, counted
+from orchestrator.errors import InfrastructureError, StageFailure, UserError, counted
 from orchestrator.registry import EXTRAS, install
-from orchestrator.sft import data, generators, model_folder, positions
+from orchestrator.sft import data, fetching, model_folder
 from orchestrator.sft.config import ItemsConfig, is_hub_id
+from orchestrator.sft.data import load_items
 from orchestrator.stage import Config
 from orchestrator.tasks import dataset
+from orchestrator.tasks.base import Split, load_task
 
 FETCH = "orchestrator.sft.fetching:fetch"
 
@@ -67,7 +75,7 @@ def models(config: Config) -> list[Need]:
     """
     path = config.model.path
     if path is None:
-        problem = _too_short(positions.MAX_POSITIONS, config.evaluation.max_new_tokens)
+        problem = _too_short(MAX_POSITIONS, config.evaluation.max_new_tokens)
         return [Need(what=f"model {config.model.name}", problem=problem)] if problem else []
     if not is_hub_id(path):
         problem = _problem(config, Path(path))
@@ -77,7 +85,7 @@ def models(config: Config) -> list[Need]:
     if missing := missing_files(path, revision):
         arguments = {"repo_id": path, "revision": revision}
         return [Need(what=what, problem=missing, fetch=FETCH_MODEL, arguments=arguments)]
-    cached = _cached(path, "config.json", revision)
+    cached = _cached_config(path, revision)
     problem = _problem(config, cached.parent) if cached else ""
     arguments = {"repo_id": path, "revision": revision}
     return [Need(what=what, problem=problem, fetch="" if problem else FETCH_MODEL, arguments=arguments)]
@@ -88,7 +96,7 @@ def _problem(config: Config, folder: Path) -> str:
     if problem := problem_of(folder, config.evaluation.max_new_tokens):
         return problem
     context_tokens = model_folder.inspect(folder).context_tokens
-    return "" if context_tokens is None else positions.problem_of(config, folder, context_tokens)
+    return "" if context_tokens is None else prompts_problem(config, folder, context_tokens)
 
 
 def problem_of(folder: Path, max_new_tokens: int) -> str:
@@ -128,7 +136,7 @@ def data_files(config: Config) -> list[Need]:
     ]
 
 
-def packages(config: Config) -> list[Need]:
+def packages() -> list[Need]:
     """Return the packages that a light installation lacks, as one need."""
     absent = [name for name in EXTRAS["sft"] if importlib.util.find_spec(name) is None]
     if not absent:
@@ -137,24 +145,37 @@ def packages(config: Config) -> list[Need]:
     return [Need(what=what, problem="not installed", advice=install("sft"))]
 
 
-PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (
-    packages,
-    models,
-    data_files,
-    needs,
-    generators.packages,
-)
-"""Functions that each return a cell's needs of one kind."""
+INSTALL_VLLM = "make vllm in the checkout, or pip install -e 'CHECKOUT[vllm]'"
+
+
+def has_vllm() -> bool:
+    """Return whether vLLM is installed, without importing it."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def engine_packages(engine: str) -> list[Need]:
+    """Return the package that an engine needs in addition to a standard installation."""
+    # The other engine uses transformers, which every installation has.
+    if engine != "vllm":
+        return []
+    problem = "" if has_vllm() else "not installed"
+    return [Need(what="package vllm", problem=problem, advice=INSTALL_VLLM)]
 
 
 def of_cell(config: Config) -> list[Need]:
     """Return all needs of a cell."""
-    return [need for provider in PROVIDERS for need in provider(config)]
+    return [
+        *packages(),
+        *models(config),
+        *data_files(config),
+        *needs(config),
+        *engine_packages(config.evaluation.engine),
+    ]
 
 
 def missing_files(repo_id: str, revision: str) -> str:
     """Return what the hub's cache lacks of a model, "" if it holds config, tokenizer and all weights."""
-    config = _cached(repo_id, "config.json", revision)
+    config = _cached_config(repo_id, revision)
     if config is None:
         return "not in the cache"
     folder = config.parent
@@ -172,11 +193,11 @@ def missing_files(repo_id: str, revision: str) -> str:
     return f"{num_missing} of {len(shards)} files of weights not in the cache" if num_missing else ""
 
 
-def _cached(repo_id: str, name: str, revision: str) -> Path | None:
-    """Return the path of a file in the hub's cache, None if it is not there."""
+def _cached_config(repo_id: str, revision: str) -> Path | None:
+    """Return the path of a model's config in the hub's cache, None if it is not there."""
     from huggingface_hub import try_to_load_from_cache  # takes 0.1 s, so only for a model of a hub
 
-    path = try_to_load_from_cache(repo_id, name, revision=revision)
+    path = try_to_load_from_cache(repo_id, "config.json", revision=revision)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -222,3 +243,86 @@ def model(*, repo_id: str, revision: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+MAX_POSITIONS = 4096
+"""Positions of the tiny models that the `base` stage makes."""
+_SPECIAL = 8
+"""More special tokens than any tokenizer adds to a prompt. All other tokens stand for a byte or more."""
+
+
+class _Prompts(NamedTuple):
+    """Key for the prompts of one split and language. Cells with equal keys share the cached results."""
+
+    task: str
+    split: str
+    language: str
+    items: str
+
+
+def prompts_problem(config: Config, folder: Path, context_tokens: int) -> str:
+    """Return which prompt leaves no room for an answer, "" if none is known to.
+
+    Args:
+        config: of a cell. Its validation items are in the languages of the mixture, its test items in those
+            of the evaluation.
+        folder: of the model, with its tokenizer.
+        context_tokens: positions of the model.
+    """
+    limit = context_tokens - int(config.evaluation.max_new_tokens)
+    items, task = (json.dumps(config[key].to_dict(), sort_keys=True) for key in ("items", "task"))
+    languages = {Split.VALIDATION: config.languages, Split.TEST: config.evaluation.languages}
+    for split in (Split.TEST, Split.VALIDATION):
+        for language in languages[split]:
+            prompts = _Prompts(task, str(split), language, items)
+            # The common case: the prompts fit even if every byte were a token.
+            if _max_bytes(prompts) + _SPECIAL <= limit:
+                continue
+            try:
+                longest = _max_tokens(prompts, folder, _version(folder))
+            except UserError as error:
+                return error.what
+            if (room := context_tokens - longest) < config.evaluation.max_new_tokens:
+                fix = f"evaluation.max_new_tokens={room}" if room > 0 else "no answer would fit"
+                return (
+                    f"config.json: {context_tokens} positions, but {split} prompts of {language} have"
+                    f" up to {longest} tokens and"
+                    f" evaluation.max_new_tokens={config.evaluation.max_new_tokens}: {fix}"
+                )
+    return ""
+
+
+def _version(folder: Path) -> int:
+    """Return when the newest file of a tokenizer was changed, in ns.
+
+    As part of a cache's key, it makes counts of an older tokenizer unused.
+    """
+    return max((path.stat().st_mtime_ns for path in folder.glob("*token*")), default=0)
+
+
+@functools.lru_cache(maxsize=1024)
+def _texts(prompts: _Prompts) -> tuple[str, ...]:
+    """Return the prompts; none if the items are not here, which another need or the stage reports."""
+    items = Config(json.loads(prompts.items))
+    if items["source"] == "parallel":
+        folder = data.folder_of(items)
+        if folder is None or not dataset.is_dataset(folder):
+            return ()
+    uses = Config({"items": items.to_dict()})
+    try:
+        task = load_task(json.loads(prompts.task))
+        return tuple(item.prompt for item in load_items(task, prompts.split, prompts.language, items, uses))
+    except (StageFailure, UserError, OSError):
+        return ()
+
+
+@functools.lru_cache(maxsize=1024)
+def _max_bytes(prompts: _Prompts) -> int:
+    """Return the bytes of the longest prompt, an upper bound of its tokens."""
+    return max((len(text.encode()) for text in _texts(prompts)), default=0)
+
+
+@functools.lru_cache(maxsize=1024)
+def _max_tokens(prompts: _Prompts, folder: Path, version: int) -> int:
+    """Return the tokens of the longest prompt. `version` is part of the cache's key only."""
+    return fetching.longest_prompt(folder, _texts(prompts))

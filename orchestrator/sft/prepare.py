@@ -17,7 +17,7 @@ from orchestrator.errors import StageFailure
 from orchestrator.sft import runtime
 from orchestrator.sft.data import load_items
 from orchestrator.sft.model_folder import ModelFolder, inspect
-from orchestrator.sft.positions import MAX_POSITIONS
+from orchestrator.sft.needs import MAX_POSITIONS
 from orchestrator.sft.shards import Example, write_shard
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks.base import Item, load_task

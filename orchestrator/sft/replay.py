@@ -19,7 +19,7 @@ from orchestrator.errors import StopRequested
 from orchestrator.manifest import file_digest
 from orchestrator.saving import MANIFEST
 from orchestrator.sft import train
-from orchestrator.sft.saver import PROGRESS
+from orchestrator.sft.checkpoints import PROGRESS
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
 
 

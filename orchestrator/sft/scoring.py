@@ -19,8 +19,14 @@ from orchestrator.registry import GENERATORS, lookup
 from orchestrator.sft import runtime
 from orchestrator.sft.data import load_items
 from orchestrator.sft.distributed import parallel
-from orchestrator.sft.generate import GeneratedText, Share, batches, generate
-from orchestrator.sft.generators.base import Engine, GeneratorSettings
+from orchestrator.sft.generators.base import (
+    Engine,
+    GeneratedText,
+    GeneratorSettings,
+    Share,
+    batches,
+    generate,
+)
 from orchestrator.sft.predictions import PREDICTIONS as PREDICTIONS
 from orchestrator.sft.predictions import Prediction, Score, read, scores_of, write
 from orchestrator.sft.predictions import select as select

@@ -1,4 +1,4 @@
-"""Speed of training: a model of the utilisation, fitted to measurements on an H100, and what it prefers.
+"""Speed of training: a model of the utilisation, fitted to measurements on an H100, and the cost of saving.
 
 A token costs time for matrix products, for everything else (norms, activations, rotations, residual sums),
 and a part of what a pack costs (gradients are added up once a pack). On a device with the peak P, these are::
@@ -14,14 +14,20 @@ a parameter), 0.645 and c = 1.14e5 FLOPs to ten measurements with compiled layer
 within 7 %; packs of 7,040 tokens were up to 14 % slower. Without compiled layers, c = 2.4e5, and 2.5 times
 that with selective recomputation, which then waits for Python. Time is taken to follow the peak of a device,
 which for other devices is a prediction. The model is ours.
+
+`save_costs` is arithmetic alone: it follows `orchestrator.saving` and `orchestrator.sft.checkpoints`. Its
+constants are ours unless a source is named.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from orchestrator.costs import DEVICES
+from orchestrator.costs import DEVICES, Hardware
+from orchestrator.errors import UserError
+from orchestrator.saving import HELD_FACTOR, WRITE_FACTOR
 from orchestrator.sft.memory import (
     BUSY_TOKENS,
     GRAIN,
@@ -31,6 +37,7 @@ from orchestrator.sft.memory import (
     Load,
     Recompute,
     terms_gib,
+    told,
     widest_pack,
 )
 
@@ -183,3 +190,162 @@ def fit(
             if sum(terms.values()) <= memory_gib:
                 return Fit(number, tokens // load.row_tokens, terms, tokens, one.checkpointing or False)
     return None
+
+
+def layers_compiled(cell: Mapping[str, Any]) -> bool:
+    """Return whether the layers of a cell's training are compiled."""
+    return cell["trainer"].get("compile") is not False and cell["trainer"]["micro_batch_size"] is None
+
+
+def placed_on(cell: Mapping[str, Any], model: Decoder, hardware: Hardware) -> Fit:
+    """Return the GPUs and the micro-batch for the cell's rows.
+
+    All rows are assumed to have the maximal length, because a plan has not tokenised them.
+
+    Raises:
+        UserError: it does not fit; the message names what takes the memory.
+    """
+    trainer = cell["trainer"]
+    load = Load(
+        row_tokens=trainer["max_length_tokens"],
+        checkpointing=None if (how := trainer["gradient_checkpointing"]) == "auto" else how,
+        value_bytes=2 if trainer["precision"] == "bf16" else 4,
+        loss_chunk_tokens=trainer.get("loss_chunk_tokens"),
+        sharded=trainer.get("sharding") != "ddp",
+        on_cpu=hardware.device == "cpu",
+    )
+    asked, tokens = trainer["micro_batch_size"], trainer.get("micro_batch_tokens")
+    found = fit(
+        model,
+        load,
+        max_gpus=hardware.max_gpus,
+        memory_gib=hardware.memory_gib,
+        global_batch=trainer["global_batch_size"],
+        micro_batch=asked,
+        micro_batch_tokens=tokens,
+        num_gpus=None if load.on_cpu else trainer.get("num_processes") or hardware.num_gpus,
+        is_compiled=layers_compiled(cell),
+    )
+    if found is not None:
+        return found
+    if not load.on_cpu and (trainer.get("num_processes") or 0) > hardware.max_gpus:
+        raise UserError(
+            f"trainer.num_processes={trainer['num_processes']}, but a cell may have {hardware.max_gpus} GPUs",
+            fix="--max-gpus, or launcher.gpus_per_worker",
+        )
+    # Nothing fits. The message describes the attempt with the most GPUs and the smallest micro-batch.
+    most = 2 ** (hardware.max_gpus.bit_length() - 1)
+    num_gpus = 1 if load.on_cpu else trainer.get("num_processes") or most
+    size = min(
+        asked or -(-(tokens or 1) // load.row_tokens), max(1, trainer["global_batch_size"] // num_gpus)
+    )
+    terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=hardware.memory_gib)
+    total_gib = sum(terms.values())
+    place = "this host" if load.on_cpu else f"{num_gpus} x {hardware.device}"
+    key = "micro_batch_size" if asked else "micro_batch_tokens"
+    smaller = f"trainer.{key}=null, or " if size > 1 else ""
+    raise UserError(
+        f"{cell['model']['name']} does not fit on {place}: {total_gib:.1f} GiB are needed,"
+        f" {hardware.memory_gib:.1f} GiB are there" + ("" if load.on_cpu else " on each"),
+        where=f"training with a micro-batch of {size} and rows of {load.row_tokens:,} tokens",
+        allowed=told(terms),
+        fix=f"{smaller}more or larger devices",
+    )
+
+
+GB = 1e9
+STATE_BYTES = 12
+"""Bytes per parameter of a checkpoint: weight and Adam's two moments, all in fp32."""
+DISK_GB_S = 1.0
+"""Bandwidth of the disk, in GB/s, unless another one is given."""
+INTERVAL_S = 60.0
+"""Least seconds between two checkpoints, by default (`policy.checkpoint_interval_s`)."""
+COPY_GB_S = 20.0
+"""Bandwidth from a GPU to pinned host memory, in GB/s: somewhat less than PCIe 4.0 x16 gives."""
+COPY_MARGIN = 1.5
+"""Factor on the copy in host memory, because PyTorch rounds pinned blocks up to powers of two."""
+
+
+class SaveCosts(NamedTuple):
+    """What saving costs one training.
+
+    Attributes:
+        state_gb: size of a checkpoint to resume from.
+        weights_gb: size of one epoch's weights.
+        interval_s: seconds between two checkpoints.
+        lost_s: seconds of work that a killed attempt may lose: an interval, and the time of writing.
+        held_s: seconds in which the whole training waits for weights, states, hashing and fsync.
+        share: these seconds divided by the wall time with them.
+        stop_s: seconds that a stop may take: a step, a checkpoint that is being written, and the last one.
+    """
+
+    state_gb: float
+    weights_gb: float
+    interval_s: float
+    lost_s: float
+    held_s: float
+    share: float
+    stop_s: float
+
+
+def state_seconds(num_parameters: int, disk_gb_s: float = DISK_GB_S) -> float:
+    """Return the seconds of writing a checkpoint. Files are hashed while they are written."""
+    return STATE_BYTES * num_parameters / GB / disk_gb_s
+
+
+def save_costs(
+    num_parameters: int,
+    *,
+    weight_bytes: int,
+    num_gpus: int,
+    step_s: float,
+    num_steps: int,
+    num_epochs: int,
+    disk_gb_s: float = DISK_GB_S,
+    is_copied: bool = True,
+    interval_s: float = INTERVAL_S,
+    validation_s: float = 0.0,
+) -> SaveCosts:
+    """Return what saving costs a training that is not interrupted.
+
+    For example, 8.2 billion parameters on four GPUs have a state of 98 GB. Copying it holds the training up
+    for 1.2 s, and writing it takes 98 s at 1 GB/s. The interval is 4 x 98 = 393 s. With steps of 26 s, 36 of
+    them and 6 epochs, the training waits 2 x 1.2 s for states, 6 x 0.8 s for copies of 16 GB of weights, and
+    16 s for the last weights to be written: 24 s of 960, or 2.5 %. Pinned memory is taken to be allocated
+    before the first copy.
+
+    Args:
+        num_parameters: of the model.
+        weight_bytes: bytes per parameter of an epoch's weights.
+        num_gpus: which write the state together.
+        step_s: seconds of an optimiser step.
+        num_steps: of all epochs.
+        num_epochs: whose weights are saved.
+        disk_gb_s: bandwidth of the disk for all processes together.
+        is_copied: whether the host has room for a copy of the state; otherwise all wait while it is written.
+        interval_s: configured least interval.
+        validation_s: seconds of the validation after an epoch, while its weights are written.
+    """
+    state_gb, weights_gb = (size * num_parameters / GB for size in (STATE_BYTES, weight_bytes))
+    write_s = state_gb / disk_gb_s
+    held_s = state_gb / num_gpus / COPY_GB_S if is_copied else write_s
+    interval_s = max(interval_s, HELD_FACTOR * held_s, WRITE_FACTOR * write_s)
+    # Rank 0 alone gathers and copies the weights of an epoch.
+    weights_s, copy_s = weights_gb / disk_gb_s, weights_gb / COPY_GB_S
+    training_s = num_steps * step_s
+    # Near the end no state is saved, see `Checkpoints.is_due`.
+    saving_s = training_s - max(write_s, HELD_FACTOR * held_s)
+    # The weights of an epoch wait for those of the one before, if an epoch is shorter than writing them.
+    behind_s = max(0.0, weights_s - training_s / num_epochs)
+    # The last weights have only their validation to hide behind.
+    all_s = max(0, int(saving_s / interval_s)) * held_s + num_epochs * copy_s + (num_epochs - 1) * behind_s
+    all_s += max(0.0, weights_s - validation_s)
+    return SaveCosts(
+        state_gb=state_gb,
+        weights_gb=weights_gb,
+        interval_s=interval_s,
+        lost_s=interval_s + (write_s if is_copied else 0.0),
+        held_s=all_s,
+        share=all_s / (training_s + all_s),
+        stop_s=step_s + (2 if is_copied else 1) * write_s,
+    )

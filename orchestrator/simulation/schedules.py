@@ -24,13 +24,13 @@ from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.loop import Worker
-from orchestrator.simulation.children import SimulatedChildren
 from orchestrator.simulation.files import SHARED, Files
 from orchestrator.simulation.invariants import Invariants, RuleBroken
 from orchestrator.simulation.places import BucketPlace, FolderPlace, StorePlace, nobody
 from orchestrator.simulation.small_sweep import (
     LEASE_S,
     NAME,
+    SimulatedChildren,
     calm_table,
     prepared,
     revision_of,

@@ -1,29 +1,217 @@
-"""The sweep that is simulated, the store in which it was launched, and the table that must come of it."""
+"""The small sweep that is simulated: its stage, children and store, and the table that must come of it."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import time
+from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
+from orchestrator import formats
 from orchestrator.core.failure import Cause
 from orchestrator.core.grid import Chains
-from orchestrator.core.records import Request, Revision
+from orchestrator.core.records import Process, Request, Revision
 from orchestrator.core.selector import Subject
 from orchestrator.core.settings import Policy, RunSettings, StoreSettings, TrackerSettings
 from orchestrator.core.sweep import Cell, ComposedSweep
-from orchestrator.simulation.children import OUTPUT
+from orchestrator.execution import child
+from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, Message
+from orchestrator.saving import PhaseClock
 from orchestrator.simulation.files import SHARED, Files
 from orchestrator.simulation.system import running
-from orchestrator.simulation.world import World
-from orchestrator.stage import StageSpec
+from orchestrator.simulation.world import SimulatedProcess, World
+from orchestrator.stage import Config, Context, Inputs, Row, StageSpec, StopSignal
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import content_digest, open_ledger
 
+SIGKILL = -9
+LINGER_S = 0.5
+"""Longest time for which a child outlives its worker, in seconds: until it notices the closed pipe."""
+
+
+class _Pipe:
+    """The worker's end of the pipe; see `orchestrator.execution.supervision.Pipe`."""
+
+    def __init__(self, stop: StopSignal) -> None:
+        self.closed = False
+        self.messages: deque[bytes] = deque()
+        self._stop = stop
+
+    def poll(self) -> bool:
+        """Return whether there is something to read."""
+        return bool(self.messages)
+
+    def recv_bytes(self) -> bytes:
+        """Return the next message."""
+        if not self.messages:
+            raise EOFError
+        return self.messages.popleft()
+
+    def send_bytes(self, data: bytes) -> None:
+        """Deliver a stop."""
+        self._stop.ask(msgspec.json.decode(data, type=Message).stop)
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self.closed = True
+
+
+class _Line:
+    """What a child reports through; see `orchestrator.execution.child.Lifeline`."""
+
+    def __init__(self, pipe: _Pipe, process: Process, running: SimulatedChild) -> None:
+        self.clock = PhaseClock("start")
+        self._pipe = pipe
+        self._running = running
+        self._message = Message(phase="starting", process=process)
+        self.report(phase="starting")
+
+    def report(self, **state: Any) -> None:
+        """Send the fields of `Message` that are not None."""
+        new = {name: value for name, value in state.items() if value is not None}
+        self._message = msgspec.structs.replace(self._message, **new, saved=self.clock.saved)
+        self._pipe.messages.append(msgspec.json.encode(self._message))
+        self._running.wake()
+
+
+class SimulatedChild:
+    """A simulated process that runs an attempt; see `orchestrator.execution.supervision.RunningChild`."""
+
+    def __init__(self, world: World, worker: SimulatedProcess, order_json: bytes, number: int) -> None:
+        stop = StopSignal()
+        self.pipe = _Pipe(stop)
+        self.exitcode: int | None = None
+        self._world = world
+        self._worker = worker
+        self._order_json = order_json
+        self._stop = stop
+        self._identity = Process(
+            boot_id=worker.machine.name, namespace="simulated", pid=number, start=worker.name
+        )
+        self._code = 1
+        self.process = world.start(f"{worker.name}/child{number}", worker.machine, self._main)
+        self.process.on_end = self._ended
+
+    def _main(self) -> None:
+        order = formats.decode(self._order_json, AttemptSpec)
+        folder = Path(order.folder)
+        line: Any = _Line(self.pipe, self._identity, self)
+        outcome = child.run(order, folder, self._stop, line)
+        line.report()
+        self._code = 0 if child.write_outcome(folder, outcome) else NO_OUTCOME
+
+    def _ended(self) -> None:
+        self.exitcode = SIGKILL if self.process.is_killed else self._code
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the worker look at its pipe now."""
+        if self._worker.is_alive:
+            self._world.wake(self._worker)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a message, the process's end or the timeout."""
+        if not self.pipe.messages and self.exitcode is None:
+            self._world.sleep(timeout_s)
+        return bool(self.pipe.messages) and not self.pipe.closed
+
+    def end(self) -> bool:
+        """Kill the process."""
+        self._world.kill(self.process, "by its worker")
+        return True
+
+
+class SimulatedChildren:
+    """Starts simulated children; see `orchestrator.execution.supervision.Children`.
+
+    Args:
+        world: in which they run.
+        worker: whose children they are.
+    """
+
+    def __init__(self, world: World, worker: SimulatedProcess) -> None:
+        self._world = world
+        self.worker = worker
+        self._number = 0
+        self.running: list[SimulatedChild] = []
+
+    def mark(self, nonce: str) -> str:
+        """Return the mark of an attempt."""
+        return nonce
+
+    def start(self, order_json: bytes, mark: str) -> SimulatedChild:
+        """Start a child."""
+        self._world.step("fork", self.worker.name)
+        self._number += 1
+        self.running = [each for each in self.running if each.exitcode is None]
+        started = SimulatedChild(self._world, self.worker, order_json, self._number)
+        self.running.append(started)
+        return started
+
+    def end_outlived(self) -> None:
+        """Do nothing: a child ends by itself soon after its worker."""
+
+    def oom_kills(self) -> int:
+        """Return 0."""
+        return 0
+
+    def orphan(self) -> None:
+        """Have the children end soon, as their worker has died."""
+        for each in self.running:
+            if each.process.is_alive:
+                kill = functools.partial(self._world.kill, each.process, "orphan")
+                self._world.after(self._world.random.random() * LINGER_S, kill)
+
+
+def count(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Compute a chain of digests over the inputs and the steps, with a checkpoint after each step.
+
+    A step that is left out, repeated or taken from another state changes the product. The row also names
+    the inputs' contents, from which a mixture of two generations shows.
+    """
+    config = next(iter(config.values()))
+    taken = _read(config, inputs)
+    start, state = 0, hashlib.sha256(f"{config.seed} {taken}".encode()).hexdigest()[:16]
+    if context.resume is not None:
+        start = context.resume.step
+        state = (context.resume.folder / "state").read_text(encoding="utf-8")
+    for step in range(start + 1, config.num_steps + 1):
+        time.sleep(config.step_s)
+        state = hashlib.sha256(f"{state}:{step}".encode()).hexdigest()[:16]
+        context.report(step)
+        with context.checkpoint(step) as folder:
+            (folder / "state").write_text(state, encoding="utf-8")
+        context.stop_if_asked()
+    _read(config, inputs)  # as an evaluation does, to which retired files show only now
+    for stage in config.takes:
+        context.retire(stage, best=["count.txt"], none=["count.txt"])
+    for name in OUTPUT:
+        (context.output / name).write_text(f"{name} {state}", encoding="utf-8")
+    return [{"state": state}]
+
+
+OUTPUT = ("count.txt", "weights")
+"""Files of the product. The second one may be retired when all stages that take it are done."""
+
+
+def _read(config: Config, inputs: Inputs) -> str:
+    """Return the content of all inputs."""
+    return "".join(
+        (folder / name).read_text(encoding="utf-8")
+        for stage in config.takes
+        for folder in inputs.each(stage).values()
+        for name in OUTPUT
+    )
+
+
 NAME = "simulated"
 STAGES = {
-    name: StageSpec(run="orchestrator.simulation.children:count", name=name, reads=(name,), after=after)
+    name: StageSpec(run="orchestrator.simulation.small_sweep:count", name=name, reads=(name,), after=after)
     for name, after in {"make": (), "use": ("make",)}.items()
 }
 LEASE_S = 6.0

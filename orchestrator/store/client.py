@@ -1,8 +1,9 @@
 """The client of a broker: starts it on first use, and waits for its replies with a time limit.
 
 A process that forks must not load the object-store library, so each process has a broker of its own. A forked
-process drops its parent's broker, and starts another when it needs one. A broker that dies in the middle of a
-call causes an `OSError`, like a server that does not answer. The next call starts a new broker.
+process drops its parent's broker, and starts another when it needs one. When a broker dies in the middle of a
+call, a new one is started and the call is made again. Only a create is not made again. It may have succeeded,
+so a second one could find its own object. It raises an `OSError`, as if the server's reply were lost.
 """
 
 from __future__ import annotations
@@ -97,9 +98,19 @@ connection.
 SLOW_BYTES_S = 2**18
 """Lowest accepted transfer rate in bytes per second. A slower transfer exceeds its time limit."""
 
+TRIES = 4
+"""How often a call is made whose broker dies."""
+
 PULSE_S = 0.5
 _START_S = 20.0  # covers the start of Python on a busy machine
 _DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT}
+
+
+class BrokerLost(OSError):
+    """The broker ended in the middle of a call, or before it."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "the store's broker died")
 
 
 class Connection:
@@ -144,7 +155,16 @@ class Connection:
         num_bytes = len(data) + sum(move.size for move in moves)
         limit_s = LIMIT_S * 1.5 + num_bytes / SLOW_BYTES_S + 0.2 * len(keys)
         limit_s += 0.0 if verb in ("create", "put") else 60.0
-        number = self.begin(verb, *keys, data=data, start=start, limit=limit, moves=moves)
+        for left in reversed(range(1 if verb == "create" else TRIES)):
+            try:
+                number = self.begin(verb, *keys, data=data, start=start, limit=limit, moves=moves)
+                return self._wait(number, limit_s, pulse)
+            except BrokerLost:
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _wait(self, number: int, limit_s: float, pulse: Callable[[], object]) -> Any:
         # The broker limits its own requests. This longer limit covers a broker that hangs.
         deadline_s = time.monotonic() + limit_s
         while (answer := self.taken(number, wait_s=PULSE_S)) is None:
@@ -188,7 +208,7 @@ class Connection:
         """
         with self._lock:
             if number not in self._pending:
-                raise OSError(errno.EIO, "the store's broker was lost meanwhile")
+                raise BrokerLost
             if number not in self._answers:
                 self._read(wait_s)
             answer = self._answers.pop(number, None)
@@ -264,6 +284,9 @@ class Connection:
                     raise OSError(errno.ETIMEDOUT, "the store's broker takes no more")
                 # A pipe that select reports as writable takes PIPE_BUF bytes without blocking.
                 view = view[os.write(handle, view[: select.PIPE_BUF]) :]
+        except BrokenPipeError:
+            self.close()
+            raise BrokerLost from None
         except BaseException:  # after half a frame, the pipe is unusable
             self.close()
             raise
@@ -272,14 +295,14 @@ class Connection:
         """Read the broker's replies that have arrived, waiting up to `wait_s` for the first."""
         process = self._process
         if process is None or process.stdout is None:
-            raise OSError(errno.EIO, "the store's broker is gone")
+            raise BrokerLost
         handle = process.stdout.fileno()
         # Only the first wait blocks: after that, read what is there.
         while select.select([handle], [], [], wait_s)[0]:
             data = os.read(handle, 2**20)
             if not data:
                 self.close()
-                raise OSError(errno.EIO, "the store's broker died")
+                raise BrokerLost
             self._buffer += data
             wait_s = 0.0
             self._parse()

@@ -6,12 +6,13 @@ pure function of the same products, it is the same anyway, except for its author
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.decisions import (
+    SweepFacts,
     SweepQuestion,
     Undecided,
     Unfolded,
@@ -19,11 +20,9 @@ from orchestrator.core.decisions import (
     observe,
     unfold,
 )
-from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
 from orchestrator.core.records import Revision
 from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Value
 from orchestrator.core.search import is_round, trials_of
-from orchestrator.core.state import StageStatus
 from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
 from orchestrator.registry import load, require
 from orchestrator.store import layout
@@ -97,52 +96,34 @@ class DecisionLog:
             )
         return decision
 
-    def advance(
-        self,
-        status_of: Callable[[str], StageStatus],
-        evidence_of: Callable[[str], Evidence],
-        *,
-        cancelled: Collection[str] = (),
-        holds: Holds = NO_HOLDS,
-        by: str,
-    ) -> bool:
+    def advance(self, facts: SweepFacts, *, by: str) -> bool:
         """Take over what others decided, else decide what can be decided; return whether there is news.
 
-        The arguments are those of `make`.
+        Args:
+            facts: What decisions are made from.
+            by: Name of this process, for the records.
+
+        Raises:
+            InfrastructureError: The store did not answer.
         """
         if self.unfolded.question is None:
             return False
         number = len(self.unfolded.decisions)
         if not self.refresh():
-            self.make(status_of, evidence_of, cancelled=cancelled, holds=holds, by=by)
+            self.make(facts, by=by)
         return len(self.unfolded.decisions) > number
 
-    def make(
-        self,
-        status_of: Callable[[str], StageStatus],
-        evidence_of: Callable[[str], Evidence],
-        *,
-        cancelled: Collection[str] = (),
-        holds: Holds = NO_HOLDS,
-        by: str,
-    ) -> Undecided | None:
+    def make(self, facts: SweepFacts, *, by: str) -> Undecided | None:
         """Record the next decision if its cells have ended, and the ones that can be made after it.
 
-        Args:
-            status_of: Returns a stage's own state by digest.
-            evidence_of: Returns a stage's evidence by digest.
-            cancelled: Ids of cancelled cells.
-            holds: What is held back in the sweep.
-            by: Name of this process, for the records.
-
         Returns:
-            Why the next one is still open; None if none is left.
+            Why the next one is still open; None if none is left. See `advance` for the arguments.
 
         Raises:
             InfrastructureError: The store did not answer.
         """
         while (question := self.unfolded.question) is not None:
-            seen = self.look(status_of, evidence_of, cancelled=cancelled, holds=holds)
+            seen = self.look(facts)
             if isinstance(seen, Undecided):
                 return seen
             proposed, sampler = self._proposed(seen)
@@ -166,23 +147,11 @@ class DecisionLog:
                 raise InfrastructureError(f"{key} was created and cannot be read")
         return None
 
-    def look(
-        self,
-        status_of: Callable[[str], StageStatus],
-        evidence_of: Callable[[str], Evidence],
-        *,
-        cancelled: Collection[str] = (),
-        holds: Holds = NO_HOLDS,
-    ) -> tuple[SeenCell, ...] | Undecided:
-        """Return what the next decision sees, or why it waits; see `make` for the arguments."""
-        assert self.unfolded.question is not None
-
-        def is_held(cell: str, digest: str) -> bool:
-            hold = holds.of(cell, digest)
-            return hold is not None and hold.is_final
-
-        question, instances = self.unfolded.question, self.unfolded.sweep.stages
-        seen = observe(question, instances, status_of, evidence_of, cancelled=cancelled, held=is_held)
+    def look(self, facts: SweepFacts) -> tuple[SeenCell, ...] | Undecided:
+        """Return what the next decision sees, or why it waits."""
+        question = self.unfolded.question
+        assert question is not None
+        seen = observe(question, self.unfolded.sweep.stages, facts)
         if question.is_search and not isinstance(seen, Undecided):
             try:
                 require("search", what=_WHAT)

@@ -265,11 +265,14 @@ def make_store(objects: ObjectStore, key: str, at: str, *, shared: bool = False)
             if isinstance(objects, PosixStore):
                 make_root(objects.root, shared=shared)
                 follow_root(objects.root)
-            try:
-                objects.create(key, formats.encode(StoreMark(nonce=uuid.uuid4().hex, created_at=at)))
-            except OSError as problem:  # the write may have succeeded although its reply was lost
-                error = problem
-            data = objects.get(key)
+            mark = formats.encode(StoreMark(nonce=uuid.uuid4().hex, created_at=at))
+            for _ in range(1 if objects.in_place else _TRIES):
+                try:
+                    objects.create(key, mark)
+                except OSError as problem:  # the write may have succeeded although its reply was lost
+                    error = problem
+                if (data := objects.get(key)) is not None:
+                    break
         if data is None:
             raise error
         prove_exclusive(objects, key, data)

@@ -20,9 +20,9 @@ from orchestrator.testing.computing import GeneratorCase as GeneratorCase
 from orchestrator.testing.computing import GeneratorContract as GeneratorContract
 from orchestrator.testing.computing import ReportContract as ReportContract
 from orchestrator.testing.computing import TaskContract as TaskContract
-from orchestrator.testing.launchers import SHARED as SHARED
-from orchestrator.testing.launchers import SHARED_MODULE as SHARED_MODULE
-from orchestrator.testing.launchers import LauncherContract as LauncherContract
+from orchestrator.testing.running import SHARED as SHARED
+from orchestrator.testing.running import SHARED_MODULE as SHARED_MODULE
+from orchestrator.testing.running import LauncherContract as LauncherContract
 from orchestrator.testing.running import MirrorContract as MirrorContract
 from orchestrator.testing.running import StageContract as StageContract
 from orchestrator.testing.running import TrackerContract as TrackerContract

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import UserError, one_line
-from orchestrator.trackers.http import HttpServer, is_address
-from orchestrator.trackers.protocol import BROKEN, DONE, RUNNING, STOPPED, Unavailable
+from orchestrator.trackers.protocol import BROKEN, DONE, RUNNING, STOPPED, HttpServer, Unavailable, is_address
 
 MAX_FOUND = 1000
 """Runs in one answer of a search."""

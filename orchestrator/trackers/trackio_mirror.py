@@ -18,13 +18,14 @@ from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, counted, one_line
 from orchestrator.store import layout
-from orchestrator.trackers.http import HttpServer, is_address
 from orchestrator.trackers.protocol import (
     Described,
     Followed,
+    HttpServer,
     MetricPoint,
     MirrorProgress,
     Notes,
+    is_address,
     is_number,
     summary_of,
 )

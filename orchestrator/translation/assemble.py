@@ -19,9 +19,8 @@ from orchestrator.tasks import dataset, importing
 from orchestrator.tasks.importing import Choice
 from orchestrator.tasks.sources import Raw, open_source
 from orchestrator.translation import review
-from orchestrator.translation.overlay import Overlay, corrected, read_overlay
-from orchestrator.translation.prompts import PROMPT_VERSION
-from orchestrator.translation.rows import SourceRow, read_rows
+from orchestrator.translation.review import Overlay, corrected, read_overlay
+from orchestrator.translation.rows import PROMPT_VERSION, SourceRow, read_rows
 from orchestrator.translation.run import ACCEPTED, VERDICTS, Judged, pretty, read_lines
 from orchestrator.translation.template import template_of
 from orchestrator.translation.verdicts import Fault

@@ -149,7 +149,7 @@ class TranslationConfig(_Frozen, frozen=True, kw_only=True):
             raise UserError(f"engine={self.engine} needs weights", fix="model.path=FOLDER_OR_HUB_ID")
         _check_source(Path(self.source.path).expanduser(), self.task)
         if self.overlay.path is not None:
-            from orchestrator.translation.overlay import read_overlay  # it imports this module
+            from orchestrator.translation.review import read_overlay  # it imports this module
 
             read_overlay(Path(self.overlay.path))
 

@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from orchestrator.errors import StageFailure, UserError, one_line, retry_after_s
-from orchestrator.translation.prompts import Messages
-from orchestrator.translation.rows import Conversation, RowProgress
+from orchestrator.translation.rows import Conversation, Messages, RowProgress
 from orchestrator.translation.verdicts import ModelReply
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs the address of each request

@@ -2,7 +2,7 @@
 
 Requests become prompts by the tokenizer's chat template. A tokenizer without one gets the plain texts, which
 few models follow. A batch is made of the longest prompts first, and its size is a part of the identity, see
-`orchestrator.sft.generate`.
+`orchestrator.sft.generators.base`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Any
 from orchestrator.errors import StageFailure
 from orchestrator.registry import GENERATORS, lookup
 from orchestrator.sft import model_folder, runtime
-from orchestrator.sft.generate import generate
-from orchestrator.sft.generators.base import GeneratorSettings
+from orchestrator.sft.generators.base import GeneratorSettings, generate
 from orchestrator.stage import Config, Context, Inputs
-from orchestrator.translation.prompts import Messages
-from orchestrator.translation.rows import Conversation, RowProgress
+from orchestrator.translation.rows import Conversation, Messages, RowProgress
 from orchestrator.translation.verdicts import ModelReply
 
 

@@ -1,7 +1,8 @@
 """Verdicts on a translated row: hard checks that refuse it, and soft ones that flag it for a person. Pure.
 
 A model's reply is a JSON object with a translation for each text of a `Template`. The same checks hold for a
-reply, for a cached reply and for a correction by a person.
+reply, for a cached reply and for a correction by a person. Checks of languages compare scripts, lengths
+beside English, and English words; their thresholds are ours.
 """
 
 from __future__ import annotations
@@ -11,15 +12,111 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 
 from orchestrator.tasks import api_calling
+from orchestrator.tasks.base import LANGUAGES
 from orchestrator.tasks.calls import parse_call, serialise
-from orchestrator.translation import scripts
 from orchestrator.translation.kept import PLACEHOLDER
 from orchestrator.translation.template import PROSE, Template, Text, Translations
+
+NAMES = {
+    "en": "English",
+    "es": "Spanish",
+    "ja": "Japanese",
+    "bn": "Bengali",
+    "sw": "Swahili",
+    "te": "Telugu",
+    "fr": "French",
+    "de": "German",
+    "ru": "Russian",
+    "zh": "Chinese (simplified characters)",
+    "th": "Thai",
+}
+"""Language code to the name that a model reads."""
+
+_SCRIPTS = {
+    "Latin": frozenset({"LATIN"}),
+    "Cyrillic": frozenset({"CYRILLIC"}),
+    "Bengali": frozenset({"BENGALI"}),
+    "Telugu": frozenset({"TELUGU"}),
+    "Thai": frozenset({"THAI"}),
+    "Han": frozenset({"CJK"}),
+    "Kanji+Kana": frozenset({"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"}),
+}
+"""The study's name of a script to the first words of its letters' Unicode names."""
+
+_KANA = frozenset({"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"})
+
+
+class LengthRange(NamedTuple):
+    """Characters of a usual translation, as shares of the characters of the English text."""
+
+    least: float
+    most: float
+
+
+DENSE, ALPHABETIC = LengthRange(0.2, 1.1), LengthRange(0.5, 2.2)
+"""Usual lengths in Chinese and Japanese, and in all other languages."""
+
+
+def usual_length(language: str) -> LengthRange:
+    """Return how long a usual translation into a language is."""
+    return DENSE if LANGUAGES[language].script in ("Han", "Kanji+Kana") else ALPHABETIC
+
+
+@lru_cache(maxsize=20_000)
+def _script(character: str) -> str:
+    """Return the script of a letter, "" for any other character."""
+    if not character.isalpha():
+        return ""
+    return unicodedata.name(character, "").partition(" ")[0]
+
+
+def script_share(text: str, language: str) -> float | None:
+    """Return the share of a text's letters in the script of a language, None for a text without letters.
+
+    Japanese needs some kana and Chinese has none. So a text in Han characters alone counts as Chinese, and
+    one with more than a twentieth of kana as Japanese.
+    """
+    counts = Counter(found for found in map(_script, text) if found)
+    total = sum(counts.values())
+    if not total:
+        return None
+    script = LANGUAGES[language].script
+    own = sum(counts[name] for name in _SCRIPTS[script])
+    if script in ("Han", "Kanji+Kana"):
+        kana = sum(counts[name] for name in _KANA)
+        if (kana > total / 20) != (script == "Kanji+Kana"):
+            return 0.0
+    return own / total
+
+
+_ENGLISH = re.compile(
+    r"the|of|and|is|are|your?|with|th(?:at|is|eir|ey|ere)|have|please|would|wh(?:at|ich|en)|for|to|my|it|were"
+    r"|from|been"
+)
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, in lower case."""
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def english_share(text: str) -> float:
+    """Return the share of English function words that no other of the languages has; English has 0.4."""
+    found = words(text)
+    return sum(_ENGLISH.fullmatch(word) is not None for word in found) / len(found) if found else 0.0
+
+
+def digits(text: str) -> Counter[int]:
+    """Return the numbers in a text, in any script's digits."""
+    ascii_digits = "".join(str(unicodedata.digit(c)) if c.isdecimal() else c for c in text)
+    return Counter(int(number) for number in re.findall(r"\d{1,18}", ascii_digits))
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -187,18 +284,18 @@ def _of_text(text: Text, translated: str, language: str) -> Iterator[Fault]:
         return
     source = PLACEHOLDER.sub(" ", text.text)
     target = PLACEHOLDER.sub(" ", translated)
-    if missing := scripts.digits(source) - scripts.digits(target):
+    if missing := digits(source) - digits(target):
         numbers = ", ".join(map(str, missing))
         yield Fault("number-changed", f"text {text.key} lacks the number {numbers}", text.key)
-    least = scripts.usual_length(language).least * _FAR_TOO_SHORT
+    least = usual_length(language).least * _FAR_TOO_SHORT
     if len(source) >= _LONG_CHARS and len(target) < least * len(source):
         yield Fault("cut-off", f"text {text.key} is far too short", text.key)
-    if len(scripts.words(source)) >= _MIN_WORDS and scripts.words(source) == scripts.words(target):
+    if len(words(source)) >= _MIN_WORDS and words(source) == words(target):
         yield Fault("not-translated", f"text {text.key} is still English", text.key)
         return
-    share = scripts.script_share(target, language)
+    share = script_share(target, language)
     if sum(map(str.isalpha, target)) >= _MIN_LETTERS and share is not None and share < _MIN_SHARE_OF_TEXT:
-        name = scripts.NAMES[language]
+        name = NAMES[language]
         yield Fault("wrong-script", f"text {text.key} is not written in the script of {name}", text.key)
 
 
@@ -222,11 +319,11 @@ def _of_placeholders(text: Text, translated: str) -> Iterator[Fault]:
 def _of_all(template: Template, translations: Translations, language: str) -> Iterator[Fault]:
     """Yield the faults that only all free texts of a row together show."""
     prose = _prose(template, translations)
-    name = scripts.NAMES[language]
-    share = scripts.script_share(prose, language)
+    name = NAMES[language]
+    share = script_share(prose, language)
     if sum(map(str.isalpha, prose)) >= _MIN_LETTERS and share is not None and share < _MIN_SHARE_OF_ROW:
         yield Fault("wrong-script", f"the texts are not written in the script of {name}")
-    elif len(scripts.words(prose)) >= 2 * _MIN_WORDS and scripts.english_share(prose) > _MAX_ENGLISH:
+    elif len(words(prose)) >= 2 * _MIN_WORDS and english_share(prose) > _MAX_ENGLISH:
         yield Fault("not-translated", f"the texts are still English: translate them into {name}")
 
 
@@ -258,20 +355,18 @@ def _flags(template: Template, translations: Translations, language: str) -> Ite
     """Yield what a person should look at, though no rule is broken."""
     prose = _prose(template, translations)
     source = _prose(template, template.originals)
-    usual = scripts.usual_length(language)
+    usual = usual_length(language)
     ratio = len(prose) / max(1, len(source))
     if not usual.least <= ratio <= usual.most:
         yield f"length {ratio:.2f} of English, usual {usual.least:g} to {usual.most:g}"
-    share = scripts.script_share(prose, language)
+    share = script_share(prose, language)
     if share is not None and share < _USUAL_SHARE:
         yield f"{share:.0%} of the letters are in the script"
-    english = {word for word in scripts.words(source) if len(word) > 3}
-    copied = [word for word in scripts.words(prose) if word in english]
-    if len(copied) > 0.25 * max(1, len(scripts.words(prose))):
+    english = {word for word in words(source) if len(word) > 3}
+    copied = [word for word in words(prose) if word in english]
+    if len(copied) > 0.25 * max(1, len(words(prose))):
         yield f"{len(copied)} words are copied from English"
     for text in template.texts:
-        more = scripts.digits(PLACEHOLDER.sub(" ", translations[text.key])) - scripts.digits(
-            PLACEHOLDER.sub(" ", text.text)
-        )
+        more = digits(PLACEHOLDER.sub(" ", translations[text.key])) - digits(PLACEHOLDER.sub(" ", text.text))
         if more:
             yield f"text {text.key} has a number that English writes as a word: {', '.join(map(str, more))}"

@@ -19,13 +19,12 @@ from orchestrator.api.overview import Overview, Watched
 from orchestrator.api.pace import duration
 from orchestrator.core.state import State
 from orchestrator.errors import counted
-from orchestrator.watching.actions import Question, ask
-from orchestrator.watching.board import Board
+from orchestrator.watching.board import Board, Side, cell_text
 from orchestrator.watching.drawing import COLOURS, labels_of, pace, standing, totals
-from orchestrator.watching.filtering import FailureFilters
 from orchestrator.watching.reading import (
     Broken,
     Detail,
+    FailureFilters,
     JobResult,
     Looked,
     News,
@@ -36,8 +35,7 @@ from orchestrator.watching.reading import (
     Silent,
     evidence,
 )
-from orchestrator.watching.screens import Confirm, LogPage, Page, help_text
-from orchestrator.watching.side import Side, cell_text
+from orchestrator.watching.screens import Confirm, LogPage, Page, Question, ask, help_text
 
 MIN_SIDE, MAX_BOARD_SHARE = 26, 0.62
 """Least columns for the cell beside the grid, and the most of the screen that the grid may take from it."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator import Store, UserError
-from orchestrator.api.segments import MAX_SEGMENTS, RowSegments
+from orchestrator.store.index import MAX_SEGMENTS, RowSegments
 
 pytest.importorskip("duckdb", reason="the extra `query` is not installed")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -124,15 +125,32 @@ def test_a_broker_outlives_what_is_sent_to_all_processes_of_a_job_and_ends_with_
     assert process is not None and process.returncode == 0
 
 
-def test_a_broker_that_dies_is_an_error_and_the_next_call_starts_another(bucket: Bucket) -> None:
+def test_a_call_whose_broker_dies_is_made_again_by_another(bucket: Bucket) -> None:
+    objects = bucket.open()
+    objects.put("x", b"1")
+    pid = broker_of(objects)
+    bucket.proxy.latency_s = 0.5
+    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+    assert objects.get("x") == b"1" and broker_of(objects) != pid
+
+
+def test_a_broker_that_always_dies_is_an_error(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = bucket.open()
+    objects.close()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(OSError, match="broker died"):
+        objects.get("x")
+
+
+def test_a_create_whose_broker_dies_is_an_error_and_not_made_again(bucket: Bucket) -> None:
     objects = bucket.open()
     pid = broker_of(objects)
     bucket.proxy.latency_s = 1.0
     threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
     with pytest.raises(OSError, match="broker died"):
-        objects.get("x")
+        objects.create("x", b"1")
     bucket.proxy.latency_s = 0.0
-    assert objects.get("x") is None and broker_of(objects) != pid
+    assert broker_of(objects) != pid
 
 
 def test_a_server_that_takes_requests_and_never_answers_is_an_error_in_time(bucket: Bucket) -> None:

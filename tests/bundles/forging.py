@@ -18,8 +18,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from orchestrator.bundles import zipped
-from orchestrator.bundles.crate import CRATE, crate_of
-from orchestrator.bundles.manifest import MANIFEST, SIGNATURE, BundleManifest
+from orchestrator.bundles.description import CRATE, MANIFEST, SIGNATURE, BundleManifest, crate_of
 from orchestrator.bundles.recomputing import recompute, state_of
 from orchestrator.manifest import File
 from orchestrator.sft.predictions import PREDICTIONS

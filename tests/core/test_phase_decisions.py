@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.decisions import Undecided, answer, decided, most_cells, observe, unfold
-from orchestrator.core.evidence import Evidence
+from orchestrator.core.decisions import SweepFacts, Undecided, answer, decided, most_cells, observe, unfold
+from orchestrator.core.evidence import Evidence, Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Done
 from orchestrator.core.sealed import Cell, ComposedSweep, Decision, Rungs, SealedPhase, Select, StageInstance
@@ -83,7 +83,7 @@ class Store:
     def decide(self) -> Undecided | None:
         """Decides what can be decided, as any process does that looks."""
         while (question := (unfolded := unfold(self.sweep, self.decisions)).question) is not None:
-            seen = observe(question, unfolded.sweep.stages, self.status, self.evidence)
+            seen = observe(question, unfolded.sweep.stages, SweepFacts(self.status, self.evidence))
             if isinstance(seen, Undecided):
                 return seen
             self.decisions.append(
@@ -148,10 +148,14 @@ def test_a_cancelled_or_held_cell_leaves_the_decision_to_a_person():
     store.scores = {"d0": 1.0, "d1": 2.0}
     question = unfold(sweep, ()).question
     assert question is not None
-    found = observe(question, sweep.stages, store.status, store.evidence, cancelled={"a2"})
+    found = observe(question, sweep.stages, SweepFacts(store.status, store.evidence, {"a2"}))
     assert isinstance(found, Undecided) and not found.is_passing and found.reason == "a2 is cancelled"
-    found = observe(question, sweep.stages, store.status, store.evidence, held=lambda cell, digest: True)
-    assert isinstance(found, Undecided) and not found.is_passing and "held back" in found.reason
+    held = Holds({}, {"d2": Hold("for good")})
+    found = observe(question, sweep.stages, SweepFacts(store.status, store.evidence, (), held))
+    assert isinstance(found, Undecided) and not found.is_passing and found.reason == "a2 fit is held back"
+    passing = Holds({}, {"d2": Hold("for a while", is_final=False)})
+    found = observe(question, sweep.stages, SweepFacts(store.status, store.evidence, (), passing))
+    assert isinstance(found, Undecided) and found.is_passing and found.reason == "a2 fit is pending"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +182,7 @@ def test_the_value_is_of_the_rows_that_count():
     rows = ({"split": "test", "score": 1}, {"split": "test", "score": 2}, {"split": "dev", "score": 90})
     evidence = {"d0": _done("d0", *rows), "d1": _done("d1", {"score": 80}, {"split": "test"})}
     done = StageStatus(State.DONE, "product")
-    seen = observe(question, sweep.stages, lambda digest: done, evidence.__getitem__)
+    seen = observe(question, sweep.stages, SweepFacts(lambda digest: done, evidence.__getitem__))
     assert not isinstance(seen, Undecided)
     assert [each.value for each in seen] == [1.5, None]
     assert seen[1].why == "no row has score split=test"

@@ -23,7 +23,6 @@ from orchestrator.core.evidence import (
     causes,
     chosen_before,
     describe_retired,
-    num_starved,
     over_budget,
     remaining_files,
     spent,
@@ -40,6 +39,7 @@ from orchestrator.core.state import (
     State,
     cell_status,
     goes_without,
+    num_starved,
     stage_status,
 )
 from orchestrator.core.sweep import Cell, Input, StageInstance

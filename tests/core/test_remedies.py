@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.commandspec import check_remedies
-from orchestrator.core.evidence import Attempt, Budget, Evidence, num_starved, spent
+from orchestrator.core.evidence import Attempt, Budget, Evidence, spent
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, StartRecord
 from orchestrator.core.remedies import (
@@ -26,7 +26,7 @@ from orchestrator.core.remedies import (
     suggestions,
     with_shipped,
 )
-from orchestrator.core.state import State, stage_status
+from orchestrator.core.state import State, num_starved, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.registry import REMEDIES, STAGES, load
 from orchestrator.stage import StageSpec

@@ -51,6 +51,17 @@ def test_random_points_are_in_the_space_differ_and_depend_on_the_seed_and_their_
     assert drawn(msgspec.structs.replace(SEARCH, seed=2), [], 1) != points[:1]
 
 
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, 1e308, -1e308, 10**400, "3", None, 9, 0, 1.5]
+)
+@pytest.mark.parametrize("name", ["layers", "dropout", "train.lr"])
+def test_a_value_outside_its_range_or_between_its_steps_is_no_point_however_large(name, value):
+    (point,) = drawn(SEARCH, [], 1)
+    assert is_in(SEARCH, point)
+    fits = name == "dropout" and value == 0
+    assert is_in(SEARCH, {**point, name: value}) is fits
+
+
 def test_options_and_logarithms_are_drawn_evenly_and_a_parameter_only_where_it_counts():
     points = drawn(SEARCH, [], 2000)
     assert Counter(point["opt"] for point in points)["sgd"] == pytest.approx(1000, abs=100)

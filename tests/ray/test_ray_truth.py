@@ -156,6 +156,13 @@ def test_a_python_without_the_packages_or_without_the_store_is_refused(jobs):
     assert_nothing_was_recorded(jobs)
 
 
+def test_a_small_job_that_something_kills_is_run_again(jobs):
+    name, mark = jobs.write("twice", cells=1), jobs.folder.parent / "killed"
+    once = f'test -e "{mark}" || {{ touch "{mark}"; kill -9 $$; }}'
+    jobs.launch(name, wrapper(jobs, f"{once}; exec {sys.executable}"))
+    assert mark.exists()
+
+
 # Where the cluster is
 
 

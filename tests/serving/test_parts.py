@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.serving import logs, results
+from orchestrator.serving import cells, results
 from orchestrator.serving.drawing import HERE, number
 from orchestrator.serving.live import Live
-from orchestrator.serving.security import is_loopback, named_host
+from orchestrator.serving.server import is_loopback, named_host
 from orchestrator.store.objects import PosixStore
 
 ROWS: list[dict[str, Any]] = [
@@ -75,7 +75,7 @@ def test_a_page_beyond_the_last_is_the_last() -> None:
     ],
 )
 def test_a_log_becomes_plain_lines(text: str, shown: str) -> None:
-    assert logs.plain(text) == shown
+    assert cells.plain_log(text) == shown
 
 
 def test_a_log_read_in_parts_is_the_whole_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,27 +83,27 @@ def test_a_log_read_in_parts_is_the_whole_log(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "log.txt").write_bytes(whole.encode())
     store = PosixStore(tmp_path)
     for size in (7, 11, 64):
-        monkeypatch.setattr(logs, "CHUNK", size)
+        monkeypatch.setattr(cells, "LOG_CHUNK", size)
         text, position = "", 0
-        while (part := logs.part_from(store, "log.txt", position)).end > position:
+        while (part := cells.part_from(store, "log.txt", position)).end > position:
             text, position = text + part.text, part.end
-        assert text == logs.plain(whole)
-    assert logs.part_from(store, "nothing.txt", 0) == logs.LogPart("", 0, 0)
+        assert text == cells.plain_log(whole)
+    assert cells.part_from(store, "nothing.txt", 0) == cells.LogPart("", 0, 0)
 
 
 def test_the_end_of_a_huge_log_begins_with_a_line(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_bytes(b"".join(b"line %d\n" % n for n in range(100_000)))
-    part = logs.last_part(PosixStore(tmp_path), "log.txt")
+    part = cells.last_part(PosixStore(tmp_path), "log.txt")
     assert part.text.startswith("line ") and part.text.endswith("line 99999\n")
-    assert len(part.text) <= logs.TAIL
+    assert len(part.text) <= cells.LOG_TAIL
     (tmp_path / "one.txt").write_bytes(b"x" * 1_000_000)
-    assert len(logs.last_part(PosixStore(tmp_path), "one.txt").text) == logs.TAIL
+    assert len(cells.last_part(PosixStore(tmp_path), "one.txt").text) == cells.LOG_TAIL
 
 
 def test_bytes_that_are_no_text_end(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_bytes(b"\xff\xfe\x80\x80\x80\x80\xf0")
     store, text, position = PosixStore(tmp_path), "", 0
-    while (part := logs.part_from(store, "log.txt", position)).end > position:
+    while (part := cells.part_from(store, "log.txt", position)).end > position:
         text, position = text + part.text, part.end
     assert position == 7 and set(text) == {"\ufffd"}
 

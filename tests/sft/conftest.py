@@ -12,8 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, PreTrainedTokenizerBase
 
 from orchestrator.sft import stages
-from orchestrator.sft.generate import GeneratedText, generate
-from orchestrator.sft.generators.base import Engine
+from orchestrator.sft.generators.base import Engine, GeneratedText, generate
 from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Checkpoint
 from tests.sft import chain

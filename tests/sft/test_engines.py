@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from orchestrator.errors import StageFailure
 from orchestrator.registry import GENERATORS, lookup
-from orchestrator.sft import generators, stages
+from orchestrator.sft import needs, stages
 from orchestrator.sft.generators.base import Engine, GeneratorSettings, in_rounds, through_end
 from orchestrator.sft.generators.transformers import TransformersEngine
 from orchestrator.sft.generators.vllm import linked, own_gpu
@@ -41,7 +41,7 @@ def settings(tokenizer: PreTrainedTokenizerBase, *, precision: str = "fp32") -> 
 @pytest.fixture(params=GENERATORS)
 def engine(request: pytest.FixtureRequest, ground: Ground, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """Each engine, with the weights of a tiny base."""
-    if request.param == "vllm" and not (generators.has_vllm() and torch.cuda.is_available()):
+    if request.param == "vllm" and not (needs.has_vllm() and torch.cuda.is_available()):
         pytest.skip("vLLM is not installed, or there is no GPU")
     made: Engine = lookup(GENERATORS, request.param, kind="engine")(settings(tokenizer))
     made.load(ground.inputs["base"][""])
@@ -258,10 +258,10 @@ def test_the_batch_size_means_nothing_to_vllm_and_is_in_no_identity() -> None:
     assert size("evaluation.batch_size=7") == 7
 
 
-@pytest.mark.skipif(generators.has_vllm(), reason="vLLM is installed")
+@pytest.mark.skipif(needs.has_vllm(), reason="vLLM is installed")
 def test_without_vllm_the_message_says_how_to_install_it(ground: Ground, tmp_path: Path) -> None:
     config = chain.small("languages=[]", "evaluation.engine=vllm")
-    (need,) = generators.packages(Config(config))
+    (need,) = needs.engine_packages(Config(config).evaluation.engine)
     assert need.problem and "make vllm" in need.advice
     with pytest.raises(StageFailure, match="vllm is not installed: make vllm") as caught:
         chain.run(stages.EVALUATE, config, tmp_path, ground.inputs)
@@ -269,7 +269,7 @@ def test_without_vllm_the_message_says_how_to_install_it(ground: Ground, tmp_pat
 
 
 def test_a_cell_that_needs_no_package_says_so() -> None:
-    assert generators.packages(Config(chain.small("languages=[]"))) == []
+    assert needs.engine_packages(Config(chain.small("languages=[]")).evaluation.engine) == []
 
 
 def test_an_unknown_engine_is_refused() -> None:

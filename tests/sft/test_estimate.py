@@ -12,8 +12,7 @@ from orchestrator.costs import Estimate, Finished, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.estimate import evaluate, rehearse, train
 from orchestrator.sft.memory import Load, Recompute, decoder, widest_pack
-from orchestrator.sft.save_costs import save_costs
-from orchestrator.sft.speed import mfu
+from orchestrator.sft.speed import mfu, save_costs
 from orchestrator.sft.workload import model_of
 from orchestrator.stage import Config
 from tests.sft import chain
@@ -368,4 +367,4 @@ def test_a_rehearsal_takes_longer_for_larger_models_and_a_minute_where_nothing_i
         return 3600 * rehearse(Config(cell(*words)), **given).wall_hours
 
     untrained, small, large = seconds("qwen3-8b", "math", 0), seconds(), seconds("qwen3-8b")
-    assert 60 < untrained < small < 150 < large < 600
+    assert 30 < untrained < small < 100 < large < 400

@@ -17,7 +17,7 @@ from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.registry import load
 from orchestrator.sft import runtime, stages
 from orchestrator.sft.evaluate import kept_files, num_trainable, skeleton
-from orchestrator.sft.generate import blocks
+from orchestrator.sft.generators.base import blocks
 from orchestrator.sft.memory import SIZES, num_parameters
 from orchestrator.sft.scoring import PREDICTIONS, Prediction, Score, read, scores_of, select, write
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from orchestrator.sft.generate import batches, special_tokens
+from orchestrator.sft.generators.base import batches, special_tokens
 from orchestrator.tasks.api_calling import API_CALLING
 from orchestrator.tasks.math import MATH
 from tests.sft.conftest import answers

@@ -66,7 +66,7 @@ def test_the_studys_models_are_pinned_to_a_commit(model: str) -> None:
 
 def test_hooks_import_no_torch_and_no_transformers() -> None:
     code = (
-        "import sys, orchestrator.sft.estimate, orchestrator.sft.needs, orchestrator.sft.needs;"
+        "import sys, orchestrator.sft.estimate, orchestrator.sft.needs;"
         "sys.exit(str({'torch', 'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -10,10 +10,9 @@ from orchestrator.core.schedule import PlannedStage
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import NO_GATES, Gate, Gates
 from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
+from orchestrator.simulation.cluster import Outcome
 from orchestrator.simulation.decisions import Decisions
-from orchestrator.simulation.faults import FaultKind, FaultTable
-from orchestrator.simulation.jobs import Outcome
-from orchestrator.simulation.scenario import Scenario, SimulatedStage
+from orchestrator.simulation.scenario import FaultKind, FaultTable, Scenario, SimulatedStage
 
 POLICY = Policy(lease_s=90.0, retries={"unknown": 1, "node_lost": 3, "bad_node": 3, "communication": 3})
 

@@ -26,10 +26,9 @@ from orchestrator.jobs.records import (
 )
 from orchestrator.jobs.submissions import Submissions, gone_of
 from orchestrator.launchers.base import Limits, SubmitOutcome, Verdict
-from orchestrator.simulation.children import SimulatedChildren
 from orchestrator.simulation.invariants import RuleBroken
 from orchestrator.simulation.schedules import Play
-from orchestrator.simulation.small_sweep import NAME
+from orchestrator.simulation.small_sweep import NAME, SimulatedChildren
 from orchestrator.simulation.world import Machine, SimulatedProcess
 from tests.simulation.scheduler import CLUSTER, NEVER, SETTLE_S, SimulatedSubmitter, Task, now
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.core.failure import Cause
 from orchestrator.errors import UserError
-from orchestrator.simulation.faults import FaultKind, FaultTable, Strike, Target, fault_table
+from orchestrator.simulation.scenario import FaultKind, FaultTable, Strike, Target, fault_table
 from tests.simulation.cluster import table
 
 

@@ -22,9 +22,9 @@ from orchestrator.core.holding import SweepRecords
 from orchestrator.core.schedule import PlannedStage as S
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State
+from orchestrator.simulation.cluster import Outcome
 from orchestrator.simulation.decisions import RESTART_S
-from orchestrator.simulation.faults import FaultKind, FaultTable
-from orchestrator.simulation.jobs import Outcome
+from orchestrator.simulation.scenario import FaultKind, FaultTable
 from orchestrator.stage import StageSpec
 from tests.simulation.cluster import POLICY, gates_of, play, table
 

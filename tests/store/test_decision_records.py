@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.core.decisions import SweepFacts
 from orchestrator.core.evidence import Evidence
 from orchestrator.core.records import Done
 from orchestrator.core.state import StageStatus, State
@@ -31,6 +32,9 @@ def _evidence(digest: str) -> Evidence:
     return Evidence(done=done, generation=1)
 
 
+FACTS = SweepFacts(_status, _evidence)
+
+
 class _Deadly:
     """A ledger's create that kills its process before or after the record exists."""
 
@@ -47,7 +51,7 @@ class _Deadly:
 def _dies(url: str, *, after: bool) -> None:
     ledger = open_ledger(url)
     ledger.create = _Deadly(ledger, after=after)  # type: ignore[method-assign]
-    DecisionLog(ledger, two_phases(), 1).make(_status, _evidence, by="the dead")
+    DecisionLog(ledger, two_phases(), 1).make(FACTS, by="the dead")
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -61,7 +65,7 @@ def test_a_process_that_is_killed_leaves_no_decision_or_the_whole_one(tmp_path: 
     assert process.exitcode == -signal.SIGKILL
     log = DecisionLog(ledger, two_phases(), 1)
     assert (log.unfolded.question is None) is after
-    assert log.make(_status, _evidence, by="the living") is None
+    assert log.make(FACTS, by="the living") is None
     (decision,) = log.unfolded.decisions
     assert decision.by == ("the dead" if after else "the living")
     assert decision.chosen == ("lr=2",)
@@ -71,14 +75,14 @@ def test_who_loses_the_race_takes_the_decision_of_the_other(tmp_path: Path) -> N
     ledger = open_ledger(str(tmp_path / "store"), create=True)
     logs = [DecisionLog(ledger, two_phases(), 1) for _ in range(2)]
     for number, log in enumerate(logs):
-        assert log.make(_status, _evidence, by=f"process {number}") is None
+        assert log.make(FACTS, by=f"process {number}") is None
     assert logs[0].unfolded.decisions == logs[1].unfolded.decisions
     assert logs[1].unfolded.decisions[0].by == "process 0"
 
 
 def test_a_decision_for_what_cannot_be_chosen_is_not_trusted(tmp_path: Path) -> None:
     ledger = open_ledger(str(tmp_path / "store"), create=True)
-    DecisionLog(ledger, two_phases(), 1).make(_status, _evidence, by="me")
+    DecisionLog(ledger, two_phases(), 1).make(FACTS, by="me")
     path = tmp_path / "store" / KEY
     text = path.read_text(encoding="utf-8").replace("lr=2", "lr=9")
     path.unlink()

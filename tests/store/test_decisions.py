@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.core.evidence import Attempt, Budget, Evidence, Former, Hold, Holds, Liveness, causes, spent
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.plan import Action, decide, next_stage
-from orchestrator.core.records import Claim, Done, End, Owner, Process, Supersedes
+from orchestrator.core.records import Claim, Done, End, Heartbeat, Owner, Process, Supersedes, TimeSpent
 from orchestrator.core.state import (
     FINAL,
     CellStatus,
@@ -57,6 +59,21 @@ LOST_TWICE = (attempt(1, None), attempt(2, None, supersedes=1))
 LOST_THRICE = (*LOST_TWICE, attempt(3, None, supersedes=2))
 GAVE_WAY_TWICE = tuple(attempt(n, "released", None, n - 1 or None, "superseded") for n in (1, 2, 3))
 GAVE_WAY_THRICE = (*GAVE_WAY_TWICE, attempt(4, "released", None, 3, "stopped"))
+
+
+def saved(
+    steps: Sequence[int | None], outcome: str | None, cause: Cause | None = None
+) -> tuple[Attempt, ...]:
+    """Attempts that ended in one way, each with the step of its last checkpoint."""
+    made = []
+    for number, step in enumerate(steps, 1):
+        spent = TimeSpent(saved_step=step)
+        one = attempt(number, outcome, cause, number - 1 or None if outcome is None else None)
+        end = one.end and msgspec.structs.replace(one.end, spent=spent)
+        made.append(one._replace(end=end, heartbeat=Heartbeat(counter=1, phase="", spent=spent)))
+    return tuple(made)
+
+
 SUCCEEDED_TWICE = (attempt(1, "succeeded"), attempt(2, "succeeded"))
 GONE = {"liveness": Liveness.GONE}
 
@@ -77,6 +94,12 @@ TABLE: list[tuple[str, dict[str, Any], State]] = [
     ("a cause without retries", {"attempts": failed(Cause.DATA)}, State.FAILED),
     ("a cause that is not named", {"attempts": failed(Cause.TIMEOUT)}, State.FAILED),
     ("budgets are by cause", {"attempts": failed(Cause.UNKNOWN, Cause.NAN)}, State.PENDING),
+    ("lost often, each time further", {"attempts": saved((5, 6, 9, 10), None), **GONE}, State.LOST),
+    ("lost, and no further after that", {"attempts": saved((5, 9, 9, None), None), **GONE}, State.FAILED),
+    ("lost, and less far in between", {"attempts": saved((5, 4, None, 3), None), **GONE}, State.FAILED),
+    ("crashed, each time further", {"attempts": saved((1, 2, 3), "failed", Cause.UNKNOWN)}, State.PENDING),
+    ("not finite, each time further", {"attempts": saved((1, 2, 3), "failed", Cause.NAN)}, State.FAILED),
+    ("no retry allowed, although further", {"attempts": saved((7,), "failed", Cause.BAD_NODE)}, State.FAILED),
     ("released", {"attempts": (attempt(1, "released"),)}, State.RELEASED),
     ("released often", {"attempts": tuple(attempt(n, "released") for n in range(1, 99))}, State.RELEASED),
     ("voided", {"attempts": (attempt(1, "succeeded"),), "generation": 2, "problem": "void"}, State.PENDING),
@@ -94,7 +117,10 @@ def test_the_state_of_a_stage(evidence: dict[str, Any], state: State) -> None:
 
 CAUSES = st.sampled_from(list(Cause))
 OUTCOMES = st.lists(
-    st.tuples(st.sampled_from(["failed", "released", "succeeded", "lost"]), CAUSES), max_size=6
+    st.tuples(
+        st.sampled_from(["failed", "released", "succeeded", "lost"]), CAUSES, st.none() | st.integers(0, 3)
+    ),
+    max_size=6,
 )
 BUDGETS = st.builds(
     Budget,
@@ -108,9 +134,11 @@ BUDGETS = st.builds(
 def evidences(draw: st.DrawFn) -> Evidence:
     """Attempts of any outcomes; one without an end is superseded by the next."""
     attempts: list[Attempt] = []
-    for number, (outcome, cause) in enumerate(draw(OUTCOMES), 1):
+    for number, (outcome, cause, step) in enumerate(draw(OUTCOMES), 1):
         supersedes = number - 1 if attempts and attempts[-1].end is None else None
-        attempts.append(attempt(number, None if outcome == "lost" else outcome, cause, supersedes))
+        one = attempt(number, None if outcome == "lost" else outcome, cause, supersedes)
+        end = one.end and msgspec.structs.replace(one.end, spent=TimeSpent(saved_step=step))
+        attempts.append(one._replace(end=end))
     done = draw(st.none() | st.just(DONE))
     damaged = done is None and draw(st.booleans())
     return Evidence(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.trackers import channels
-from orchestrator.trackers.channels import can_send, send
+from orchestrator.trackers import notifier
+from orchestrator.trackers.notifier import can_send, send
 from tests.cli.launches import wait_for
 from tests.trackers.receiver import PATH, Receiver, free_port, receiving
 
@@ -20,7 +20,7 @@ MESSAGE = {"text": "a <!channel> & b", "event": "done", "sweep": "s"}
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    monkeypatch.setattr(channels, "SEND_S", 0.6)  # in place of 15 s, which three of the answers take
+    monkeypatch.setattr(notifier, "SEND_S", 0.6)  # in place of 15 s, which three of the answers take
     with receiving() as made:
         monkeypatch.setenv("HOOK", made.url)
         yield made
@@ -84,7 +84,7 @@ def test_a_command_gets_json_and_ends_in_time(
     command: str, outcome: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(channels, "SEND_S", 1.0)
+    monkeypatch.setattr(notifier, "SEND_S", 1.0)
     monkeypatch.setenv("API_TOKEN", "s3cr3t-value-of-it")
     # More than fits into a pipe.
     sent = send("command", command, {**MESSAGE, "long": "x" * 200_000})
@@ -105,7 +105,7 @@ def test_apprise_delivers_and_is_unclear_when_it_fails(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("apprise")
-    monkeypatch.setattr(channels, "SEND_S", 20.0)
+    monkeypatch.setattr(notifier, "SEND_S", 20.0)
     place = receiver.url.removeprefix("http://")
     monkeypatch.setenv("APPRISE", f"json://{place}")
     assert send("apprise", "APPRISE", MESSAGE).outcome == "delivered"

@@ -18,9 +18,9 @@ from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean, found_run
 from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
 from tests.cli.launches import Running, wait_for
+from tests.trackers.conftest import TWO
 from tests.trackers.mlflow_server import SmallMlflow, real_mlflow
 from tests.trackers.receiver import free_port
-from tests.trackers.test_wandb import TWO
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +35,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallMlflow]:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     yield server
     server.close()
-
-
-@pytest.fixture
-def two(sweep: Any) -> Any:
-    (sweep.folder / "two.yaml").write_text(TWO)
-    return sweep
 
 
 def steps(run: dict[str, Any], key: str = "count/value") -> list[int]:
@@ -209,7 +203,7 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     server.status = 200  # nor is this one, although it answers in JSON
     gone = call(server.address)
     assert gone.is_final and "not of this API (200)" in gone.what
-    monkeypatch.setattr("orchestrator.trackers.http.REQUEST_S", 0.2)
+    monkeypatch.setattr("orchestrator.trackers.protocol.REQUEST_S", 0.2)
     server.status, server.delay_s = 0, 1.0
     assert "does not answer" in call(server.address).what
     assert retry_after_s("nonsense") is None and retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0

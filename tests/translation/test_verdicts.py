@@ -8,9 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.tasks import api_calling
-from orchestrator.translation.scripts import NAMES, script_share
 from orchestrator.translation.template import template_of
-from orchestrator.translation.verdicts import KINDS, ModelReply, judge, judge_reply
+from orchestrator.translation.verdicts import KINDS, NAMES, ModelReply, judge, judge_reply, script_share
 from tests.translation.rows import english
 from tests.translation.server import translated
 

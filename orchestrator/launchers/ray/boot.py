@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.errors import InfrastructureError, SweepError, Unavailable, UserError
 from orchestrator.launchers.ray.actor import program
 from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
 from orchestrator.launchers.ray.settings import RaySettings
@@ -40,6 +40,9 @@ from orchestrator.store.objects import ObjectStore
 DISTRIBUTION = "polysweep"
 PROBE, PROBE_S = "polysweep-probe-", 90.0
 """Start of the names of such jobs, and how long to wait for one, in seconds."""
+
+TRIES = 4
+"""How often such a job is submitted that something kills."""
 
 NUM_NAMES, KEEP_S = 3, 60.0
 """How many names each user has for such jobs, and how long one that has ended is kept, in seconds."""
@@ -167,16 +170,31 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: C
 
 
 def _ask(api: Api, settings: RaySettings, questions: list[Any]) -> dict[str, Any]:
-    """Run the small job on the cluster, and return what it prints.
+    """Run the small job on the cluster, and return what it prints; again if something killed it.
 
     Raises:
         InfrastructureError: the cluster does not answer, or did not run the job.
     """
-    # Ray keeps the log of a deleted job, and appends to it for a new job of that name
-    nonce = uuid.uuid4().hex
-    name = _submitted(
-        api, shlex.join([settings.python, "-c", program(probe, MARK), json.dumps([*questions, nonce])])
+    for left in reversed(range(TRIES)):
+        # Ray keeps the log of a deleted job, and appends to it for a new job of that name
+        nonce = uuid.uuid4().hex
+        words = [settings.python, "-c", program(probe, MARK), json.dumps([*questions, nonce])]
+        job, logs = _ran(api, _submitted(api, shlex.join(words)))
+        mark = MARK + nonce
+        if lines := [line.removeprefix(mark) for line in logs.splitlines() if line.startswith(mark)]:
+            said: dict[str, Any] = json.loads(lines[-1])
+            return said
+        if not (left and _was_killed(job)):
+            break
+    raise InfrastructureError(
+        f"the Ray cluster did not run a small job of {settings.python!r} ({job.status or 'unknown'})",
+        where=" ".join(f"{job.message or ''} {logs[-300:]}".split()),
+        fix="launcher.python=PATH of the interpreter on the head node",
     )
+
+
+def _ran(api: Api, name: str) -> tuple[JobDetails, str]:
+    """Wait for a small job, and return what Ray knows of it and its log; neither if Ray has lost it."""
     deadline_s = time.monotonic() + PROBE_S
     job: JobDetails | None = None
     while time.monotonic() < deadline_s:
@@ -184,18 +202,13 @@ def _ask(api: Api, settings: RaySettings, questions: list[Any]) -> dict[str, Any
         if job is None or job.status in OVER:
             break
         time.sleep(POLL_S)
-    logs = api.log(name) if job is not None else ""
-    mark = MARK + nonce
-    lines = [line.removeprefix(mark) for line in logs.splitlines() if line.startswith(mark)]
-    if not lines:
-        job = job or JobDetails()
-        raise InfrastructureError(
-            f"the Ray cluster did not run a small job of {settings.python!r} ({job.status or 'unknown'})",
-            where=" ".join(f"{job.message or ''} {logs[-300:]}".split()),
-            fix="launcher.python=PATH of the interpreter on the head node",
-        )
-    said: dict[str, Any] = json.loads(lines[-1])
-    return said
+    return job or JobDetails(), api.log(name) if job is not None else ""
+
+
+def _was_killed(job: JobDetails) -> bool:
+    """Return whether a job was ended by a signal, or lost with its supervisor or its cluster."""
+    code = job.driver_exit_code
+    return job.status in (None, "FAILED") and (code is None or not 0 <= code < 128)
 
 
 class _Accepted(msgspec.Struct, frozen=True):
@@ -211,7 +224,7 @@ def _submitted(api: Api, entrypoint: str) -> str:
         try:
             reply = api.submit({"entrypoint": entrypoint, "submission_id": name})
         except (Unreached, Unanswered) as error:
-            raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
+            raise Unavailable(f"the Ray cluster does not answer: {error}") from error
         if reply.status == 200 or not is_taken(reply, name):
             break
     return api.expected(reply, "/api/jobs/", _Accepted).submission_id

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.core.decisions import SweepFacts
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import RequestSummary, code_of, summarize_requests
@@ -159,9 +160,9 @@ class _Scanner:
 
     def _decides(self, reader: EvidenceReader, summary: RequestSummary) -> bool:
         """Make the decisions that can be made, and return whether any was made here or elsewhere."""
-        status_of, holds = partial(self._status, reader, summary), self._scanner.holds
-        by, cancelled = f"driver on {platform.node()}", summary.cancelled
-        if self._decisions.advance(status_of, reader.evidence, cancelled=cancelled, holds=holds, by=by):
+        status_of = partial(self._status, reader, summary)
+        facts = SweepFacts(status_of, reader.evidence, summary.cancelled, self._scanner.holds)
+        if self._decisions.advance(facts, by=f"driver on {platform.node()}"):
             self._take_over()
             return True
         return False

@@ -3,6 +3,10 @@
 The module does not depend on what ranks compute. It is also a command. ``launch N M`` runs an unmodified
 ``torchrun`` that cannot outlive the stage. It is one of M launchers, each of which starts ``rank`` N times on
 its node.
+
+A rank may start processes that leave its process group, such as the engine process of vLLM, which holds GPU
+memory. They survive a launcher and ranks that are killed. All of them inherit one variable of the
+environment, by which a watcher of the launcher ends them (`watch`).
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
+import uuid
 from datetime import timedelta
 from multiprocessing import util
 from multiprocessing.connection import Connection
@@ -23,8 +29,15 @@ from orchestrator.entry import short_paths
 from orchestrator.errors import StopRequested
 from orchestrator.registry import load
 from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
-from orchestrator.sft.distributed.nodes import PARENT, die_with, free_endpoint, interface, join, without_job
-from orchestrator.sft.distributed.watcher import GROUP, end_group, watch
+from orchestrator.sft.distributed.nodes import (
+    ENDED,
+    PARENT,
+    die_with,
+    free_endpoint,
+    interface,
+    join,
+    without_job,
+)
 
 LAUNCHER = -1
 """What a launcher sends where ranks send their rank."""
@@ -46,14 +59,11 @@ can end a launcher or rank in its first moments. Processes that ranks start have
 
 # The launcher with this argument holds torchrun's rendezvous store.
 _FIRST = "--node-rank=0"
-ENDED = 128 + signal.SIGTERM
-"""Exit code of a rank that its launcher ended because another rank failed."""
-
 _TIMEOUT = timedelta(minutes=30)
 """Longest wait in a collective, for a rank on a slow file system. A rank that died is noticed at once."""
 
 
-def heed_only(launcher: int) -> None:
+def exit_on_sigterm_of(launcher: int) -> None:
     """End this process on SIGTERM from its launcher, and ignore all other signals in `SENT_TO_ALL`.
 
     Torchrun ends the remaining ranks by SIGTERM when one fails. A scheduler sends the same signal to all
@@ -67,8 +77,8 @@ def heed_only(launcher: int) -> None:
 
     def wait() -> None:
         while True:
-            told = signal.sigwaitinfo(SENT_TO_ALL)
-            if told.si_pid == launcher and told.si_signo == signal.SIGTERM:
+            received = signal.sigwaitinfo(SENT_TO_ALL)
+            if received.si_pid == launcher and received.si_signo == signal.SIGTERM:
                 os._exit(ENDED)
 
     if SENT_TO_ALL:
@@ -198,10 +208,79 @@ def _join_nodes(pipe: Connection, num_nodes: int, is_over: threading.Event) -> l
     ]
 
 
+def close_all_but(kept: int) -> None:
+    """Close all open files of this process except one and the standard streams."""
+    for path in list(Path("/proc/self/fd").iterdir()):
+        if int(path.name) > 2 and int(path.name) != kept:
+            with contextlib.suppress(OSError):  # that of the listing
+                os.close(int(path.name))
+
+
+def launch_forked(num_processes: int) -> int:
+    """Fork ranks, wait for them, and report those that failed, as `launch` does. Return the exit code."""
+    watch()
+    pipe = join()
+    pipe.send(LAUNCHER)
+    os.environ[PARENT] = str(os.getpid())
+    kills = oom_kills()
+    ports, writer = os.pipe()
+    ranks: dict[int, int] = {}
+    for rank in range(num_processes):
+        if (pid := os.fork()) == 0:
+            close_all_but(ports)  # the launcher's pipes must end with the launcher
+            os.setsid()
+            os.environ.update(_rank_environment(rank, num_processes))
+            # After the fork: the store has threads, which do not survive one.
+            os.environ["MASTER_PORT"] = str(int(os.read(ports, _PORT_BYTES)))
+            os.close(ports)
+            run_rank()
+        ranks[pid] = rank
+    from torch._C._distributed_c10d import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.write(writer, num_processes * f"{store.port:{_PORT_BYTES}}".encode())
+    failed: dict[int, int] = {}
+    running = set(ranks)
+    while running:
+        pid, status = os.wait()
+        if pid not in running:
+            continue
+        running.discard(pid)
+        if (exit_code := os.waitstatus_to_exitcode(status)) != 0:
+            for other in running if not failed else ():
+                os.kill(other, signal.SIGTERM)  # blocked, and taken by a thread: see `heed_only`
+            failed[pid] = exit_code
+    if not failed:
+        return 0
+    pipe.send(("exits", [(ranks[pid], exit_code) for pid, exit_code in failed.items()], oom_kills() > kills))
+    for pid in failed:  # what ranks started, as in `launch`
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    return 1
+
+
+_PORT_BYTES = 5
+
+
+def _rank_environment(rank: int, num_processes: int) -> dict[str, str]:
+    """Return the variables of a rank, as ``torchrun --standalone`` sets them."""
+    number, world = str(rank), str(num_processes)
+    return {
+        **dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), number),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), world),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher serves it, not rank 0
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    }
+
+
 def run_rank() -> None:
     """Join the process group, call the stage's function and report how it ended."""
     die_with(int(os.environ[PARENT]))
-    heed_only(int(os.environ[PARENT]))
+    exit_on_sigterm_of(int(os.environ[PARENT]))
     with short_paths():
         # Sockets of data loaders will be in this folder, and their paths are limited to about 100 bytes.
         util.get_temp_dir()
@@ -230,6 +309,7 @@ def _call(order: Order, pipe: Connection, rank: int) -> Any:
     import torch
     import torch.distributed as dist
 
+    torch.set_num_threads(order.num_threads)  # a fork's torch has read the variable long ago
     if order.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backends = "cpu:gloo,cuda:nccl" if order.device == "cuda" else "gloo"
@@ -242,6 +322,63 @@ def _call(order: Order, pipe: Connection, rank: int) -> Any:
         raise
     dist.destroy_process_group()
     return result if rank == 0 else None
+
+
+GROUP = "SWEEP_RANKS_GROUP"
+"""Environment variable that all processes of one launcher's ranks have."""
+_PATIENCE_S, _POLL_S = 10.0, 0.05
+
+
+def watch() -> None:
+    """Fork the watcher, and mark what this process starts from now on. Call it before any thread exists.
+
+    The watcher holds one end of a pipe. The kernel closes the other one when this process ends, however that
+    happens. The watcher has a session of its own, so that no signal to this process's group reaches it.
+    """
+    os.environ[GROUP] = uuid.uuid4().hex
+    reader, writer = os.pipe()  # not inherited by programs that this process starts
+    if os.fork():
+        os.close(reader)
+        return
+    # The watcher never returns: the code that called this function belongs to the launcher.
+    with contextlib.suppress(BaseException):
+        os.setsid()
+        os.close(writer)
+        # Held open, the launcher's sockets would hide its end from the stage's process.
+        os.closerange(3, reader)
+        os.closerange(reader + 1, 1024)
+        os.read(reader, 1)
+        end_group(os.environ[GROUP])
+    os._exit(0)
+
+
+def end_group(group: str) -> None:
+    """Kill all processes of this machine that have a mark, except this one, until none is left.
+
+    Args:
+        group: value of the variable `GROUP`.
+    """
+    mark, end_s = f"{GROUP}={group}".encode(), time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end_s:
+        marked = [pid for pid in _processes() if pid != os.getpid() and mark in _environment(pid)]
+        for pid in marked:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not marked:
+            return
+        time.sleep(_POLL_S)
+
+
+def _processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def _environment(pid: int) -> list[bytes]:
+    """Return a process's variables as it was started with; none of a zombie, or of another user's."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from typing import Any
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import runtime
-from orchestrator.sft.distributed.launcher import environment
-from orchestrator.sft.generators import INSTALL_VLLM, has_vllm
+from orchestrator.sft.distributed.nodes import environment
 from orchestrator.sft.generators.base import GeneratorSettings, IsOver, in_rounds
+from orchestrator.sft.needs import INSTALL_VLLM, has_vllm
 
 ROUND_TOKENS = 64
 """New tokens between two checks whether a row is over."""

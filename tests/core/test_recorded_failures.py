@@ -1,0 +1,141 @@
+"""What is said of exceptions, exit codes, logs and failures is as recorded, see recording.py."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from orchestrator.core.commandspec import lacks_results, open_quote, rung_keys
+from orchestrator.core.failure import Cause, cause_of_command, cause_of_exception, cause_of_exit
+from orchestrator.core.fingerprint import fingerprint, own_frames, without_particulars
+from orchestrator.core.records import End
+from orchestrator.stage import StageSpec
+from tests.core.recording import Answers, compare
+from tests.core.test_failure import OOM, PEER, RICH, TORCHRUN, TRACEBACK, interleaved, of_rank
+
+LOGS = {
+    "nothing": "",
+    "a line": "going on\n",
+    "colours": f"{TRACEBACK}\x1b[31mValueError\x1b[0m: a\x1b[1mb\n",
+    "a traceback": f"{TRACEBACK}ValueError: bad axis\n",
+    "no message": f"{TRACEBACK}KeyboardInterrupt\n",
+    "blanks": f"{TRACEBACK}ValueError:   bad axis   \n",
+    "its own class": f"{TRACEBACK}my.pkg.Odd: strange\n",
+    "no colon": f"{TRACEBACK}my.pkg.Odd\n",
+    "of numpy": f"{TRACEBACK}numpy._core._exceptions._ArrayMemoryError: Unable to allocate\n",
+    "as if of numpy": f"{TRACEBACK}x._ArrayTimeoutError: late\n",
+    "of no file": '  File "t.py", line 1\n    x =\n       ^\nSyntaxError: invalid syntax\n',
+    "of no file, indented less": ' File "t.py", line 1\nSyntaxError: invalid syntax\n',
+    "a box": f"{RICH}ValueError: bad\n",
+    "a box that goes on": f"{RICH}│ more\n╰─\nValueError: bad\n",
+    "torchrun": TORCHRUN,
+    "a launcher before": f"usage: x\nx.py: error: invalid choice: 3\n{TRACEBACK}SystemExit: 2\n",
+    "a launcher after": f"{TRACEBACK}ValueError: bad\n{TRACEBACK}SystemExit: 1\n",
+    "another process": f"{TRACEBACK}CalledProcessError: died\n",
+    "a rank": of_rank(1, "ValueError: bad row"),
+    "two ranks": of_rank(0, PEER) + of_rank(1, "ValueError: bad row"),
+    "two ranks at once": interleaved("ValueError: bad row", PEER),
+    "one rank twice": of_rank(1, "ValueError: first") + of_rank(1, PEER),
+    "no rank twice": f"{TRACEBACK}ValueError: first\n{TRACEBACK}{PEER}\n",
+    "printed": "step 1\nValueError: bad axis\n",
+    "printed before": "ValueError: bad axis\nstep 1\n",
+    "printed by a package": "my.pkg.OddException: strange thing\n",
+    "memory": f"step\n{OOM}\n",
+    "C++": "terminate called after throwing an instance of 'std::bad_alloc'\n",
+    "not found": "bash: line 1: trian: command not found\n",
+    "no module": "python3: No module named trian\n",
+    **{f"{n} lines ago": f"{TRACEBACK}ValueError: bad\n" + "step\n" * n for n in (6, 7, 8, 98, 99, 100)},
+    **{f"known words {n} lines ago": "cp: no: No space left on device\n" + "step\n" * n for n in (6, 7, 8)},
+}
+
+
+def commands() -> Answers:
+    """How commands fail."""
+    codes = (1, 120, 124, 126, 127, 128, 129, 134, 137, 192, 193)
+    for code, (name, log) in itertools.product((*codes, -1, -6, -9, -11, -24, -64), LOGS.items()):
+        yield f"{code}, {name}", tuple(cause_of_command(code, log, oom_killed=False))
+        if code in (1, 137, -9, -11) and name in ("nothing", "a traceback"):
+            yield f"{code}, {name}, an OOM kill", tuple(cause_of_command(code, log, oom_killed=True))
+
+
+def exits() -> Answers:
+    """How processes of stages end, and what exceptions mean."""
+    for code, oom_killed in itertools.product((0, 1, 2, 255, -1, -6, -9, -15, -200), (False, True)):
+        yield f"exit {code} {oom_killed}", cause_of_exit(code, oom_killed=oom_killed)
+    for status in (399, 400, 404, 408, 425, 429, 499, 500, 503, 599):
+        for form in (f"HTTP Error {status}: x", f"{status} Client Error: x", f"Client error '{status} x'"):
+            yield form, cause_of_exception(["HTTPError", "OSError"], form)
+        yield f"no HTTP {status}", cause_of_exception(["OSError"], f"{status} Client Error: x")
+    for message in ("CUDA out of memory", "  CUDA out of memory  ", "NCCL error", "CUDA: no", ""):
+        for names in (["RuntimeError"], ["KeyError"], ["Odd", "ValueError"], ["OutOfMemoryError"], []):
+            yield f"{names} {message!r}", cause_of_exception(names, message)
+
+
+FRAMES = (
+    'Traceback (most recent call last):\n  File "/old/x.py", line 1, in old\nValueError: handled\n'
+    'Traceback (most recent call last):\n  File "/home/me/train.py", line 10, in main\n    go()\n'
+)
+FOREIGN = '  File "/env/lib/python3.11/site-packages/torch/nn.py", line 3, in forward \n'
+
+
+def alike() -> Answers:
+    """What failures that look alike have in common."""
+    logs = {
+        "": "",
+        "no heading": '  File "a.py", line 3, in f\n',
+        "own": FRAMES,
+        "of a package": "Traceback (most recent call last):\n" + FOREIGN,
+        "both": FRAMES + FOREIGN + '  File "C:\\exp\\step.py", line 9, in step\n' + FOREIGN,
+        "many": FRAMES + "".join(f'  File "/me/{n}.py", line {n}, in f{n}\n' for n in range(9)),
+        "of no file": 'Traceback (most recent call last):\n  File "<string>", line 1, in <module>\n',
+    }
+    messages = (
+        "row 17 of /data/en.jsonl has no answer",
+        "ValueError: row 17",
+        "row 17 ValueError: ",
+        "no file '/a/b c/x.json' nor \"relative\" nor 'C:\\a b\\c'",
+        "object at 0x7f3a2b, digest 0123abcd4567, 3.5e-6, 4,096 of 2.50 GiB, v2, x9y",
+        "  two   blanks\nand a line ",
+    )
+    for name, log in logs.items():
+        yield f"frames {name}", own_frames(log)
+    for message in messages:
+        yield message, without_particulars(message)
+        for cause, exception, log in itertools.product((Cause.DATA, None), ("ValueError", ""), ("", "both")):
+            end = End(
+                nonce="n",
+                outcome="failed",
+                cause=cause,
+                exception=exception,
+                message=message,
+                log_tail=logs[log],
+            )
+            yield f"  {cause} {exception} {log}", tuple(fingerprint("train", end))
+
+
+def rungs() -> Answers:
+    """What rungs change, and the rows that results lack."""
+    for rung in ({}, {"halve": "lr"}, {"double": ["a", "b"], "set": {"c": 1}}, {"halve": ["a"], "times": 3}):
+        yield f"rung {rung}", rung_keys(rung)
+    specs = {
+        "a function": StageSpec(run="m:f", metric={"loss": "(.)"}),
+        "a command": StageSpec(command="a"),
+        "results": StageSpec(command="a", results="r"),
+        "metric": StageSpec(command="a", metric={"loss": "(.)", "acc": "(.)"}),
+        "both": StageSpec(command="a", metric={"loss": "(.)"}, results="r"),
+    }
+    for (name, spec), rows in itertools.product(
+        specs.items(), ([], [{}], [{"loss": 1}], [{"x": 1}, {"acc": 1}])
+    ):
+        yield f"{name} {rows}", lacks_results(spec, rows)
+    yield "quote", [open_quote("'"), open_quote("x"), open_quote("X"), open_quote('a"')]
+
+
+ASKED: Mapping[str, Callable[[], Answers]] = {each.__name__: each for each in (commands, exits, alike, rungs)}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_said_of_failures_is_the_recorded_one(name: str) -> None:
+    compare(name, ASKED[name]())
