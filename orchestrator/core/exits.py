@@ -123,7 +123,7 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
         if (last := _last_words(lines[:start])) is not None:
             return CommandFailure(last[0], "", f"{how}: {last[1]}")
     if raised is not None:
-        name, text = raised.classes[0], raised.text.split("\n")[0]
+        name, text = raised.classes[0], raised.text.partition("\n")[0]
         return CommandFailure(cause_of(raised), name, f"{how}: {name}: {text}" if text else f"{how}: {name}")
     # C++ aborts after it prints an uncaught exception, so SIGABRT may have a last line that explains it.
     if (last := _last_words(lines)) is not None and name in ("", "SIGABRT"):

@@ -232,7 +232,7 @@ def cause_of_exception(names: Sequence[str], message: str) -> Cause:
         names: its class and base classes, nearest first, with or without their modules.
         message: its text.
     """
-    return cause_of(Raised(tuple(names), message))
+    return cause_of(Raised(tuple(names) or ("",), message))
 
 
 def cause_of(raised: Raised) -> Cause:

@@ -137,7 +137,7 @@ def exceptions_in(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, 
         elif rank in inside and line and not (line[0].isspace() or line[0] in "│╰"):
             frames = inside.pop(rank)
             if match := _EXCEPTION.match(line):
-                text = "\n".join([match[2] or "", *_more(lines[number + 1 :], rank)]).strip()
+                text = "\n".join([(match[2] or "").strip(), *_more(lines[number + 1 :], rank)])
                 earlier = before.get(rank) if rank in links else None
                 raised = Raised(with_bases(match[1]), text, tuple(frames), earlier, links.pop(rank, False))
                 before[rank] = raised
