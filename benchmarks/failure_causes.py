@@ -293,8 +293,9 @@ def page(found: Sequence[Found], first: Sequence[Found]) -> str:
     lines += [
         "",
         "The rules were written before all programs but the `seen` ones. The figure before any change of the",
-        "rules shows how far they carry. No rule was changed for a `held_out` program: their figure today",
-        "is that of programs which the rules have never met.",
+        "rules shows how far they carry, locally. No rule was changed for what a `held_out` program showed:",
+        "their figure today is that of programs which the rules have never met. One author wrote both the",
+        "programs and the rules, so those of strangers may do worse.",
         "",
         "| programs | right before the rules were changed | right today |",
         "|---|---:|---:|",
