@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from orchestrator.sft import runtime
-from orchestrator.sft.checkpoints import save_weights
 from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.loss import ResponseLoss
 from orchestrator.sft.packing import RowsAtATime
