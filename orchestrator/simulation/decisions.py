@@ -17,7 +17,7 @@ from functools import partial
 from orchestrator.core.evidence import NO_HOLDS, Holds
 from orchestrator.core.gates import GateRule, is_given_up
 from orchestrator.core.goodput import Holder, goodput
-from orchestrator.core.holding import merged
+from orchestrator.core.holding import merged, pause_for_space_s
 from orchestrator.core.plan import Claimable, ReadyIndex, Scan
 from orchestrator.core.records import TimeSpent
 from orchestrator.core.state import State, cell_status
@@ -283,6 +283,9 @@ class Decisions:
             if fault.full_hours[1] or self._records.status(attempt.digest).state is State.FAILED:
                 self._records.decide_holds()
                 self._give_up_gates()
+            if fault.full_hours[1]:
+                pause_s = pause_for_space_s(len(self._records.evidence(attempt.digest).attempts))
+                self._clock.after(pause_s, self._records.decide_holds)
             if not fault.node_hours and self._may_go_on(job, attempt, spent):
                 self._go_on(job)
                 return
