@@ -9,9 +9,16 @@ import torch
 
 from orchestrator.sft import runtime
 from orchestrator.sft.checkpoints import load_state, state_of, write_state, write_weights
-from orchestrator.sft.distributed.parallel import Placed, whole
+from orchestrator.sft.distributed.parallel import Placed, rank, whole
 from orchestrator.sft.shards import Example, Rows
 from orchestrator.stage import Config, Context, Inputs
+
+
+def save_weights(placed: Placed, folder: Path, *, dtype: torch.dtype) -> None:
+    """Writes a model's weights by rank 0; all processes must call this together."""
+    weights = placed.weights(dtype)
+    if rank() == 0:
+        write_weights(placed.model, weights, folder, dtype=dtype)
 
 
 def place(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from orchestrator.sft.loss import ResponseLoss
 from orchestrator.sft.packing import RowsAtATime
 from orchestrator.sft.shards import EpochOrder, Example, Rows
 from tests.sft.conftest import Ground
+from tests.sft.sharded import save_weights
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
 

@@ -319,7 +319,7 @@ def test_weights_in_several_files_are_the_model_and_are_remembered_by_their_dige
 ) -> None:
     monkeypatch.setattr(state_files, "FILE_BYTES", 1000)
     placed, _ = sharded.placed_with_optimizer(ground.inputs["base"][""], sharding="ddp")
-    save_weights(placed, tmp_path / "weights", dtype=torch.float32)
+    sharded.save_weights(placed, tmp_path / "weights", dtype=torch.float32)
     files = sorted((tmp_path / "weights").glob("*.safetensors"))
     assert len(files) > 1
     loaded = dict(runtime.load_weights(tmp_path / "weights").named_parameters())
