@@ -37,7 +37,7 @@ from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of
 from orchestrator.launchers.ray.actors import Ended, Pool, Starter
 from orchestrator.launchers.ray.lost_workers import Failures, Losses
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
-from orchestrator.processes import describe
+from orchestrator.provenance import process_of
 from orchestrator.store import layout
 from orchestrator.store.decisions import DecisionLog
 from orchestrator.store.evidence import EvidenceReader
@@ -200,7 +200,7 @@ class RayDriver:
         engine = settings_of(request)
         self._settings = ray_settings(engine.launcher)
         job = submissions.job_of(submission.number) or submission.name
-        process = describe(os.getpid())
+        process = process_of(os.getpid())
         if process is None:
             raise InfrastructureError("cannot read this process's start time")
         watcher = Watcher(Owner(host=platform.node(), process=process, slot=-1))
