@@ -91,7 +91,7 @@ class HeldTime:
         found += () if until_saved_s is None else (round(until_saved_s, 1),)
         self.write(runs="", until_saved=found[-KEPT:])
 
-    def pulse(self) -> None:
+    def keepalive(self) -> None:
         """Write the record if that is due."""
         if time.monotonic() - self._written_s >= self._interval_s:
             self.write()

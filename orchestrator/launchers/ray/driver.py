@@ -250,7 +250,7 @@ class RayDriver:
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
             self._tell()
-            self._notifier.pulse()
+            self._notifier.poll()
             if self._stop.is_requested or self._failures.given_up:
                 if self._is_empty():
                     return REFUSED
