@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from orchestrator.api.estimates import estimates_of, gpus_held, held_seconds, of_cell
 from orchestrator.api.launching import make_launcher
 from orchestrator.api.planning import Plan
+from orchestrator.api.waiting import later_of
 from orchestrator.core.state import State
 from orchestrator.costs import Estimate
 from orchestrator.errors import SweepError
@@ -109,6 +110,7 @@ def budget_json(plan: Plan) -> dict[str, Any]:
         "drop": [
             {"cell": each.cell, "gpu_hours": each.saved_s / 3600, "claims": each.claims} for each in dropped
         ],
+        "later": later_of(view),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -59,8 +60,7 @@ class SweepState:
         sweep: the sealed or composed content.
         number: of the revision; if it is not sealed, the number that it would get.
         sealed: whether the store holds the revision.
-        trusted: (digest, generation) of products whose files were checked before; instances of one sweep
-            share it.
+        trusted: (digest, generation) of products whose files were checked; states of one sweep share it.
 
     Attributes:
         whole: the sweep as given.
@@ -83,7 +83,7 @@ class SweepState:
             self.decisions = load(_DECISIONS)(ledger, sweep, number if sealed else 0)
             self.sweep = self.decisions.unfolded.sweep
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
-        self.problems: list[str] = []
+        self.problems: list[str] = self.decisions.problems() if self.decisions else []
         # Of a stage in a cell: what its estimate was made from, and the estimate.
         self.estimated: dict[tuple[str, str], tuple[object, Estimate]] = {}
 
@@ -135,12 +135,14 @@ class SweepState:
             return ()
 
     def check(self) -> None:
-        """Refuse a revision with a wrong stage digest, before anything is recorded or run.
+        """Refuse a revision with a wrong stage digest or a damaged decision, before anything runs.
 
         Raises:
-            InfrastructureError: the digest of a stage is not that of what the stage would run.
+            InfrastructureError: a digest is not that of what the stage would run, or a decision is damaged.
         """
         check_digests(self.whole, self.title)
+        if self.decisions is not None:
+            self.decisions.check()
 
     def warnings(self) -> list[str]:
         """Return which records cannot be read. They are never trusted, and never silently left out."""
@@ -187,7 +189,7 @@ class SweepState:
     @cached_property
     def jobs(self) -> Jobs:
         """The submissions, and what schedulers answered about them. Each is queried once, if needed."""
-        filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
+        filed = Submissions(self.ledger, self.sweep.name).read(self.problems, self.problems)
         return Jobs(filed, ask_schedulers(filed), asker())
 
     def _observe(self, instance: StageInstance, attempt: Attempt) -> OwnerReport:
@@ -248,6 +250,7 @@ class SweepState:
             codes=self.codes,
             spending=spending_now(self.ledger, self.sweep.name, self.policy),
             space=space_of(self.ledger.objects),
+            now=time.time(),
         )
         return holding.holds_of(records)
 

@@ -28,9 +28,8 @@ from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
-from orchestrator.core.decisions import most_cells
 from orchestrator.core.grid import Grid
-from orchestrator.core.sealed import Cell, Cut, Rungs, SealedPhase, Select
+from orchestrator.core.sealed import Cell, Cut, Rungs, SealedPhase, Select, most_cells
 from orchestrator.core.selector import Selectors
 from orchestrator.core.sweep import PhaseFile, RungsFile, SweepFile, gates_among
 from orchestrator.errors import UserError, counted, nearest
@@ -189,6 +188,12 @@ def _sealed(
     groups: dict[str, str] = {}
     if select is not None:
         for axis in (*select.mean, *select.per):
+            if axis == AXIS:
+                raise UserError(
+                    f"select names {AXIS!r}, of which a phase has one value",
+                    where=where,
+                    allowed=", ".join(each for each in grown.axes if each != AXIS),
+                )
             if axis not in grown.axes:
                 raise UserError(
                     f"select names the unknown axis {axis!r}", where=where, allowed=nearest(axis, grown.axes)

@@ -65,6 +65,15 @@ class SweepQuestion(NamedTuple):
         return name
 
     @property
+    def rule(self) -> str:
+        """How it is decided, for people."""
+        by = f"{self.select.mode} {self.select.metric}"
+        if self.is_search:
+            return f"{by} of all rounds so far proposes up to {self.keep} more points"
+        number = min(self.keep, len(self.candidates))
+        return f"{by} chooses {number} of {len(self.candidates)}" + (" in groups" if self.groups else "")
+
+    @property
     def cells(self) -> list[Cell]:
         """The cells that are looked at, in the order of the grid."""
         return [cell for cells in self.candidates.values() for cell in cells]
@@ -232,11 +241,13 @@ class Undecided(NamedTuple):
         question: the question.
         reason: why, for people.
         is_passing: whether that may end without a request of a user.
+        waits_for: ids of the cells that have not ended.
     """
 
     question: SweepQuestion
     reason: str
     is_passing: bool
+    waits_for: tuple[str, ...] = ()
 
 
 _PASSING = frozenset({State.RUNNING, State.QUEUED, State.PENDING, State.RELEASED, State.LOST})
@@ -326,15 +337,32 @@ def valued(
         if (part and instance.digest != part) or (select.stage and instance.stage != select.stage):
             continue
         found = [row[select.metric] for row in each if select.metric in row and _counts(row, select.where)]
-        values = [float(value) for value in found if isinstance(value, int | float)] or values
+        values = [_as_float(value) for value in found if isinstance(value, int | float)] or values
     if not values:
         why = f"no row has {select.metric}"
         why += "".join(f" {name}={value}" for name, value in select.where.items())
         return SeenCell(cell=cell.id, products=dict(products), why=why)
-    value = math.fsum(values) / len(values)
+    value = _mean(values)
     if not math.isfinite(value):
         return SeenCell(cell=cell.id, products=dict(products), why=f"{select.metric} is {value}")
     return SeenCell(cell=cell.id, products=dict(products), value=value)
+
+
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean; nan where infinities of both signs leave none."""
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:  # the sum is beyond all floats, the mean is not
+        return math.fsum(value / len(values) for value in values)
+    except ValueError:
+        return math.nan
 
 
 def _counts(row: Row, where: Mapping[str, str | int | float | bool]) -> bool:
@@ -361,23 +389,8 @@ def answer(question: SweepQuestion, seen: Iterable[SeenCell]) -> tuple[str, ...]
     for place, (key, cells) in enumerate(question.candidates.items()):
         known = [value for cell in cells if (value := values.get(cell.id)) is not None]
         if known:
-            mean = math.fsum(known) / len(known)
+            mean = _mean(known)
             signed = mean if question.select.mode == "min" else -mean
             group = question.groups.get(key, "")
             ranked.setdefault(group, []).append((len(known) < len(cells), signed, place, key))
     return tuple(key for each in ranked.values() for *_, key in sorted(each)[: question.keep])
-
-
-def most_cells(phase: SealedPhase, before: SealedPhase | None) -> int:
-    """Return the most cells that a phase can have.
-
-    Args:
-        phase: the phase.
-        before: the one before it; None for the first one.
-    """
-    if before is None or before.select is None:
-        return len({cell for cells in phase.follows.values() for cell in cells})
-    sizes: dict[str, list[int]] = {}
-    for key, cells in phase.follows.items():
-        sizes.setdefault(before.groups.get(key, ""), []).append(len(cells))
-    return sum(sum(sorted(each, reverse=True)[: before.select.top]) for each in sizes.values())

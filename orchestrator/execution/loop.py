@@ -90,6 +90,7 @@ class Worker:
 
     def _take_over(self) -> None:
         """Take over the sweep as its decisions have left it: its cells, gates, requests and products."""
+        self._decisions.check()
         ledger, order, sweep = self._ledger, self._order, self._decisions.unfolded.sweep
         gates, later = NO_GATES, set[str]()
         if order.request and (sweep.has_decisions or gates_among(sweep.specs)):

@@ -24,12 +24,12 @@ from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import ComposedSweep, preload
-from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError
 from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
 from orchestrator.execution.supervision import ForkedChildren
 from orchestrator.jobs.nodes import NodeReports
-from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED
+from orchestrator.jobs.records import BROKEN_NODE, DAMAGED, OTHER_CODE, REFUSED
 from orchestrator.jobs.submissions import request_of, spending_now
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
@@ -118,6 +118,9 @@ def run(
             return worker.run()
         finally:
             summary.num_claims = worker.num_claims
+    except DamagedRecord as error:
+        say(f"{error.what}; {error.fix}")
+        return DAMAGED
     except InfrastructureError as error:
         say(f"error: {error}")
         _outlast(order.store, ending)

@@ -22,6 +22,7 @@ from orchestrator.api.logs import (
     size_of,
 )
 from orchestrator.api.status import explain
+from orchestrator.api.waiting import decision_line
 from orchestrator.core.state import FINAL
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import escaped
@@ -126,6 +127,7 @@ def _cell_facts(served: Served, seen: Seen, cell: Cell, part: str) -> dict[str, 
         "served": served,
         "cell": cell,
         "why": evidence,
+        "decision": decision_line(evidence["decision"]) if evidence["decision"] else "",
     }
 
 
@@ -307,9 +309,9 @@ class LogPart(NamedTuple):
     end: int
 
 
-def last_part(objects: ObjectStore, key: str, length: int = LOG_TAIL) -> LogPart:
+def last_part(objects: ObjectStore, key: str) -> LogPart:
     """Return the end of a log, from the beginning of a line on."""
-    start = max(0, size_of(objects, key) - length)
+    start = max(0, size_of(objects, key) - LOG_TAIL)
     part = part_from(objects, key, start)
     if not start:
         return part

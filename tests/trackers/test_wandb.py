@@ -18,25 +18,12 @@ from orchestrator.trackers.wandb_mirror import WandbMirror, mode_of
 from tests.cli.launches import Running, wait_for
 from tests.trackers.offline import runs_in
 
-TWO = """
-description: two cells that count
-config: {seed: 0, count: {num_steps: 8, checkpoint_every: 3, step_s: 0.01, fail: null}}
-axes: {seed: "range(0,2)"}
-stages: [count]
-"""
-
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-
-
-@pytest.fixture
-def two(sweep: Any) -> Any:
-    (sweep.folder / "two.yaml").write_text(TWO)
-    return sweep
 
 
 def test_every_cell_is_one_offline_run_with_its_metrics_config_and_results(two: Any) -> None:
@@ -67,6 +54,7 @@ def test_a_retry_goes_on_in_the_same_run_and_loses_no_step(two: Any) -> None:
     assert run.exit_code == 0
 
 
+@pytest.mark.long
 def test_a_rerun_goes_on_in_the_run_of_the_same_id_with_what_is_new_alone(two: Any) -> None:
     fail = "count.fail={how: data, step: 6, attempts: 1}"
     two("launch", "two.yaml", "seed=0", fail, "tracker=wandb", code=1)
@@ -79,12 +67,12 @@ def test_a_rerun_goes_on_in_the_run_of_the_same_id_with_what_is_new_alone(two: A
     assert [row["count/step"] for row in second.history] == [4, 5, 6, 7, 8]
 
 
-def test_a_sweep_that_is_done_is_mirrored_by_a_launch_with_nothing_to_run(two: Any, tmp_path: Path) -> None:
-    two("launch", "two.yaml")
-    two("launch", "two.yaml", "tracker=wandb", f"tracker.options.dir={tmp_path / 'mine'}")
+def test_a_sweep_that_is_done_is_mirrored_by_a_launch_with_nothing_to_run(done: Any, tmp_path: Path) -> None:
+    done("launch", "two.yaml", "tracker=wandb", f"tracker.options.dir={tmp_path / 'mine'}")
     assert [len(run.history) for run in runs_in(tmp_path / "mine")] == [8, 8]
 
 
+@pytest.mark.long
 def test_a_folder_that_cannot_be_written_costs_the_mirror_and_no_cell(two: Any) -> None:
     said = two("launch", "two.yaml", "tracker=wandb", "tracker.options.dir=/proc/nowhere")
     assert "2 cells: 2 done" in said

@@ -27,7 +27,7 @@ from orchestrator.core.records import Owner, Request
 from orchestrator.core.remedies import status_in_job
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import StageStatus
-from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import HoldReader, StoreScanner
@@ -132,6 +132,7 @@ class _Scanner:
 
     def _take_over(self) -> None:
         """Take over the sweep as its decisions have left it."""
+        self._decisions.check()
         sweep, request = self._decisions.unfolded.sweep, self._request
         gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=True)
         self._sweep, spent = with_gates(sweep, gates), partial(spending_now, self._ledger, sweep.name)
@@ -225,9 +226,8 @@ class RayDriver:
         try:
             self._pool = Pool(LOCAL if self._settings.address == LOCAL else AUTO, self._submission.resources)
         except (OSError, RuntimeError, ValueError) as error:  # what Ray raises if there is no cluster
-            raise InfrastructureError(
-                f"Ray cannot be reached: {' '.join(str(error).split())[:300]}"
-            ) from error
+            why = " ".join(str(error).split())[:300]
+            raise InfrastructureError(f"Ray cannot be reached: {why}") from error
         try:
             code = self._drive()
         finally:
@@ -266,7 +266,7 @@ class RayDriver:
                 answered_s = time.monotonic()
                 troubled = False
             except (OSError, InfrastructureError) as error:  # workers wait for the store as well
-                if now_s - answered_s > OUTAGE_S:
+                if isinstance(error, DamagedRecord) or now_s - answered_s > OUTAGE_S:
                     raise
                 troubled = True
                 self._say(f"the store does not answer: {error}")
