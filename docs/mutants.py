@@ -1,106 +1,132 @@
 """Measure how many small changes to the code the tests notice, and write docs/mutants.md.
 
-    python docs/mutants.py                        a sample of 300 changes to core/ and the pure modules of jobs/
-    python docs/mutants.py --all                  every change to them; hours
-    python docs/mutants.py --modules core.state   every change to some modules
+    python docs/mutants.py                        every change to core/ and the pure modules of jobs/
+    python docs/mutants.py --sample 300           a random sample of them
+    python docs/mutants.py --modules core.state   every change to some of these modules
+    python docs/mutants.py --rest                 a random sample of 300 changes to all other modules
     python docs/mutants.py --page                 only write the page again
 
-Mutmut makes the changes and runs the fast tests of `[tool.mutmut]` that reach a changed function, in a copy of
-what git tracks, ``.mutants/``. What was measured is kept there, so a run that was cut off goes on, and a changed
-function is measured again. After a change of the tests, remove that folder. docs/mutants.json has the results.
+What was measured is kept in ``.mutants/``, so a run that was cut off goes on. A change that was noticed is not
+measured again unless its module changes. One that was not noticed is measured again, as a new test may notice it.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import difflib
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-COPY, RESULTS, PAGE = ROOT / ".mutants", ROOT / "docs/mutants.json", ROOT / "docs/mutants.md"
-SEED, SAMPLE, AT_ONCE = 16, 300, 1000
-KILLED, SURVIVED, UNREACHED = "killed", "survived", "no test reaches it"
-WORDS = {1: KILLED, 3: KILLED, 0: SURVIVED, 33: UNREACHED}
-TEXT = "a text for people, of which no test compares each word"
-OTHER = "a test is missing, or the change changes nothing"
+sys.path.insert(0, str(ROOT / "docs"))
 
-HEAD = """# Small changes that the tests notice
+from mutating import KILLED, SURVIVED, TIMEOUT, UNREACHED, Change, changes_of  # noqa: E402
 
-`make mutants` has [mutmut](https://mutmut.readthedocs.io) change the code of `core/` and of the pure modules of `jobs/`, one operator, argument
-or text at a time, and runs the fast tests that reach the changed function. A change that no test notices survives. This page is made by
-`python docs/mutants.py`.
-
-Only the tests named in `[tool.mutmut]` of `pyproject.toml` run, which take seconds: what other tests notice counts as a survivor here.
-"""
+WORK, RESULTS, PAGE = ROOT / ".mutants", ROOT / "docs/mutants.json", ROOT / "docs/mutants.md"
+REASONS = ROOT / "docs/mutants.toml"
+SEED, SAMPLE = 16, 300
+CORE_TESTS = ("tests/core", "tests/jobs", "tests/store/test_decisions.py")
+REST_TESTS = ("tests", "--ignore=tests/slurm", "--ignore=tests/ray", "--ignore=tests/test_gpu_check.py")
+CORE_SECONDS, REST_SECONDS = 30.0, 10.0
+"""How much processor time the tests of one change may take."""
 
 
-def copy() -> None:
-    """Bring the copy up to date; mutmut keeps its own results in it."""
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    for folder in (COPY / "tests", COPY / "mutants/tests"):
-        shutil.rmtree(folder, ignore_errors=True)  # a test that was moved would run twice
-    for name in tracked.decode().strip("\0").split("\0"):
-        source, target = ROOT / name, COPY / name
-        if source.is_file() and (not target.exists() or target.read_bytes() != source.read_bytes()):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, target)
-
-
-def mutmut(names: Sequence[str]) -> None:
-    """Measure some changes."""
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *names]
-    log = COPY / "mutmut.log"
-    with log.open("w") as stream:
-        code = subprocess.run(command, cwd=COPY, check=False, stdout=stream, stderr=stream).returncode
-    if code:
-        sys.exit(f"mutmut ended with {code}: see {log}")
-
-
-def measured() -> dict[str, int | None]:
-    """Return each change, with the exit code of its tests; None: not measured."""
-    found: dict[str, int | None] = {}
-    for path in sorted((COPY / "mutants/orchestrator").rglob("*.meta")):
-        found.update(json.loads(path.read_text())["exit_code_by_key"])
+def modules(rest: bool) -> dict[str, Path]:
+    """Return the files of core/ and of the pure modules of jobs/, or all others, by name without `orchestrator`."""
+    found = {}
+    for path in sorted((ROOT / "orchestrator").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "orchestrator").with_suffix("").parts)
+        is_core = name.startswith("core.") or name in ("jobs.cells", "jobs.judgement", "jobs.records")
+        if is_core is not rest:
+            found[name.removesuffix(".__init__")] = path
     return found
 
 
-def module_of(name: str) -> str:
-    """Return ``core.state`` for a change in `orchestrator.core.state`."""
-    return ".".join(name.split(".")[1:3])
-
-
-def digest_of(module: str) -> str:
+def digest_of(path: Path) -> str:
     """Return a digest of a module's source."""
-    path = ROOT / "orchestrator" / f"{module.replace('.', '/')}.py"
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def change(name: str) -> str:
-    """Return what a change changes, as the line before and after it."""
-    path = COPY / "mutants/orchestrator" / f"{module_of(name).replace('.', '/')}.py"
-    text = path.read_text()
-    wanted = name.rpartition(".")[2]
-    kinds = (wanted, f"{wanted.rpartition('__mutmut_')[0]}__mutmut_orig")
-    found = {
-        node.name: (ast.get_source_segment(text, node) or "").splitlines()[1:]
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.FunctionDef) and node.name in kinds
-    }
-    if len(found) < 2:
-        return ""
-    lines = list(difflib.unified_diff(found[kinds[1]], found[kinds[0]], n=0, lineterm=""))[2:]
-    signs = {sign: " ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+"}
-    return f"{signs['-']} -> {signs['+']}"
+def copy() -> Path:
+    """Bring the copy of what git tracks up to date, in which the tests run."""
+    target = WORK / "copy"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    names = {name for name in tracked.decode().strip("\0").split("\0") if (ROOT / name).is_file()}
+    for old in target.rglob("*"):
+        if old.is_file() and "__pycache__" not in old.parts and str(old.relative_to(target)) not in names:
+            old.unlink()
+    for name in names:
+        new = target / name
+        if not new.exists() or new.read_bytes() != (ROOT / name).read_bytes():
+            new.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, new)
+    return target
+
+
+def measure(
+    changes: Mapping[str, tuple[str, Change]], tests: Sequence[str], reached: bool, seconds: float
+) -> None:
+    """Run the tests against each change; the results are added to a file of `.mutants/`."""
+    where, plan = copy(), WORK / "plan.json"
+    plan.write_text(
+        json.dumps(
+            {
+                "changes": {
+                    name: [f"orchestrator.{module}", change] for name, (module, change) in changes.items()
+                },
+                "results": str(WORK / "results.jsonl"),
+                "reached": reached,
+                "seconds": seconds,
+            }
+        )
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "mutating",
+        "-p",
+        "no:cacheprovider",
+        "--tb=native",
+    ]
+    command += ["--assert=plain", "--rootdir=.", "-m", "not long", *tests]
+    path = os.pathsep.join((str(where), str(where / "docs")))
+    env = {**os.environ, "MUTANTS_PLAN": str(plan), "PYTHONPATH": path}
+    code = subprocess.run(command, cwd=where, env=env, check=False, stdout=subprocess.DEVNULL).returncode
+    if code not in (0, 5):
+        sys.exit(f"pytest ended with {code}")
+
+
+def key_of(module: str, digest: str, name: str) -> str:
+    """Return the name of a change that holds as long as its module is the same."""
+    return f"{module} {digest} {name}"
+
+
+def known() -> dict[str, tuple[str, str]]:
+    """Return what was measured: key to word and the test that noticed the change."""
+    path = WORK / "results.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {key: (word, test) for key, word, test in map(json.loads, lines)}
+
+
+def shown(source: str, change: Change) -> str:
+    """Return what a change changes, as the lines before and after it."""
+    first = source.rfind("\n", 0, change.start) + 1
+    last = source.find("\n", change.end)
+    old, new = source[first:last], source[first : change.start] + change.text + source[change.end : last]
+    return " -> ".join(" ".join(text.split()) for text in (old, new))
 
 
 def interval(killed: int, of: int) -> tuple[float, float]:
@@ -111,84 +137,155 @@ def interval(killed: int, of: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def record(names: Iterable[str], known: Mapping[str, int | None], total: int) -> None:
-    """Add what was measured to docs/mutants.json."""
-    old = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"modules": {}}
-    modules = {name: each for name, each in old["modules"].items() if each["digest"] == digest_of(name)}
-    sizes = Counter(map(module_of, known))
-    for name in names:
-        code = known[name]
-        if code is None:
-            continue
-        module = module_of(name)
-        each = modules.setdefault(
-            module, {"digest": digest_of(module), "changes": sizes[module], "found": {}}
-        )
-        word = WORDS.get(code, "timeout")
-        each["found"][name.removeprefix(f"orchestrator.{module}.")] = (
-            [word] if word in (KILLED, "timeout") else [word, change(name)]
-        )
-    content = {"seed": SEED, "changes": total, "modules": dict(sorted(modules.items()))}
-    RESULTS.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def record(
+    part: str, files: Mapping[str, Path], changes: Mapping[str, tuple[str, Change]], total: int
+) -> None:
+    """Put what was measured of core or the rest into docs/mutants.json."""
+    found = known()
+    each: dict[str, dict[str, Any]] = {}
+    for key, (module, change) in changes.items():
+        if key in found:
+            of = each.setdefault(
+                module, {"digest": digest_of(files[module]), "counts": Counter(), "left": {}}
+            )
+            word = found[key][0]
+            of["counts"][word] += 1
+            if word in (SURVIVED, UNREACHED):
+                of["left"][key.split()[-1]] = shown(files[module].read_text(), change)
+    results = json.loads(RESULTS.read_text())
+    results[part] = {"changes": total, "modules": dict(sorted(each.items()))}
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+KINDS = (
+    (
+        "a text for people, of which no test compares each word",
+        lambda old, new: "XX" in new and "XX" not in old,
+    ),
+    ("the same text in small or capital letters", lambda old, new: old != new and old.lower() == new.lower()),
+    (
+        "`strict=True` states that the lengths agree; it fails only where another rule is broken",
+        lambda old, new: "strict=True" in old and "strict=True" not in new,
+    ),
+    (
+        "`cast` and types change nothing at run time",
+        lambda old, new: "cast(" in old,
+    ),
+)
+"""Kinds of survivors that need no reason of their own."""
+
+
+def reason(module: str, name: str, change: str, known_reasons: Sequence[Mapping[str, str]]) -> str:
+    """Return why a change may survive; "" for one that a test should notice."""
+    for each in known_reasons:
+        if each["module"] == module and each["function"] == function_of(name) and each["has"] in change:
+            return each["reason"]
+    old, _, new = change.partition(" -> ")
+    return next((text for text, fits in KINDS if fits(old, new)), "")
+
+
+def function_of(name: str) -> str:
+    """Return the function that a change changes, as mutmut names changes."""
+    mangled = name.partition("__mutmut_")[0]
+    return ".".join(mangled.split("ǁ")[1:]) if "ǁ" in mangled else mangled.removeprefix("x_")
+
+
+HEAD = """# Small changes that the tests notice
+
+`make mutants` has [mutmut](https://mutmut.readthedocs.io) change the code one operator, argument or text at a time, and runs tests against
+each change. A change that no test notices survives. This page is made by `python docs/mutants.py`.
+"""
+PARTS = {
+    "core": """
+## `core/` and the pure modules of `jobs/`
+
+Each change is tried against the tests of `tests/core`, `tests/jobs` and `tests/store/test_decisions.py` that call the changed function. These
+take seconds together. What other tests notice counts as a survivor here.
+""",
+    "rest": """
+## All other modules
+
+A random sample of the changes (`make mutants-rest`). Each is tried against the tests of its module: those in files that name the module and
+those in the folder of its package, the tests whose words name the function first, for at most 10 seconds of processor time.
+Tests of real Slurm and Ray clusters and tests of minutes do not run. So the share is a lower bound of what all tests notice.
+""",
+}
 
 
 def page() -> str:
     """Return the page's text."""
     results = json.loads(RESULTS.read_text())
-    rows, survivors, sums = [], [], Counter[str]()
-    for module, each in results["modules"].items():
-        counts = Counter(found[0] for found in each["found"].values())
-        good, number = counts[KILLED] + counts["timeout"], sum(counts.values())
+    reasons = tomllib.loads(REASONS.read_text()).get("survivor", [])
+    parts = [HEAD]
+    for part, intro in PARTS.items():
+        if part in results:
+            parts += [intro, *_part(results[part], reasons)]
+    return "".join(parts)
+
+
+def _part(result: Mapping[str, Any], reasons: Sequence[Mapping[str, str]]) -> Iterable[str]:
+    rows, sums, kinds = [], Counter[str](), Counter[str]()
+    survivors: list[str] = []
+    for module, each in result["modules"].items():
+        counts = Counter(each["counts"])
+        good, number = counts[KILLED] + counts[TIMEOUT], sum(counts.values())
         sums.update(counts)
         rows.append(
-            f"| `{module}` | {each['changes']} | {number} | {good} | {counts[SURVIVED]} | {counts[UNREACHED]} "
-            f"| {100 * good / number:.0f} % |\n"
+            f"| `{module}` | {number} | {good} | {counts[SURVIVED]} | {counts[UNREACHED]} | {100 * good / number:.0f} % |\n"
         )
-        for name, found in each["found"].items():
-            if found[0] in (SURVIVED, UNREACHED):
-                reason = TEXT if "XX" in found[1] else UNREACHED if found[0] == UNREACHED else OTHER
-                shown = found[1].replace("|", "\\|").replace("`", "'")[:160]
-                survivors.append(
-                    f"| `{module}` `{name.replace('__mutmut_', ' ')}` | `{shown}` | {reason} |\n"
-                )
-    number, good = sum(sums.values()), sums[KILLED] + sums["timeout"]
-    low, high = interval(good, number)
-    parts = [
-        HEAD,
-        f"\nMeasured were {number} of {results['changes']} changes: {good} were noticed, {100 * good / number:.1f} %. ",
-        "Where they are the random sample of `make mutants`, the share of all changes lies between ",
-        f"{100 * low:.1f} and {100 * high:.1f} %, at 95 % ([Wilson](https://doi.org/10.1080/01621459.1927.10502953)).\n",
-        "\n| module | changes | measured | noticed | survived | no test reaches it | share |\n",
-        "|---|---|---|---|---|---|---|\n",
-        *rows,
-        "\n## Survivors\n\n| change | from and to | reason |\n|---|---|---|\n",
-        *survivors,
-    ]
-    return "".join(parts)
+        for name, change in each["left"].items():
+            why = reason(module, name, change, reasons) or "a test is missing"
+            kinds[why] += 1
+            text = change.replace("|", "\\|").replace("`", "'")
+            text = text if len(text) <= 200 else f"{text[:200]}..."
+            survivors.append(f"| `{module}` `{function_of(name)}` | `{text}` | {why} |\n")
+    number, good = sum(sums.values()), sums[KILLED] + sums[TIMEOUT]
+    yield f"\nMeasured were {number} of {result['changes']} changes: {good} were noticed, **{100 * good / number:.1f} %**."
+    if number < result["changes"]:
+        low, high = interval(good, number)
+        yield f" The share of all lies between {100 * low:.1f} and {100 * high:.1f} %, at 95 % "
+        yield "([Wilson](https://doi.org/10.1080/01621459.1927.10502953))."
+    yield "\n\n| survivors | reason |\n|---|---|\n"
+    yield from (f"| {count} | {why} |\n" for why, count in kinds.most_common())
+    yield "\n| module | measured | noticed | survived | no test reaches it | share |\n|---|---|---|---|---|---|\n"
+    yield from rows
+    yield "\n<details><summary>The survivors</summary>\n\n| function | from and to | reason |\n|---|---|---|\n"
+    yield from survivors
+    yield "\n</details>\n"
 
 
 def main() -> None:
     """Measure, record and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--rest", action="store_true")
     parser.add_argument("--modules", nargs="*", default=[])
-    parser.add_argument("--sample", type=int, default=SAMPLE)
+    parser.add_argument("--sample", type=int)
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--page", action="store_true")
     arguments = parser.parse_args()
     if not arguments.page:
-        copy()
-        mutmut(["orchestrator.core.waiting.x_outlook__mutmut_1"])  # makes all changes, and measures one
-        names = sorted(measured())
+        files = modules(rest=arguments.rest)
+        changes: dict[str, tuple[str, Change]] = {}
+        for module, path in files.items():
+            for name, change in changes_of(path, WORK / "changes").items():
+                changes[key_of(module, digest_of(path), name)] = module, change
+        total = len(changes)
         if arguments.modules:
-            names = [name for name in names if module_of(name) in arguments.modules]
-        elif not arguments.all:
-            names = sorted(random.Random(SEED).sample(names, arguments.sample))
-        left = [name for name in names if measured()[name] is None]
-        for first in range(0, len(left), AT_ONCE):
-            mutmut(left[first : first + AT_ONCE])
-            print(f"{min(first + AT_ONCE, len(left))} of {len(left)} measured", flush=True)
-        known = measured()
-        record(names, known, len(known))
+            changes = {key: each for key, each in changes.items() if each[0] in arguments.modules}
+        sample = arguments.sample or (SAMPLE if arguments.rest else None)
+        if sample is not None:
+            names = sorted(random.Random(arguments.seed).sample(sorted(changes), min(sample, len(changes))))
+            changes = {name: changes[name] for name in names}
+        found = known()
+        left = {
+            key: each
+            for key, each in changes.items()
+            if found.get(key, (SURVIVED,))[0] in (SURVIVED, UNREACHED)
+        }
+        if left:
+            tests, seconds = (REST_TESTS, REST_SECONDS) if arguments.rest else (CORE_TESTS, CORE_SECONDS)
+            measure(left, tests, not arguments.rest, seconds)
+        record("rest" if arguments.rest else "core", files, changes, total)
     PAGE.write_text(page())
 
 

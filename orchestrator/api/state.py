@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -248,6 +249,7 @@ class SweepState:
             codes=self.codes,
             spending=spending_now(self.ledger, self.sweep.name, self.policy),
             space=space_of(self.ledger.objects),
+            now=time.time(),
         )
         return holding.holds_of(records)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from orchestrator.api.launching import CheckedLaunch, failed_cells, make_launcher, run_settings_of
-from orchestrator.api.reconciling import NOTICES_S, PendingLaunch, notifier_of
+from orchestrator.api.reconciling import NOTICES_S, WAIT_S, PendingLaunch, notifier_of
 from orchestrator.api.state import Notify, SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.attached import follow
@@ -25,9 +27,14 @@ from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
-from orchestrator.errors import SweepError, UserError, counted, escaped, one_line
+from orchestrator.errors import SweepError, Unavailable, UserError, counted, escaped, one_line
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import Submitter
+
+T = TypeVar("T")
+
+PATIENCE_S = 300.0
+"""Seconds for which ``launch --wait`` waits for a scheduler that does not answer its checks; ours."""
 
 
 def configure_launch(parser: argparse.ArgumentParser) -> None:
@@ -53,23 +60,26 @@ def run_launch(args: argparse.Namespace) -> int:
     settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
     # All checks come before the first write, so a refused launch leaves no trace in the store.
     with LongStep("checking the launch"):
-        checked = CheckedLaunch(
-            verb="launch",
-            view=view,
-            cells=cells,
-            settings=settings,
-            import_paths=import_paths,
-            composition=composition,
-            overrides=args.overrides,
-            names_cells=bool(args.only),
-            dry_run=args.dry_run,
-            prefetch=again("prefetch", args),
+        checked = _patiently(
+            lambda: CheckedLaunch(
+                verb="launch",
+                view=view,
+                cells=cells,
+                settings=settings,
+                import_paths=import_paths,
+                composition=composition,
+                overrides=args.overrides,
+                names_cells=bool(args.only),
+                dry_run=args.dry_run,
+                prefetch=again("prefetch", args),
+            ),
+            wait=args.wait,
         )
     notes = checked.limits.notes if checked.limits else ()
     if args.dry_run:
         return _print_scripts(checked.dispatch().dry_run(), notes)
     # From here on, the store is changed.
-    sealed = checked.seal(print)
+    sealed = _patiently(lambda: checked.seal(print), wait=args.wait)
     print(f"{sealed.title}: {escaped(sealed.sweep.description)}")
     for note in notes:
         print(f"  note: {note}")
@@ -77,6 +87,24 @@ def run_launch(args: argparse.Namespace) -> int:
     num_done = sum(view.cells[cell.id].state is State.DONE for cell in cells)
     print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {sealed.ledger.objects.url}")
     return follow(checked, sealed, wait=args.wait, is_detached=args.detach)
+
+
+def _patiently(act: Callable[[], T], *, wait: bool) -> T:
+    """Run an operation. With `wait`, try again for `PATIENCE_S` while a scheduler does not answer.
+
+    A controller that restarts is back in minutes, and whoever waits for a sweep can wait for that.
+    """
+    until_s, said = time.monotonic() + PATIENCE_S, False
+    while True:
+        try:
+            return act()
+        except Unavailable as error:
+            if not wait or time.monotonic() > until_s:
+                raise
+            if not said:
+                print(f"  {error.what}; trying again for {PATIENCE_S:.0f} s", flush=True)
+            said = True
+        time.sleep(WAIT_S)
 
 
 def configure_rerun(parser: argparse.ArgumentParser) -> None:
@@ -117,8 +145,11 @@ def run_rerun(args: argparse.Namespace) -> int:
         return 0
     fix = f"sweep prefetch {view.sweep.name}@{view.number}{view.hint}"
     # The checks come before the question, so that a user does not confirm what is then refused.
-    checked = CheckedLaunch(
-        verb="rerun", view=view, cells=cells, settings=settings, import_paths=import_paths, prefetch=fix
+    checked = _patiently(
+        lambda: CheckedLaunch(
+            verb="rerun", view=view, cells=cells, settings=settings, import_paths=import_paths, prefetch=fix
+        ),
+        wait=args.wait,
     )
     _print_rerun(view, cells, settings.policy)
     if (
@@ -128,7 +159,8 @@ def run_rerun(args: argparse.Namespace) -> int:
     ):
         print("nothing was started")
         return 0
-    return follow(checked, checked.seal(print), wait=args.wait, is_detached=args.detach)
+    sealed = _patiently(lambda: checked.seal(print), wait=args.wait)
+    return follow(checked, sealed, wait=args.wait, is_detached=args.detach)
 
 
 def _print_rerun(view: SweepState, cells: list[Cell], policy: Policy) -> None:
@@ -171,7 +203,7 @@ def run_reconcile(args: argparse.Namespace) -> int:
         print(f"{view.title} was launched without jobs; notices that are due are sent")
         notifier_of(view, next(r for r in reversed(view.requests) if r.settings), indented).finish(NOTICES_S)
         return 0
-    asked = _requests_of(view, indented)
+    asked = _patiently(lambda: _requests_of(view, indented), wait=args.wait)
     if args.dry_run:
         given = SubmitResult()
         for each in asked:

@@ -326,15 +326,32 @@ def valued(
         if (part and instance.digest != part) or (select.stage and instance.stage != select.stage):
             continue
         found = [row[select.metric] for row in each if select.metric in row and _counts(row, select.where)]
-        values = [float(value) for value in found if isinstance(value, int | float)] or values
+        values = [_as_float(value) for value in found if isinstance(value, int | float)] or values
     if not values:
         why = f"no row has {select.metric}"
         why += "".join(f" {name}={value}" for name, value in select.where.items())
         return SeenCell(cell=cell.id, products=dict(products), why=why)
-    value = math.fsum(values) / len(values)
+    value = _mean(values)
     if not math.isfinite(value):
         return SeenCell(cell=cell.id, products=dict(products), why=f"{select.metric} is {value}")
     return SeenCell(cell=cell.id, products=dict(products), value=value)
+
+
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean; nan where infinities of both signs leave none."""
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:  # the sum is beyond all floats, the mean is not
+        return math.fsum(value / len(values) for value in values)
+    except ValueError:
+        return math.nan
 
 
 def _counts(row: Row, where: Mapping[str, str | int | float | bool]) -> bool:
@@ -361,7 +378,7 @@ def answer(question: SweepQuestion, seen: Iterable[SeenCell]) -> tuple[str, ...]
     for place, (key, cells) in enumerate(question.candidates.items()):
         known = [value for cell in cells if (value := values.get(cell.id)) is not None]
         if known:
-            mean = math.fsum(known) / len(known)
+            mean = _mean(known)
             signed = mean if question.select.mode == "min" else -mean
             group = question.groups.get(key, "")
             ranked.setdefault(group, []).append((len(known) < len(cells), signed, place, key))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.core.records import End
+from orchestrator.core.sweep import Cell
 
 NUM_FRAMES = 3
 """Innermost frames of the user's own code that count; our choice."""
@@ -91,3 +93,37 @@ def own_frames(log: str) -> tuple[str, ...]:
     return tuple(
         f"{file.replace(chr(92), '/').rpartition('/')[2]}:{name}" for file, name in own[-NUM_FRAMES:]
     )
+
+
+class Alike(NamedTuple):
+    """Stage instances that failed alike under the same code.
+
+    Attributes:
+        failure: their common fingerprint.
+        code: digest of the code.
+        ends: digest of a stage to the end of its attempt.
+        axes: the axes on which all cells of these stages agree, and others differ, with the value.
+        cell: id of a cell of the first one.
+    """
+
+    failure: Fingerprint
+    code: str
+    ends: Mapping[str, End]
+    axes: Mapping[str, str]
+    cell: str
+
+    def box(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Return the cells that agree with the failed ones on every axis on which these agree."""
+        for name, value in self.axes.items():
+            cells = [cell for cell in cells if cell.axes.get(name) == value]
+        return list(cells)
+
+
+def common_axes(axes: Mapping[str, str] | None, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the axes that have the same value in both; all of `more` if there is nothing to compare."""
+    return {k: v for k, v in more.items() if axes is None or axes.get(k) == v}
+
+
+def varying_axes(cells: Sequence[Cell]) -> set[str]:
+    """Return the axes on which cells differ."""
+    return {name for cell in cells for name, value in cell.axes.items() if value != cells[0].axes.get(name)}

@@ -7,8 +7,10 @@ here look at all stages of the sweep. Workers, drivers, submissions, `status` an
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from orchestrator.core.evidence import (
@@ -23,13 +25,14 @@ from orchestrator.core.evidence import (
     spent,
 )
 from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.fingerprint import Fingerprint, fingerprint
+from orchestrator.core.fingerprint import Alike, Fingerprint, common_axes, fingerprint, varying_axes
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
+from orchestrator.core.remedies import is_disk_full
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep
-from orchestrator.errors import UserError, counted, one_line, says_full
+from orchestrator.errors import UserError, counted, one_line
 
 MAX_MESSAGE = 120
 """Characters of a failure's message in the reason of a hold."""
@@ -38,7 +41,6 @@ NUM_GATES = 2  # that fail alike hold back others; ours
 
 _OF_MACHINES = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
 """Causes that are no evidence against the cells that failed."""
-
 
 SCARCE_BYTES, SCARCE_SHARE = 10 * 2**30, 0.01
 """Space on a disk is scarce below the smaller one; ours."""
@@ -58,6 +60,7 @@ class SweepRecords(NamedTuple):
         codes: id of a cell to the digest of the code that would run it.
         spending: what the sweep has spent; None if it has no budget, or if the reader checks it itself.
         space: bytes that are free in the store, and in all; None where nothing says that, as in a bucket.
+        now: the time on the reader's clock, in seconds since 1970.
     """
 
     sweep: ComposedSweep
@@ -70,19 +73,51 @@ class SweepRecords(NamedTuple):
     gates: Gates = NO_GATES
     spending: Spending | None = None
     space: tuple[int, int] | None = None
+    now: float = 0.0
 
 
 def with_space(records: SweepRecords) -> Holds:
-    """Hold every stage while space is scarce, once one has failed for want of it. Quotas may not be seen."""
-    if records.space is None or records.space[0] >= min(SCARCE_BYTES, SCARCE_SHARE * records.space[1]):
-        return NO_HOLDS
+    """Hold back stages while the store's disk is full, once one has failed for want of space.
+
+    While space is scarce, nothing starts. A quota, or what a stage needs, may not be seen. So where space
+    seems to be there, stages of the same name wait for a time that doubles with each failure of one::
+
+        train[a] failed 10 s ago for the first time     all of `train` waits for 50 more seconds
+        train[a] failed 30 s ago for the third time     all of `train` waits for 210 more seconds
+    """
+    full: dict[str, tuple[int, float]] = {}  # name of a stage to the most failures, and the last one's time
     for digest in records.unfinished:
         ends = [attempt.end for attempt in records.evidence(digest).attempts if attempt.end is not None]
-        if ends and ends[-1].cause is Cause.STORAGE and says_full(ends[-1].message):
-            free_mib = records.space[0] / 2**20
-            why = f"the store's disk is full, {free_mib:,.1f} MiB are free: work waits for more"
-            return Holds(stages=dict.fromkeys(records.sweep.stages, Hold(why, False, Cause.STORAGE)))
-    return NO_HOLDS
+        times = sum(1 for _ in itertools.takewhile(is_disk_full, reversed(ends)))
+        if times:
+            most, last = full.get(name := records.sweep.stages[digest].stage, (0, 0.0))
+            full[name] = max(most, times), max(last, _seconds(ends[-1].at))
+    if not full:
+        return NO_HOLDS
+    free, total = records.space or (0, 0)
+    if free < min(SCARCE_BYTES, SCARCE_SHARE * total):
+        why = f"the store's disk is full, {free / 2**20:,.1f} MiB are free: work waits for more"
+        return Holds(stages=dict.fromkeys(records.sweep.stages, Hold(why, False, Cause.STORAGE)))
+    held = {}
+    for name, (times, last) in full.items():
+        pause_s = pause_for_space_s(times)
+        if last and records.now - last < pause_s:
+            why = f"{name} lacked space on the store's disk: the next one starts {pause_s:.0f} s later"
+            held[name] = Hold(why, False, Cause.STORAGE)
+    return Holds(stages={d: held[s.stage] for d, s in records.sweep.stages.items() if s.stage in held})
+
+
+def pause_for_space_s(times: int) -> float:
+    """Return for how many seconds stages wait after one lacked space so many times; ours."""
+    return min(3600.0, 60.0 * 2.0 ** (times - 1))
+
+
+def _seconds(at: str) -> float:
+    """Return the time of a record, in seconds since 1970; 0 if it has none."""
+    try:
+        return datetime.fromisoformat(at).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def no_space(holds: Holds) -> str:
@@ -148,30 +183,6 @@ Rule = Callable[[SweepRecords], Holds]
 """One rule. Its result must follow from the records alone."""
 
 
-class Alike(NamedTuple):
-    """Stage instances that failed alike under the same code.
-
-    Attributes:
-        failure: their common fingerprint.
-        code: digest of the code.
-        ends: digest of a stage to the end of its attempt.
-        axes: the axes on which all cells of these stages agree, and others differ, with the value.
-        cell: id of a cell of the first one.
-    """
-
-    failure: Fingerprint
-    code: str
-    ends: Mapping[str, End]
-    axes: Mapping[str, str]
-    cell: str
-
-    def box(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Return the cells that agree with the failed ones on every axis on which these agree."""
-        for name, value in self.axes.items():
-            cells = [cell for cell in cells if cell.axes.get(name) == value]
-        return list(cells)
-
-
 class _Failure(NamedTuple):
     """The newest failed attempt of a stage that has no product.
 
@@ -215,7 +226,7 @@ def broken(records: SweepRecords) -> Holds:
     for (launch, last_rerun), members in groups.items():
         counting = [each for each in failures if _counts(records.requests, each, launch, last_rerun)]
         for alike in _alike(records, counting):
-            can_agree = bool(alike.axes) or len(_varying(records.sweep.cells)) > 1
+            can_agree = bool(alike.axes) or len(varying_axes(records.sweep.cells)) > 1
             most = NUM_GATES if alike.failure.stage in gates else records.policy.breaker
             is_enough = len(alike.ends) >= min(most, records.policy.breaker) and can_agree
             if not is_enough or has_worked(records, alike, box := alike.box(records.sweep.cells)):
@@ -256,7 +267,7 @@ def _failures(records: SweepRecords) -> Iterator[_Failure]:
         if evidence.done is not None or not failed or spent(evidence, budget) is None:
             continue
         number, end, start = failed[-1].number, failed[-1].end, failed[-1].start
-        if end is not None and start is not None and end.cause not in _OF_MACHINES:
+        if end is not None and start is not None and not (end.cause in _OF_MACHINES or is_disk_full(end)):
             yield _Failure(digest, number, end, str(start.provenance.get("code", "")))
 
 
@@ -282,31 +293,21 @@ def _alike(records: SweepRecords, failures: Sequence[_Failure]) -> list[Alike]:
     for cell in records.sweep.cells:
         for digest in digests.intersection(records.gates.chain(cell)):
             named.setdefault(digest, cell.id)
-            axes[digest] = _common(axes.get(digest), cell.axes)
+            axes[digest] = common_axes(axes.get(digest), cell.axes)
     groups: dict[tuple[str, str], list[tuple[Fingerprint, _Failure]]] = {}
     for failure in failures:
         if failure.digest in named:  # not the gate of an earlier launch
             alike = fingerprint(stages[failure.digest].stage, failure.end)
             groups.setdefault((alike.digest, failure.code), []).append((alike, failure))
-    found, varying = [], _varying(records.sweep.cells)
+    found, varying = [], varying_axes(records.sweep.cells)
     for (_, code), members in groups.items():
         common: dict[str, str] | None = None
         for _, failure in members:
-            common = _common(common, axes[failure.digest])
+            common = common_axes(common, axes[failure.digest])
         ends = {failure.digest: failure.end for _, failure in members}
         agreed = {name: value for name, value in (common or {}).items() if name in varying}
         found.append(Alike(members[0][0], code, ends, agreed, named[members[0][1].digest]))
     return found
-
-
-def _common(axes: Mapping[str, str] | None, more: Mapping[str, str]) -> dict[str, str]:
-    """Return the axes that have the same value in both; all of `more` if there is nothing to compare."""
-    return {k: v for k, v in more.items() if axes is None or axes.get(k) == v}
-
-
-def _varying(cells: Sequence[Cell]) -> set[str]:
-    """Return the axes on which cells differ."""
-    return {name for cell in cells for name, value in cell.axes.items() if value != cells[0].axes.get(name)}
 
 
 def has_worked(records: SweepRecords, alike: Alike, box: Sequence[Cell]) -> bool:

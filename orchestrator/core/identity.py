@@ -196,7 +196,7 @@ def slice_of(
         UserError: the config lacks one of `keys`.
     """
     part: dict[str, Any] = dict(config) if ALL in keys else {}
-    for key in sorted(set(keys) - {ALL}, key=len):  # shorter keys first: a section, then its values
+    for key in sorted(sorted(set(keys) - {ALL}), key=len):  # shorter keys first: a section, then its values
         value = pick(config, key)
         if value is MISSING:
             raise UserError(f"{what} the unknown key {key!r}", allowed=nearest(key, dotted_keys(config)))

@@ -113,6 +113,7 @@ class HoldReader:
             gates=self._gates,
             spending=self._spending(policy),
             space=space_of(reader.ledger.objects),
+            now=time.time(),
         )
 
 

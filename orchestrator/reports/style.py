@@ -138,16 +138,15 @@ def plain(axis: Axes, *, grid: Literal["x", "y", "both"] = "y") -> None:
     axis.set_axisbelow(True)
 
 
-def dodge(index: int, num: int, *, step: float = 0.09, most: float = 0.6) -> float:
+def dodge(index: int, num: int) -> float:
     """Return how far to move the n-th of several lines sideways, so that none hides another.
 
     Args:
         index: of the line, from 0.
         num: number of lines.
-        step: distance between two lines, in units of the x axis.
-        most: largest distance between the first and the last line.
     """
-    return (index - (num - 1) / 2) * min(step, most / max(num, 1))
+    # In units of the x axis: 0.09 between two lines, and at most 0.6 between the first and the last one.
+    return (index - (num - 1) / 2) * min(0.09, 0.6 / max(num, 1))
 
 
 def size_ticks(axis: Axes, sizes: Sequence[int]) -> None:
@@ -156,32 +155,30 @@ def size_ticks(axis: Axes, sizes: Sequence[int]) -> None:
     axis.set_xlim(min(sizes) - 0.6, max(sizes) + 0.6)
 
 
-def model_legend(figure: Figure, models: Sequence[str], *, line: bool = True) -> None:
+def model_legend(figure: Figure, models: Sequence[str]) -> None:
     """Add a legend of models below the panels.
 
     Args:
         figure: to add it to.
         models: their names, in the order of their colours.
-        line: whether the entries show a line beside the marker.
     """
     handles = [
-        Line2D([], [], color=colour(i), marker=marker(i), linestyle="-" if line else "", label=name)
+        Line2D([], [], color=colour(i), marker=marker(i), linestyle="-", label=name)
         for i, name in enumerate(models)
     ]
     legend(figure, handles, longest=max((len(name) for name in models), default=1))
 
 
-def legend(figure: Figure, handles: Sequence[Any], *, longest: int, columns: int = 7) -> None:
+def legend(figure: Figure, handles: Sequence[Any], *, longest: int) -> None:
     """Add a legend below the panels, in as many columns as fit the page.
 
     Args:
         figure: to add it to.
         handles: the entries.
         longest: length of the longest label, in characters.
-        columns: most columns.
     """
     # About 14 characters fit into an inch; an entry's line or marker takes about 6 more.
-    fitting = max(1, min(columns, len(handles), int(WIDTH_IN * 14 / (longest + 6))))
+    fitting = max(1, min(7, len(handles), int(WIDTH_IN * 14 / (longest + 6))))
     figure.legend(handles=list(handles), loc="outside lower center", ncol=fitting, frameon=False)
 
 

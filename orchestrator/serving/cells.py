@@ -307,9 +307,9 @@ class LogPart(NamedTuple):
     end: int
 
 
-def last_part(objects: ObjectStore, key: str, length: int = LOG_TAIL) -> LogPart:
+def last_part(objects: ObjectStore, key: str) -> LogPart:
     """Return the end of a log, from the beginning of a line on."""
-    start = max(0, size_of(objects, key) - length)
+    start = max(0, size_of(objects, key) - LOG_TAIL)
     part = part_from(objects, key, start)
     if not start:
         return part

@@ -18,6 +18,7 @@ from orchestrator.sft.memory import (
     GIB,
     GPU_HOST_GIB,
     HOST_BYTES,
+    MAX_PACK_TOKENS,
     Decoder,
     Fit,
     generation_gib,
@@ -110,7 +111,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         checkpoint_share=saves.share,
         lost_s=saves.lost_s,
         stop_s=saves.stop_s,
-        load_s=state_seconds(model.num_parameters, one.disk_gb_s),
+        load_s=state_seconds(model.num_parameters, one.disk_gb_s) + saves.weights_gb / DISK_GB_S,
         most_gpus=_most_gpus(cell),
         efficiency=one.speed.efficiency,
     )
@@ -225,11 +226,14 @@ class _Training(NamedTuple):
         return tuple(notes)
 
 
-START_S, COMPILE_S = 50.0, 30.0
+START_S, COMPILE_S = 25.0, 30.0
 """Seconds of a rehearsal: starts of processes, scoring and two answers; and to compile layers, once.
 
-Together as measured with a model of 0.4 B parameters on an H100 (docs/gpu.md).
+Together 80 were measured with 0.4 B parameters on an H100 (docs/gpu.md), with interpreters of their own and
+answers of 512 tokens. That forks and answers of 128 tokens save 25 of them is predicted.
 """
+REREAD_GB_S = 1.5
+"""Bandwidth at which a node reads what it has just written or read, as measured (docs/gpu.md)."""
 
 
 def rehearse(
@@ -252,10 +256,15 @@ def rehearse(
     seconds = START_S + weights_s
     if is_trained and whole.num_steps:
         step_s = 3600 * whole.wall_hours / whole.num_steps
-        seconds += 3 * weights_s + 2 * state_seconds(model.num_parameters)
-        # Its rows are the longest, so its steps are longer than others: by a factor of 2 (ours). The second
-        # process finds the layers compiled.
-        seconds += 3 * 2 * step_s + (0.0 if hardware.device == "cpu" else COMPILE_S)
+        # Weights are written and read again, those of the base read again, a state written and read.
+        again = DISK_GB_S / REREAD_GB_S
+        seconds += (1 + 2 * again) * weights_s + (1 + again) * state_seconds(model.num_parameters)
+        # Its rows are twice as long (ours), and fill `rehearse.NUM_WIDEST` packs on each GPU.
+        tokens = 2 * whole.num_tokens / whole.num_steps
+        packs = 2 * max(MAX_PACK_TOKENS, whole.micro_batch_tokens or 0) * whole.num_gpus
+        share = min(1.0, packs / tokens) if cell["trainer"]["micro_batch_size"] is None else 1.0
+        # The second process finds the layers compiled.
+        seconds += 3 * 2 * step_s * share + (0.0 if hardware.device == "cpu" else COMPILE_S)
     return msgspec.structs.replace(
         whole,
         num_steps=3 if is_trained else 0,

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from orchestrator.errors import NotKept
 from orchestrator.sft import runtime
 from orchestrator.sft.checkpoints import EPOCHS, epoch_name
-from orchestrator.sft.distributed import launcher, parallel
+from orchestrator.sft.distributed import parallel
 from orchestrator.sft.scoring import Scorer, select
 from orchestrator.sft.train import SUMMARY
 from orchestrator.stage import Config, Context, Inputs, Row
@@ -33,18 +33,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Return one row per split and evaluation language. Several GPUs share the generation."""
     rows = rescored(config, inputs, context)
     if rows is None:
-        device = runtime.device_of(context.uses.device)
-        num_processes = parallel.num_processes(
-            context.uses.evaluation.num_processes, device, section="evaluation"
-        )
-        if num_processes == 1:
-            rows = evaluate(config, inputs, context)
-        else:
-            # Ranks import the function by name, since each is a process of its own.
-            target = f"{__name__}:{evaluate.__name__}"
-            rows = launcher.run(
-                target, config, inputs, context, num_processes=num_processes, device=device.type
-            )
+        rows = parallel.in_processes(evaluate, config, inputs, context, section="evaluation")
     if "train" in inputs:
         # Other epochs lost the selection, and what they answered is kept in the predictions.
         context.retire("train", **kept_files(rows[0]["selected_step"]))

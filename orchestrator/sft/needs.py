@@ -85,7 +85,7 @@ def models(config: Config) -> list[Need]:
     if missing := missing_files(path, revision):
         arguments = {"repo_id": path, "revision": revision}
         return [Need(what=what, problem=missing, fetch=FETCH_MODEL, arguments=arguments)]
-    cached = _cached(path, "config.json", revision)
+    cached = _cached_config(path, revision)
     problem = _problem(config, cached.parent) if cached else ""
     arguments = {"repo_id": path, "revision": revision}
     return [Need(what=what, problem=problem, fetch="" if problem else FETCH_MODEL, arguments=arguments)]
@@ -175,7 +175,7 @@ def of_cell(config: Config) -> list[Need]:
 
 def missing_files(repo_id: str, revision: str) -> str:
     """Return what the hub's cache lacks of a model, "" if it holds config, tokenizer and all weights."""
-    config = _cached(repo_id, "config.json", revision)
+    config = _cached_config(repo_id, revision)
     if config is None:
         return "not in the cache"
     folder = config.parent
@@ -193,11 +193,11 @@ def missing_files(repo_id: str, revision: str) -> str:
     return f"{num_missing} of {len(shards)} files of weights not in the cache" if num_missing else ""
 
 
-def _cached(repo_id: str, name: str, revision: str) -> Path | None:
-    """Return the path of a file in the hub's cache, None if it is not there."""
+def _cached_config(repo_id: str, revision: str) -> Path | None:
+    """Return the path of a model's config in the hub's cache, None if it is not there."""
     from huggingface_hub import try_to_load_from_cache  # takes 0.1 s, so only for a model of a hub
 
-    path = try_to_load_from_cache(repo_id, name, revision=revision)
+    path = try_to_load_from_cache(repo_id, "config.json", revision=revision)
     return Path(path) if isinstance(path, str) else None
 
 

@@ -26,13 +26,14 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.saving import MANIFEST
 from orchestrator.sft import evaluate, runtime, train
+from orchestrator.sft.batches import setting
 from orchestrator.sft.data import load_items
 from orchestrator.sft.distributed import launcher, parallel
+from orchestrator.sft.memory import MAX_PACK_TOKENS
 from orchestrator.sft.prepare import COUNTS, SPLITS, count
 from orchestrator.sft.shards import Example, Rows, rows_of, write_shard
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
@@ -45,6 +46,10 @@ LEAST_SCORING_S = 180.0
 SHORT_S = 20.0
 """Seconds within which a rehearsal does not end for a stop; far less than `policy.grace_s`. Ours."""
 _PHASES = 4
+NUM_WIDEST = 2
+"""Widest packs in a step of each device: the second one finds the gradients of the first. Ours."""
+MAX_NEW_TOKENS = 128
+"""Most tokens of an answer. Longer ones take time and show nothing else; ours."""
 MAX_NAMED = 3
 """Most items that a message names."""
 
@@ -75,6 +80,8 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
             ``data``).
     """
     phases = _Phases(context)
+    # Before anything is computed: see `Spare`.
+    spares = [launcher.Spare() for _ in range(2)] if "prepare" in inputs else []
     runtime.start(context, seed=0)
     languages = list(inputs.each("prepare")) if "prepare" in inputs else []
     num_references = check_references(config, context.uses, languages)
@@ -82,10 +89,10 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     tree = settings_of(config, context.uses, languages[:1])
     trained = _Trained(inputs)
     if languages:
-        trained = _rehearse_training(config, inputs, context, tree, languages, phases)
+        trained = _rehearse_training(config, inputs, context, tree, languages, phases, spares)
     third = _within(context, "third", tree)
     seconds = max(LEAST_SCORING_S, phases.seconds / 2)
-    with _at_most(seconds, "two answers were not generated and scored"):
+    with _at_most(seconds):
         scored = evaluate.main(Config(tree), trained.inputs, third)
     phases.end(4)
     return [
@@ -113,10 +120,12 @@ def _rehearse_training(
     tree: dict[str, Any],
     languages: Sequence[str],
     phases: _Phases,
+    spares: Sequence[launcher.Spare],
 ) -> _Trained:
     """Train a few steps on the longest rows of the class, with a checkpoint and a new process between."""
     shard = context.scratch / "shard"
     rows = longest_rows(config, inputs, context, languages)
+    tree["trainer"]["global_batch_size"] = sum(row.split == SPLITS[0] for row in rows)
     _write(rows, shard, language=languages[0], limit=config.trainer.max_length_tokens)
     given = _with_input(inputs, "prepare", {languages[0]: shard})
 
@@ -124,7 +133,9 @@ def _rehearse_training(
     stopping.ask("rehearsed")  # it saves a checkpoint after its first step, and ends
     first = _within(context, "first", tree, stop=stopping)
     try:
-        _train(tree, given, first)
+        # On a GPU in a process of its own too, whose memory is free afterwards.
+        on_gpu = runtime.device_of(context.uses.device).type != "cpu"
+        _train(tree, given, first, spares[0], is_new=on_gpu)
     except StopRequested:
         phases.end(2)
     folders = [path.parent for path in (first.folder / "checkpoints").glob(f"*/{MANIFEST}")]
@@ -133,7 +144,7 @@ def _rehearse_training(
     saved = Checkpoint(int(folders[0].name), folders[0])
     speeds = _Speeds()
     second = _within(context, "second", tree, resume=saved, trackers=(speeds,))
-    _train(tree, given, second, in_new_process=True)
+    _train(tree, given, second, spares[1], is_new=True)
     phases.end(3)
     found = json.loads((second.output / train.SUMMARY).read_text(encoding="utf-8"))
     if len(found["loss"]) != NUM_STEPS:
@@ -150,14 +161,13 @@ def _rehearse_training(
 
 
 @contextlib.contextmanager
-def _at_most(seconds: float, what: str) -> Iterator[None]:
+def _at_most(seconds: float) -> Iterator[None]:
     """Raise an error in the block after some seconds. A hang then costs minutes, not the stage's limit.
 
     The signal interrupts Python code, such as a scorer's loop, and no call into a library that never returns.
 
     Args:
         seconds: that the block may take.
-        what: what did not happen by then.
 
     Raises:
         StageFailure: the block took longer (cause ``code``: it would take as long again).
@@ -167,7 +177,8 @@ def _at_most(seconds: float, what: str) -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise StageFailure("code", f"{what} in {seconds:.0f} s: the task or the generation hangs")
+        late = f"two answers were not generated and scored in {seconds:.0f} s"
+        raise StageFailure("code", f"{late}: the task or the generation hangs")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -229,13 +240,28 @@ def settings_of(config: Config, uses: Config, languages: Sequence[str]) -> dict[
         tree["trainer"]["compile"] = True
     tree["items"] |= {"num_validation": 1, "num_test": 1}
     tree["evaluation"]["languages"] = tree["evaluation"]["languages"][:1]
+    most = tree["evaluation"]["max_new_tokens"]
+    tree["evaluation"]["max_new_tokens"] = min(most, MAX_NEW_TOKENS)
     return tree
 
 
 def longest_rows(config: Config, inputs: Inputs, context: Context, languages: Sequence[str]) -> list[Example]:
-    """Return as many of the longest rows of the class as a step has, and the longest for validation."""
+    """Return the longest rows of the class for a step, and the longest one for validation.
+
+    There are as many as a step has, or as fill `NUM_WIDEST` micro-batches on each device: more of them take
+    time, and show nothing else.
+    """
     pad = runtime.padding(runtime.load_tokenizer(inputs, context.uses))
     sizes = {SPLITS[0]: config.trainer.global_batch_size, SPLITS[1]: 1}
+    uses = Config(_merged(config.to_dict(), context.uses.to_dict())).trainer
+    if uses.micro_batch_size is None:
+        device = runtime.device_of(context.uses.device)
+        number = parallel.num_processes(uses.num_processes, device, section="trainer")
+        trained = rows_of(inputs.each("prepare"), languages, SPLITS[0], pad_token_id=pad)
+        widest = max(MAX_PACK_TOKENS, setting(uses, "micro_batch_tokens", None) or 0)
+        tokens = np.cumsum(np.sort(trained.lengths)[::-1])
+        enough = 1 + int(np.searchsorted(tokens, NUM_WIDEST * widest * number))
+        sizes[SPLITS[0]] = min(sizes[SPLITS[0]], max(number, enough))
     return [
         row
         for split, size in sizes.items()
@@ -263,19 +289,10 @@ def _write(rows: Sequence[Example], folder: Path, *, language: str, limit: int) 
     (folder / COUNTS).write_text(json.dumps(report), encoding="utf-8")
 
 
-def _train(
-    tree: Mapping[str, Any], inputs: Inputs, context: Context, *, in_new_process: bool = False
-) -> None:
-    """Run the `train` stage, in new processes if it is asked for or if a GPU is to be free afterwards."""
-    device = runtime.device_of(context.uses.device)
-    number = parallel.num_processes(context.uses.trainer.num_processes, device, section="trainer")
-    if number == 1 and device.type == "cpu" and not in_new_process:
-        train.train(Config(tree), inputs, context)
-        return
-    target = f"{train.__name__}:{train.train.__name__}"
-    launcher.run(target, Config(tree), inputs, context, num_processes=number, device=device.type)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _train(tree: dict[str, Any], inputs: Inputs, context: Context, spare: launcher.Spare, **how: Any) -> None:
+    """Run the `train` stage in the processes that a spare starts; see `parallel.in_processes`."""
+    how |= {"section": "trainer", "spare": spare}
+    parallel.in_processes(train.train, Config(tree), inputs, context, **how)
 
 
 def _within(context: Context, name: str, tree: dict[str, Any], **how: Any) -> Context:

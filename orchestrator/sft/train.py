@@ -309,15 +309,9 @@ SUMMARY = "training.json"
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Train here or in several processes, from the base model or from a checkpoint."""
-    device = runtime.device_of(context.uses.device)
-    num_processes = parallel.num_processes(context.uses.trainer.num_processes, device, section="trainer")
-    if num_processes == 1:
-        return train(config, inputs, context)
-    target = f"{__name__}:{train.__name__}"
-    rows: list[Row] = launcher.run(
-        target, config, inputs, context, num_processes=num_processes, device=device.type
-    )
-    return rows
+    may_be_several = context.uses.trainer.num_processes or context.uses.device != "cpu"
+    spare = launcher.Spare() if may_be_several else None  # before this process looks for a GPU
+    return parallel.in_processes(train, config, inputs, context, section="trainer", spare=spare)
 
 
 def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:

@@ -146,6 +146,11 @@ class SimulatedDisk:
             clock.after(3600 * fault.full_hours[1], on_space)
 
     @property
+    def now_s(self) -> float:
+        """Virtual time."""
+        return self._clock.now_s
+
+    @property
     def space(self) -> tuple[int, int]:
         """Bytes that are free, and in all."""
         is_full = any(self._is_full(fault, self._clock.now_s) for fault in self._full)

@@ -6,7 +6,7 @@ import bisect
 import functools
 import statistics
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from orchestrator.core.evidence import (
@@ -253,6 +253,7 @@ class SimulatedRecords:
             codes=self._codes,
             gates=self._gates,
             space=self.disk.space,
+            now=self.disk.now_s,
         )
 
     def claim(self, claimable: Claimable, owner: Owner) -> StartRecord:
@@ -322,6 +323,7 @@ class SimulatedRecords:
             why=why,
             message=message,
             seconds=spent.seconds,
+            at=datetime.fromtimestamp(self.disk.now_s, UTC).isoformat() if cause is Cause.STORAGE else "",
             spent=spent,
         )
         self._replace_last(digest, last._replace(end=end))

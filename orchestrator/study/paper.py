@@ -147,9 +147,9 @@ def number(value: float | None, *, digits: int = 1, sign: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def percent(share: float | None, *, digits: int = 1) -> str:
+def percent(share: float | None) -> str:
     """Return a share as a percentage, without the percent sign."""
-    return number(None if share is None else 100 * share, digits=digits)
+    return number(None if share is None else 100 * share)
 
 
 def interval(low: float | None, high: float | None, *, digits: int = 1, scale: float = 1.0) -> str:

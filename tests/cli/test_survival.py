@@ -15,6 +15,7 @@ import pytest
 from orchestrator.store.ledger import open_ledger
 from orchestrator.testing import checkpoints, counted, records, running_heartbeats, wait_for
 from orchestrator.trackers.base import history
+from tests.execution.waiting import lives
 
 
 def expected(seed: int, num_steps: int = 30) -> str:
@@ -29,13 +30,6 @@ def assert_all_done_once(sweep, name: str = "slow") -> None:
     assert not list((sweep.store / "void").rglob("*.json"))
     rows = {int(row["seed"]): row["digest"] for row in sweep.json("collect", name)}
     assert rows == {seed: expected(seed) for seed in range(6)}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def kill_worker(store: Path) -> int:
@@ -63,7 +57,7 @@ def test_the_child_of_a_killed_worker_ends_too(slow, background):
     launch = background("launch", "slow.yaml", "launcher.workers=1")
     beat = wait_for(lambda: running_heartbeats(slow.store))[0]
     kill_worker(slow.store)
-    wait_for(lambda: not alive(beat["child"]["pid"]), timeout_s=5)
+    wait_for(lambda: not lives(beat["child"]["pid"]), timeout_s=5)
     assert launch.end()[0] == 0
 
 
@@ -105,7 +99,7 @@ def test_after_the_launcher_is_killed_its_workers_release_and_another_launch_fin
     claims = records(slow.store, "claim.json")
     launch.process.kill()
     for claim in claims:
-        wait_for(lambda pid=claim["owner"]["process"]["pid"]: not alive(pid), timeout_s=15)
+        wait_for(lambda pid=claim["owner"]["process"]["pid"]: not lives(pid), timeout_s=15)
     ends = [end for end in records(slow.store, "end.json") if end["outcome"] == "released"]
     assert {end["why"] for end in ends} == {"stopped"}
     slow("launch", "slow.yaml")
@@ -145,7 +139,7 @@ def test_two_ctrl_c_end_everything_at_once_and_lose_nothing_that_was_recorded(sl
     code, _ = launch.end(timeout_s=10)
     assert code == 1
     for beat in beats:
-        wait_for(lambda pid=beat["child"]["pid"]: not alive(pid), timeout_s=5)
+        wait_for(lambda pid=beat["child"]["pid"]: not lives(pid), timeout_s=5)
     slow("launch", "slow.yaml", "count.step_s=0.01")
     assert_all_done_once(slow)
 
@@ -268,7 +262,7 @@ def test_what_a_killed_worker_and_its_child_leave_behind_is_gone_before_the_next
     os.kill(child, signal.SIGKILL)
     os.kill(worker, signal.SIGKILL)
     left_behind(leaving.store, 2)
-    assert not alive(daemon)
+    assert not lives(daemon)
     launch.interrupt()
     launch.interrupt()
     launch.end()
@@ -286,4 +280,4 @@ def test_two_ctrl_c_leave_no_process_that_has_left_its_session(leaving, backgrou
     launch.interrupt()
     code, output = launch.end(timeout_s=15)
     assert code == 1 and "Warning" not in output, output
-    assert not alive(daemon)
+    assert not lives(daemon)

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from orchestrator.api.events import History
+from orchestrator.cli import launch
 from orchestrator.core.state import State
 from orchestrator.core.waiting import Goal, Outlook, outlook
+from orchestrator.errors import InfrastructureError, Unavailable
 from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import Running, wait_for
 from tests.store import builders
@@ -155,3 +157,22 @@ def test_a_machine_whose_clock_is_ahead_delays_no_one(tmp_path: Path) -> None:
     while not history.settled():
         time.sleep(0.1)
     assert time.monotonic() - start_s < 5
+
+
+def test_only_who_waits_waits_for_a_scheduler_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "WAIT_S", 0.0)
+    answers = iter([Unavailable("slurm is away"), Unavailable("slurm is away"), None])
+
+    def asked() -> str:
+        if (error := next(answers)) is not None:
+            raise error
+        return "ok"
+
+    with pytest.raises(Unavailable):
+        launch._patiently(asked, wait=False)
+    assert launch._patiently(asked, wait=True) == "ok"
+    assert capsys.readouterr().out.count("slurm is away; trying again") == 1
+    with pytest.raises(InfrastructureError, match="damaged"):  # waiting does not help here
+        launch._patiently(lambda: (_ for _ in ()).throw(InfrastructureError("damaged")), wait=True)

@@ -367,4 +367,4 @@ def test_a_rehearsal_takes_longer_for_larger_models_and_a_minute_where_nothing_i
         return 3600 * rehearse(Config(cell(*words)), **given).wall_hours
 
     untrained, small, large = seconds("qwen3-8b", "math", 0), seconds(), seconds("qwen3-8b")
-    assert 60 < untrained < small < 150 < large < 600
+    assert 30 < untrained < small < 100 < large < 400

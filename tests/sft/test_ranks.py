@@ -16,9 +16,12 @@ from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.saving import MANIFEST
 from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Config, Context, Inputs, StopSignal
+from tests.execution.waiting import lives
 from tests.sft.chain import Log
 
 pytestmark = pytest.mark.xdist_group("ranks")
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "torch.distributed", "tests.sft.ranked"])
 
 
 def run(name: str, context: Context, inputs: dict[str, Path] | None = None, **config: Any) -> Any:
@@ -28,11 +31,80 @@ def run(name: str, context: Context, inputs: dict[str, Path] | None = None, **co
     )
 
 
-def is_running(pid: int) -> bool:
+def forked(name: str, attempt: Path, answer: Any, **config: Any) -> None:
+    """In a process that computed nothing yet: calls a function in two ranks that a spare starts."""
+    spare = launcher.Spare()
+    assert spare.poll() is None
+    given = Config(config), Inputs({"base": {"": attempt}}), Context(attempt)
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+        answer.send(
+            launcher.run(f"tests.sft.ranked:{name}", *given, num_processes=2, device="cpu", spare=spare)
+        )
+    except BaseException as error:
+        answer.send((type(error), getattr(error, "cause", None), str(error)))
+
+
+def in_forks(name: str, attempt: Path, **config: Any) -> Any:
+    mine, other = FORKS.Pipe()
+    child = FORKS.Process(target=forked, args=(name, attempt, other), kwargs=config)
+    child.start()
+    answer = mine.recv()
+    child.join()
+    assert child.exitcode == 0
+    return answer
+
+
+def test_ranks_that_are_forked_import_nothing_again_and_know_nothing_of_the_job_around_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "MASTER_PORT", "PET_NNODES"):
+        monkeypatch.setenv(name, "7")
+    in_forks("gather", tmp_path, word="warm")  # the fork server imports once
+    start_s = time.monotonic()
+    result = in_forks("gather", tmp_path / "again", word="hello")
+    assert time.monotonic() - start_s < 5
+    folder = str(tmp_path / "again/checkpoints/00000001")
+    assert [facts[:4] for facts in result["seen"]] == [(folder, False, False, 1)] * 2
+    assert not result["slurm"] and not any(lives(facts[4]) for facts in result["seen"])
+
+
+@pytest.mark.parametrize(
+    ("how", "rank", "kind", "cause", "message"),
+    [
+        pytest.param("failure", 1, StageFailure, "nan", "loss is nan", marks=pytest.mark.long),
+        ("kill", 1, StageFailure, "unknown", "rank 1 was killed by SIGKILL"),
+        pytest.param(
+            "kill", 0, StageFailure, "unknown", "rank 0 was killed by SIGKILL", marks=pytest.mark.long
+        ),
+        pytest.param("exit", 1, StageFailure, "unknown", "rank 1 exited with code 3", marks=pytest.mark.long),
+        ("exception", 0, FileNotFoundError, None, "/data"),
+    ],
+)
+def test_a_forked_rank_that_fails_ends_all_with_its_own_cause(
+    tmp_path: Path, how: str, rank: int, kind: type[Exception], cause: str | None, message: str
+) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    raised, named, text = in_forks("fail", tmp_path, how=how, rank=rank, folder=str(pids))
+    assert (raised, named) == (kind, cause) and message in text
+    assert len(list(pids.iterdir())) == 4
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=5)
+
+
+def in_a_spare(folder: Path) -> None:
+    forked("fail", folder, FORKS.Pipe()[0], how="wait", rank=0, folder=str(folder / "pids"))
+
+
+def test_no_forked_rank_and_nothing_that_it_started_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    stage = FORKS.Process(target=in_a_spare, args=(tmp_path,))
+    stage.start()
+    wait_until(lambda: len([path for path in pids.glob("[01]") if path.read_text()]) == 2)
+    os.kill(stage.pid or 0, signal.SIGKILL)
+    stage.join()
+    assert len(list(pids.iterdir())) == 4
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
@@ -57,7 +129,7 @@ def test_all_ranks_share_one_context_and_know_nothing_of_the_job_around_them(
     assert result["input"] == str(tmp_path / "base") and not result["slurm"]
     assert sorted(path.name for path in Path(folder).iterdir()) == [MANIFEST, "rank-0", "rank-1"]
     assert log.entries == [(1, {"loss": 0.5})]
-    assert not any(is_running(facts[4]) for facts in result["seen"])
+    assert not any(lives(facts[4]) for facts in result["seen"])
 
 
 @pytest.mark.parametrize(
@@ -81,7 +153,7 @@ def test_a_rank_that_fails_ends_all_with_its_own_cause(
         run("fail", Context(tmp_path), how=how, rank=rank, folder=str(pids))
     assert getattr(caught.value, "cause", None) == cause
     assert len(list(pids.iterdir())) == 4
-    assert not any(is_running(int(path.read_text())) for path in pids.iterdir())
+    assert not any(lives(int(path.read_text())) for path in pids.iterdir())
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -121,7 +193,7 @@ def test_no_rank_and_nothing_that_ranks_started_outlives_a_stage_that_is_killed(
     os.kill(stage.pid or 0, signal.SIGKILL)
     stage.join()
     assert len(list(pids.iterdir())) == 4
-    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
 
 
 @pytest.mark.long

@@ -47,6 +47,16 @@ def test_a_wait_ends_at_a_submission_that_cannot_be_read(jobs):
     assert "000001.json" in said and "its cells may have a job" in said and "trying again" not in said
 
 
+@pytest.mark.long
+def test_who_waits_for_a_sweep_waits_for_a_controller_that_is_away(jobs):
+    for command in ("scontrol", "sbatch"):  # each fails once: the checks, and the first submission
+        away = f"if mkdir {jobs.store.parent}/{command} 2>/dev/null; then\n{AWAY}\nfi"
+        jobs.wrap(command, f'{away}\n$real "$@"')
+    said = jobs.launch(jobs.write(cells=2), "--wait")
+    assert said.count("trying again") == 2 and "2 done" in said
+    jobs.assert_each_done_once(2)
+
+
 # Replies that are lost
 
 

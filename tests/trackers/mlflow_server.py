@@ -14,15 +14,14 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.trackers.receiver import free_port
+from tests.trackers.receiver import Loopback, QuietHandler, free_port
 
 
-class SmallMlflow:
+class SmallMlflow(Loopback):
     """Keeps what the REST API 2.0 is given, and misbehaves on demand. It enforces the limits of a request.
 
     Attributes:
@@ -43,7 +42,7 @@ class SmallMlflow:
         self._lock = threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 self.answer({name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()})
 
@@ -73,13 +72,7 @@ class SmallMlflow:
                     self.end_headers()
                     self.wfile.write(text)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        super().__init__(Handler)
 
     def take(self, name: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Answer one request."""
@@ -142,11 +135,6 @@ class SmallMlflow:
         """The run with a name."""
         (found,) = [run for run in self.runs.values() if run["info"]["run_name"] == name]
         return found
-
-    def close(self) -> None:
-        """End it."""
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def pairs(values: dict[str, str]) -> list[dict[str, str]]:

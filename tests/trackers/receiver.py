@@ -1,4 +1,4 @@
-"""A webhook on loopback that answers as it is set to, and keeps what it received."""
+"""Servers on loopback: their start and end, and a webhook that answers as it is set to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,33 @@ from typing import Any
 PATH = "/services/T012345/B678901/secretpartofaddress"
 
 
-class Receiver:
+class QuietHandler(BaseHTTPRequestHandler):
+    """A handler of requests that logs none."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Loopback:
+    """A server in threads of this process.
+
+    Attributes:
+        address: its URL, without a path.
+    """
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        """Stop, and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Receiver(Loopback):
     """A webhook.
 
     Attributes:
@@ -30,23 +56,18 @@ class Receiver:
         self.is_over = threading.Event()
         receiver = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.got.append(json.loads(body))
                 answer = receiver.answers.pop(0) if receiver.answers else 200
                 receiver.reply(self, answer)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True, args=(0.02,)).start()
+        super().__init__(Handler)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}{PATH}"
+        return f"{self.address}{PATH}"
 
     def reply(self, handler: BaseHTTPRequestHandler, answer: Any) -> None:
         sock = handler.connection
@@ -81,8 +102,7 @@ def receiving() -> Iterator[Receiver]:
     receiver = Receiver()
     yield receiver
     receiver.is_over.set()
-    receiver.server.shutdown()
-    receiver.server.server_close()
+    receiver.close()
 
 
 def free_port() -> int:

@@ -18,9 +18,9 @@ from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean, found_run
 from orchestrator.trackers.mlflow_server import Server, address_of
 from orchestrator.trackers.protocol import Unavailable
 from tests.cli.launches import Running, wait_for
+from tests.trackers.conftest import TWO
 from tests.trackers.mlflow_server import SmallMlflow, real_mlflow
 from tests.trackers.receiver import free_port
-from tests.trackers.test_wandb import TWO
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +35,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallMlflow]:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     yield server
     server.close()
-
-
-@pytest.fixture
-def two(sweep: Any) -> Any:
-    (sweep.folder / "two.yaml").write_text(TWO)
-    return sweep
 
 
 def steps(run: dict[str, Any], key: str = "count/value") -> list[int]:

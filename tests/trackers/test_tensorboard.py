@@ -7,19 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from orchestrator.trackers.protocol import Described, MetricPoint, MirrorProgress
 from orchestrator.trackers.tensorboard_mirror import EVENTS, NOTE, TensorboardRun
-from tests.trackers.test_wandb import TWO
-
-
-@pytest.fixture
-def two(sweep: Any) -> Any:
-    (sweep.folder / "two.yaml").write_text(TWO)
-    return sweep
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:

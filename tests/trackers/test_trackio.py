@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from tests.trackers.test_wandb import TWO
+from tests.trackers.receiver import Loopback, QuietHandler
 
 TOKEN = "a-token-to-write"
 
 
-class SmallTrackio:
+class SmallTrackio(Loopback):
     """Takes lines, each id once, as Trackio 0.43 does; a wrong token is an error in the answer."""
 
     def __init__(self) -> None:
@@ -23,7 +21,7 @@ class SmallTrackio:
         self.num_requests = 0
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 outer.num_requests += 1
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -39,17 +37,7 @@ class SmallTrackio:
                 self.end_headers()
                 self.wfile.write(text)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture
@@ -61,27 +49,26 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallTrackio]:
 
 
 def test_each_line_and_result_is_there_once_and_the_token_nowhere_else(
-    sweep: Any, server: SmallTrackio, monkeypatch: pytest.MonkeyPatch
+    two: Any, server: SmallTrackio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (sweep.folder / "two.yaml").write_text(TWO)
-    said = sweep("launch", "two.yaml", "tracker=trackio")
+    said = two("launch", "two.yaml", "tracker=trackio")
     assert "Trackio: 2 runs in project polysweep" in said and len(server.lines) == 18
-    cells = {cell["cell"] for cell in sweep.json("status", "two")["cells"]}
+    cells = {cell["cell"] for cell in two.json("status", "two")["cells"]}
     assert {line["run"] for line in server.lines.values()} == cells
     steps = [line["step"] for line in server.lines.values() if "count/value" in line["metrics"]]
     assert sorted(steps) == sorted([*range(1, 9)] * 2)
     num_requests = server.num_requests
-    assert "nothing was missing" in sweep("sync", "two", "--to", "trackio")
+    assert "nothing was missing" in two("sync", "two", "--to", "trackio")
     assert server.num_requests == num_requests
-    for path in sweep.store.glob("sweeps/two/trackio/sent-*.json"):  # killed before anything was noted
+    for path in two.store.glob("sweeps/two/trackio/sent-*.json"):  # killed before anything was noted
         path.unlink()
-    sweep("sync", "two", "--to", "trackio")
+    two("sync", "two", "--to", "trackio")
     assert len(server.lines) == 18
-    assert not [p for p in sweep.store.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+    assert not [p for p in two.store.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
     monkeypatch.setenv("TRACKIO_SERVER_URL", f"{server.address}?write_token=another")
-    assert "Trackio: 2 runs" not in sweep("launch", "two.yaml", "tracker=trackio")  # nothing to send
-    sweep("discard", "two", "seed=0", "--stage", "count", "--reason", "again")
-    said = sweep("launch", "two.yaml", "tracker=trackio")
+    assert "Trackio: 2 runs" not in two("launch", "two.yaml", "tracker=trackio")  # nothing to send
+    two("discard", "two", "seed=0", "--stage", "count", "--reason", "again")
+    said = two("launch", "two.yaml", "tracker=trackio")
     assert said.count("refuses us") == 1 and "check TRACKIO_SERVER_URL" in said and "another" not in said
     monkeypatch.delenv("TRACKIO_SERVER_URL")
-    assert "TRACKIO_SERVER_URL is not set" in sweep("launch", "two.yaml", "tracker=trackio", code=2)
+    assert "TRACKIO_SERVER_URL is not set" in two("launch", "two.yaml", "tracker=trackio", code=2)

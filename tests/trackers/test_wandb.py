@@ -18,25 +18,12 @@ from orchestrator.trackers.wandb_mirror import WandbMirror, mode_of
 from tests.cli.launches import Running, wait_for
 from tests.trackers.offline import runs_in
 
-TWO = """
-description: two cells that count
-config: {seed: 0, count: {num_steps: 8, checkpoint_every: 3, step_s: 0.01, fail: null}}
-axes: {seed: "range(0,2)"}
-stages: [count]
-"""
-
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-
-
-@pytest.fixture
-def two(sweep: Any) -> Any:
-    (sweep.folder / "two.yaml").write_text(TWO)
-    return sweep
 
 
 def test_every_cell_is_one_offline_run_with_its_metrics_config_and_results(two: Any) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
 from collections import Counter, defaultdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.trackers.receiver import Loopback, QuietHandler
 
-class WandbServer:
+
+class WandbServer(Loopback):
     """Keeps what runs are given.
 
     Attributes:
@@ -29,7 +29,7 @@ class WandbServer:
         self.refuses = 0
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 if self.headers.get("Content-Encoding") == "gzip":
@@ -60,13 +60,7 @@ class WandbServer:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        super().__init__(Handler)
 
     def graphql(self, query: str, variables: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Answers a query."""
@@ -127,8 +121,3 @@ class WandbServer:
             if file == "wandb-history.jsonl":
                 self.history[run] += map(json.loads, chunk["content"])
         return 200, {"limits": {}}
-
-    def close(self) -> None:
-        """Ends it."""
-        self._server.shutdown()
-        self._server.server_close()

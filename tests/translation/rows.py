@@ -9,11 +9,10 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.registry import load
-from orchestrator.stage import Config, Context, Inputs, Row, StageSpec, StopSignal
+from orchestrator.stage import Row
 from orchestrator.translation import stages
 from orchestrator.translation.config import TranslationConfig
-from tests.sft.chain import cut
+from tests.sft.chain import run as run
 from tests.translation.server import MODEL
 
 API = {
@@ -69,22 +68,6 @@ def config_of(source: Path, cache: Path, **changes: Any) -> dict[str, Any]:
     config = msgspec.convert(tree, TranslationConfig, strict=False)
     built: dict[str, Any] = msgspec.to_builtins(config)
     return built
-
-
-def run(
-    spec: StageSpec,
-    config: Mapping[str, Any],
-    folder: Path,
-    inputs: Mapping[str, Mapping[str, Path]] | None = None,
-    *,
-    stop: StopSignal | None = None,
-    **each: Any,
-) -> tuple[Path, list[Row]]:
-    """Runs one stage in this process and returns its product folder and rows."""
-    assert spec.run
-    context = Context(folder, uses=Config(cut(config, spec.uses), declared="uses"), stop=stop)
-    rows = load(spec.run)(Config({**cut(config, spec.reads), **each}), Inputs(inputs or {}), context)
-    return context.output, rows
 
 
 def chain(config: Mapping[str, Any], folder: Path) -> tuple[Path, list[Row]]:

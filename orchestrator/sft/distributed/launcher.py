@@ -5,6 +5,7 @@ alone in the stage's process, or here once per rank. A rank gets a `RankContext`
 `Context`. Processes start and communicate like this::
 
     stage's process --(Popen, or srun to each node)--> launcher (torchrun) --> rank 0, rank 1, ...
+    stage's process --(fork, see `Spare`)------------> launcher -------------> rank 0, rank 1, ...
           ^------- one socket per launcher and per rank: log, done, raised, exits, ... -------'
 
 No process outlives the stage. Each one has the kernel kill it when its parent dies. A launcher on another
@@ -14,43 +15,38 @@ node ends when the connection to the stage's process closes.
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
-import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.errors import StageFailure
 from orchestrator.sft.distributed import nodes
 from orchestrator.sft.distributed.context import ContextCalls, Order, as_exception
-from orchestrator.sft.distributed.worker import ENDED, LAUNCHER, SENT_TO_ALL
+from orchestrator.sft.distributed.nodes import PATIENCE_S, RankEnds
+from orchestrator.sft.distributed.worker import LAUNCHER, SENT_TO_ALL, close_all_but, launch_forked
 from orchestrator.stage import Config, Context, Inputs
-
-_PATIENCE_S, _NEIGHBOURS_S, _SILENT_S = 10.0, 0.5, 60.0
-"""Waiting times after the first failure, in seconds.
-
-`_PATIENCE_S` is the time for all processes to end. `_NEIGHBOURS_S` replaces it in a job of several nodes as
-soon as a node has reported its ranks' exits. `_SILENT_S` replaces both while a rank has ended without a
-message and its node has not yet reported how.
-"""
-_SECONDARY = (ENDED, -signal.SIGTERM)
-"""Exit codes of ranks that ended because another rank failed."""
-
-_EITHER = (-signal.SIGABRT,)
-"""Exit codes of ranks that failed by themselves, or because another rank did: NCCL aborts in both cases."""
-
-_LOST = re.compile(r"/gloo/transport/|\bNCCL\b|Connection (reset|closed) by peer")
-"""Words of an error that follows from the loss of another rank; torch raises it as a `RuntimeError`."""
 
 
 def run(
-    target: str, config: Config, inputs: Inputs, context: Context, *, num_processes: int, device: str
+    target: str,
+    config: Config,
+    inputs: Inputs,
+    context: Context,
+    *,
+    num_processes: int,
+    device: str,
+    spare: Spare | None = None,
 ) -> Any:
     """Call ``target(config, inputs, context)`` in `num_processes` processes.
 
@@ -61,6 +57,7 @@ def run(
         config, inputs, context: of the stage.
         num_processes: number of processes in total; on GPUs, one per GPU.
         device: ``cpu`` or ``cuda``. Each rank's process group and current device are set before the call.
+        spare: becomes the launcher, on one machine; None to start one by ``torchrun``, which takes seconds.
 
     Returns:
         What rank 0 returned; it must be picklable.
@@ -87,50 +84,35 @@ def run(
         attempt=context.attempt,
         num_threads=max(1, context.num_threads * num_nodes // num_processes),
     )
-    group = _Group(order, context, num_processes, num_nodes)
+    group = _Group(order, context, num_processes, num_nodes, spare)
     with context.phase("start"), contextlib.closing(group):
         return group.serve()
-
-
-def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of ranks on this machine, without the variables of a surrounding job.
-
-    Otherwise torchrun would take over settings that were made for another launcher, such as ``MASTER_ADDR``.
-    """
-    # On one machine gloo would otherwise resolve the host name, which need not have an address.
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    return {**loopback, **nodes.without_job(inherited), **_imports()}
-
-
-def _imports() -> dict[str, str]:
-    """Return the variables that give a new interpreter the import paths of this one."""
-    here = str(Path.cwd())
-    paths = [path or here for path in sys.path]
-    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 class _Group:
     """The launchers and ranks of one call, their messages, and the server that answers their requests."""
 
-    def __init__(self, order: Order, context: Context, num_processes: int, num_nodes: int) -> None:
+    def __init__(
+        self, order: Order, context: Context, num_processes: int, num_nodes: int, spare: Spare | None
+    ) -> None:
         self._order = order
         self._context = context
         self._num_processes = num_processes
         self._num_nodes = num_nodes
         self._pipes: dict[Connection, int | None] = {}
-        self._ends = _Ends(num_processes, num_nodes)
+        self._ends = RankEnds(num_processes, num_nodes)
         self._calls = ContextCalls(context, num_processes)
         self._endpoint = ""
         self._is_complete = False
         self._meeting = nodes.Meeting(num_nodes, num_processes + num_nodes)
-        self._process = self._start()
+        self._process = self._start(spare)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        """Start torchrun here, or one torchrun on each node through ``srun``."""
+    def _start(self, spare: Spare | None) -> subprocess.Popen[bytes] | Spare:
+        """Start torchrun here, or one torchrun on each node through ``srun``; or have a spare start ranks."""
         per_node = self._num_processes // self._num_nodes
         module = (sys.executable, "-m", "orchestrator.sft.distributed.worker")
         command = [*module, "launch", str(per_node), str(self._num_nodes)]
-        inherited = environment(os.environ)
+        inherited = nodes.environment(os.environ)
         if self._num_nodes > 1:
             command = [
                 sys.executable,
@@ -139,8 +121,11 @@ class _Group:
                 *nodes.srun(self._num_nodes, command),
             ]
             # `srun` needs the job's variables. The launchers remove them before they start ranks.
-            inherited = {**os.environ, **_imports()}
+            inherited = {**os.environ, **nodes.imports()}
         mine = {"OMP_NUM_THREADS": str(self._order.num_threads), nodes.PARENT: str(os.getpid())}
+        if self._num_nodes == 1 and spare is not None and spare.poll() is None:
+            spare.launch(self._num_processes, {**inherited, **self._meeting.environment, **mine})
+            return spare
         with _stops_blocked():
             return subprocess.Popen(
                 command, env={**inherited, **self._meeting.environment, **mine}, stdin=subprocess.DEVNULL
@@ -179,13 +164,13 @@ class _Group:
         for pipe, rank in self._pipes.items():
             if rank == LAUNCHER:
                 nodes.hang_up(pipe)
-        end_s = time.monotonic() + _PATIENCE_S
+        end_s = time.monotonic() + PATIENCE_S
         # The kernel closes a rank's pipe when the rank ends, so a closed pipe proves the end.
         while self._pipes and time.monotonic() < end_s:
             self._take(timeout_s=0.2, answer=False)
         self._meeting.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE_S)
+            self._process.wait(PATIENCE_S)
         self._process.kill()  # `srun` has a helper, which then ends the job step
         self._process.wait()
         self._calls.abandon()
@@ -271,121 +256,6 @@ class _Group:
             self._meeting.close()
 
 
-class _Ends:
-    """How the ranks of a group ended, and which of the failures was the first cause.
-
-    Args:
-        num_processes, num_nodes: of the group.
-
-    Attributes:
-        done: what each rank returned.
-        raised: the exception of each rank that raised one. In order of arrival: the first is closest to the
-            cause.
-        exits: rank, exit code and whether the kernel was out of memory, as launchers report them.
-    """
-
-    def __init__(self, num_processes: int, num_nodes: int) -> None:
-        self._num_processes = num_processes
-        self._num_nodes = num_nodes
-        self.done: dict[int, Any] = {}
-        self.raised: dict[int, BaseException] = {}
-        self.exits: list[tuple[int, int, bool]] = []
-        self._silent: list[int] = []  # ended without a message, in that order
-        self._failed_s: float | None = None
-
-    @property
-    def are_all_done(self) -> bool:
-        """Whether every rank returned."""
-        return len(self.done) == self._num_processes
-
-    @property
-    def is_failed(self) -> bool:
-        """Whether a rank ended without a result."""
-        return self._failed_s is not None
-
-    def lose(self, rank: int | None) -> None:
-        """Note that a rank's connection closed. None is a process that had not yet named its rank."""
-        if rank in self.done:
-            return
-        self._failed_s = self._failed_s or time.monotonic()
-        if rank is not None and rank not in self.raised:
-            self._silent.append(rank)
-
-    def is_overdue(self, *, has_launcher: bool) -> bool:
-        """Return whether the processes that are left have had their time to end after the first failure.
-
-        Args:
-            has_launcher: whether a launcher is still connected.
-        """
-        # A cause is reported, so the other nodes need not be waited for: Slurm ends them slowly.
-        is_known = self._num_nodes > 1 and self.exits
-        patience_s = _NEIGHBOURS_S if is_known else _PATIENCE_S
-        patience_s = _SILENT_S if self._unexplained(has_launcher) else patience_s
-        return self._failed_s is not None and time.monotonic() - self._failed_s > patience_s
-
-    def _unexplained(self, has_launcher: bool) -> list[int]:
-        """Return the ranks that ended without a message, on nodes whose launcher has not reported how.
-
-        Errors of other ranks, such as a reset connection, only follow from such an end. So they are not the
-        cause.
-        """
-        per_node = self._num_processes // self._num_nodes
-        reported = {rank // per_node for rank, _, _ in self.exits}
-        return [rank for rank in self._silent if rank // per_node not in reported] if has_launcher else []
-
-    def error(self, calls: ContextCalls, *, has_launcher: bool) -> BaseException:
-        """Return the most likely first cause of a failure.
-
-        One rank's end makes its peers fail too, often earlier in the order of messages. So a peer's
-        "connection reset" must not hide the rank that the kernel killed. In order of preference:
-
-        1. a `StageFailure` that a rank raised, since it names a cause;
-        2. on several nodes, a requested stop, on which `srun` kills all ranks;
-        3. the exit of a rank that raised nothing, other than those that a launcher ended;
-        4. a rank that ended without a message or a report;
-        5. a rank that aborted, if all that its peers raised is a lost connection;
-        6. the first exception that a rank raised.
-
-        Args:
-            calls: of the context, which knows whether a stop was requested.
-            has_launcher: whether a launcher is still connected.
-        """
-        for error in self.raised.values():
-            if isinstance(error, StageFailure):
-                return error
-        if self._num_nodes > 1 and not self.raised and calls.stop_asked:
-            return StopRequested(calls.why_stop())  # on SIGTERM `srun` kills all ranks
-        if (exited := self._exit(lambda code: code not in (*_SECONDARY, *_EITHER))) is not None:
-            return exited
-        if unexplained := self._unexplained(has_launcher):
-            return StageFailure("unknown", f"rank {unexplained[0]} ended without a word")
-        aborted = self._exit(lambda code: code in _EITHER)
-        if aborted is not None and all(map(_is_lost_connection, self.raised.values())):
-            return aborted
-        if self.raised:
-            return next(iter(self.raised.values()))
-        return StageFailure(
-            "communication", f"torchrun did not bring {self._num_processes} processes to an end"
-        )
-
-    def _exit(self, is_wanted: Callable[[int], bool]) -> StageFailure | None:
-        """Return the first exit of a rank that raised nothing, with such an exit code; None without one."""
-        for rank, code, is_out_of_memory in self.exits:  # in the order of failure
-            if rank not in self.raised and is_wanted(code):
-                cause = "oom_host" if is_out_of_memory and code == -signal.SIGKILL else "unknown"
-                how = (
-                    f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-                )
-                return StageFailure(cause, f"rank {rank} {how}")
-        return None
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    """Return whether a rank raised only that it lost another one."""
-    is_of_torch = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
-    return is_of_torch or isinstance(error, ConnectionError) or bool(_LOST.search(str(error)))
-
-
 @contextmanager
 def _stops_blocked() -> Iterator[None]:
     """Start processes with the signals in `SENT_TO_ALL` blocked.
@@ -397,3 +267,93 @@ def _stops_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Spare:
+    """A process that is forked early, and starts ranks on this machine once they are needed.
+
+    It and its ranks have the modules of the process that it was forked from, so they import nothing again.
+    A process that was forked after tensor operations or after a GPU was opened may hang. So it must be
+    forked before, and there is none in a process with threads that Python did not start.
+    """
+
+    def __init__(self) -> None:
+        self._code: int | None = None
+        parent, tasks = os.getpid(), Path("/proc/self/task")
+        self._writer = self._pid = -1
+        if not tasks.is_dir() or len(list(tasks.iterdir())) > threading.active_count():
+            self._code = 1
+            return
+        reader, self._writer = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with _stops_blocked():
+            self._pid = os.fork()
+        if self._pid == 0:
+            _serve_as_spare(reader, parent)
+        os.close(reader)
+
+    def launch(self, num_processes: int, environment: dict[str, str]) -> None:
+        """Have it start ranks.
+
+        Args:
+            num_processes: number of ranks.
+            environment: of the ranks, without what is a rank's own.
+        """
+        with os.fdopen(self._writer, "wb") as stream:
+            stream.write(json.dumps([num_processes, environment]).encode())
+        self._writer = -1
+
+    def poll(self) -> int | None:
+        """Return its exit code, None while it runs."""
+        if self._code is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait until it has ended, and return its exit code.
+
+        Raises:
+            TimeoutExpired: it runs longer than the time.
+        """
+        end_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while (code := self.poll()) is None:
+            if time.monotonic() > end_s:
+                raise subprocess.TimeoutExpired("ranks", timeout_s or 0.0)
+            time.sleep(0.01)
+        return code
+
+    def kill(self) -> None:
+        """Kill it, and its ranks with it."""
+        if self.poll() is None:
+            os.kill(self._pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it, whether it has started ranks or not."""
+        self.kill()
+        self.wait()
+        if self._writer >= 0:
+            os.close(self._writer)
+            self._writer = -1
+
+
+def _serve_as_spare(reader: int, parent: int) -> None:
+    """Wait for the order of a `Spare`, and start ranks as ``torchrun`` does. It never returns."""
+    code = 1
+    try:
+        nodes.die_with(parent)
+        close_all_but(reader)  # held open, connections of the stage's process would hide its end
+        with os.fdopen(reader, "rb") as stream:
+            order = stream.read()
+        if order:
+            num_processes, environment = json.loads(order)
+            os.environ.clear()
+            os.environ.update(environment)
+            code = launch_forked(num_processes)
+        else:
+            code = 0
+    except BaseException:  # noqa: BLE001 - the last frame of the process
+        traceback.print_exc()
+    finally:
+        os._exit(code)

@@ -27,12 +27,13 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.errors import StageFailure
-from orchestrator.sft import kernels
-from orchestrator.sft.distributed import nodes
+from orchestrator.sft import kernels, runtime
+from orchestrator.sft.distributed import launcher, nodes
 from orchestrator.sft.loss import ResponseLoss, decoder_of
 from orchestrator.sft.machine import DeviceLimit, copied
 from orchestrator.sft.memory import Recompute
 from orchestrator.sft.shards import Batch
+from orchestrator.stage import Config, Context, Inputs, Row
 
 FROZEN = ("vision_tower", "multi_modal_projector")
 """Parts of a multimodal model that text alone does not train."""
@@ -55,6 +56,37 @@ def num_processes(requested: int | None, device: torch.device, *, section: str) 
     if requested is not None and requested > there:
         raise StageFailure("config", f"{section}.num_processes={requested}, but {there} GPUs are visible")
     return requested or there
+
+
+def in_processes(
+    function: Callable[[Config, Inputs, Context], list[Row]],
+    config: Config,
+    inputs: Inputs,
+    context: Context,
+    *,
+    section: str,
+    spare: launcher.Spare | None = None,
+    is_new: bool = False,
+) -> list[Row]:
+    """Call a stage's function in this process, or in as many as are configured or as the job has GPUs.
+
+    Args:
+        function: that ranks import by its name.
+        config, inputs, context: of the stage.
+        section: of `context.uses` that holds `num_processes`.
+        spare: starts the ranks, see `launcher.Spare`; it is closed in the end.
+        is_new: whether a single process must be a new one, too.
+    """
+    device = runtime.device_of(context.uses.device)
+    number = num_processes(context.uses[section].num_processes, device, section=section)
+    if number == 1 and not is_new:
+        if spare is not None:
+            spare.close()
+        return function(config, inputs, context)
+    target = f"{function.__module__}:{function.__name__}"
+    how: dict[str, Any] = {"num_processes": number, "device": device.type, "spare": spare}
+    rows: list[Row] = launcher.run(target, config, inputs, context, **how)
+    return rows
 
 
 def rank() -> int:

@@ -29,7 +29,15 @@ from orchestrator.entry import short_paths
 from orchestrator.errors import StopRequested
 from orchestrator.registry import load
 from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
-from orchestrator.sft.distributed.nodes import PARENT, die_with, free_endpoint, interface, join, without_job
+from orchestrator.sft.distributed.nodes import (
+    ENDED,
+    PARENT,
+    die_with,
+    free_endpoint,
+    interface,
+    join,
+    without_job,
+)
 
 LAUNCHER = -1
 """What a launcher sends where ranks send their rank."""
@@ -51,9 +59,6 @@ can end a launcher or rank in its first moments. Processes that ranks start have
 
 # The launcher with this argument holds torchrun's rendezvous store.
 _FIRST = "--node-rank=0"
-ENDED = 128 + signal.SIGTERM
-"""Exit code of a rank that its launcher ended because another rank failed."""
-
 _TIMEOUT = timedelta(minutes=30)
 """Longest wait in a collective, for a rank on a slow file system. A rank that died is noticed at once."""
 
@@ -203,6 +208,75 @@ def _join_nodes(pipe: Connection, num_nodes: int, is_over: threading.Event) -> l
     ]
 
 
+def close_all_but(kept: int) -> None:
+    """Close all open files of this process except one and the standard streams."""
+    for path in list(Path("/proc/self/fd").iterdir()):
+        if int(path.name) > 2 and int(path.name) != kept:
+            with contextlib.suppress(OSError):  # that of the listing
+                os.close(int(path.name))
+
+
+def launch_forked(num_processes: int) -> int:
+    """Fork ranks, wait for them, and report those that failed, as `launch` does. Return the exit code."""
+    watch()
+    pipe = join()
+    pipe.send(LAUNCHER)
+    os.environ[PARENT] = str(os.getpid())
+    kills = oom_kills()
+    ports, writer = os.pipe()
+    ranks: dict[int, int] = {}
+    for rank in range(num_processes):
+        if (pid := os.fork()) == 0:
+            close_all_but(ports)  # the launcher's pipes must end with the launcher
+            os.setsid()
+            os.environ.update(_rank_environment(rank, num_processes))
+            # After the fork: the store has threads, which do not survive one.
+            os.environ["MASTER_PORT"] = str(int(os.read(ports, _PORT_BYTES)))
+            os.close(ports)
+            run_rank()
+        ranks[pid] = rank
+    from torch._C._distributed_c10d import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.write(writer, num_processes * f"{store.port:{_PORT_BYTES}}".encode())
+    failed: dict[int, int] = {}
+    running = set(ranks)
+    while running:
+        pid, status = os.wait()
+        if pid not in running:
+            continue
+        running.discard(pid)
+        if (exit_code := os.waitstatus_to_exitcode(status)) != 0:
+            for other in running if not failed else ():
+                os.kill(other, signal.SIGTERM)  # blocked, and taken by a thread: see `heed_only`
+            failed[pid] = exit_code
+    if not failed:
+        return 0
+    pipe.send(("exits", [(ranks[pid], exit_code) for pid, exit_code in failed.items()], oom_kills() > kills))
+    for pid in failed:  # what ranks started, as in `launch`
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    return 1
+
+
+_PORT_BYTES = 5
+
+
+def _rank_environment(rank: int, num_processes: int) -> dict[str, str]:
+    """Return the variables of a rank, as ``torchrun --standalone`` sets them."""
+    number, world = str(rank), str(num_processes)
+    return {
+        **dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), number),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), world),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher serves it, not rank 0
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    }
+
+
 def run_rank() -> None:
     """Join the process group, call the stage's function and report how it ended."""
     die_with(int(os.environ[PARENT]))
@@ -235,6 +309,7 @@ def _call(order: Order, pipe: Connection, rank: int) -> Any:
     import torch
     import torch.distributed as dist
 
+    torch.set_num_threads(order.num_threads)  # a fork's torch has read the variable long ago
     if order.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backends = "cpu:gloo,cuda:nccl" if order.device == "cuda" else "gloo"

@@ -21,7 +21,7 @@ from typing import Any
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import runtime
-from orchestrator.sft.distributed.launcher import environment
+from orchestrator.sft.distributed.nodes import environment
 from orchestrator.sft.generators.base import GeneratorSettings, IsOver, in_rounds
 from orchestrator.sft.needs import INSTALL_VLLM, has_vllm
 
