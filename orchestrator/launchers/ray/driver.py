@@ -198,24 +198,24 @@ class RayDriver:
         submissions = Submissions(ledger, sweep)
         sealed = ledger.revision(sweep, submission.revision).sweep
         request = request_of(ledger, sweep, submission.request)
-        engine = settings_of(request)
-        self._settings = ray_settings(engine.launcher)
+        run_settings = settings_of(request)
+        self._settings = ray_settings(run_settings.launcher)
         job = submissions.job_of(submission.number) or submission.name
         process = process_of(os.getpid())
         if process is None:
             raise InfrastructureError("cannot read this process's start time")
         watcher = Watcher(Owner(host=platform.node(), process=process, slot=-1))
-        grace_s = grace_of(engine.policy, submission.resources)
+        grace_s = grace_of(run_settings.policy, submission.resources)
         self._losses = Losses(submissions, submission, job, restart, watcher=watcher, grace_s=grace_s)
         self._failures = Failures()
         of_sweep = ledger, DecisionLog(ledger, sealed, submission.revision), submission, request
-        settings = (job, restart), engine.policy, watcher, submission.resources.by_cause
+        settings = (job, restart), run_settings.policy, watcher, submission.resources.by_cause
         self._scanner = _Scanner(*of_sweep, *settings)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = _Stop(grace_s)
-        self._nodes = NodeReports(ledger, engine.policy.quarantine_s)
-        self._notifier = Notifier(ledger.objects.url, sweep, engine.notify, self._say)
+        self._nodes = NodeReports(ledger, run_settings.policy.quarantine_s)
+        self._notifier = Notifier(ledger.objects.url, sweep, run_settings.notify, self._say)
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
