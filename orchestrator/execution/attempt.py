@@ -15,6 +15,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Done, End, StartRecord
 from orchestrator.core.remedies import adapted, with_shipped
+from orchestrator.core.sweep import StageInstance
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line, says_full
 from orchestrator.execution.assignment import (
@@ -25,7 +26,7 @@ from orchestrator.execution.assignment import (
     log_tail,
     read_outcome,
 )
-from orchestrator.execution.checkpoints import UNREAD
+from orchestrator.execution.checkpoints import UNREAD, candidates
 from orchestrator.execution.command_text import command_facts
 from orchestrator.execution.conclude import (
     INPUT_RETIRED,
@@ -112,8 +113,7 @@ class AttemptRun:
             return self._end(Conclusion("released", why=NOT_KEPT, message="it is not whole"))
         before = claimed.instance.before
         if before is not None and taken.checkpoint is None and taken.unread is None:
-            why = f"{before.name} left no checkpoint to go on from: it has to save one at its last step"
-            return self._end(Conclusion("failed", cause=Cause.CONFIG, message=why))
+            return self._end(self._without_part(before))
         self._resumed = taken.checkpoint is not None
         step = taken.checkpoint.step if taken.checkpoint else None
         self._publisher = objects.publisher(claimed.key, adopted=step, warn=warn)
@@ -141,8 +141,19 @@ class AttemptRun:
                 stop=self._supervision.stop_reason,
                 exit_code=child.exitcode or 0,
                 oom_killed=self._hooks.children.oom_kills() > kills,
+                log="" if outcome else log_tail(folder / layout.LOG),
             )
         )
+
+    def _without_part(self, before: StageInstance) -> Conclusion:
+        """Return why the part of a stage cannot go on: nothing was saved, or nothing saved is whole."""
+        if any(candidates(self._ledger, before, self._ledger.attempts(before))):
+            why = (
+                f"the checkpoints of {before.name} are damaged: `sweep discard` it, so that it is made again"
+            )
+            return Conclusion("failed", cause=Cause.STORAGE, message=why)
+        why = f"{before.name} left no checkpoint to go on from: it has to save one at its last step"
+        return Conclusion("failed", cause=Cause.CONFIG, message=why)
 
     @property
     def was_running(self) -> bool:

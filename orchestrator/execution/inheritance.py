@@ -24,8 +24,8 @@ from orchestrator.core.settings import Policy
 from orchestrator.core.state import Gates
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.execution.checkpoints import candidates, find_unread, is_discarded
+from orchestrator.execution.history import Remedies
 from orchestrator.execution.liveness import Watcher
-from orchestrator.execution.remedies import Remedies
 from orchestrator.execution.work import take_over
 from orchestrator.manifest import File, copy_file, damage, fsync_path, fsync_tree
 from orchestrator.saving import MANIFEST

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.errors import InfrastructureError, SweepError, Unavailable, UserError
+from orchestrator.errors import InfrastructureError, SchedulerUnavailable, SweepError, UserError
 from orchestrator.launchers.ray.actor import program
 from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
 from orchestrator.launchers.ray.settings import RaySettings
@@ -224,7 +224,7 @@ def _submitted(api: Api, entrypoint: str) -> str:
         try:
             reply = api.submit({"entrypoint": entrypoint, "submission_id": name})
         except (Unreached, Unanswered) as error:
-            raise Unavailable(f"the Ray cluster does not answer: {error}") from error
+            raise SchedulerUnavailable(f"the Ray cluster does not answer: {error}") from error
         if reply.status == 200 or not is_taken(reply, name):
             break
     return api.expected(reply, "/api/jobs/", _Accepted).submission_id
