@@ -356,8 +356,8 @@ def write_outcome(folder: Path, outcome: ChildOutcome) -> bool:
             temporary.replace(path)
             fsync_path(folder)
             return True
-        except OSError:
-            _print_exception()
+        except OSError as error:
+            _print(f"the outcome cannot be written, try {number + 1} of 5: {error}\n")
             time.sleep(0.2 * 2**number)
     return False
 

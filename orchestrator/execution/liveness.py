@@ -302,15 +302,19 @@ class Watcher:
         self._gone.append(gone)
 
     def _is_former_self(self, owner: Owner) -> bool:
-        """Whether the owner is this very worker, before its scheduler restarted the job."""
+        """Whether the owner is this very worker, before its scheduler restarted the job.
+
+        A worker with a number is one of a driver's. They outlive it, and the driver judges those of its
+        earlier starts.
+        """
         me = self._me
         same = (owner.cluster, owner.job, owner.array_index, owner.slot) == (
             me.cluster,
             me.job,
             me.array_index,
-            me.slot,
+            0,
         )
-        return bool(me.job) and same and owner.restart_count < me.restart_count
+        return bool(me.job) and not me.slot and same and owner.restart_count < me.restart_count
 
     def _known_gone(self, owner: Owner) -> LostWorker | None:
         """Return the record of a lost worker that covers this owner; None without one."""

@@ -114,7 +114,7 @@ def test_each_lost_attempt_doubles_the_lease_up_to_a_cap() -> None:
 
 
 def job(restarts: int, **rest: object) -> Owner:
-    fields: dict[str, object] = {"cluster": "c", "job": "17", "array_index": 3, "slot": 1, **rest}
+    fields: dict[str, object] = {"cluster": "c", "job": "17", "array_index": 3, "slot": 0, **rest}
     return owner(boot=ELSEWHERE, restart_count=restarts, **fields)
 
 
@@ -130,12 +130,16 @@ def test_the_same_job_with_a_lower_restart_count_needs_no_wait() -> None:
         job(1, cluster="d"),
         job(1, job="18"),
         job(1, array_index=4),
-        job(1, slot=0),
+        job(1, slot=1),
         job(1, job=""),
     ],
 )
 def test_any_other_job_is_waited_for(other: Owner) -> None:
     assert Observer(job(2)).after(0, beating(1, other)) is Liveness.UNKNOWN
+
+
+def test_a_worker_of_a_drivers_earlier_start_is_waited_for_whatever_its_number() -> None:
+    assert Observer(job(2, slot=1)).after(0, beating(1, job(1, slot=1))) is Liveness.UNKNOWN
 
 
 def test_workers_without_a_scheduler_are_never_each_other_before_a_restart() -> None:
@@ -231,7 +235,7 @@ def test_who_is_still_looked_at_and_has_not_beaten_is_suspected() -> None:
 HIDDEN = """
 import msgspec, sys
 from orchestrator.core.records import Process
-from orchestrator.processes import is_gone
+from orchestrator.provenance import is_gone
 for line in sys.stdin:
     print(is_gone(msgspec.json.decode(line, type=Process)), flush=True)
 """
