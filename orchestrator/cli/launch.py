@@ -28,7 +28,7 @@ from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
-from orchestrator.errors import SweepError, Unavailable, UserError, counted, escaped, one_line
+from orchestrator.errors import SchedulerUnavailable, SweepError, UserError, counted, escaped, one_line
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import Submitter
 
@@ -115,7 +115,7 @@ def _patiently(act: Callable[[], T], *, wait: bool) -> T:
     while True:
         try:
             return act()
-        except Unavailable as error:
+        except SchedulerUnavailable as error:
             if not wait or time.monotonic() > until_s:
                 raise
             if not said:

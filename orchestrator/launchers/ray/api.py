@@ -18,7 +18,7 @@ import httpx
 import msgspec
 
 from orchestrator.core.secrets import redacted
-from orchestrator.errors import InfrastructureError, Unavailable, UserError
+from orchestrator.errors import InfrastructureError, SchedulerUnavailable, UserError
 
 TIMEOUT_S = 15.0
 MAX_BYTES = 64 * 2**20
@@ -198,7 +198,7 @@ class Api:
         try:
             return self.send("GET", path)
         except (Unreached, Unanswered) as error:
-            raise Unavailable(f"the Ray cluster does not answer: {error}") from error
+            raise SchedulerUnavailable(f"the Ray cluster does not answer: {error}") from error
 
     def expected(self, reply: Reply, path: str, kind: type[T]) -> T:
         """Return the content of a successful answer, converted to its type.
