@@ -13,7 +13,6 @@ from orchestrator.core import holding
 from orchestrator.core.decisions import SweepFacts, Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
-from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.gates import GateRule, gates_of_requests, with_gates
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
@@ -31,6 +30,7 @@ from orchestrator.core.state import (
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.core.sweep import SweepReference as SweepReference
 from orchestrator.core.sweep import parse_reference as parse_reference
+from orchestrator.core.tracebacks import Fingerprint, fingerprint
 from orchestrator.costs import Estimate
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, with_jobs
@@ -347,8 +347,7 @@ class SweepState:
 def open_view(word: str, url: str | None = None) -> SweepState:
     """Return the sweep state that a reading verb works on.
 
-    That is the revision that the word names, else the last launched one, else the sweep as composed from its
-    file.
+    It is the revision that the word names, else the last launched one, else the sweep as its file composes.
 
     Args:
         word: ``smoke``, ``smoke@2`` or a path to a YAML file.

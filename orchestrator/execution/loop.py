@@ -211,7 +211,7 @@ class Worker:
 
     def _pause(self, idle_s: float) -> float:
         time.sleep(idle_s)
-        self._hooks.held.pulse()
+        self._hooks.held.keepalive()
         return min(max(MAX_IDLE_S, self._ledger.objects.poll_s), idle_s * 1.5)
 
     def _try_or_leave(self, claimable: Claimable, reader: EvidenceReader) -> bool:

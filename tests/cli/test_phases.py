@@ -176,6 +176,21 @@ def _halve(sweep: Any) -> Any:
     return sweep
 
 
+def test_a_part_whose_earlier_checkpoints_are_damaged_fails_by_the_storage(sweep: Any) -> None:
+    _halve(sweep)
+    damage = f"""
+import glob
+for path in glob.glob({str(sweep.store)!r} + "/**/checkpoints/*/ckpt-3.json", recursive=True):
+    if lr == 0.7:
+        os.unlink(path)
+"""
+    (sweep.folder / "train.py").write_text(TRAIN + damage, encoding="utf-8")
+    shown = sweep("launch", "halve.yaml", "launcher.workers=1", "policy.retries.storage=0", code=1)
+    assert "the checkpoints of train[0:3] are damaged" in shown, shown
+    (cell,) = [each for each in sweep.json("status", "halve")["cells"] if each["state"] == "failed"]
+    assert cell["cause"] == "storage"
+
+
 def test_rungs_stop_the_worst_and_the_others_go_on_from_their_checkpoints(sweep: Any) -> None:
     _halve(sweep)
     assert "3 cells (train: 3 to step 3, 1 to step 9, 1 to step 27)" in sweep("plan", "halve.yaml")
