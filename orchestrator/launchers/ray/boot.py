@@ -44,7 +44,7 @@ DISTRIBUTION = "polysweep"
 PROBE, PROBE_S = "polysweep-probe-", 90.0
 """Start of the names of such jobs, and how long to wait for one, in seconds."""
 
-TRIES = 4
+TRIES = 8
 """How often such a job is submitted that something kills."""
 
 NUM_NAMES, KEEP_S = 3, 60.0
