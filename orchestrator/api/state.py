@@ -19,14 +19,7 @@ from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import (
-    CellStatus,
-    Gates,
-    StageStatus,
-    State,
-    cell_status,
-    stage_status,
-)
+from orchestrator.core.state import CellStatus, Gates, StageStatus, State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.core.sweep import SweepReference as SweepReference
 from orchestrator.core.sweep import parse_reference as parse_reference
@@ -347,8 +340,7 @@ class SweepState:
 def open_view(word: str, url: str | None = None) -> SweepState:
     """Return the sweep state that a reading verb works on.
 
-    That is the revision that the word names, else the last launched one, else the sweep as composed from its
-    file.
+    It is the revision that the word names, else the last launched one, else the sweep as its file composes.
 
     Args:
         word: ``smoke``, ``smoke@2`` or a path to a YAML file.

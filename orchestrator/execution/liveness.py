@@ -62,7 +62,7 @@ class HeartbeatWriter:
         if known != (message.process, message.phase, message.step is None):
             self.write()
 
-    def pulse(self) -> bool:
+    def keepalive(self) -> bool:
         """Record a heartbeat if one is due; return whether it was."""
         if time.monotonic() - self._last_s < self._interval_s:
             return False
@@ -86,7 +86,7 @@ class HeartbeatWriter:
             self._ledger.put(self._instance, self._number, layout.HEARTBEAT, beat)
         except OSError as error:
             warn(f"heartbeat of {self._instance.name} attempt {self._number} failed: {error}")
-        self.clock.held.pulse()
+        self.clock.held.keepalive()
 
 
 class Fence:

@@ -103,13 +103,13 @@ class BucketConnection(Connection):
         start: int = 0,
         limit: int | None = None,
         moves: Sequence[Move] = (),
-        pulse: Callable[[], object] = lambda: None,
+        keepalive: Callable[[], object] = lambda: None,
     ) -> Any:
         """Make a request and wait for its reply; see `Connection.call`."""
         if verb in ("upload", "download"):
             number = self.begin(verb, moves=moves)
             while (answer := self.taken(number, wait_s=0.1)) is None:
-                pulse()
+                keepalive()
             if answer.error:
                 raise OSError(answer.errno, answer.error)
             return answer.value

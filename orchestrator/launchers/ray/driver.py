@@ -36,7 +36,7 @@ from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of
 from orchestrator.launchers.ray.boot import Starter
 from orchestrator.launchers.ray.lost_workers import Ended, Failures, Losses, Stop, Workers
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
-from orchestrator.processes import describe
+from orchestrator.provenance import process_of
 from orchestrator.store import layout
 from orchestrator.store.decisions import DecisionLog
 from orchestrator.store.evidence import EvidenceReader
@@ -175,20 +175,20 @@ class RayDriver:
         submissions = Submissions(ledger, sweep)
         sealed = ledger.revision(sweep, submission.revision).sweep
         request = request_of(ledger, sweep, submission.request)
-        engine = settings_of(request)
-        self._settings = ray_settings(engine.launcher)
+        run_settings = settings_of(request)
+        self._settings = ray_settings(run_settings.launcher)
         job = submissions.job_of(submission.number) or submission.name
-        grace_s = grace_of(engine.policy, submission.resources)
+        grace_s = grace_of(run_settings.policy, submission.resources)
         self._losses = Losses(submissions, submission, job, restart, watcher=watcher, grace_s=grace_s)
         self._failures = Failures()
         of_sweep = ledger, DecisionLog(ledger, sealed, submission.revision), submission, request
-        settings = (job, restart), engine.policy, watcher, submission.resources.by_cause
+        settings = (job, restart), run_settings.policy, watcher, submission.resources.by_cause
         self._scanner = _Scanner(*of_sweep, *settings)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = Stop(grace_s)
-        self._nodes = NodeReports(ledger, engine.policy.quarantine_s)
-        self._notifier = Notifier(ledger.objects.url, sweep, engine.notify, self._say)
+        self._nodes = NodeReports(ledger, run_settings.policy.quarantine_s)
+        self._notifier = Notifier(ledger.objects.url, sweep, run_settings.notify, self._say)
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
@@ -220,7 +220,7 @@ class RayDriver:
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
             self._tell()
-            self._notifier.pulse()
+            self._notifier.poll()
             if self._stop.is_requested or self._failures.given_up:
                 if self._is_empty():
                     return REFUSED
@@ -359,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         submission = Submissions(ledger, sweep).submission(int(number))
         if submission is None or submission.name != name:
             raise InfrastructureError(f"submission {number} of {sweep} is not there", where=store)
-        process = describe(os.getpid())
+        process = process_of(os.getpid())
         if process is None:
             raise InfrastructureError("cannot read this process's start time")
         watcher = Watcher(Owner(host=platform.node(), process=process, slot=-1))
