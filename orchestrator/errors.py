@@ -6,7 +6,7 @@
     ├── UserError            exit 2: the user's mistake; nothing was started
     └── InfrastructureError  exit 3: a file system, a scheduler or a hub failed
         ├── DamagedRecord    it does not pass by itself
-        └── Unavailable      a scheduler does not answer now, and may later
+        └── SchedulerUnavailable  a scheduler does not answer now, and may later
     StageFailure             (an Exception) is raised inside a stage to name the cause; it becomes a record
     StopRequested            (a BaseException) unwinds a stage that must stop
 """
@@ -75,7 +75,7 @@ class DamagedRecord(InfrastructureError):
     """A record in the store that is there and malformed. Waiting does not help."""
 
 
-class Unavailable(InfrastructureError):
+class SchedulerUnavailable(InfrastructureError):
     """A scheduler does not answer. Waiting may help."""
 
 

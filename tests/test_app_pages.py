@@ -1,4 +1,4 @@
-"""The examples of docs/hydra-apps.md and docs/scripts-of-your-own.md, run in an empty folder."""
+"""The examples of the pages on what is the user's own, run in an empty folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ ROWS = {
         "all-keys": [0.001 / 3, 0.001],
         "steps": [3],
     },
+    "own-task-or-trainer": {"reversal": [None, 16, 16]},
 }
+
+VALUES = ("value", "loss", "best", "selected_step")
+"""The column of a row that is compared: the first of these that it has."""
 
 
 @pytest.mark.long
@@ -40,7 +44,7 @@ def test_a_page_works_from_the_page_alone(sweep: Sweep, page: str) -> None:
     for words in map(shlex.split, re.findall(r"^\$ sweep (.*)$", text, flags=re.MULTILINE)):
         if words[0] == "collect":
             rows = user.json(*words)
-            found[words[1]] = [row.get("value", row.get("loss", row.get("best"))) for row in rows]
+            found[words[1]] = [next((row[name] for name in VALUES if name in row), None) for row in rows]
         else:
             user(*words)
     assert found == {name: pytest.approx(values) for name, values in ROWS[page].items()}

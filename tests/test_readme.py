@@ -79,6 +79,7 @@ def environment(**more: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "SWEEP_STORE"} | more
 
 
+@pytest.mark.long
 def test_the_tutorials_own_sweep_of_15_lines_runs_as_it_says(tmp_path):
     assert len(FILES["curve/curve.yaml"].splitlines()) <= 15
     write_files(tmp_path)

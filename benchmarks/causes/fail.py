@@ -6,10 +6,10 @@ import subprocess
 import sys
 from typing import Any
 
-from causes import seen, unseen
+from causes import fresh, fresh_machines, held_out, seen, unseen
 from causes.programs import FAILURES
 
-MODULES = (seen, unseen)
+MODULES = (fresh, fresh_machines, held_out, seen, unseen)
 
 
 def main(config: Any, inputs: Any, context: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import tempfile
 import urllib.request
@@ -24,6 +25,16 @@ def scratch(name: str, data: bytes) -> str:
     path = Path(tempfile.mkdtemp()) / name
     path.write_bytes(data)
     return str(path)
+
+
+def small_disk(*, read_only: bool = False) -> Path:
+    """Return a new disk of 64 KiB, mounted for this process alone."""
+    libc, folder = ctypes.CDLL(None, use_errno=True), tempfile.mkdtemp()
+    new_namespace, private, flags = 0x20000, 0x44000, 1 if read_only else 0
+    failed = libc.unshare(new_namespace) or libc.mount(b"none", b"/", None, private, None)
+    if failed or libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, b"size=64k"):
+        raise NotImplementedError(f"no mount: {ctypes.get_errno()}")
+    return Path(folder)
 
 
 def closed_port() -> int:

@@ -116,7 +116,7 @@ class Result(msgspec.Struct, kw_only=True):
         load: of the machine, over the last minute, at the end.
         said: what the last launch printed last, of a round that went wrong.
         again: why each further launch was typed: ``killed``, or exit code and error of the one before.
-        tracebacks: files with a traceback, each with its last line, of launches, drivers, jobs and workers.
+        tracebacks: logs with a traceback, each with its last line; those of stages too.
     """
 
     kind: str
@@ -242,7 +242,7 @@ class Round:
             seconds=seconds,
             load=os.getloadavg()[0],
             again=self.again,
-            tracebacks=self._tracebacks(store),
+            tracebacks=self._tracebacks(),
         )
         if not result.is_right:
             result.said = self._launches[-1].log.read_text(errors="replace")[-2000:]
@@ -289,13 +289,14 @@ class Round:
             )
         self._launches.append(Launch(process, path))
 
-    def _tracebacks(self, store: Path) -> list[str]:
-        """Return the logs in which a program of ours printed a traceback; those of user code are not such."""
+    def _tracebacks(self) -> list[str]:
+        """Return the logs with a traceback, each with its last line."""
         found = []
-        for path in [*self._place.folder.glob("launch.*.log"), *store.rglob("*.log"), *store.rglob("*.out")]:
-            text = path.read_text(errors="replace")
-            if path.is_file() and "Traceback (most recent call last)" in text:
-                found.append(f"{path.name}: {text.strip().splitlines()[-1][:200]}")
+        for path in self._place.folder.rglob("*"):
+            if path.suffix in (".log", ".out", ".err", ".txt") and path.is_file():
+                text = path.read_text(errors="replace")
+                if "Traceback (most recent call last)" in text:
+                    found.append(f"{path.name}: {text.strip().splitlines()[-1][:200]}")
         return found
 
     def _end(self) -> None:
@@ -368,13 +369,14 @@ def play(kind: Kind, places: Places, seed: int, calm: Mapping[str, Any], keep: P
         result = one.judge(calm, seed, time.monotonic() - start_s)
         is_plain = result.is_right and not result.tracebacks and set(result.again) <= {"killed"}
         if keep is not None and not is_plain:
-            shutil.copytree(place.folder, keep / f"{kind.name}.{seed}", ignore_dangling_symlinks=True)
+            name = f"{kind.name}.{seed}.{time.time():.0f}"
+            shutil.copytree(place.folder, keep / name, ignore_dangling_symlinks=True)
     return result
 
 
 def calm_rows(kind: Kind, places: Places) -> dict[str, Any]:
     """Return the rows of the kind's sweep when nothing is done to it."""
     with places.place("local") as place:
-        one = Round(kind._replace(place="local", words=()), place, 0)
+        one = Round(kind._replace(place="local", words=(), step_s=0.01), place, 0)
         one.run(calm=True)
         return one.rows()

@@ -25,6 +25,44 @@ class BudgetLimit(TypedDict):
     spent_gpu_hours: NotRequired[float]  #: by the workers of the sweep.
 
 
+class SeenFacts(TypedDict):
+    """What a decision saw of a cell."""
+
+    cell: str  #: its id.
+    value: float | None  #: the metric; null if the cell counts as the worst.
+    why: str  #: the reason for that; "" with a value.
+    products: Mapping[str, int]  #: digest of each of its stages that was done to the generation.
+
+
+class DecisionFacts(TypedDict):
+    """`sweep decisions`: a decision, or the next one, which was not made yet."""
+
+    number: int  #: from 1.
+    title: str  #: what is decided.
+    state: str  #: ``made``, ``waits`` or ``blocked``.
+    metric: str  #: by which cells are ranked.
+    mode: str  #: ``min`` or ``max``.
+    rule: str  #: how it is decided, for people.
+    chosen: Sequence[str]  #: candidates that go on, best first; for a rung ids of cells; of a search points.
+    sampler: str  #: which proposed the points of a search, with its version; "" for others.
+    seen: Sequence[SeenFacts]  #: the evidence, in the order of the grid.
+    why: str  #: the reason why it is not made, or cannot be compared; "" otherwise.
+    waits_for: Sequence[str]  #: ids of the cells that have not ended; none once it is made.
+    of: int  #: number of the cells that it looks at.
+    since: str  #: when it became the next one, UTC; "" if it is made, or nothing was launched.
+    by: str  #: who made it.
+    at: str  #: when, UTC.
+    differences: Sequence[str]  #: with ``--verify``: what does not follow from the store.
+
+
+class LaterFacts(TypedDict):
+    """What may follow from open decisions, and so is not counted yet."""
+
+    after: str  #: what is decided next.
+    num_cells: int  #: cells that may come to exist, at most.
+    num_longer: int  #: cells of which later parts may run, at most.
+
+
 class StageStateOutput(TypedDict):
     """The state of a stage of a cell."""
 
@@ -62,7 +100,66 @@ class StatusOutput(TypedDict):
     code: Mapping[str, int]  #: version of the code to number of products that it made.
     problems: Sequence[str]  #: records that could not be read.
     undelivered: Sequence[Undelivered]  #: notices that were not delivered.
+    decision: DecisionFacts | None  #: the next one; null if none is left.
     cells: Sequence[CellStateOutput]  #: that were selected.
+
+
+class LaunchedJobs(TypedDict):
+    """A submission to a scheduler. A task of it is a job."""
+
+    submission: int  #: its number.
+    job: str  #: the scheduler's id of all its tasks; "" if it has not accepted them.
+    cells: Sequence[Sequence[str]]  #: ids of the cells of each task.
+    script: NotRequired[str]  #: with ``--dry-run``: what the scheduler would get.
+
+
+class LaunchOutput(TypedDict):
+    """`sweep launch` and `rerun`: what was recorded and started, and how it stands."""
+
+    sweep: str  #: its name.
+    revision: int  #: that was launched.
+    verb: str  #: launch or rerun.
+    request: int | None  #: number of the recorded request; null if nothing was recorded.
+    launcher: str  #: its name.
+    cells: Sequence[str]  #: ids of the cells that are meant.
+    jobs: Sequence[LaunchedJobs]  #: that were submitted for it; none without a scheduler.
+    process: int | None  #: id of the background process of ``--detach``; null without one.
+    log: str  #: file with all that this process prints; "" without one.
+    counts: Mapping[str, int]  #: state to number of these cells, when the verb ended.
+    decision: DecisionFacts | None  #: the next one; null if none is left.
+    exit_code: int  #: of the command.
+
+
+class CancelOutput(TypedDict):
+    """`sweep cancel`: what was cancelled."""
+
+    sweep: str  #: its name.
+    revision: int  #: whose cells are meant.
+    request: int | None  #: number of the recorded request; null if there was nothing to cancel.
+    cells: Sequence[str]  #: ids of the cells that were cancelled.
+    num_running: int  #: how many of them run, and stop within seconds.
+    kept: Sequence[str]  #: ids of cells that go on, because the current revision has them too.
+    notes: Sequence[str]  #: on their jobs, for people.
+
+
+class DiscardedStage(TypedDict):
+    """A stage that was discarded, or was made from one."""
+
+    stage: str  #: such as ``train``, or ``prepare[en]``.
+    digest: str  #: its identity.
+    voided: bool  #: whether it had a product that counted.
+
+
+class DiscardOutput(TypedDict):
+    """`sweep discard`: what counts no more."""
+
+    sweep: str  #: its name.
+    revision: int  #: whose cells were selected.
+    request: int | None  #: number of the recorded request; null if there was nothing to discard.
+    cells: Sequence[str]  #: ids of the cells that were selected.
+    stages: Sequence[DiscardedStage]  #: in all sweeps of the store.
+    num_shared: int  #: other cells of this sweep that used them, and will be made again too.
+    problems: Sequence[str]  #: records that could not be read.
 
 
 class SpentTime(TypedDict):
@@ -136,6 +233,7 @@ class WhyOutput(TypedDict):
     state: State  #: now.
     reason: str  #: for the state.
     next: str  #: the command that runs again what failed; "" if nothing did.
+    decision: DecisionFacts | None  #: the next one, if it looks at this cell; else null.
     stages: Sequence[StageEvidence]  #: in order.
     jobs: Sequence[JobEvidence]  #: that ever held the cell, oldest first.
     requests: Sequence[RequestFacts]  #: that concern it.

@@ -20,7 +20,7 @@ from orchestrator.core.gates import gates_of
 from orchestrator.core.records import Claim, Done, End, Request, Retired, Void
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import StageInstance
-from orchestrator.errors import UserError
+from orchestrator.errors import DamagedRecord, UserError
 from orchestrator.jobs.records import JobEndBatch, Submission
 from orchestrator.provenance import age_s
 from orchestrator.store import layout
@@ -71,12 +71,16 @@ class History:
         ledger: the store.
         sweep: name of the sweep.
         revision: the only revision that counts; None for all of them.
+
+    Attributes:
+        left_out: number of each revision that cannot be trusted, to the reason.
     """
 
     def __init__(self, ledger: Ledger, sweep: str, revision: int | None = None) -> None:
         self._ledger, self._sweep, self._revision = ledger, sweep, revision
         # Sealed revisions and ended attempts never change, so each is read once.
         self._known: dict[int, dict[str, _Placed]] = {}
+        self.left_out: dict[int, str] = {}
         self._growing: set[int] = set()
         self._rehearsed: dict[int, dict[str, _Placed]] = {}
         self._records: dict[str, Any] = {}
@@ -136,9 +140,15 @@ class History:
         """Return the stage instances of the revisions by digest."""
         numbers = [self._revision] if self._revision else self._ledger.revision_numbers(self._sweep)
         found: dict[str, _Placed] = {}
-        for number in numbers:
+        for number in (each for each in numbers if each not in self.left_out):
             if number not in self._known or number in self._growing:
-                sweep = self._ledger.revision(self._sweep, number).sweep
+                try:
+                    sweep = self._ledger.revision(self._sweep, number).sweep
+                except DamagedRecord as error:
+                    if self._revision:
+                        raise
+                    self.left_out[number] = error.what
+                    continue
                 self._known[number] = _placed(sweep.stages)
                 self._growing |= {number} if sweep.search is not None else set()
             found |= self._known[number]

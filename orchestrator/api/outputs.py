@@ -11,8 +11,13 @@ from typing import Any, NotRequired, TypedDict
 
 from orchestrator.api.cell_outputs import (
     BudgetLimit,
+    CancelOutput,
     CellsDiff,
+    DecisionFacts,
+    DiscardOutput,
     FailuresOutput,
+    LaterFacts,
+    LaunchOutput,
     RevisionsDiff,
     ShowOutput,
     SpentOutput,
@@ -115,6 +120,7 @@ class PlanOutput(TypedDict):
     totals: PlanTotals | None  #: costs of all cells; null if no stage can estimate them.
     prefetch: str | None  #: the command that fetches what is missing; null if nothing is.
     gates: Sequence[PlannedGate]  #: rehearsals that a launch would have.
+    later: LaterFacts | None  #: what may follow from open decisions, in no number here; null without.
     cells: Sequence[PlannedCell]  #: that were selected.
     makespan: NotRequired[Makespan]  #: with ``--gpus``: how long all takes on that cluster.
 
@@ -142,6 +148,7 @@ class BudgetOutput(TypedDict):
     claims: int  #: rows and comparisons of the report.
     claims_lost: int  #: of these, without the cells in `drop`.
     drop: Sequence[DroppedCell]  #: cells to drop.
+    later: LaterFacts | None  #: what may follow from open decisions, in no number here; null without.
 
 
 class SimulatedGoodput(TypedDict):
@@ -204,6 +211,7 @@ class WaitOutput(TypedDict):
     result: str  #: ``reached``, ``impossible`` or ``timeout``.
     counts: Mapping[str, int]  #: state to number of cells.
     seconds: float  #: how long it waited.
+    decision: DecisionFacts | None  #: the next one; null if none is left, or single cells were named.
 
 
 class EventLine(TypedDict):
@@ -329,32 +337,6 @@ class NodeFacts(TypedDict):
     reports: Sequence[NodeEvidence]  #: the evidence.
 
 
-class SeenFacts(TypedDict):
-    """What a decision saw of a cell."""
-
-    cell: str  #: its id.
-    value: float | None  #: the metric; null if the cell counts as the worst.
-    why: str  #: the reason for that; "" with a value.
-    products: Mapping[str, int]  #: digest of each of its stages that was done to the generation.
-
-
-class DecisionFacts(TypedDict):
-    """`sweep decisions`: a decision, or the next one, which was not made yet."""
-
-    number: int  #: from 1.
-    title: str  #: what is decided.
-    state: str  #: ``made``, ``waits`` or ``blocked``.
-    metric: str  #: by which cells are ranked.
-    mode: str  #: ``min`` or ``max``.
-    chosen: Sequence[str]  #: candidates that go on, best first; for a rung ids of cells; of a search points.
-    sampler: str  #: which proposed the points of a search, with its version; "" for others.
-    seen: Sequence[SeenFacts]  #: the evidence, in the order of the grid.
-    why: str  #: the reason why it is not made, or cannot be compared; "" otherwise.
-    by: str  #: who made it.
-    at: str  #: when, UTC.
-    differences: Sequence[str]  #: with ``--verify``: what does not follow from the store.
-
-
 class DoctorCheck(TypedDict):
     """`sweep doctor`: the result of one check."""
 
@@ -367,6 +349,10 @@ OUTPUTS: Mapping[str, Mapping[str, Any]] = {
     "list": {"": Sequence[ListedSweep]},
     "plan": {"": PlanOutput, "--budget": BudgetOutput},
     "simulate": {"": SimulateOutput},
+    "launch": {"": LaunchOutput},
+    "rerun": {"": LaunchOutput},
+    "cancel": {"": CancelOutput},
+    "discard": {"": DiscardOutput},
     "status": {"": StatusOutput, "--spent": SpentOutput},
     "failures": {"": FailuresOutput},
     "why": {"": WhyOutput},

@@ -20,7 +20,7 @@ from orchestrator.api.grid import Arrangement, CellGrid, GridCell, arrangement, 
 from orchestrator.api.logs import MetricsReader
 from orchestrator.api.pace import Gpus, eta_s, gpus_of, speed_of
 from orchestrator.api.state import SweepState, open_view, parse_reference
-from orchestrator.api.waiting import COST, JOBS_S
+from orchestrator.api.waiting import COST, JOBS_S, decision_line, next_decision
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError
@@ -74,6 +74,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
         gpus: of the workers.
         tokens_per_second: sum of the last speeds that running stages logged; None if none did.
         num_running: stages that run now.
+        decision: a line on the next decision; "" if none is left.
     """
 
     sweep: str
@@ -93,6 +94,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     gpus: Gpus
     tokens_per_second: float | None
     num_running: int
+    decision: str = ""
 
 
 @contextlib.contextmanager
@@ -182,7 +184,8 @@ class Watched:
 
     def _jobs(self) -> Jobs:
         """Return the sweep's jobs. Looks that follow each other fast share the scheduler's answer."""
-        filed = Submissions(self.view.ledger, self.view.sweep.name).read(self.view.problems)
+        problems = self.view.problems
+        filed = Submissions(self.view.ledger, self.view.sweep.name).read(problems, problems)
         open_tasks = frozenset((each.submission.number, t) for each in filed for t in each.open_tasks)
         asked, now_s = self._asked, time.monotonic()
         if asked is None or not open_tasks <= asked.tasks or now_s - asked.at_s >= JOBS_S:
@@ -222,6 +225,7 @@ def overview(
     chosen = view.select(only or ())
     grid, cells = placed(view, chosen, arranged)
     counts = Counter(cell.state for cell in cells)
+    left = next_decision(view)
     running = [digest for digest, status in view.stages.items() if status.state is State.RUNNING]
     return Overview(
         sweep=view.sweep.name,
@@ -241,6 +245,7 @@ def overview(
         gpus=gpus_of(view, workers or WorkerRecords(view.ledger, view.sweep.name), running),
         tokens_per_second=speed_of(view, running),
         num_running=len(running),
+        decision="" if left is None else decision_line(left),
     )
 
 

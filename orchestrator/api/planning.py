@@ -14,6 +14,7 @@ from orchestrator.api.rehearsals import PlannedGate, planned_facts, planned_gate
 from orchestrator.api.requests import checkout_digest, missing_of, need_line, needs_of
 from orchestrator.api.simulating import Simulated, SimulatedCluster, simulate
 from orchestrator.api.state import SweepState, current_revision
+from orchestrator.api.waiting import later_of
 from orchestrator.core.gates import gates_of
 from orchestrator.core.plan import Action, Step, decide
 from orchestrator.core.records import Request
@@ -22,7 +23,7 @@ from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import ADDED, Estimate, Need, together
-from orchestrator.errors import counted
+from orchestrator.errors import DamagedRecord, counted
 from orchestrator.execution.checkpoints import foresee
 from orchestrator.launchers.base import LaunchGpus
 
@@ -270,6 +271,7 @@ class Plan:
             "totals": self.totals,
             "prefetch": self.prefetch if self.missing else None,
             "gates": [gate._asdict() for gate in self.gates],
+            "later": later_of(view),
             "cells": [
                 self._cell_json(cell) | ({"gpus": gpus[cell.id]._asdict()} if cell.id in gpus else {})
                 for cell in cells
@@ -312,7 +314,10 @@ def cell_drift(view: SweepState) -> list[str]:
     number = current_revision(view.ledger, view.sweep.name)
     if number is None:
         return []
-    before = view.ledger.revision(view.sweep.name, number).sweep
+    try:
+        before = view.ledger.revision(view.sweep.name, number).sweep
+    except DamagedRecord as error:
+        return [f"not compared with the last launch: {error.what}"]
     old = {cell.id for cell in before.cells}
     new = [cell for cell in view.sweep.cells if cell.id not in old]
     if not new:

@@ -265,12 +265,14 @@ class Cancelled(NamedTuple):
         num_running: how many of them were running; they save a checkpoint and stop within seconds.
         kept: ids of cells that go on, because the current revision has them too.
         lines: about their jobs, for people.
+        request: number of the request; None if nothing was recorded.
     """
 
     cells: list[Cell]
     num_running: int
     kept: set[str]
     lines: list[str]
+    request: int | None = None
 
 
 def cancel_cells(view: SweepState, chosen: Sequence[Cell]) -> Cancelled:
@@ -290,8 +292,9 @@ def cancel_cells(view: SweepState, chosen: Sequence[Cell]) -> Cancelled:
     cells = [cell for cell in cells if cell.id not in kept]
     num_running = sum(view.cells[cell.id].state is State.RUNNING for cell in cells)
     lines: list[str] = []
+    number = None
     if cells:
         # The request comes first. A worker that starts while jobs are being cancelled must find it.
-        view.ledger.add_request(view.sweep.name, build_request(view, "cancel", cells))
+        number = view.ledger.add_request(view.sweep.name, build_request(view, "cancel", cells)).number
         lines = cancel_jobs(view, {cell.id for cell in cells})
-    return Cancelled(cells, num_running, kept, lines)
+    return Cancelled(cells, num_running, kept, lines, number)

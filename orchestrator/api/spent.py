@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestrator.api.state import SweepState, sealed_view
+from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Evidence
 from orchestrator.core.gates import gates_of
 from orchestrator.core.goodput import CATEGORIES, Goodput, HeldJob, Holder, goodput, shares_of
@@ -19,6 +19,7 @@ from orchestrator.jobs.submissions import WorkerRecords
 from orchestrator.reporting import HeldFacts
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched
+from orchestrator.store.decisions import readable_revisions
 from orchestrator.store.ledger import Ledger
 
 HOUR_S = 3600.0
@@ -42,10 +43,11 @@ def spent_of(view: SweepState) -> list[Goodput]:
 
 def _all_stages(view: SweepState) -> Iterator[tuple[str, Evidence]]:
     """Yield name and evidence of each stage that any revision has, and of each gate of its launches."""
-    others = [n for n in view.ledger.revision_numbers(view.sweep.name) if n != view.number]
+    revisions = readable_revisions(view.ledger, view.sweep.name, view.problems)
+    others = [r for r in revisions if r.number != view.number]
     seen: set[str] = set()
-    for number in (None, *reversed(others)):
-        state = view if number is None else sealed_view(view.ledger, view.sweep.name, number)
+    for other in (None, *reversed(others)):
+        state = view if other is None else SweepState(view.ledger, other.sweep, other.number, sealed=True)
         if gates := _all_gates(state):
             state = state.with_gates(Gates(gates))
         instances = {d: instance for d, instance in state.instances.items() if d not in seen}

@@ -13,24 +13,17 @@ from orchestrator.core import holding
 from orchestrator.core.decisions import SweepFacts, Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
-from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.gates import GateRule, gates_of_requests, with_gates
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import (
-    CellStatus,
-    Gates,
-    StageStatus,
-    State,
-    cell_status,
-    stage_status,
-)
+from orchestrator.core.state import CellStatus, Gates, StageStatus, State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.core.sweep import SweepReference as SweepReference
 from orchestrator.core.sweep import parse_reference as parse_reference
+from orchestrator.core.tracebacks import Fingerprint, fingerprint
 from orchestrator.costs import Estimate
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, with_jobs
@@ -60,8 +53,7 @@ class SweepState:
         sweep: the sealed or composed content.
         number: of the revision; if it is not sealed, the number that it would get.
         sealed: whether the store holds the revision.
-        trusted: (digest, generation) of products whose files were checked before; instances of one sweep
-            share it.
+        trusted: (digest, generation) of products whose files were checked; states of one sweep share it.
 
     Attributes:
         whole: the sweep as given.
@@ -84,7 +76,7 @@ class SweepState:
             self.decisions = load(_DECISIONS)(ledger, sweep, number if sealed else 0)
             self.sweep = self.decisions.unfolded.sweep
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
-        self.problems: list[str] = []
+        self.problems: list[str] = self.decisions.problems() if self.decisions else []
         # Of a stage in a cell: what its estimate was made from, and the estimate.
         self.estimated: dict[tuple[str, str], tuple[object, Estimate]] = {}
 
@@ -136,12 +128,14 @@ class SweepState:
             return ()
 
     def check(self) -> None:
-        """Refuse a revision with a wrong stage digest, before anything is recorded or run.
+        """Refuse a revision with a wrong stage digest or a damaged decision, before anything runs.
 
         Raises:
-            InfrastructureError: the digest of a stage is not that of what the stage would run.
+            InfrastructureError: a digest is not that of what the stage would run, or a decision is damaged.
         """
         check_digests(self.whole, self.title)
+        if self.decisions is not None:
+            self.decisions.check()
 
     def warnings(self) -> list[str]:
         """Return which records cannot be read. They are never trusted, and never silently left out."""
@@ -188,7 +182,7 @@ class SweepState:
     @cached_property
     def jobs(self) -> Jobs:
         """The submissions, and what schedulers answered about them. Each is queried once, if needed."""
-        filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
+        filed = Submissions(self.ledger, self.sweep.name).read(self.problems, self.problems)
         return Jobs(filed, ask_schedulers(filed), asker())
 
     def _observe(self, instance: StageInstance, attempt: Attempt) -> OwnerReport:
@@ -346,8 +340,7 @@ class SweepState:
 def open_view(word: str, url: str | None = None) -> SweepState:
     """Return the sweep state that a reading verb works on.
 
-    That is the revision that the word names, else the last launched one, else the sweep as composed from its
-    file.
+    It is the revision that the word names, else the last launched one, else the sweep as its file composes.
 
     Args:
         word: ``smoke``, ``smoke@2`` or a path to a YAML file.

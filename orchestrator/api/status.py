@@ -11,6 +11,7 @@ import msgspec
 
 from orchestrator.api.requests import code_versions, retired_line
 from orchestrator.api.state import SweepState
+from orchestrator.api.waiting import decision_line, next_decision
 from orchestrator.core.evidence import Attempt
 from orchestrator.core.records import StartRecord
 from orchestrator.core.remedies import described, has_rungs, suggestions, with_shipped
@@ -113,6 +114,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
         "code": dict(code_versions(view, cells)),
         "problems": view.problems,
         "undelivered": [each._asdict() for each in undelivered_of(view)],
+        "decision": next_decision(view),
         "cells": rows,
     }
 
@@ -332,6 +334,8 @@ def explain(view: SweepState, cell: Cell, *, content: bool = True) -> dict[str, 
     gates = [
         found.digest for instance, found in view.failures(cell) if instance.digest in view.gates.instances
     ]
+    left = view.open_decision
+    is_seen = left is not None and cell.id in [each.id for each in left.question.cells]
     named = f"failure={gates[0]}" if gates else shlex.quote(cell.id)
     again = f"sweep rerun {view.sweep.name} --only {named}{view.hint}"
     return {
@@ -341,6 +345,7 @@ def explain(view: SweepState, cell: Cell, *, content: bool = True) -> dict[str, 
         "state": status.state,
         "reason": status.reason,
         "next": again if State.FAILED in states else "",
+        "decision": next_decision(view) if is_seen else None,
         "stages": [_evidence(view, cell, view.instances[d], content=content) for d in view.chain(cell)],
         "jobs": list(_jobs(view, cell)),
         "requests": [
@@ -355,6 +360,7 @@ def explanation_lines(found: Mapping[str, Any]) -> list[str]:
     """Return the result of `explain` as lines of text."""
     lines = [f"{found['state']}: {found['reason']}"]
     lines += [f"when mended: {found['next']}"] if found["next"] else []
+    lines += [decision_line(found["decision"])] if found["decision"] else []
     for stage in found["stages"]:
         lines += ["", f"{stage['stage']}  {stage['digest'][:12]}  {stage['state']}: {stage['reason']}"]
         lines += [f"  {line}" for line in stage["evidence"]]

@@ -26,7 +26,7 @@ from orchestrator.core.holding import no_space
 from orchestrator.core.records import Request
 from orchestrator.core.state import State, num_starved
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import Unavailable, UserError
+from orchestrator.errors import SchedulerUnavailable, UserError
 from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
@@ -103,7 +103,7 @@ class Dispatch:
 
         Raises:
             UserError: a cell fits nowhere, or the scheduler refuses the job for good.
-            Unavailable: the scheduler does not answer.
+            SchedulerUnavailable: the scheduler does not answer.
         """
         self._is_dry = False
         groups, number = self._groups(), self._next_number()
@@ -318,7 +318,7 @@ class Dispatch:
 
         Raises:
             UserError: the scheduler refuses the job for good.
-            Unavailable: the scheduler was not reached, or its answer was lost.
+            SchedulerUnavailable: the scheduler was not reached, or its answer was lost.
         """
         objects = self._view.ledger.objects
         key = layout.job_logs(self._view.sweep.name, submission.number)
@@ -348,10 +348,10 @@ class Dispatch:
             "nothing is submitted twice: its cells are held until that is known",
         )
 
-    def _unreached(self, what: str, where: str) -> Unavailable:
+    def _unreached(self, what: str, where: str) -> SchedulerUnavailable:
         """Return an error with the command that tries again later."""
         later = f"sweep reconcile {self._view.sweep.name}{self._view.hint}"
-        return Unavailable(f"{self._submitter.name} {what}", where=where, fix=f"later: {later}")
+        return SchedulerUnavailable(f"{self._submitter.name} {what}", where=where, fix=f"later: {later}")
 
     def _refused(self, submission: Submission, outcome: SubmitOutcome) -> UserError:
         """Return an error with the place of the script that was refused."""

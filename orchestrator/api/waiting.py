@@ -1,20 +1,24 @@
-"""Wait until the cells of a sweep are done, have failed, or stand still."""
+"""What a sweep waits for: its next decision; and a wait until its cells are done, failed or stand still."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.api.state import Notify, SweepState
+from orchestrator.core.sealed import most_cells
 from orchestrator.core.settings import StoreSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.core.waiting import Goal, Outlook, outlook
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.store import layout
 from orchestrator.store.access import error_line
+
+if TYPE_CHECKING:
+    from orchestrator.api.cell_outputs import DecisionFacts, LaterFacts
 
 STALL_S = 300.0
 """Default time without any change after which a sweep counts as stalled, in seconds. It exceeds the usual
@@ -28,6 +32,64 @@ COST = 5.0
 """Pause after a look, as a multiple of the time that the look took."""
 
 
+def next_decision(view: SweepState) -> DecisionFacts | None:
+    """Return the decision that a sweep waits for; None if none is left."""
+    if (left := view.open_decision) is None:
+        return None
+    question, made = left.question, view.decisions.unfolded.decisions
+    begun = [request.at for request in view.requests if request.revision == view.number]
+    return {
+        "number": question.number,
+        "title": question.title,
+        "state": "waits" if left.is_passing else "blocked",
+        "metric": question.select.metric,
+        "mode": question.select.mode,
+        "rule": question.rule,
+        "chosen": (),
+        "sampler": "",
+        "seen": [],
+        "why": left.reason,
+        "waits_for": left.waits_for,
+        "of": len(question.cells),
+        "since": made[-1].at if made else next(iter(begun), ""),
+        "by": "",
+        "at": "",
+        "differences": [],
+    }
+
+
+def decision_line(found: DecisionFacts) -> str:
+    """Return a line on the decision that a sweep waits for: which, for what, since when, and the rule."""
+    waits_for, since = found["waits_for"], f" since {found['since']}" if found["since"] else ""
+    what = f"waits for {len(waits_for)} of {counted(found['of'], 'cell')}" if waits_for else found["state"]
+    if waits_for and found["state"] == "blocked":
+        what = f"blocked, {what}"
+    line = f"decision {found['number']}, {found['title']}: {what}{since}: {found['why']}"
+    # Where a record is damaged, the reason is the way out.
+    return line if found["state"] == "blocked" and not waits_for else f"{line}; then {found['rule']}"
+
+
+def later_of(view: SweepState) -> LaterFacts | None:
+    """Return what may follow from open decisions, and so is in no plan yet; None if no decision is left."""
+    question = view.decisions.unfolded.question if view.decisions is not None else None
+    if question is None:
+        return None
+    search, phases = view.whole.search, view.whole.phases
+    most = search.num_cells if search is not None else sum(map(most_cells, phases, (None, *phases)))
+    return {
+        "after": question.title,
+        "num_cells": max(0, most - len(view.sweep.cells)),
+        "num_longer": question.keep if question.rung else 0,
+    }
+
+
+def later_line(found: LaterFacts) -> str:
+    """Return a line on what a plan does not count yet."""
+    parts = [f"{counted(found['num_cells'], 'more cell')}"] if found["num_cells"] else []
+    parts += [f"later parts of {counted(found['num_longer'], 'cell')}"] if found["num_longer"] else []
+    return f"not counted: what follows {found['after']}, at most {' and '.join(parts) or 'nothing more'}"
+
+
 class Waited(NamedTuple):
     """How a wait ended.
 
@@ -35,11 +97,13 @@ class Waited(NamedTuple):
         outlook: on the goal; `Outlook.OPEN` if the time ran out.
         counts: state to number of cells, at the last look.
         seconds: that the wait took.
+        decision: that was next at the last look; None without one, or if single cells were named.
     """
 
     outlook: Outlook
     counts: dict[str, int]
     seconds: float
+    decision: DecisionFacts | None = None
 
 
 def wait_until(
@@ -100,7 +164,8 @@ def wait_until(
             found = outlook(goal, outcome, quiet_s=look_s - changed_s, stall_s=stall_s)
             waited_s = time.monotonic() - start_s
             if found is not Outlook.OPEN or (timeout_s is not None and waited_s >= timeout_s):
-                return Waited(found, dict(Counter(map(str, states))), waited_s)
+                left = next_decision(view) if cells is None and silent_s is None else None
+                return Waited(found, dict(Counter(map(str, states))), waited_s, left)
         _pause(view, look_s, None if timeout_s is None else start_s + timeout_s, asks_jobs=silent_s is None)
 
 

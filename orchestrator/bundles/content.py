@@ -156,6 +156,16 @@ def _product(view: SweepState, instance: StageInstance, done: Done, *, weights: 
     return {f"{STORE}/{key}/{file.path}": folder / file.path for file in there}
 
 
+def segment_facts(data: bytes) -> dict[str, Any] | None:
+    """Return what ``segments.json`` holds; None if it cannot be decoded, as where it was cut short."""
+    try:
+        facts: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
+        facts["segments"] = msgspec.convert(facts.get("segments"), list[tuple[int, int]])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return facts
+
+
 def _segments(view: SweepState) -> tuple[int, Content]:
     """Return the number of kept segments, and their checkpoints with the products that the stages took."""
     content: Content = {}
@@ -168,7 +178,10 @@ def _segments(view: SweepState) -> tuple[int, Content]:
         if not manifests or not (folder / layout.SEGMENTS).is_file():
             continue
         kept = {int(path.parent.name) for path in manifests}
-        segments = msgspec.json.decode((folder / layout.SEGMENTS).read_bytes())["segments"]
+        # An earlier attempt may have been killed while it wrote the file. Nothing was kept then.
+        if (facts := segment_facts((folder / layout.SEGMENTS).read_bytes())) is None:
+            continue
+        segments = facts["segments"]
         number += sum(kept.issuperset(segment) for segment in segments)
         paths = [path for path in folder.rglob("*") if path.is_file()]
         content |= {f"{STORE}/{key}/{path.relative_to(folder).as_posix()}": path for path in paths}

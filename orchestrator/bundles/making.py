@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -102,6 +101,11 @@ def check_bundle(view: SweepState, out: Path, options: BundleOptions) -> None:
             allowed="a bundle of cells that are all done",
             fix=f"sweep launch {view.sweep.name}, or --partial",
         )
+    if (left := view.open_decision) is not None and not options.partial:
+        raise UserError(
+            f"{view.title} is not finished: {left.question.title} is not decided: {left.reason}",
+            fix=f"sweep launch {view.sweep.name}, or --partial",
+        )
 
 
 def make_bundle(view: SweepState, out: Path, options: BundleOptions) -> BundleFacts:
@@ -182,10 +186,13 @@ def _follows(view: SweepState, content: Content) -> tuple[Recomputed, bytes]:
 
 
 def _is_linked(source: Path, target: Path) -> bool:
-    with contextlib.suppress(OSError):
+    try:
         os.link(source, target)
-        return True
-    return False
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _file(name: str, held: Path | bytes) -> File:
@@ -195,11 +202,19 @@ def _file(name: str, held: Path | bytes) -> File:
 
 
 def _write(out: Path, content: Content) -> None:
-    """Write the zip under another name first, so that a bundle that is there is whole."""
+    """Write the zip under another name first, so that a bundle that is there is whole.
+
+    Raises:
+        UserError: a file of this name has appeared meanwhile; it stays as it is.
+    """
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with as_usual():
             write_zip(part, content)
-        part.replace(out)
+        if not _is_linked(part, out):  # linking replaces nothing, but not every file system links
+            out.open("xb").close()
+            part.replace(out)
+    except FileExistsError:
+        raise UserError("there is a file already", where=f"--out {out}") from None
     finally:
         part.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from orchestrator import provenance
 from orchestrator.api.state import SweepState
-from orchestrator.bundles.content import CODE, STORE, products
+from orchestrator.bundles.content import CODE, STORE, products, segment_facts
 from orchestrator.bundles.description import BundleManifest
 from orchestrator.bundles.zipped import Zip
 from orchestrator.core.records import Done
@@ -72,12 +72,11 @@ def segments_in(view: SweepState, names: set[str]) -> Iterator[KeptSegment]:
     for instance, done in products(view):
         prefix = f"{layout.payload(instance, done.attempt)}/{layout.AUDIT}"
         data = view.ledger.objects.get(f"{prefix}/{layout.SEGMENTS}") if instance.stage in REPLAYED else None
-        if data is None:
+        if data is None or (facts := segment_facts(data)) is None:
             continue
-        facts = json.loads(data)
         for first, last in facts["segments"]:
             if all(f"{prefix}/{step:08d}/manifest.json" in names for step in (first, last)):
-                yield KeptSegment(instance, done, (int(first), int(last)), facts)
+                yield KeptSegment(instance, done, (first, last), facts)
 
 
 def replay_segments(opened: Zip, manifest: BundleManifest, view: SweepState, number: int) -> Replayed:

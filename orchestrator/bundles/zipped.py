@@ -183,6 +183,9 @@ class Zip:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         size = stream.seek(0, 2)
+        stream.seek(0)
+        if stream.read(2) != b"PK":  # the first bytes of every zip
+            raise Damaged("it is no zip" if size else "it is empty")
         count, index_size, start = self._ending(size)
         if count > MAX_FILES or index_size > MAX_INDEX_BYTES:
             raise Damaged(f"the zip claims to hold {count:,} files: at most {MAX_FILES:,} are read")

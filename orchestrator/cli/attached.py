@@ -11,16 +11,17 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any, NamedTuple
 
 from orchestrator.api.estimates import ordered_ids, sized
-from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
+from orchestrator.api.launching import CheckedLaunch, Detached, detach, make_launcher
 from orchestrator.api.reconciling import Notifies, PendingLaunch, is_well, notifier_of, undecided_lines
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
-from orchestrator.cli.output import LongStep, indented, print_lines, styled
+from orchestrator.cli.output import LongStep, indented, print_json, print_lines, styled
 from orchestrator.cli.progress import (
     count_stages,
     mirroring,
@@ -29,12 +30,15 @@ from orchestrator.cli.progress import (
     write_reports,
 )
 from orchestrator.core.records import Code, Request
+from orchestrator.core.settings import RunSettings
 from orchestrator.core.state import GOOD, State
 from orchestrator.core.sweep import preload
 from orchestrator.entry import outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, SweepError, UserError, counted
-from orchestrator.jobs.submissions import settings_of
+from orchestrator.jobs.records import Submission
+from orchestrator.jobs.submissions import Submissions, settings_of
 from orchestrator.launchers.base import GpuNumbers, Launch, Launcher
+from orchestrator.registry import load
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.checkout import checkout_of
@@ -47,40 +51,117 @@ attempts to read the final states.
 """
 
 
-def follow(checked: CheckedLaunch, sealed: SweepState, *, wait: bool, is_detached: bool) -> int:
-    """Record a checked launch, run its cells, and return the exit code.
+_NEXT_DECISION = "orchestrator.api.waiting:next_decision"  # Loaded by name: few launches print JSON.
+
+
+@contextlib.contextmanager
+def for_people(*, as_json: bool) -> Iterator[None]:
+    """Send what is printed meanwhile to standard error, if standard output is for JSON alone."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+class Launched(NamedTuple):
+    """What came of a launch or rerun.
+
+    Attributes:
+        code: exit code of the verb.
+        view: the revision.
+        cells: ids of the cells that were meant.
+        verb: of the request.
+        settings: of the run.
+        request: the recorded request; None if nothing was recorded.
+        detached: the background process; None without one.
+        scripts: of a dry run, the submissions with what the scheduler would get.
+    """
+
+    code: int
+    view: SweepState
+    cells: Sequence[str]
+    verb: str
+    settings: RunSettings
+    request: Request | None = None
+    detached: Detached | None = None
+    scripts: Sequence[tuple[Submission, str]] = ()
+
+
+def launched_json(found: Launched) -> dict[str, Any]:
+    """Return what a launch or rerun recorded and submitted, for scripts."""
+    request, name = found.request, found.view.sweep.name
+    view = found.view if request is None else found.view.fresh()
+    # Decisions may have added cells meanwhile.
+    cells = view.asked_cells(found.cells if request is None else request.cells)
+    states = Counter(view.cells[cell.id].state for cell in cells)
+    jobs = [
+        {"submission": each.number, "job": "", "cells": each.tasks, "script": text}
+        for each, text in found.scripts
+    ]
+    for filed in Submissions(view.ledger, name).read() if request is not None else ():
+        if request is not None and filed.submission.request == request.number:
+            job = filed.accepted.job if filed.accepted is not None else ""
+            jobs.append({"submission": filed.submission.number, "job": job, "cells": filed.submission.tasks})
+    return {
+        "sweep": name,
+        "revision": view.number,
+        "verb": found.verb,
+        "request": None if request is None else request.number,
+        "launcher": found.settings.launcher["name"],
+        "cells": [cell.id for cell in cells],
+        "jobs": jobs,
+        "process": None if found.detached is None else found.detached.process.pid,
+        "log": "" if found.detached is None else str(found.detached.log),
+        "counts": {str(state): number for state, number in states.items()},
+        "decision": load(_NEXT_DECISION)(view),
+        "exit_code": found.code,
+    }
+
+
+def follow(
+    checked: CheckedLaunch, sealed: SweepState, *, wait: bool, is_detached: bool, as_json: bool = False
+) -> Launched:
+    """Record a checked launch, run its cells, and return what came of it.
 
     Args:
         checked: the launch.
         sealed: the revision, in the store.
         wait: whether to stay until all cells have ended, for launchers that submit jobs.
         is_detached: whether to run the cells in a background process and return.
+        as_json: whether standard output is for JSON alone.
     """
     if wait and checked.settings.is_external:
         raise UserError("launcher=external starts nothing to wait for", fix="sweep wait, after the launch")
     with LongStep("recording the launch and its code"):
         request = checked.record(sealed, indented)
+    found = Launched(0, sealed, [cell.id for cell in checked.cells], checked.verb, checked.settings, request)
     if checked.settings.is_external:
         print(f"{sealed.title}: recorded, and no worker was started")
         print(f"  sweep work {sealed.sweep.name}{sealed.hint}")
         print(f"  sweep status {sealed.sweep.name}{sealed.hint}")
-        return 0
+        return found
     if checked.limits:
         stays = wait or (checked.launcher.attached and not is_detached)
-        return submit_all(sealed, [PendingLaunch(request, checked.launcher, checked.limits)], wait=stays)
+        asked = [PendingLaunch(request, checked.launcher, checked.limits)]
+        return found._replace(code=submit_all(sealed, asked, wait=stays))
     if not is_detached:
-        return run_attached(sealed.fresh(), request, checked.launcher)
+        code = run_attached(sealed.fresh(), request, checked.launcher, as_json=as_json)
+        return found._replace(code=code)
     detached = detach(sealed, request)
     print(
         f"{sealed.title}: launched in the background as process {detached.process.pid}, log in {detached.log}"
     )
     print(f"  sweep status {sealed.sweep.name}{sealed.hint}")
     print(f"  sweep cancel {sealed.sweep.name}{sealed.hint}")
-    return 0
+    return found._replace(detached=detached)
 
 
-def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
+def run_attached(view: SweepState, request: Request, launcher: Launcher, *, as_json: bool = False) -> int:
     """Run the cells of a request to their end, and print how they ended.
+
+    Args:
+        view: the revision.
+        request: the launch or rerun.
+        launcher: made from its settings.
+        as_json: whether a process that takes the place of this one is to print JSON.
 
     Returns:
         0 when all of them are done, else 1.
@@ -90,7 +171,7 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     """
     if request.code is not None:
         words = ["orchestrator.cli.attached", view.ledger.objects.url, view.sweep.name, str(request.number)]
-        go_on_in_the_snapshot(view.ledger.objects, request.code, words)
+        go_on_in_the_snapshot(view.ledger.objects, request.code, [*words, *["--json"][: int(as_json)]])
     wanted = set(request.cells) if request.cells is not None else None
     cells = view.asked_cells(wanted)
     # A second Ctrl-C also ends a wait for a store that does not answer.
@@ -256,7 +337,7 @@ def _watch(view: SweepState, wanted: set[str] | None, launcher: Launcher, notifi
         alive = True
         while alive:
             alive = launcher.poll() > 0
-            notifier.pulse()
+            notifier.poll()
             now_s = time.monotonic()
             if now_s >= next_s or not alive:
                 try:
@@ -290,9 +371,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run a request that is already recorded: the entry point of a detached launch.
 
     Args:
-        argv: store, sweep and number of the request; the arguments of this process by default.
+        argv: store, sweep and number of the request, and ``--json`` to print JSON at the end; the arguments
+            of this process by default.
     """
-    url, name, number = sys.argv[1:] if argv is None else argv
+    url, name, number, *rest = sys.argv[1:] if argv is None else argv
     prepare()
     outlive_the_reader()
     try:
@@ -303,10 +385,14 @@ def main(argv: list[str] | None = None) -> int:
         request = requests[0]
         view = sealed_view(ledger, name, request.revision)
         num_cells = len(view.sweep.cells) if request.cells is None else len(request.cells)
-        return run_attached(view, request, make_launcher(settings_of(request), num_cells))
+        settings = settings_of(request)
+        with for_people(as_json=bool(rest)):
+            code = run_attached(view, request, make_launcher(settings, num_cells))
+        if rest:
+            print_json(launched_json(Launched(code, view, (), request.verb, settings, request)))
+        return code
     except SweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return int(load("orchestrator.cli.main:failed")(error, rest))
 
 
 if __name__ == "__main__":

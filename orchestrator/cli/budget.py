@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from orchestrator.api.dropping import budget_json
 from orchestrator.api.planning import CellGpus, Plan
+from orchestrator.api.waiting import later_line
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import counted
 
@@ -24,6 +25,8 @@ def print_budget(plan: Plan, *, as_json: bool) -> int:
     limit = found["budget"]["gpu_hours"]
     spent, needed = found["spent_gpu_hours"], found["needed_gpu_hours"]
     print(f"{plan.view.title}: {spent:.4g} GPU-hours are spent, {needed:.4g} are needed by the estimates")
+    if found["later"] is not None:
+        print(later_line(found["later"]))
     if not found["holds_gpus"]:
         print(
             f"for {plan.hardware.max_gpus} x {plan.hardware.device}: workers of this launch hold no GPUs,"

@@ -73,7 +73,7 @@ def translate(args: argparse.Namespace, task: str, source: str, overrides: Seque
     print(f"{sealed.title}: {escaped(sealed.sweep.description)}")
     print_lines([f"note: {note}" for note in notes], indent=2)
     print_warnings(sealed)
-    code = follow(checked, sealed, wait=True, is_detached=False)
+    code = follow(checked, sealed, wait=True, is_detached=False).code
     if code:
         print(f"  {out} was not written; the same command goes on, and requests no reply twice")
         return code

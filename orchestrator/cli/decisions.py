@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from orchestrator.api.outputs import DecisionFacts
+from orchestrator.api.cell_outputs import DecisionFacts
 from orchestrator.api.state import SweepState, open_view
+from orchestrator.api.waiting import decision_line, next_decision
 from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_json, print_table
-from orchestrator.core.decisions import SweepQuestion, Undecided, answer, unfold, valued
+from orchestrator.core.decisions import SweepQuestion, answer, unfold, valued
 from orchestrator.core.sealed import Decision, SeenCell
 from orchestrator.core.search import trials_of
 from orchestrator.core.tree import scalar_text
@@ -49,8 +50,10 @@ def run_decisions(args: argparse.Namespace) -> int:
             num_incomparable += not is_comparable
         differences += len(problems)
         facts.append(_facts(question, decision, problems, why))
-    if (left := view.open_decision) is not None:
-        facts.append(_open_facts(left))
+    if (left := next_decision(view)) is not None:
+        facts.append(left)
+    # What cannot be read was not verified.
+    differences += bool(args.verify and view.decisions and view.decisions.damage)
     if args.json:
         print_json(facts)
         return 1 if differences else 0
@@ -72,6 +75,7 @@ def _facts(question: SweepQuestion, decision: Decision, problems: list[str], why
         "state": "made",
         "metric": question.select.metric,
         "mode": question.select.mode,
+        "rule": question.rule,
         "chosen": points if question.is_search else decision.chosen,
         "sampler": decision.sampler,
         "seen": [
@@ -79,35 +83,20 @@ def _facts(question: SweepQuestion, decision: Decision, problems: list[str], why
             for each in decision.seen
         ],
         "why": why,
+        "waits_for": (),
+        "of": len(decision.seen),
+        "since": "",
         "by": decision.by,
         "at": decision.at,
         "differences": problems,
     }
 
 
-def _open_facts(left: Undecided) -> DecisionFacts:
-    question = left.question
-    return {
-        "number": question.number,
-        "title": question.title,
-        "state": "waits" if left.is_passing else "blocked",
-        "metric": question.select.metric,
-        "mode": question.select.mode,
-        "chosen": (),
-        "sampler": "",
-        "seen": [],
-        "why": left.reason,
-        "by": "",
-        "at": "",
-        "differences": [],
-    }
-
-
 def _print(facts: DecisionFacts) -> None:
-    what = f"{facts['number']}. {facts['title']}: {facts['mode']} {facts['metric']}"
     if facts["state"] != "made":
-        print(f"{what}: {facts['state']}: {facts['why']}")
+        print(decision_line(facts))
         return
+    what = f"{facts['number']}. {facts['title']}: {facts['mode']} {facts['metric']}"
     print(f"{what}: {', '.join(facts['chosen'])} ({facts['by']}, {facts['at']})")
     rows = [
         (

@@ -12,7 +12,7 @@ from orchestrator.api.launching import CheckedLaunch, failed_cells, make_launche
 from orchestrator.api.reconciling import NOTICES_S, WAIT_S, PendingLaunch, notifier_of
 from orchestrator.api.state import Notify, SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
-from orchestrator.cli.attached import follow
+from orchestrator.cli.attached import Launched, follow, for_people, launched_json
 from orchestrator.cli.output import (
     LongStep,
     add_store,
@@ -20,6 +20,7 @@ from orchestrator.cli.output import (
     add_wait,
     indented,
     no_overrides,
+    print_json,
     print_table,
 )
 from orchestrator.cli.progress import add_composing, again, composed, print_remarks, submit_all
@@ -27,7 +28,7 @@ from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
-from orchestrator.errors import SweepError, Unavailable, UserError, counted, escaped, one_line
+from orchestrator.errors import SchedulerUnavailable, SweepError, UserError, counted, escaped, one_line
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import Submitter
 
@@ -40,6 +41,7 @@ PATIENCE_S = 300.0
 def configure_launch(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_composing(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone, at the end")
     parser.add_argument(
         "--dry-run", action="store_true", help="only print what would be submitted (Slurm, Ray)"
     )
@@ -52,7 +54,20 @@ def configure_launch(parser: argparse.ArgumentParser) -> None:
 
 def run_launch(args: argparse.Namespace) -> int:
     """Check, seal and launch a sweep; follow it to its end unless it runs as jobs or detached."""
+    return _run(args, _launch)
+
+
+def _run(args: argparse.Namespace, launch: Callable[[argparse.Namespace], Launched]) -> int:
+    """Launch or rerun; with ``--json``, print what came of it as the only thing on standard output."""
     outlive_the_reader()
+    with for_people(as_json=args.json):
+        found = launch(args)
+    if args.json:
+        print_json(launched_json(found))
+    return found.code
+
+
+def _launch(args: argparse.Namespace) -> Launched:
     with LongStep("composing") as step:
         view, composition = composed(args, step)
     view.check()
@@ -77,7 +92,9 @@ def run_launch(args: argparse.Namespace) -> int:
         )
     notes = checked.limits.notes if checked.limits else ()
     if args.dry_run:
-        return _print_scripts(checked.dispatch().dry_run(), notes)
+        given = checked.dispatch().dry_run()
+        _print_scripts(given, notes)
+        return Launched(0, view, [cell.id for cell in cells], "launch", settings, scripts=given.scripts)
     # From here on, the store is changed.
     sealed = _patiently(lambda: checked.seal(print), wait=args.wait)
     print(f"{sealed.title}: {escaped(sealed.sweep.description)}")
@@ -86,7 +103,7 @@ def run_launch(args: argparse.Namespace) -> int:
     print_remarks(sealed, cells, composition, import_paths)
     num_done = sum(view.cells[cell.id].state is State.DONE for cell in cells)
     print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {sealed.ledger.objects.url}")
-    return follow(checked, sealed, wait=args.wait, is_detached=args.detach)
+    return follow(checked, sealed, wait=args.wait, is_detached=args.detach, as_json=args.json)
 
 
 def _patiently(act: Callable[[], T], *, wait: bool) -> T:
@@ -98,7 +115,7 @@ def _patiently(act: Callable[[], T], *, wait: bool) -> T:
     while True:
         try:
             return act()
-        except Unavailable as error:
+        except SchedulerUnavailable as error:
             if not wait or time.monotonic() > until_s:
                 raise
             if not said:
@@ -109,7 +126,7 @@ def _patiently(act: Callable[[], T], *, wait: bool) -> T:
 
 def configure_rerun(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    add_sweep(parser, only=True, json=False)
+    add_sweep(parser, only=True)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -126,7 +143,10 @@ def configure_rerun(parser: argparse.ArgumentParser) -> None:
 
 def run_rerun(args: argparse.Namespace) -> int:
     """Print which cells will run again, confirm on a terminal, and run them."""
-    outlive_the_reader()
+    return _run(args, _rerun)
+
+
+def _rerun(args: argparse.Namespace) -> Launched:
     url, rest = split_store(args.overrides)
     view = open_view(args.sweep, url)
     if not view.sealed:
@@ -139,10 +159,12 @@ def run_rerun(args: argparse.Namespace) -> int:
     if not cells:
         done = f"{counted(len(chosen), 'cell')} named, all done" if args.only else "no failed cells"
         print(f"{view.title}: {done}, nothing to rerun")
-        return 0
+    left = Launched(0, view, [cell.id for cell in cells], "rerun", settings)
+    if not cells:
+        return left
     if args.dry_run:
         _print_rerun(view, cells, settings.policy)
-        return 0
+        return left
     fix = f"sweep prefetch {view.sweep.name}@{view.number}{view.hint}"
     # The checks come before the question, so that a user does not confirm what is then refused.
     checked = _patiently(
@@ -158,9 +180,9 @@ def run_rerun(args: argparse.Namespace) -> int:
         and input("rerun them? [y/N] ").strip().lower() not in ("y", "yes")
     ):
         print("nothing was started")
-        return 0
+        return left
     sealed = _patiently(lambda: checked.seal(print), wait=args.wait)
-    return follow(checked, sealed, wait=args.wait, is_detached=args.detach)
+    return follow(checked, sealed, wait=args.wait, is_detached=args.detach, as_json=args.json)
 
 
 def _print_rerun(view: SweepState, cells: list[Cell], policy: Policy) -> None:

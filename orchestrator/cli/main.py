@@ -68,7 +68,7 @@ def _guarded(words: list[str]) -> int:
         sys.stdout.flush()
         return code
     except SweepError as error:
-        return _failed(error, words)
+        return failed(error, words)
     # The reader of a pipe has closed it, as `head` does. That is no error of the command.
     except ReaderLeft:
         return 0
@@ -77,16 +77,16 @@ def _guarded(words: list[str]) -> int:
         return 1
     except OSError as error:
         what, where = one_line(error.strerror or words_of(error)), str(error.filename or "")
-        return _failed(InfrastructureError(what, where=where), words)
+        return failed(InfrastructureError(what, where=where), words)
     except Exception as error:  # noqa: BLE001 - a bug in Polysweep; exit code 1 would look like failed cells
         if isinstance(error, ModuleNotFoundError) and (absent := _missing_extra(error, words)):
-            return _failed(absent, words)
+            return failed(absent, words)
         traceback.print_exc()
         what = one_line(f"{type(error).__name__}: {words_of(error)}")
-        return _failed(InfrastructureError(f"Polysweep itself failed: {what}"), words)
+        return failed(InfrastructureError(f"Polysweep itself failed: {what}"), words)
 
 
-def _failed(error: SweepError, words: list[str]) -> int:
+def failed(error: SweepError, words: list[str]) -> int:
     """Print an error, with ``--json`` also as an object on standard output, and return its exit code."""
     with contextlib.suppress(OSError, ReaderLeft):
         if "--json" in words:

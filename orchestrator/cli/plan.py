@@ -15,6 +15,7 @@ from orchestrator.api.rehearsals import gate_lines
 from orchestrator.api.requests import distinct, need_line, needing_retired_lines
 from orchestrator.api.simulating import Simulated, SimulatedCluster
 from orchestrator.api.state import SweepState
+from orchestrator.api.waiting import later_line, later_of
 from orchestrator.cli.budget import over_budget_lines, print_budget, print_gpus
 from orchestrator.cli.output import (
     LongStep,
@@ -208,6 +209,8 @@ def _print_plan(plan: Plan) -> None:
     """Print stages, costs, cells and missing needs of a plan."""
     view, cells = plan.view, plan.cells
     print_stages(view, cells, plan.steps)
+    if (later := later_of(view)) is not None:
+        print(later_line(later))
     print_lines(gate_lines(plan.gates))
     print_lines(over_budget_lines(plan))
     print_costs(cells, plan.estimates, plan.hardware)

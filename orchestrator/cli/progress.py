@@ -42,7 +42,7 @@ from orchestrator.core.records import Request
 from orchestrator.core.settings import MIRROR_FINISH_S
 from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import Unavailable, UserError, counted
+from orchestrator.errors import SchedulerUnavailable, UserError, counted
 from orchestrator.registry import REPORT_WRITER, load
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
@@ -267,7 +267,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
     with mirroring(view.ledger, view.sweep.name, asked[-1].request):
         try:
             done = submit_pass(view, asked, notify=print)
-        except Unavailable as error:
+        except SchedulerUnavailable as error:
             if not wait:
                 raise
             print(f"  {error.what}; trying again", flush=True)

@@ -20,6 +20,7 @@ from orchestrator.api.status import (
     status_json,
     undelivered_of,
 )
+from orchestrator.api.waiting import decision_line, next_decision
 from orchestrator.cli.output import (
     LongStep,
     add_cell,
@@ -33,10 +34,11 @@ from orchestrator.cli.output import (
 )
 from orchestrator.core.evidence import remaining_files
 from orchestrator.core.identity import SEALED
+from orchestrator.core.sealed import most_cells
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import without_key
-from orchestrator.errors import UserError, counted, one_line
+from orchestrator.errors import DamagedRecord, UserError, counted, one_line
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.opening import store_url
@@ -101,6 +103,8 @@ def run_status(args: argparse.Namespace) -> int:
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary} (at {at})")
     print_warnings(view)
     print_lines(code_drift(view, cells), indent=2)
+    if (left := next_decision(view)) is not None:
+        print(f"  {decision_line(left)}")
     rows: list[tuple[object, ...]] = []
     chosen = view.chosen_gpus
     for cell in cells:
@@ -287,10 +291,14 @@ def _of_store(ledger: Ledger, name: str) -> dict[str, Any] | None:
     number = current_revision(ledger, name)
     if number is None:
         return None
-    sweep = ledger.revision(name, number).sweep
+    try:
+        sweep = ledger.revision(name, number).sweep
+    except DamagedRecord as error:
+        what = f"error: {error.what}"
+        return {"sweep": name, "num_cells": None, "revision": number, "description": what, "path": ""}
     return {
         "sweep": name,
-        "num_cells": len(sweep.cells),
+        "num_cells": sum(map(most_cells, sweep.phases, (None, *sweep.phases))) or len(sweep.cells),
         "revision": number,
         "description": sweep.description,
         "path": "",

@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator import provenance
 from orchestrator.api.state import current_revision, sealed_view
-from orchestrator.cli.output import add_store, existing_store, print_json, print_table
+from orchestrator.cli.output import add_store, existing_store, print_json, print_table, to_stderr
 from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.records import Owner, Request
 from orchestrator.core.state import State
@@ -32,8 +32,9 @@ from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import Submission
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.launchers.base import ask_schedulers
-from orchestrator.processes import describe
+from orchestrator.provenance import process_of
 from orchestrator.store import layout
+from orchestrator.store.decisions import readable_revisions
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.retention import Leftover, UnusedCode, delete, delete_code, leftovers, unused_code
@@ -66,7 +67,10 @@ def run_clean(args: argparse.Namespace) -> int:
             raise UserError(
                 f"no sweep {name!r}", where=f"in the store {ledger.objects.url}", allowed=nearest(name, known)
             )
-    needed, others = _stages_in_use(ledger, args.drop)
+    problems: list[str] = []
+    needed, others = _stages_in_use(ledger, args.drop, problems)
+    for problem in problems:
+        to_stderr(f"warning: {problem}")
     found = leftovers(ledger, [instance for digest, instance in others.items() if digest not in needed])
     used = _code_in_use(ledger, args.drop)
     # An unreadable record may name any snapshot. Then no code is deleted.
@@ -84,24 +88,35 @@ def run_clean(args: argparse.Namespace) -> int:
     return 0
 
 
-def _stages_in_use(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str, StageInstance]]:
+def _stages_in_use(
+    ledger: Ledger, dropped: Collection[str], problems: list[str]
+) -> tuple[set[str], dict[str, StageInstance]]:
     """Return the digests that revisions in use name, and all stages that any revision names.
 
     Args:
         ledger: the store.
         dropped: sweeps without a revision in use.
+        problems: receives a line for each revision that cannot be read, and is not in use.
+
+    Raises:
+        DamagedRecord: a revision in use cannot be read.
     """
     needed: set[str] = set()
     instances: dict[str, StageInstance] = {}
     for sweep in ledger.sweeps():
         current = None if sweep in dropped else current_revision(ledger, sweep)
-        for number in ledger.revision_numbers(sweep):
-            revision = ledger.revision(sweep, number).sweep
+        numbers: set[int] = set()
+        for sealed in readable_revisions(ledger, sweep, problems):
+            revision = sealed.sweep
             found = revision.stages
             instances.update(found)
-            if number == current:
+            numbers.add(sealed.number)
+            if sealed.number == current:
                 needed.update(found)
                 needed.update(_formers(ledger, revision))
+        # Of one in use, what it needs must be known.
+        if current is not None and current not in numbers:
+            ledger.revision(sweep, current)
     return needed, instances
 
 
@@ -304,7 +319,7 @@ def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list
     Raises:
         InfrastructureError: this process cannot read its own start time.
     """
-    process = describe(os.getpid())
+    process = process_of(os.getpid())
     if process is None:
         raise InfrastructureError("cannot read this process's start time")
     watcher, living = Watcher(Owner(host=platform.node(), process=process)), list[str]()

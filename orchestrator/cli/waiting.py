@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.api.events import Event, History, after
 from orchestrator.api.state import open_view, parse_reference
-from orchestrator.api.waiting import STALL_S, wait_until
+from orchestrator.api.waiting import STALL_S, decision_line, wait_until
 from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_json, to_stderr
 from orchestrator.core.waiting import Goal, Outlook
 from orchestrator.entry import pause
@@ -67,6 +67,7 @@ def run_wait(args: argparse.Namespace) -> int:
                 "result": "timeout" if found.outlook is Outlook.OPEN else found.outlook,
                 "counts": found.counts,
                 "seconds": round(found.seconds, 1),
+                "decision": found.decision,
             }
         )
     else:
@@ -77,6 +78,8 @@ def run_wait(args: argparse.Namespace) -> int:
             Outlook.OPEN: f"not {goal} after {found.seconds:.0f} s",
         }[found.outlook]
         print(f"{view.title}: {what}: {counted(sum(found.counts.values()), 'cell')}: {states}")
+        if found.decision is not None:
+            print(f"  {decision_line(found.decision)}")
     return _CODES[found.outlook]
 
 
@@ -103,6 +106,8 @@ def run_events(args: argparse.Namespace) -> int:
     if not args.follow:
         for event in after(history.snapshot(), args.after):
             _print(event, as_json=args.json)
+        for problem in history.left_out.values():
+            to_stderr(f"warning: events of its own stages are left out: {problem}")
         return 0
     if args.after is not None:
         after(history.all(), args.after)  # refused at once, not when it is old enough

@@ -17,6 +17,7 @@ from orchestrator.launchers.local import LocalLauncher
 from orchestrator.launchers.side_by_side import work_side_by_side
 from orchestrator.registry import NOTIFIER, load
 from orchestrator.store import code as snapshots
+from orchestrator.store.opening import as_usual
 
 EXITS = (
     "exit codes: 0 nothing is left that it could do; 75 stopped with work left: start it again; 76 the hours "
@@ -190,7 +191,10 @@ def _render(args: argparse.Namespace, work: Work) -> int:
         print(text, end="")
     else:
         try:
-            Path(args.out).write_text(text, encoding="utf-8")
+            with as_usual(), Path(args.out).open("x", encoding="utf-8") as stream:
+                stream.write(text)
+        except FileExistsError:
+            raise UserError("there is a file already", where=f"--out {args.out}") from None
         except OSError as error:
             raise UserError(f"--out {args.out}: {error.strerror}", allowed="a file in a folder") from error
         print(f"{args.out}: {counted(number, 'worker')} of {work.reference}")

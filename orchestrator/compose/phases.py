@@ -28,9 +28,8 @@ from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
-from orchestrator.core.decisions import most_cells
 from orchestrator.core.grid import Grid
-from orchestrator.core.sealed import Cell, Cut, Rungs, SealedPhase, Select
+from orchestrator.core.sealed import Cell, Cut, Rungs, SealedPhase, Select, most_cells
 from orchestrator.core.selector import Selectors
 from orchestrator.core.sweep import PhaseFile, RungsFile, SweepFile, gates_among
 from orchestrator.errors import UserError, counted, nearest
@@ -159,6 +158,12 @@ def _grow(
     overrides = Overrides({**named, **inherited, **own}, conditional=names)
     overrides.add_file(file.overrides, root, where=where)
     num_settings = len(overrides.engine)
+    if part.name and (idle := [key for key in part.overrides if key in overrides.axes]):
+        raise UserError(
+            f"the override {idle[0]!r} would change nothing: it is an axis of the phase",
+            where=where,
+            fix=f"leave it out, or name {idle[0]} in `mean` of the phase before, which ends the axis",
+        )
     overrides.add_file(part.overrides, root, where=where)
     if len(overrides.engine) > num_settings:
         raise UserError(
@@ -189,6 +194,12 @@ def _sealed(
     groups: dict[str, str] = {}
     if select is not None:
         for axis in (*select.mean, *select.per):
+            if axis == AXIS:
+                raise UserError(
+                    f"select names {AXIS!r}, of which a phase has one value",
+                    where=where,
+                    allowed=", ".join(each for each in grown.axes if each != AXIS),
+                )
             if axis not in grown.axes:
                 raise UserError(
                     f"select names the unknown axis {axis!r}", where=where, allowed=nearest(axis, grown.axes)

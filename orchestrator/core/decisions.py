@@ -65,6 +65,15 @@ class SweepQuestion(NamedTuple):
         return name
 
     @property
+    def rule(self) -> str:
+        """How it is decided, for people."""
+        by = f"{self.select.mode} {self.select.metric}"
+        if self.is_search:
+            return f"{by} of all rounds so far proposes up to {self.keep} more points"
+        number = min(self.keep, len(self.candidates))
+        return f"{by} chooses {number} of {len(self.candidates)}" + (" in groups" if self.groups else "")
+
+    @property
     def cells(self) -> list[Cell]:
         """The cells that are looked at, in the order of the grid."""
         return [cell for cells in self.candidates.values() for cell in cells]
@@ -232,11 +241,13 @@ class Undecided(NamedTuple):
         question: the question.
         reason: why, for people.
         is_passing: whether that may end without a request of a user.
+        waits_for: ids of the cells that have not ended.
     """
 
     question: SweepQuestion
     reason: str
     is_passing: bool
+    waits_for: tuple[str, ...] = ()
 
 
 _PASSING = frozenset({State.RUNNING, State.QUEUED, State.PENDING, State.RELEASED, State.LOST})
@@ -383,18 +394,3 @@ def answer(question: SweepQuestion, seen: Iterable[SeenCell]) -> tuple[str, ...]
             group = question.groups.get(key, "")
             ranked.setdefault(group, []).append((len(known) < len(cells), signed, place, key))
     return tuple(key for each in ranked.values() for *_, key in sorted(each)[: question.keep])
-
-
-def most_cells(phase: SealedPhase, before: SealedPhase | None) -> int:
-    """Return the most cells that a phase can have.
-
-    Args:
-        phase: the phase.
-        before: the one before it; None for the first one.
-    """
-    if before is None or before.select is None:
-        return len({cell for cells in phase.follows.values() for cell in cells})
-    sizes: dict[str, list[int]] = {}
-    for key, cells in phase.follows.items():
-        sizes.setdefault(before.groups.get(key, ""), []).append(len(cells))
-    return sum(sum(sorted(each, reverse=True)[: before.select.top]) for each in sizes.values())

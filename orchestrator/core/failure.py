@@ -1,8 +1,19 @@
-"""Failure causes, and how to find the cause in an exception, an exit code or a log. Pure.
+"""Failure causes, and how to find the cause of an exception. Pure.
 
-The class of an exception decides first. The message decides only for general classes such as
-``RuntimeError``. Its patterns must match from the beginning, because a message may quote the words of
-another cause. Of a log only the last traceback and the last lines count, and only if the process failed.
+The evidence of an exception is its class with the package that defines it, its message, the place at which
+it was raised, and the exception that led to it. It is weighed in this order:
+
+1. The class, if it identifies a cause, as ``MemoryError`` or ``json.JSONDecodeError`` do.
+2. The beginning of the message, as a library writes it. The message of a general class may quote the words
+   of another cause, so its patterns must match from the beginning.
+3. The number of a system error. An error that names a file is one of a file system.
+4. The package that defines the class: those of PyYAML are of the config, those of pyarrow of the data.
+5. Words that can only be a library's, when the place shows that a library wrote the message.
+6. The reader or writer in which an exception of a general class was raised.
+7. A general class, as ``ValueError``.
+
+An exception that was raised while another was handled has the other's cause when its own evidence is weaker,
+and when it would blame the user for what a machine did. Without evidence the cause is `unknown`.
 
 Example: ``RuntimeError: CUDA out of memory. Tried to allocate ...`` is `oom_gpu`. The class decides nothing,
 and the message begins as torch writes it. ``ValueError: cannot parse 'CUDA out of memory'`` is `code`.
@@ -10,12 +21,12 @@ and the message begins as torch writes it. ``ValueError: cannot parse 'CUDA out 
 
 from __future__ import annotations
 
-import builtins
+import errno
 import re
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+
+from orchestrator.core.tracebacks import OUT_OF_MEMORY, Raised
 
 
 class Cause(StrEnum):
@@ -40,6 +51,11 @@ class Cause(StrEnum):
 DETERMINISTIC = frozenset({Cause.CONFIG, Cause.DATA, Cause.CODE})
 """Causes that would probably recur. A launch gives them no fresh retry budget; `sweep rerun` does."""
 
+OF_MACHINES = frozenset(
+    {Cause.OOM_GPU, Cause.OOM_HOST, Cause.NODE_LOST, Cause.COMMUNICATION, Cause.STORAGE, Cause.BAD_NODE}
+)
+"""Causes for which a user is not to blame."""
+
 PASSING = frozenset(map(Cause, ("preempted", "node_lost", "communication", "storage", "bad_node", "unknown")))
 """Causes that come from outside, or that nobody knows. They end no stage that advances."""
 
@@ -48,7 +64,7 @@ _CLASSES = {
     Cause.NAN: "FloatingPointError",
     Cause.DATA: """
         FileNotFoundError IsADirectoryError UnicodeDecodeError JSONDecodeError BadZipFile
-        BadGzipFile UnpicklingError ArrowInvalid ParserError EmptyDataError DatasetGenerationError
+        BadGzipFile UnpicklingError ArrowInvalid EmptyDataError DatasetGenerationError
         DataFilesNotFoundError UnidentifiedImageError
     """,
     Cause.COMMUNICATION: """
@@ -68,6 +84,79 @@ _CLASSES = {
 _BY_TYPE = {name: cause for cause, names in _CLASSES.items() for name in names.split()}
 """Classes that decide, whatever their message."""
 
+_BY_PACKAGE = tuple(
+    (re.compile(pattern), cause)
+    for pattern, cause in (
+        (r"_?(yaml|ruamel|omegaconf|tomllib|tomli\w*|tomlkit|toml|configparser|argparse|click|typer|absl|gin"
+         r"|antlr4|jsonargparse|pydantic_settings|hydra(?!\.errors\.Instantiation))\.", Cause.CONFIG),
+        (r"huggingface_hub\.|datasets\.exceptions\.DatasetNotFound", Cause.CONFIG),
+        (r"_?(pyarrow|json|pickle|zipfile|tarfile|gzip|bz2|lzma|zlib|struct|binascii|csv|wave|xml|lxml|PIL|h5py"
+         r"|safetensors(_rust)?|tokenizers|datasets|zarr|netCDF4|soundfile|tifffile|lmdb|webdataset"
+         r"|fastavro|openpyxl)\.", Cause.DATA),
+        (r"(pandas\.errors\.(Parser|EmptyData|IntCastingNaN|OutOfBounds\w+)Error|sqlite3\.DatabaseError)$",
+         Cause.DATA),
+        (r"_?duckdb\.(InvalidInput|Conversion|Serialization|OutOfRange|IO)Exception$", Cause.DATA),
+        (r"_?duckdb\.(Binder|Catalog|Parser|Syntax)Exception$|sqlite3\.(Programming|Integrity|Interface)",
+         Cause.CODE),
+    )
+)  # fmt: skip
+"""Packages, by the beginning of the class's full name, whose exceptions concern what the package reads."""
+
+_LIBRARY = re.compile(r"lib(cuda|nvidia-\w+|amdhip64|hsa-runtime64|ze_loader)\.so\S*: ")
+_SHARED_OBJECT = re.compile(r"\S+\.so\b\S*: |.*\bversion `GLIBC")
+"""A driver's library that a node lacks, and any library that cannot be loaded."""
+
+_DRIVER = re.compile(r"\b(NVML(_[A-Z]\w+)?|NVRM|Xid|(GPU|device) is lost|fallen off the bus)\b")
+_QUOTED = re.compile(r"(?<!\w)(['\"`])[^'\"`\n]*\1")
+"""Words of the driver, which count anywhere outside quotation marks."""
+
+_OF_DRIVER = re.compile(r"NVMLError(?!_(InvalidArgument|NotSupported|NoPermission|FunctionNotFound))")
+_GPU = re.compile(r"\b(torch|cupy\w*|jax\w*|tensorflow|numba)\.|\b(CUDA|HIP|XPU|MPS|GPU)\b")
+_NOT_FINITE = re.compile(r"\b(nans?|infs?|infinity|non-?finite)\b", re.IGNORECASE)
+_NOTHING = re.compile(r"\b(num_samples=0|empty|zero (rows|samples|examples))\b")
+_TENSORS = re.compile(
+    r"\b(tensors?|dim(ension)?s?|shapes?|sizes?|dtypes?|scalar type|grad(ient)?s?|backward|in-place|strides?"
+    r"|contiguous|autograd|index|indices|broadcast\w*)\b",
+    re.IGNORECASE,
+)
+_OF_BOTH = re.compile(
+    r"\b(CUDA|HIP|NCCL|cu\w+ error|driver|INTERNAL ASSERT|memory|sockets?|connect\w*|time[ds]? ?out|worker"
+    r"|file|process|enforce fail|signal)\b",
+    re.IGNORECASE,
+)
+"""Words of libraries: on numbers, on empty input, on tensors, and those that may concern a machine."""
+
+_READERS = re.compile(
+    r"(numpy[/\\].*(_npyio|format|npyio)|scipy[/\\]io|pandas[/\\]io|torch[/\\]serialization|torchvision[/\\]io"
+    r"|(PIL|json|xml|h5py|pyarrow|datasets|torchaudio|imageio|zarr|xarray[/\\]backends|nibabel|pydicom"
+    r"|openpyxl|webdataset|skimage[/\\]io|safetensors|polars[/\\]io)[/\\]|(zipfile|tarfile|gzip|bz2|lzma|wave|csv"
+    r"|pickle|_compression|soundfile)\b)"
+)
+_SETTINGS = re.compile(
+    r"[\w./-]+\.(ya?ml|toml|ini|cfg|conf)\b|\bconfig\w*\.json\b|(^|_)(configs?|settings|hparams)(_|$)"
+)
+"""Modules that read and write files of data, and names of files and functions of the config."""
+_WRITING = re.compile(r"_*(write|save|dump|to_|store|export|put|flush|close)")
+_PARSING = re.compile(r"(argparse|absl|click|typer|fire|tyro|simple_parsing|jsonargparse|docopt)\b")
+
+_BUCKET = re.compile(r"An error occurred \((\w+)\) when calling the \w+ operation")
+_BUSY = frozenset(
+    "SlowDown ServiceUnavailable InternalError InternalFailure RequestTimeout Throttling ThrottlingException"
+    " RequestLimitExceeded 500 502 503 504".split()
+)
+"""The code in botocore's messages, and the codes of a service that cannot answer now."""
+
+_SYSTEM = re.compile(r"\[Errno (?P<python>\d+)\]|.*(\(os error |\[errno |code: )(?P<other>\d+)", re.DOTALL)
+_NAMES_FILE = re.compile(r"\[Errno \d+\] [^:]+: '")
+"""The number of a system error as Python, Rust and Arrow write it, and one of Python that names a file."""
+_OF_DISKS = frozenset(
+    getattr(errno, name)
+    for name in "EIO ENXIO ENODEV EFBIG ENOSPC EROFS ESTALE EUCLEAN EREMOTEIO EDQUOT".split()
+    if hasattr(errno, name)
+)
+_OF_PROCESSES = frozenset((errno.EINVAL, errno.EMFILE, errno.ENFILE, errno.EEXIST, errno.EAGAIN))
+"""Numbers of disks that fail, and those that reveal nothing about the cause."""
+
 _STATUS = re.compile(r"(?:HTTP Error |(?:Client|Server) error '?|)(?P<status>[45]\d\d)\b", re.IGNORECASE)
 """The HTTP status with which the messages of urllib, requests, httpx and huggingface_hub begin."""
 
@@ -78,8 +167,11 @@ _BY_MESSAGE = tuple(
     (re.compile(pattern, re.IGNORECASE), cause)
     for pattern, cause in (
         (r"(\w+ error: )?(CUDA|HIP|XPU|MPS)( backend)?( error:)? out of memory", Cause.OOM_GPU),
-        (r"CUDA error: CUBLAS_STATUS_ALLOC_FAILED", Cause.OOM_GPU),
-        (r"RESOURCE_EXHAUSTED: out of memory", Cause.OOM_GPU),
+        (r"(\w+ error: )?CU[A-Z]+_STATUS_ALLOC_FAILED", Cause.OOM_GPU),
+        (r"RESOURCE_EXHAUSTED: out of memory|No available memory for the cache blocks|Free memory on device ",
+         Cause.OOM_GPU),
+        (r"NCCL\b[\s\S]*(out of memory|Failed to CUDA \w*alloc)", Cause.OOM_GPU),
+        (r"NCCL\b[\s\S]*No space left on device", Cause.STORAGE),
         (r"(task|actor|worker)\b.* (node|host) (running low on|out of) memory", Cause.OOM_HOST),
         (r"\[enforce fail at \S*alloc_cpu\S*\]|DefaultCPUAllocator: ", Cause.OOM_HOST),
         (r"std::bad_alloc|\[Errno 12\]|(can't|cannot) allocate memory|not enough memory", Cause.OOM_HOST),
@@ -91,9 +183,11 @@ _BY_MESSAGE = tuple(
         (r"PytorchStreamWriter failed writing", Cause.STORAGE),
         (r"((training|train|validation|eval\w*) )?(loss|gradients?|grad_norm|perplexity)( value)?"
          r"( at \S+( \d+)?)?:? ?(is|are|was|became|=|:) ?(not finite|non-finite|nan|[+-]?inf)\b", Cause.NAN),
-        (r"Function '\w+' returned nan values", Cause.NAN),
-        (r"(CUDA error: )?(uncorrectable|hardware stack|CUDA-capable device\S* is/are busy|no CUDA-capable|"
-         r"system not yet init|driver shutting|initialization error|unknown error)\b", Cause.BAD_NODE),
+        (r"Expected parameter \w+ [\s\S]*found invalid values", Cause.NAN),
+        (r"Function '\w+' returned nan values|probability tensor contains either `inf`, `nan`", Cause.NAN),
+        (r"(CUDA (error: )?)?(uncorrectable|hardware stack|CUDA-capable device\S* is/are busy|"
+         r"no CUDA-capable|system not yet init|driver shutting|initialization error|"
+         r"unknown error)\b", Cause.BAD_NODE),
         (r"Unexpected error from cudaGetDeviceCount|CUDA (driver )?initialization( failed|:)|"
          r"(Failed to initialize )?NVML: |No CUDA GPUs are available", Cause.BAD_NODE),
         (r"(\[Errno (98|100|101|103|104|110|111|112|113)\]|<urlopen error|We couldn't connect to)",
@@ -116,226 +210,168 @@ _BY_MESSAGE = tuple(
 )  # fmt: skip
 """Patterns for the beginning of messages, for classes that do not identify the cause."""
 
+
 _BY_GENERAL_TYPE = {
     "OutOfMemoryError": Cause.OOM_GPU,  # torch's; Ray's means host memory and matches by message
     "ArithmeticError": Cause.CODE,
     "AssertionError": Cause.CODE,
     "ValueError": Cause.CODE,
-    "OSError": Cause.STORAGE,
 }
-"""Classes that decide if no message pattern matches."""
+"""Classes that decide if nothing else does."""
 
 
-def cause_of_exception(type_names: Sequence[str], message: str) -> Cause:
-    """Return the cause of an exception.
+def cause_named(name: object) -> Cause:
+    """Return the cause of this name; `unknown` if there is none."""
+    return Cause(name) if isinstance(name, str) and name in set(Cause) else Cause.UNKNOWN
 
-    A missing input file is `data`. Any other error of the file system is `storage`.
+
+def cause_of_exception(names: Sequence[str], message: str) -> Cause:
+    """Return the cause of an exception of which only the class and the message are known.
 
     Args:
-        type_names: the names of its class and base classes, nearest first.
+        names: its class and base classes, nearest first, with or without their modules.
         message: its text.
     """
-    if any("HTTP" in name for name in type_names) and (match := _STATUS.match(message)):
-        is_wrong = match["status"] < "500" and match["status"] not in _PASSING
-        return Cause.CONFIG if is_wrong else Cause.COMMUNICATION
-    for name in type_names:
-        if name in _BY_TYPE:
-            return _BY_TYPE[name]
-    for pattern, cause in _BY_MESSAGE:
-        if pattern.match(message.lstrip()):
+    return cause_of(Raised(tuple(names) or ("",), message))
+
+
+def cause_of(raised: Raised) -> Cause:
+    """Return the cause of an exception.
+
+    What led to it counts instead in two cases. First, if its own evidence is weaker: a ``ValueError`` raised
+    from a ``JSONDecodeError`` is `data`. Second, if it would blame the user for a machine::
+
+        OSError: [Errno 28] No space left on device               storage
+        RuntimeError: cannot save   raised while it was handled   storage
+        NameError: tyop             raised while it was handled   code: no `raise` statement, so a mistake
+    """
+    cause, is_sure = _judged(raised)
+    if raised.before is None or not (raised.is_declared or raised.is_stated):
+        return cause
+    before = cause_of(raised.before)
+    if before in OF_MACHINES and (cause in DETERMINISTIC or not is_sure):
+        return before
+    return cause if is_sure or before is Cause.UNKNOWN or not raised.is_declared else before
+
+
+def _judged(raised: Raised) -> tuple[Cause, bool]:
+    """Return the cause by an exception's own evidence, and whether more than a general class shows it."""
+    for rule in _RULES:
+        cause = rule(raised)
+        if cause is Cause.DATA and _is_about_settings(raised):
+            return Cause.CONFIG, True
+        if cause is not None:
+            return cause, True
+    found = (_BY_GENERAL_TYPE[name] for name in raised.classes if name in _BY_GENERAL_TYPE)
+    return next(found, Cause.UNKNOWN), False
+
+
+def _by_status(raised: Raised) -> Cause | None:
+    if not any("HTTP" in name for name in raised.classes) or not (match := _STATUS.match(raised.text)):
+        return None
+    is_wrong = match["status"] < "500" and match["status"] not in _PASSING
+    return Cause.CONFIG if is_wrong else Cause.COMMUNICATION
+
+
+def _by_library(raised: Raised) -> Cause | None:
+    """Return the cause where a shared library cannot be loaded: a driver's, or one of unknown origin."""
+    if not {"ImportError", "OSError"} & set(raised.classes):
+        return None
+    if _LIBRARY.match(raised.text):
+        return Cause.BAD_NODE
+    return Cause.UNKNOWN if _SHARED_OBJECT.match(raised.text) else None
+
+
+def _by_class(raised: Raised) -> Cause | None:
+    if _OF_DRIVER.match(raised.classes[0]):
+        return Cause.BAD_NODE
+    if OUT_OF_MEMORY.search(raised.classes[0]) and _by_message(raised) is None:
+        is_host = "." in raised.names[0] and not _GPU.search(f"{raised.names[0]} {raised.text}")
+        return Cause.OOM_HOST if is_host else Cause.OOM_GPU
+    if raised.classes[0] == "SystemExit":
+        is_usage = raised.text == "2" and any(_PARSING.match(frame.module) for frame in raised.inside)
+        return Cause.CONFIG if is_usage else Cause.UNKNOWN
+    package = _package(raised)
+    for name in raised.classes:
+        cause = _BY_TYPE.get(name)
+        if cause is Cause.COMMUNICATION and (package is Cause.DATA or _NAMES_FILE.match(raised.text)):
+            continue  # such as tarfile.ReadError, or a network file system that broke its connection
+        # A parse error may be derived from SyntaxError: its base classes are no evidence against its package.
+        if cause is not None and not (cause is Cause.CODE and package and name != raised.classes[0]):
             return cause
-    for name in type_names:
-        if name in _BY_GENERAL_TYPE:
-            return _BY_GENERAL_TYPE[name]
-    return Cause.UNKNOWN
-
-
-def cause_of_exit(exit_code: int, *, oom_killed: bool) -> tuple[Cause, str]:
-    """Return the cause for a child that left no outcome, and a phrase that describes what happened.
-
-    Args:
-        exit_code: as `multiprocessing` returns it; negative for a signal.
-        oom_killed: whether the kernel's OOM killer acted on this machine while the child ran.
-    """
-    if exit_code >= 0:
-        return Cause.UNKNOWN, f"the stage's process exited with code {exit_code} without finishing"
-    name = _signal_name(-exit_code)
-    # SIGKILL alone proves nothing: a scheduler or a user may have sent it.
-    if name == "SIGKILL" and oom_killed:
-        return Cause.OOM_HOST, "the stage's process was killed while the kernel was out of memory"
-    return Cause.UNKNOWN, f"the stage's process was killed by {name}"
-
-
-class CommandFailure(NamedTuple):
-    """How a command failed.
-
-    Attributes:
-        cause: the failure cause.
-        exception: the class of its last exception, "" if its log shows none.
-        message: one line that describes what happened.
-    """
-
-    cause: Cause
-    exception: str
-    message: str
-
-
-_SIGNALS = {
-    "SIGSEGV": (Cause.UNKNOWN, "it crashed: segmentation fault"),
-    "SIGBUS": (Cause.UNKNOWN, "it crashed: bus error, as where /dev/shm is full or a mapped file was cut"),
-    "SIGABRT": (Cause.UNKNOWN, "it aborted"),
-    "SIGILL": (Cause.UNKNOWN, "it crashed: an instruction that this CPU lacks"),
-    "SIGFPE": (Cause.CODE, "it crashed: a division by zero"),
-    "SIGXCPU": (Cause.TIMEOUT, "its limit of CPU time is over"),
-    "SIGXFSZ": (Cause.STORAGE, "it wrote a file beyond its size limit"),
-    "SIGSYS": (Cause.UNKNOWN, "a system call that is not allowed here"),
-    "SIGKILL": (Cause.UNKNOWN, "another process ended it; the kernel's out-of-memory killer did not act"),
-}
-_EXIT_CODES = {
-    124: (Cause.TIMEOUT, "the limit that `timeout` sets is over"),
-    126: (Cause.CONFIG, "its program cannot be executed"),
-    127: (Cause.CONFIG, "its program was not found"),
-}
-_WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError", "SystemExit", "KeyboardInterrupt"})
-"""Exceptions with which a launcher such as torchrun repeats that one of its processes failed."""
-
-_RANK = re.compile(r"(\[?(?:rank|default)\s?\d*\]?:\s?)+|\d+: ", re.IGNORECASE)
-_BOX = re.compile(r"╭─+ Traceback \(most recent call last\) ─+╮")  # the heading that the library rich draws
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z_a-z]\w*))(?:: (.*))?$")
-_PRINTED = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception))): (.+)$")
-"""An exception that a program caught and printed as its last line, without the traceback."""
-_LAST_WORDS = tuple(
-    (re.compile(pattern), cause)
-    for pattern, cause in (
-        (r"terminate called after throwing an instance of '(std::bad_alloc)'", Cause.OOM_HOST),
-        (r"(?:(?i:fatal|error)[ :]+)*((?:CUDA|HIP)(?: runtime)?(?: error:)? out of memory.*)", Cause.OOM_GPU),
-        (r"(?:[\w./-]+: )+((?:\w+: )*[Cc]annot allocate memory)$", Cause.OOM_HOST),
-        (r"(slurmstepd: error: Detected \d+ oom[_-]kill event.*)", Cause.OOM_HOST),
-        (r"(?:[\w./-]+: )+(.*No space left on device|.*Disk quota exceeded)$", Cause.STORAGE),
-        (r"(?:[\w./-]+: )+(can't open file .*\[Errno 2\].*)$", Cause.CODE),
-        (r"(?:[\w./-]+: )*((?:line \d+: )?.*: (?:command )?not found)$", Cause.CONFIG),
-        (r"\S+: (error: (?:unrecognized arguments|the following arguments are required|"
-         r"argument \S+: |invalid choice).*)", Cause.CONFIG),
-        (r"(?:\S*\bpython[\d.]*: )(No module named .*)$", Cause.CODE),
-    )
-)  # fmt: skip
-"""Last lines of programs that are not Python, or whose interpreter did not start."""
-
-_NUM_LAST_LINES, _NUM_TRACEBACK_LINES = 8, 100
-"""How far from the end the reason may stand, in lines. Launchers and trackers print a few lines after it."""
-
-
-def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFailure:
-    """Return why a command failed, from its signal, its exit code and the end of its log.
-
-    A shell whose program dies of signal n exits with 128 + n. Both forms count alike. The evidence is tried
-    in this order: an OOM kill, a traceback, a known last line, a printed exception, the signal or exit code.
-
-    Args:
-        exit_code: not 0; negative for a signal.
-        log: the end of its output.
-        oom_killed: whether the kernel's OOM killer acted on this machine while it ran.
-    """
-    number = -exit_code if exit_code < 0 else exit_code - 128
-    name = _signal_name(number) if 0 < number <= 64 else ""
-    how = f"was killed by signal {number} ({name})" if exit_code < 0 else f"exited with code {exit_code}"
-    how += f" (128 + {name})" if name and exit_code > 0 else ""
-    if name == "SIGKILL" and oom_killed:
-        return CommandFailure(Cause.OOM_HOST, "", f"{how} while the kernel was out of memory")
-    log = _COLOUR.sub("", log)
-    marked = [_marked(line.rstrip()) for line in log.split("\n") if line.strip()]
-    lines = [line.removeprefix(rank) for rank, line in marked]
-    # A process that a signal killed raised nothing: a traceback in its log was handled before.
-    raised = _last_exception(marked, exit_code) if not name and exit_code not in _EXIT_CODES else None
-    if raised is not None and raised[0][0] in _WRAPPERS:
-        # What the program itself said stands before the traceback of what had started it.
-        start = max(number for number, line in enumerate(lines) if line.startswith("Traceback"))
-        if (last := _last_words(lines[:start])) is not None:
-            return CommandFailure(last[0], "", f"{how}: {last[1]}")
-    if raised is not None:
-        names, text = raised
-        line = f"{names[0]}: {text}" if text else names[0]
-        return CommandFailure(cause_of_exception(names, text), names[0], f"{how}: {line}")
-    # C++ aborts after it prints an uncaught exception, so SIGABRT may have a last line that explains it.
-    if (last := _last_words(lines)) is not None and name in ("", "SIGABRT"):
-        return CommandFailure(last[0], "", f"{how}: {last[1]}")
-    if not name and exit_code not in _EXIT_CODES and (match := _PRINTED.match(lines[-1] if lines else "")):
-        names = _bases(match.group(2))
-        return CommandFailure(cause_of_exception(names, match.group(3)), names[0], f"{how}: {match.group(0)}")
-    cause, words = _SIGNALS.get(name) or _EXIT_CODES.get(exit_code) or (Cause.UNKNOWN, "")
-    return CommandFailure(cause, "", f"{how}: {words}" if words else how)
-
-
-def _last_exception(lines: Sequence[tuple[str, str]], exit_code: int) -> tuple[tuple[str, ...], str] | None:
-    """Return (names of the class and its bases, message) of the last traceback, or None.
-
-    One failing rank causes more tracebacks, which come after its own and only repeat the failure: the
-    launcher's, and the lost connections of other ranks. Such an echo never replaces a traceback found before:
-
-        [rank1]: ValueError: bad sample                    the reason
-        [rank0]: RuntimeError: Connection closed by peer   echo: another rank lost its connection
-        ChildFailedError: train.py FAILED                  echo: the launcher
-
-    Python exits with code 1 after an exception. After any other exit code, a traceback counts only if it
-    stands at the very end of the log.
-    """
-    found: tuple[tuple[str, ...], str] | None = None
-    found_rank = ""
-    num_lines = _NUM_TRACEBACK_LINES if exit_code in (1, 120) else _NUM_LAST_LINES
-    for number, rank, names, text in sorted(_exceptions(lines)):
-        is_echo = names[0] in _WRAPPERS or (
-            rank != found_rank and cause_of_exception(names, text) is Cause.COMMUNICATION
-        )
-        # Exit code 120 replaces 1 where Python could not flush its output at exit.
-        if number >= len(lines) - num_lines and (found is None or not is_echo):
-            found, found_rank = (names, text), rank
-    return found
-
-
-def _marked(line: str) -> tuple[str, str]:
-    """Return a line and the rank mark before it, as torch and launchers write it; "" without one."""
-    match = _RANK.match(line)
-    return (match.group() if match else "", line)
-
-
-def _exceptions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, tuple[str, ...], str]]:
-    """Yield the end of each traceback: line number, rank mark, names of the class and its bases, message.
-
-    The lines of several ranks may alternate, so each rank's traceback is followed separately.
-    """
-    inside: set[str] = set()
-    for number, (rank, marked) in enumerate(lines):
-        line = marked.removeprefix(rank)
-        if line.startswith(("Traceback (most recent call last):", '  File "')) or _BOX.match(line):
-            # A syntax error in the program's own file has no heading, only the line `File "..."`.
-            inside.add(rank)
-        elif rank in inside and line and not (line[0].isspace() or line[0] in "│╰"):
-            inside.remove(rank)
-            if match := _EXCEPTION.match(line):
-                yield number, rank, _bases(match.group(2)), (match.group(3) or "").strip()
-
-
-def _bases(name: str) -> tuple[str, ...]:
-    """Return the names of a class and its base classes, as far as Python's builtins define them."""
-    kind = getattr(builtins, name, None)
-    if isinstance(kind, type):
-        return tuple(base.__name__ for base in kind.__mro__)
-    # numpy raises _ArrayMemoryError, its own subclass of MemoryError.
-    known = next((known for known in ("MemoryError", "TimeoutError") if name.endswith(f"Array{known}")), "")
-    return (name, known) if known else (name,)
-
-
-def _last_words(lines: Sequence[str]) -> tuple[Cause, str] | None:
-    for line in reversed(lines[-_NUM_LAST_LINES:]):
-        for pattern, cause in _LAST_WORDS:
-            if match := pattern.match(line.strip()):
-                return cause, match.group(1)
     return None
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _by_message(raised: Raised) -> Cause | None:
+    text = raised.text.lstrip()
+    cause = next((cause for pattern, cause in _BY_MESSAGE if pattern.match(text)), None)
+    if cause is Cause.COMMUNICATION and _NAMES_FILE.match(text):
+        return None
+    # What blames the user are beginnings of general messages, such as torch's: a package says more.
+    return _package(raised) or cause if cause in DETERMINISTIC else cause
+
+
+def _by_number(raised: Raised) -> Cause | None:
+    """Return the cause by the number of a system error, or by the code of a bucket's answer."""
+    if match := _BUCKET.match(raised.text):
+        return Cause.STORAGE if match[1] in _BUSY else Cause.UNKNOWN
+    if not (match := _SYSTEM.match(raised.text)):
+        return None
+    number = int(match["python"] or match["other"])
+    if number in _OF_DISKS:
+        return Cause.STORAGE
+    is_of_system = match["python"] and "OSError" in raised.classes
+    return Cause.STORAGE if is_of_system and number not in _OF_PROCESSES else None
+
+
+def _by_package(raised: Raised) -> Cause | None:
+    if raised.classes[0] == "ValidationError" and raised.names[0].lstrip("_").startswith("pydantic"):
+        model = raised.text.partition(" for ")[2].split("\n")[0].lower()
+        is_config = any(word in model for word in ("config", "setting", "args", "option", "param"))
+        return Cause.CONFIG if is_config else Cause.UNKNOWN
+    return _package(raised)
+
+
+def _package(raised: Raised) -> Cause | None:
+    return next((cause for pattern, cause in _BY_PACKAGE if pattern.match(raised.names[0])), None)
+
+
+def _by_words(raised: Raised) -> Cause | None:
+    """Return the cause by words inside a message, which must be a library's own."""
+    text = raised.text.partition("\n")[0]  # in a log, the next lines may be another program's
+    if _DRIVER.search(_QUOTED.sub("", text)) and "ValueError" not in raised.classes:
+        return Cause.BAD_NODE
+    if not raised.is_of_library:
+        return None
+    if _NOT_FINITE.search(text):
+        of_rows = raised.inside and re.match(r"(pandas|sklearn|polars|pyarrow)\b", raised.inside[-1].module)
+        return Cause.DATA if of_rows else Cause.NAN
+    if raised.inside and _NOTHING.search(text):
+        return Cause.DATA
+    is_of_tensors = "RuntimeError" in raised.classes and _TENSORS.search(text)
+    return Cause.CODE if is_of_tensors and not _OF_BOTH.search(text) else None
+
+
+def _by_place(raised: Raised) -> Cause | None:
+    """Return the cause by the reader, writer or loader inside which a general class was raised."""
+    frames = [frame for frame in raised.inside if _READERS.match(frame.module)]
+    if frames and any(_WRITING.match(frame.function) for frame in frames):
+        return Cause.STORAGE if "OSError" in raised.classes else None
+    if frames:
+        return Cause.DATA
+    is_loader = any(re.match(r"transformers\b", frame.module) for frame in raised.inside)
+    return Cause.CONFIG if is_loader and "OSError" in raised.classes else None
+
+
+_RULES: tuple[Callable[[Raised], Cause | None], ...] = (
+    *(_by_status, _by_library, _by_class, _by_message, _by_number, _by_package, _by_words, _by_place),
+)
+"""The evidence, the strongest first."""
+
+
+def _is_about_settings(raised: Raised) -> bool:
+    """Whether what could not be read is a file of the config, by its name or by the function that read it."""
+    own = [frame for frame in raised.frames if not frame.module][-1:]
+    return any(
+        _SETTINGS.search(words) for words in (raised.text.split("\n")[0], *(frame.function for frame in own))
+    )

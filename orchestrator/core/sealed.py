@@ -350,3 +350,18 @@ class Decision(Stored, frozen=True, kw_only=True):
     sampler: str = ""
     by: str = ""
     at: str = ""
+
+
+def most_cells(phase: SealedPhase, before: SealedPhase | None) -> int:
+    """Return the most cells that a phase can have.
+
+    Args:
+        phase: the phase.
+        before: the one before it; None for the first one.
+    """
+    if before is None or before.select is None:
+        return len({cell for cells in phase.follows.values() for cell in cells})
+    sizes: dict[str, list[int]] = {}
+    for key, cells in phase.follows.items():
+        sizes.setdefault(before.groups.get(key, ""), []).append(len(cells))
+    return sum(sum(sorted(each, reverse=True)[: before.select.top]) for each in sizes.values())

@@ -15,6 +15,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Done, End, StartRecord
 from orchestrator.core.remedies import adapted, with_shipped
+from orchestrator.core.sweep import StageInstance
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line, says_full
 from orchestrator.execution.assignment import (
@@ -25,7 +26,7 @@ from orchestrator.execution.assignment import (
     log_tail,
     read_outcome,
 )
-from orchestrator.execution.checkpoints import UNREAD
+from orchestrator.execution.checkpoints import UNREAD, candidates
 from orchestrator.execution.command_text import command_facts
 from orchestrator.execution.conclude import (
     INPUT_RETIRED,
@@ -104,7 +105,7 @@ class AttemptRun:
             taken = inherit(
                 *(self._ledger, claimed.instance, claimed.spec, earlier, folder),
                 former=claimed.former,
-                pulse=self._heartbeats.pulse,
+                keepalive=self._heartbeats.keepalive,
                 record=lambda taken: self._record_start(_going_on(start, taken)),
             )
         self._record_start(_going_on(start, taken))
@@ -112,8 +113,7 @@ class AttemptRun:
             return self._end(Conclusion("released", why=NOT_KEPT, message="it is not whole"))
         before = claimed.instance.before
         if before is not None and taken.checkpoint is None and taken.unread is None:
-            why = f"{before.name} left no checkpoint to go on from: it has to save one at its last step"
-            return self._end(Conclusion("failed", cause=Cause.CONFIG, message=why))
+            return self._end(self._without_part(before))
         self._resumed = taken.checkpoint is not None
         step = taken.checkpoint.step if taken.checkpoint else None
         self._publisher = objects.publisher(claimed.key, adopted=step, warn=warn)
@@ -141,8 +141,19 @@ class AttemptRun:
                 stop=self._supervision.stop_reason,
                 exit_code=child.exitcode or 0,
                 oom_killed=self._hooks.children.oom_kills() > kills,
+                log="" if outcome else log_tail(folder / layout.LOG),
             )
         )
+
+    def _without_part(self, before: StageInstance) -> Conclusion:
+        """Return why the part of a stage cannot go on: nothing was saved, or nothing saved is whole."""
+        if any(candidates(self._ledger, before, self._ledger.attempts(before))):
+            why = (
+                f"the checkpoints of {before.name} are damaged: `sweep discard` it, so that it is made again"
+            )
+            return Conclusion("failed", cause=Cause.STORAGE, message=why)
+        why = f"{before.name} left no checkpoint to go on from: it has to save one at its last step"
+        return Conclusion("failed", cause=Cause.CONFIG, message=why)
 
     @property
     def was_running(self) -> bool:
@@ -236,17 +247,17 @@ class AttemptRun:
         """Upload to a bucket what the next attempt needs; without a publisher it is in place already."""
         if self._publisher is None:
             return
-        pulse = self._heartbeats.pulse
+        keepalive = self._heartbeats.keepalive
         counts = self._supervision.stop_reason != SUPERSEDED
         has_failed = outcome is None or outcome.outcome != "succeeded"
         keeps = has_failed or self._keeps_checkpoints
-        self._publisher.finish(pulse, checkpoints=counts and keeps)
+        self._publisher.finish(keepalive, checkpoints=counts and keeps)
         if counts and outcome is not None and outcome.outcome == "failed":
             # Only results that could not be read are worth an upload: the next attempt reads them again.
             if outcome.unread == self._claimed.number:
-                self._publisher.failed(outcome.files, pulse)
+                self._publisher.failed(outcome.files, keepalive)
             elif taken.unread is not None:
-                self._publisher.failed((), pulse)
+                self._publisher.failed((), keepalive)
 
     def _publish(self, outcome: ChildOutcome) -> str:
         """Create `done`, which makes the product count; return why that is refused, "" if it is not."""
@@ -256,7 +267,7 @@ class AttemptRun:
         if self._publisher is None:
             self._ledger.objects.upload(claimed.key)
         else:
-            self._publisher.output(outcome.files, self._heartbeats.pulse)
+            self._publisher.output(outcome.files, self._heartbeats.keepalive)
         code_now = checkout.digest() if checkout else ""
         done = Done(
             nonce=new_nonce(),

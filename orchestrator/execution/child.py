@@ -24,7 +24,8 @@ from typing import Any, TextIO
 import msgspec
 
 from orchestrator import formats
-from orchestrator.core.failure import Cause, cause_of_exception
+from orchestrator.core.failure import Cause, cause_named, cause_of
+from orchestrator.core.tracebacks import exception_in
 from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, StageFailure, StopRequested, one_line, words_of
@@ -35,8 +36,8 @@ from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_c
 from orchestrator.execution.keeper import ReceivedSignals
 from orchestrator.execution.work import keep, undo
 from orchestrator.manifest import File, contain, fsync_path, fsync_tree, open_to_owner, scan
-from orchestrator.processes import describe, end_attempt
-from orchestrator.provenance import without_secrets
+from orchestrator.processes import end_attempt
+from orchestrator.provenance import process_of, without_secrets
 from orchestrator.registry import load
 from orchestrator.saving import PhaseClock
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
@@ -87,7 +88,7 @@ class Lifeline:
 
     def __init__(self, pipe: Connection, stop: StopSignal) -> None:
         self._pipe, self._stop, self.clock = pipe, stop, PhaseClock("start")
-        self._message = Message(phase="starting", process=describe(os.getpid()))
+        self._message = Message(phase="starting", process=process_of(os.getpid()))
         self._sent: Message | None = None
         self._lock = threading.Lock()
         threading.Thread(target=self._serve, name="lifeline", daemon=True).start()
@@ -173,7 +174,7 @@ def run(
         exception = failure.exception if isinstance(failure, FailedCommand) else type(failure).__name__
         return ChildOutcome(
             outcome="failed",
-            cause=_as_cause(failure.cause),
+            cause=cause_named(failure.cause),
             exception=one_line(exception),
             message=_line(failure),
         )
@@ -183,16 +184,14 @@ def run(
         else:
             how = f": {_line(error.code)}"
             _print(without_secrets(f"{words_of(error.code)}\n"))  # as Python does
-        return ChildOutcome(outcome="failed", cause=Cause.UNKNOWN, message=one_line(f"the stage exited{how}"))
+        return ChildOutcome(outcome="failed", cause=_cause(error), message=one_line(f"the stage exited{how}"))
     except BaseException as error:  # noqa: BLE001 - the worker's edge: every exception becomes data
         _print_exception()
-        names = [base.__name__ for base in type(error).__mro__]
+        name = type(error).__name__
         return ChildOutcome(
-            outcome="failed",
-            cause=cause_of_exception(names, words_of(error)),
-            exception=one_line(names[0]),
-            message=one_line(f"{one_line(names[0], 100)}: {_line(error)}"),
-        )
+            outcome="failed", cause=_cause(error), exception=one_line(name),
+            message=one_line(f"{one_line(name, 100)}: {_line(error)}"),
+        )  # fmt: skip
 
 
 def _durable(output: Path) -> tuple[File, ...]:
@@ -215,14 +214,14 @@ def _durable(output: Path) -> tuple[File, ...]:
 def _unread(order: AttemptSpec, folder: Path, failure: Unread) -> ChildOutcome:
     """Keep the output of a finished command, so that a later attempt need only read it."""
     if order.spec.command is None:  # a function's return value is lost, so it must run again
-        cause = _as_cause(failure.cause)
+        cause = cause_named(failure.cause)
         return ChildOutcome(outcome="failed", cause=cause, exception=UNREAD, message=_line(failure))
     try:
         files = _durable(folder / layout.OUTPUT)
     except (OSError, ValueError, StageFailure) as error:
         return ChildOutcome(
             outcome="failed",
-            cause=_as_cause(failure.cause),
+            cause=cause_named(failure.cause),
             exception=UNREAD,
             message=f"{_line(failure)[:300]} (its output cannot be kept: {_line(error)})",
         )
@@ -230,7 +229,7 @@ def _unread(order: AttemptSpec, folder: Path, failure: Unread) -> ChildOutcome:
     way_out = "run the command again" if again else "read its output again, and run nothing"
     return ChildOutcome(
         outcome="failed",
-        cause=_as_cause(failure.cause),
+        cause=cause_named(failure.cause),
         exception=UNREAD,
         message=f"{_line(failure)[:380]} (its output is kept: the next attempt will {way_out})",
         files=files,
@@ -357,8 +356,8 @@ def write_outcome(folder: Path, outcome: ChildOutcome) -> bool:
             temporary.replace(path)
             fsync_path(folder)
             return True
-        except OSError:
-            _print_exception()
+        except OSError as error:
+            _print(f"the outcome cannot be written, try {number + 1} of 5: {error}\n")
             time.sleep(0.2 * 2**number)
     return False
 
@@ -392,8 +391,9 @@ def _redirect_output(path: Path) -> None:
     sys.stdout, sys.stderr = stream(1), stream(2)
 
 
-def _as_cause(name: object) -> Cause:
-    return Cause(name) if isinstance(name, str) and name in set(Cause) else Cause.UNKNOWN
+def _cause(error: BaseException) -> Cause:
+    names = [f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__]
+    return cause_of(exception_in(traceback.format_exc(), names, words_of(error)))
 
 
 def _line(error: object) -> str:

@@ -26,7 +26,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from orchestrator.core.failure import cause_of_command
+from orchestrator.core.exits import cause_of_command
 from orchestrator.errors import StageFailure, StopRequested, one_line
 from orchestrator.execution.assignment import end_of_log
 from orchestrator.execution.checkpoints import Sealer

@@ -25,7 +25,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from orchestrator.core.evidence import NOT_KEPT
-from orchestrator.core.failure import Cause, cause_of_exit
+from orchestrator.core.exits import cause_of_exit
+from orchestrator.core.failure import Cause
 from orchestrator.errors import NotKept
 from orchestrator.execution.assignment import NO_OUTCOME, ChildOutcome, Shortage
 
@@ -62,6 +63,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         stop: why the worker stopped the child, "" if it did not.
         exit_code: of the child; negative for a signal.
         oom_killed: whether the kernel's OOM killer was active on this machine while the child ran.
+        log: the last lines that a child printed which left no record.
         recorded: whether `done` names this attempt, looked up after an error of the store.
         refusal: why the product was not accepted, "" if `done` names it now. To establish this, publish the
             product.
@@ -82,6 +84,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     stop: str = ""
     exit_code: int = 0
     oom_killed: bool = False
+    log: str = ""
     recorded: bool | UnsetType = UNSET
     refusal: str | UnsetType = UNSET
     superseded: bool | UnsetType = UNSET
@@ -272,7 +275,7 @@ RULES = (
     Rule(
         "the child died",
         lambda facts: True,
-        lambda facts: _failed(*cause_of_exit(facts.exit_code, oom_killed=facts.oom_killed)),
+        lambda facts: _failed(*cause_of_exit(facts.exit_code, facts.log, oom_killed=facts.oom_killed)),
     ),
 )
 """All rules, the highest-ranked first. The last one applies to all facts."""

@@ -354,8 +354,8 @@ REFUSED = 4
 """Exit code of a worker that must not claim: the store is unusable, or two attempts failed at their start."""
 
 
-BROKEN_NODE, OTHER_CODE = 5, 6
-"""Exit codes of a worker that must not claim, because of its node or of its code."""
+BROKEN_NODE, OTHER_CODE, DAMAGED = UNABLE = (5, 6, 7)
+"""Exit codes of a worker that must not claim: because of its node, of its code, of a damaged record."""
 
 
 RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
@@ -377,6 +377,7 @@ EXITS: Mapping[int, tuple[Cause | None, str]] = {
     REFUSED: (Cause.BAD_NODE, "its worker refused to work"),
     BROKEN_NODE: (Cause.BAD_NODE, "its node did not pass the check"),
     OTHER_CODE: (Cause.CODE, "its worker found other code than that at launch"),
+    DAMAGED: (Cause.STORAGE, "a record that its worker needs is damaged"),
     # the exit code of InfrastructureError, which a worker raises when the store does not answer
     3: (Cause.STORAGE, "its worker could not use the store"),
     SETUP_FAILED: (Cause.CONFIG, "a line of cluster.setup failed"),

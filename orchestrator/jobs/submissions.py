@@ -12,7 +12,7 @@ from typing import NamedTuple
 from orchestrator.core.evidence import Spending
 from orchestrator.core.records import Request
 from orchestrator.core.settings import Policy, RunSettings
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import DamagedRecord, InfrastructureError
 from orchestrator.jobs.judgement import Asker, SubmissionState, ending
 from orchestrator.jobs.records import (
     BEAT_S,
@@ -29,8 +29,7 @@ from orchestrator.jobs.records import (
     cause_of_code,
     spending,
 )
-from orchestrator.processes import is_gone
-from orchestrator.provenance import age_s, now
+from orchestrator.provenance import age_s, is_gone, now
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
@@ -50,11 +49,15 @@ class Submissions:
     def __init__(self, ledger: Ledger, sweep: str) -> None:
         self._ledger, self._sweep = ledger, sweep
 
-    def read(self, problems: list[str] | None = None) -> list[SubmissionState]:
+    def read(
+        self, problems: list[str] | None = None, remarks: list[str] | None = None
+    ) -> list[SubmissionState]:
         """Read all submissions with their records, oldest first.
 
         Args:
             problems: Receives a line for each unreadable submission; None to ignore these.
+            remarks: Receives a line for each unreadable record of a submission. Its scheduler is asked
+                instead; None to ignore these.
 
         Raises:
             InfrastructureError: The store did not answer.
@@ -65,18 +68,19 @@ class Submissions:
                 layout.submission(self._sweep, number), Submission, number=number
             )
             if submission is not None:
-                found.append(self._filed(submission))
+                found.append(self._filed(submission, [] if remarks is None else remarks))
             elif problems is not None and problem:
                 problems.append(problem)
         return found
 
-    def _filed(self, submission: Submission) -> SubmissionState:
+    def _filed(self, submission: Submission, remarks: list[str]) -> SubmissionState:
         """Read the other records of a submission."""
         number = submission.number
-        accepted, _ = self._ledger.read(layout.accepted(self._sweep, number), Accepted)
+        accepted, problem = self._ledger.read(layout.accepted(self._sweep, number), Accepted)
+        remarks += [problem] if problem else []
         over: dict[int, JobEnd] = {}
         closed_at: dict[int, str] = {}
-        for each, at in self._ends(number):
+        for each, at in self._ends(number, remarks):
             # Two processes may record the end of one task; the first record counts.
             if over.setdefault(each.index, each) is each:
                 closed_at[each.index] = at
@@ -86,10 +90,13 @@ class Submissions:
         driver, _ = self._ledger.read(layout.driver(self._sweep, number), DriverStatus)
         return SubmissionState(submission, accepted, over, self._reports(number, over), closed_at, driver)
 
-    def _ends(self, number: int) -> Iterator[tuple[JobEnd, str]]:
+    def _ends(self, number: int, remarks: list[str] | None = None) -> Iterator[tuple[JobEnd, str]]:
         """Yield the recorded ends of a submission's tasks, each with the time of its record."""
         for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
-            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), JobEndBatch, number=k)
+            key = layout.closing(self._sweep, number, k)
+            closing, problem = self._ledger.read(key, JobEndBatch, number=k)
+            if problem and remarks is not None:
+                remarks.append(problem)
             if closing is not None:
                 yield from ((over, closing.at) for over in closing.over)
 
@@ -313,12 +320,14 @@ def request_of(ledger: Ledger, sweep: str, number: int) -> Request:
     """Read the request that a submission was made for.
 
     Raises:
-        InfrastructureError: the request cannot be read.
+        InfrastructureError: the store did not answer.
+        DamagedRecord: the request cannot be read.
     """
-    request, problem = ledger.read(layout.request(sweep, number), Request)
+    request, problem = ledger.read(layout.request(sweep, number), Request, number=number)
     if request is None:
-        raise InfrastructureError(
-            f"request {number} of {sweep} cannot be read: {problem or 'it is not there'}"
+        raise DamagedRecord(
+            f"request {number} of {sweep} cannot be read: {problem or 'it is not there'}",
+            fix="launch again: a new request takes its place",
         )
     return request
 

@@ -31,7 +31,7 @@ from orchestrator.execution.assignment import Assignment, GpuShare, log_tail
 from orchestrator.execution.main import HELD_SIGNALS, in_fork_server
 from orchestrator.formats import encode
 from orchestrator.jobs.nodes import NodeReports, named
-from orchestrator.jobs.records import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, TOO_SHORT, UNABLE
 from orchestrator.launchers.base import Launch, LaunchGpus
 from orchestrator.processes import end_adopted
 from orchestrator.store.ledger import open_ledger
@@ -189,7 +189,7 @@ class LocalLauncher:
     def _last_line(self, slot: int) -> str:
         """Return the last line of a worker's log, without its time and prefix."""
         lines = log_tail(self._log(slot)).splitlines()
-        return lines[-1].partition(f"worker {slot}: ")[2] if lines else "its code is not that of the launch"
+        return lines[-1].partition(f"worker {slot}: ")[2] if lines else "its log is empty"
 
     def poll(self) -> int:
         """Count live workers, and replace killed ones.
@@ -208,7 +208,7 @@ class LocalLauncher:
             if code in _LEAVING:
                 # one worker out of memory must decide for the job, however well the others ended
                 self.released = max(self.released, code, key=_LEAVING.index)
-            elif code in (OTHER_CODE, BROKEN_NODE):
+            elif code in UNABLE:
                 self._refused = f"{self._last_line(slot)} (worker {slot} in {self._launch.log_folder})"
             elif code == REFUSED:
                 why = f"{self._last_line(slot)}; `sweep nodes` lists the machines that are left out"

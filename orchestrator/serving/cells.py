@@ -22,6 +22,7 @@ from orchestrator.api.logs import (
     size_of,
 )
 from orchestrator.api.status import explain
+from orchestrator.api.waiting import decision_line
 from orchestrator.core.state import FINAL
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import escaped
@@ -126,6 +127,7 @@ def _cell_facts(served: Served, seen: Seen, cell: Cell, part: str) -> dict[str, 
         "served": served,
         "cell": cell,
         "why": evidence,
+        "decision": decision_line(evidence["decision"]) if evidence["decision"] else "",
     }
 
 

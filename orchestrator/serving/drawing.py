@@ -247,5 +247,6 @@ def facts(found: Overview) -> dict[str, str]:
         "GPUs waited for": number(gpus.asked - gpus.held) if gpus.asked > gpus.held else "",
         "GPU-hours spent": number(gpus.hours) if gpus.hours else "",
         "tokens per second": number(found.tokens_per_second),
+        "next decision": found.decision,
     }
     return {name: text for name, text in shares.items() if text}

@@ -6,6 +6,7 @@ All cells of the model share it. It has seen prompts of all tasks, but never a r
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from orchestrator.sft.needs import MAX_POSITIONS
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks.base import LANGUAGES, Task
 
+SHORT_S = 20.0
+"""Seconds that a stage without checkpoints goes on after a stop at most; less than `policy.grace_s`. Ours."""
 NUM_LISTS, NAMES_IN_LIST = 50, 8
 """Lists of names of each language in the generic text, and the length of each list."""
 
@@ -143,10 +146,14 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int
 def pretrain(model: PreTrainedModel, blocks: torch.Tensor, settings: Config, context: Context) -> None:
     """Run a few steps of language modelling over blocks drawn at random.
 
+    If a stop is requested shortly before the end, it goes on: it saves no checkpoint, so it would never end
+    where stops come more often than it takes.
+
     Raises:
         StageFailure: the loss is not finite (cause ``nan``).
-        StopRequested: a stop was requested.
+        StopRequested: a stop was requested, and more than `SHORT_S` seconds are left.
     """
+    start_s = time.monotonic()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.num_steps // 20, settings.num_steps)
     # A generator of its own, so that nothing else that draws random numbers changes the blocks.
@@ -164,4 +171,6 @@ def pretrain(model: PreTrainedModel, blocks: torch.Tensor, settings: Config, con
         if not torch.isfinite(loss):
             raise StageFailure("nan", f"the pretraining loss is {loss.item()} at step {step}")
         context.log(step, num_steps=settings.num_steps, loss=loss.item(), grad_norm=grad_norm.item())
-        context.stop_if_asked()
+        left_s = (time.monotonic() - start_s) / step * (settings.num_steps - step)
+        if context.stop_asked and left_s > SHORT_S:
+            context.stop_if_asked()

@@ -68,13 +68,8 @@ def write_state(
     state_files.write_pieces(pieces, folder / _STATE, is_needless=is_needless)
 
 
-def save_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write weights and the optimiser's moments; each process writes its own part."""
-    write_state(state_of(placed, optimizer), folder)
-
-
 def load_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Load what `save_state` wrote, from any number of processes, in the current or the previous format.
+    """Load what `write_state` wrote, from any number of processes, in the current or the previous format.
 
     Raises:
         StageFailure: the state is damaged or incomplete, or not a training state.
@@ -96,13 +91,6 @@ def _tensors(model: Mapping[str, Any], moments: Mapping[str, Any]) -> dict[str, 
             for moment, tensor in moments_of_one.items()
         },
     }
-
-
-def save_weights(placed: Placed, folder: Path, *, dtype: torch.dtype) -> None:
-    """Write a model that `from_pretrained` reads. Rank 0 writes; all processes must call this together."""
-    weights = placed.weights(dtype)
-    if rank() == 0:
-        write_weights(placed.model, weights, folder, dtype=dtype)
 
 
 def write_weights(

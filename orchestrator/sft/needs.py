@@ -34,8 +34,10 @@ FETCH = "orchestrator.sft.fetching:fetch"
 def needs(config: Config) -> list[Need]:
     """Return the data set of a cell's items, unless items are generated or given as a folder."""
     items = config["items"]
+    if items["source"] == "files":
+        return _files_of_items(config)
     if items["source"] != "parallel" or items["dir"] is not None:
-        return []  # `CellConfig.check` reports a missing folder
+        return []  # `CellConfig.check` reports a missing folder, and one with too few items
     task = config["task"]["name"]
     word = dict(config["task"]).get("target") or task
     folder = data.folder_of(items)
@@ -60,6 +62,21 @@ def needs(config: Config) -> list[Need]:
             arguments={"task": word, "recipe": data.recipe(settings), "folder": str(folder)},
         )
     ]
+
+
+def _files_of_items(config: Config) -> list[Need]:
+    """Return what is wrong with the files of a cell's items, such as fewer than are configured."""
+    items, task = (json.dumps(config[key].to_dict(), sort_keys=True) for key in ("items", "task"))
+    found = []
+    for split, languages in ((Split.TRAIN, config.languages), (Split.TEST, config.evaluation.languages)):
+        folder = config["items"][f"{split}_dir"]
+        # One language suffices: all of them have the same items.
+        is_there = (
+            bool(languages) and Path(folder).expanduser().is_dir()
+        )  # else `CellConfig.check` reports it
+        if is_there and (problem := _unread(_Prompts(task, str(split), languages[0], items))):
+            found.append(Need(what=f"{split} data in {folder}", problem=problem))
+    return found
 
 
 FETCH_MODEL = "orchestrator.sft.needs:model"
@@ -314,6 +331,18 @@ def _texts(prompts: _Prompts) -> tuple[str, ...]:
         return tuple(item.prompt for item in load_items(task, prompts.split, prompts.language, items, uses))
     except (StageFailure, UserError, OSError):
         return ()
+
+
+@functools.lru_cache(maxsize=1024)
+def _unread(items: _Prompts) -> str:
+    """Return why items cannot be read, "" if they can. It takes as long as a stage takes to read them."""
+    settings = Config(json.loads(items.items))
+    try:
+        task = load_task(json.loads(items.task))
+        load_items(task, items.split, items.language, settings, Config({"items": settings.to_dict()}))
+    except (StageFailure, UserError, OSError) as error:
+        return "; ".join(line.strip() for line in str(error).splitlines())
+    return ""
 
 
 @functools.lru_cache(maxsize=1024)

@@ -30,6 +30,7 @@ import numpy as np
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.saving import MANIFEST
 from orchestrator.sft import evaluate, runtime, train
+from orchestrator.sft.base import SHORT_S
 from orchestrator.sft.batches import setting
 from orchestrator.sft.data import load_items
 from orchestrator.sft.distributed import launcher, parallel
@@ -43,8 +44,6 @@ NUM_STEPS = 3
 """Steps of the training: one before the checkpoint, one to warm up after it, and one that is measured."""
 LEAST_SCORING_S = 180.0
 """Least seconds that two answers may take with the load of the model; else half of all before. Ours."""
-SHORT_S = 20.0
-"""Seconds within which a rehearsal does not end for a stop; far less than `policy.grace_s`. Ours."""
 _PHASES = 4
 NUM_WIDEST = 2
 """Widest packs in a step of each device: the second one finds the gradients of the first. Ours."""

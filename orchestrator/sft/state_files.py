@@ -81,22 +81,6 @@ Pieces = dict[str, tuple[Sequence[int], torch.Tensor]]
 """Name of a tensor to the offsets and the values of a piece of it."""
 
 
-def write(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write this process's pieces of tensors. All processes have tensors of the same names.
-
-    A sharded tensor is written by the processes that hold its shards. A tensor that all processes hold is
-    written by one of them, so that each writes about the same amount.
-
-    Args:
-        tensors: by name, on any device.
-        folder: created if needed.
-
-    Raises:
-        OSError: the file system refused.
-    """
-    write_pieces(own_pieces(tensors), folder)
-
-
 def write_pieces(pieces: Pieces, folder: Path, *, is_needless: Callable[[], bool] = lambda: False) -> None:
     """Write pieces, durably, and remember the digests of the files.
 

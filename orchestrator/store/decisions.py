@@ -6,7 +6,7 @@ pure function of the same products, it is the same anyway, except for its author
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -23,6 +23,7 @@ from orchestrator.core.decisions import (
 from orchestrator.core.records import Revision
 from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Value
 from orchestrator.core.search import is_round, trials_of
+from orchestrator.core.state import StageStatus, State
 from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
 from orchestrator.registry import load, require
 from orchestrator.store import layout
@@ -45,6 +46,8 @@ class DecisionLog:
 
     Attributes:
         unfolded: The sweep as the decisions have left it.
+        damage: The record that cannot be trusted, with the way out; None without one. No decision after it
+            is read, and none is made.
     """
 
     def __init__(self, ledger: Ledger, sweep: ComposedSweep, revision: int) -> None:
@@ -52,25 +55,48 @@ class DecisionLog:
         self._sealed = sweep
         self._revision = revision
         self.unfolded: Unfolded = unfold(sweep, ())
+        self.damage: DamagedRecord | None = None
         self.refresh()
 
     def refresh(self) -> bool:
         """Read the decisions that were made since the last look, and return whether there are any.
 
         Raises:
-            InfrastructureError: The store did not answer, or a decision cannot be trusted.
+            InfrastructureError: The store did not answer.
         """
         found = False
         while (question := self.unfolded.question) is not None and self._revision:
-            decision = self._read(question)
+            try:
+                decision = self._read(question)
+            except DamagedRecord as error:
+                # Views show what is left; whoever runs or decides something calls `check`.
+                self.damage = error
+                break
             if decision is None:
                 break
             self.unfolded = unfold(self._sealed, (*self.unfolded.decisions, decision))
             found = True
         return found
 
+    def check(self) -> None:
+        """Raise if a decision cannot be trusted: which cells exist is then unknown.
+
+        Raises:
+            DamagedRecord: A decision is damaged.
+        """
+        if self.damage is not None:
+            raise self.damage
+
+    def problems(self) -> list[str]:
+        """Return a line on the decision that cannot be trusted; none without one."""
+        return [] if self.damage is None else [self.damage.what]
+
     def _read(self, question: SweepQuestion) -> Decision | None:
-        """Return the decision about a question; None if it was not made yet."""
+        """Return the decision about a question; None if it was not made yet.
+
+        Raises:
+            DamagedRecord: It cannot be trusted.
+        """
         key = layout.decision(self._sealed.name, self._revision, question.number)
         decision, problem = self._ledger.read(
             key,
@@ -110,6 +136,7 @@ class DecisionLog:
             return False
         number = len(self.unfolded.decisions)
         if not self.refresh():
+            self.check()
             self.make(facts, by=by)
         return len(self.unfolded.decisions) > number
 
@@ -144,6 +171,7 @@ class DecisionLog:
             self._ledger.create(key, decision, decision.nonce)
             # Ours or another's: the record that exists is the decision.
             if not self.refresh():
+                self.check()
                 raise InfrastructureError(f"{key} was created and cannot be read")
         return None
 
@@ -151,8 +179,12 @@ class DecisionLog:
         """Return what the next decision sees, or why it waits."""
         question = self.unfolded.question
         assert question is not None
+        if self.damage is not None:
+            return Undecided(question, f"its record is damaged: {self.damage.fix}", False)
         seen = observe(question, self.unfolded.sweep.stages, facts)
-        if question.is_search and not isinstance(seen, Undecided):
+        if isinstance(seen, Undecided):
+            return seen._replace(waits_for=_waiting_cells(question, facts.status_of))
+        if question.is_search:
             try:
                 require("search", what=_WHAT)
             except UserError as error:
@@ -177,7 +209,36 @@ def with_rounds(ledger: Ledger, revision: Revision) -> Revision:
         revision: As sealed.
 
     Raises:
-        InfrastructureError: The store did not answer, or a decision cannot be trusted.
+        InfrastructureError: The store did not answer.
     """
     log = DecisionLog(ledger, revision.sweep, revision.number)
     return replace(revision, sweep=log.unfolded.sweep)
+
+
+def readable_revisions(ledger: Ledger, sweep: str, problems: list[str]) -> Iterator[Revision]:
+    """Yield the sealed revisions of a sweep, oldest first.
+
+    Args:
+        ledger: The store.
+        sweep: Name of the sweep.
+        problems: Receives a line for each revision that cannot be trusted, and is left out.
+
+    Raises:
+        InfrastructureError: The store did not answer.
+    """
+    for number in ledger.revision_numbers(sweep):
+        try:
+            yield ledger.revision(sweep, number)
+        except DamagedRecord as error:
+            problems.append(f"{error.what}; it is left out")
+
+
+def _waiting_cells(question: SweepQuestion, status_of: Callable[[str], StageStatus]) -> tuple[str, ...]:
+    """Return the ids of the cells of a question that have not ended.
+
+    Args:
+        question: the question.
+        status_of: returns a stage's own state by digest.
+    """
+    states = {cell.id: {status_of(digest).state for digest in cell.stage_digests} for cell in question.cells}
+    return tuple(each for each, found in states.items() if State.FAILED not in found and found - {State.DONE})

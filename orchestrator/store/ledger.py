@@ -27,7 +27,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import ComposedSweep, StageInstance
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
 from orchestrator.registry import load
 from orchestrator.store import layout, opening
 from orchestrator.store.access import (
@@ -75,7 +75,7 @@ def check_mark(records: Records) -> int | None:
 
 
 class LookUp(Protocol):
-    """Reads the evidence about stages in advance, see `orchestrator.store.index.IndexedLedger`."""
+    """Reads the evidence about stages in advance, see `orchestrator.store.looking.IndexedLedger`."""
 
     def __call__(
         self,
@@ -297,19 +297,19 @@ class Ledger(Records):
 
         Raises:
             UserError: There is no such revision.
-            InfrastructureError: It is unreadable, or its content does not have the digest that it names.
+            DamagedRecord: It is unreadable, or its content does not have the digest that it names.
         """
         key = layout.revision(sweep, number)
         revision, problem = self.read(key, Revision, number=number)
         if revision is not None and (revision.sweep.name != sweep or not self._is_whole(key, revision)):
             revision, problem = None, f"{key} is not the sweep that its digest names"
         if revision is None and problem:
-            raise InfrastructureError(f"revision {sweep}@{number} cannot be trusted: {problem}")
+            fix = f"put {key} back as it was, or launch the sweep's file, which seals another revision"
+            raise DamagedRecord(f"revision {sweep}@{number} cannot be trusted: {problem}", fix=fix)
         if revision is None:
             known = ", ".join(f"{sweep}@{n}" for n in self.revision_numbers(sweep)) or "none yet"
-            raise UserError(
-                f"no revision {sweep}@{number}", where=self.objects.url, allowed=f"known: {known}"
-            )
+            what, known = f"no revision {sweep}@{number}", f"known: {known}"
+            raise UserError(what, where=self.objects.url, allowed=known)
         return revision if revision.sweep.search is None else load(_WITH_ROUNDS)(self, revision)
 
     def _is_whole(self, key: str, revision: Revision) -> bool:

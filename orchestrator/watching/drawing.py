@@ -15,7 +15,7 @@ from orchestrator.api.grid import GridCell, Spot
 from orchestrator.api.overview import Overview
 from orchestrator.api.pace import duration
 from orchestrator.core.state import State
-from orchestrator.errors import counted
+from orchestrator.errors import counted, escaped
 
 MARKS: Mapping[State, str] = {
     State.DONE: "#",
@@ -105,7 +105,7 @@ def totals(found: Overview, width: int) -> Text:
 
 
 def pace(found: Overview) -> Text:
-    """Return time left, GPUs and tokens a second."""
+    """Return time left, GPUs, tokens a second, and the next decision."""
     gpus, parts = found.gpus, []
     if found.eta_s is None:
         parts.append("ETA unknown" if found.num_running else "nothing runs")
@@ -121,7 +121,9 @@ def pace(found: Overview) -> Text:
         parts.append(f"{amount(found.tokens_per_second)} tokens/s")
     if gpus.hours >= 0.05:
         parts.append(f"{amount(gpus.hours)} GPU-hours held")
-    return Text(" · ".join(parts))
+    if found.decision:
+        parts.append(found.decision)
+    return Text(" · ".join(map(escaped, parts)))
 
 
 def troubles(found: Overview, height: int) -> Text:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.bucket.buckets import Bucket
+from tests.trackers.conftest import TWO
 from tests.trackers.mlflow_server import SmallMlflow
-from tests.trackers.test_wandb import TWO
 
 
 @pytest.mark.long

@@ -18,7 +18,8 @@ import pytest
 
 from orchestrator.api.state import open_view
 from orchestrator.api.sweep import Sweep as PublicSweep
-from orchestrator.bundles.making import BundleOptions, make_bundle
+from orchestrator.bundles.content import segment_facts
+from orchestrator.bundles.making import BundleOptions, _write, make_bundle
 from orchestrator.bundles.verifying import Verification, VerifyOptions, verify_bundle
 from orchestrator.errors import UserError
 from tests.bundles import forging, graded
@@ -127,11 +128,30 @@ def test_each_fault_is_a_line_and_wrong_use_is_no_fault(honest: Honest, tmp_path
     assert "fault: rows.json has 2 bytes instead of" in said and "fault: more.txt is no file" in said
     assert len([line for line in said.splitlines() if line.startswith("fault: ")]) == 2
     assert "no file none.zip" in sweep("verify", "none.zip", code=2)
+    for text, what in (("a list of results", "it is no zip"), ("", "it is empty")):
+        (tmp_path / "text.zip").write_text(text)
+        assert f"fault: {what}" in sweep("verify", "text.zip", code=1)
     assert "is no public key" in sweep("verify", str(honest.bundle), "--key", str(honest.key), code=2)
     assert "there is a file already" in sweep("bundle", graded.NAME, "--out", str(honest.bundle), code=2)
     assert "no name of a zip" in sweep("bundle", graded.NAME, "--out", "x.tar", code=2)
     assert "--sign" in sweep("bundle", graded.NAME, "--out", "x.zip", "--certificate", "c.pem", code=2)
     assert not (tmp_path / "x.zip").exists()
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_text("mine")
+    with pytest.raises(UserError, match="there is a file already"):
+        _write(tmp_path / "x.zip", {"a.txt": b"a"})
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+    assert (tmp_path / "x.zip").read_text() == "mine"
+    _write(tmp_path / "y.zip", {"a.txt": b"a"})
+    assert zipfile.ZipFile(tmp_path / "y.zip").read("a.txt") == b"a"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"segments": 3}', b'{"segments": [[1]]}', b"\xff"])
+def test_segments_that_cannot_be_decoded_were_not_kept(data: bytes) -> None:
+    assert segment_facts(data) is None
+    assert segment_facts(b'{"segments": [[1, 2]], "cpu": "x"}') == {"segments": [(1, 2)], "cpu": "x"}
 
 
 def test_a_sweep_that_is_not_finished_is_refused_unless_a_part_is_wanted(

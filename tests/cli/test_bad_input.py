@@ -157,6 +157,20 @@ def test_an_evaluation_language_without_data_is_refused(folder, capfd):
     assert "te" in refused(capfd, "launch", "smoke", *words)
 
 
+def test_more_training_items_than_the_files_hold_are_refused_before_anything_is_recorded(folder, capfd):
+    for name in ("train", "test"):
+        (folder / name).mkdir()
+    rows = [json.dumps({"id": str(n), "question": f"{n} + 1?", "answer": f"#### {n + 1}"}) for n in range(3)]
+    for language in ("en", "es"):
+        (folder / "train" / f"{language}.jsonl").write_text("\n".join(rows))
+        (folder / "test" / f"mgsm_{language}.tsv").write_text("1 + 1?\t2\n")
+    words = ["data=files", f"data.train_dir={folder / 'train'}", f"data.test_dir={folder / 'test'}"]
+    words += ["task=math", "mixture=en", "evaluation.languages=[en]", "data.num_validation=1"]
+    found = refused(capfd, "launch", "smoke", *words, "data.tasks.math.num_train=3")
+    assert "3 train items" in found and "2" in found
+    assert not list(folder.glob("**/requests/*"))
+
+
 def test_links_in_a_circle_in_the_project_do_no_harm(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "conf").mkdir()
     (folder / "conf" / "loop").symlink_to("loop")

@@ -114,7 +114,7 @@ REFUSED = [
     (2, ("logs", "never.yaml", "seed=5"), "was never started"),
     (2, ("plan", "mixed", "--gpus"), "expected one argument"),
     (2, ("collect", "never.yaml", "--onyl"), "unrecognized arguments"),
-    (2, ("launch", "mixed.yaml"), "unrecognized arguments: --json"),
+    (2, ("launch", "mixed.yaml", "seeds=1"), "unknown key 'seeds'"),
     (2, ("plan", "mixed", "--multirun", "seed=0,1"), "unrecognized arguments: --multirun"),
     (2, ("lst",), "unknown verb 'lst'"),
     (2, ("query", "select"), "Parser Error"),
@@ -148,6 +148,38 @@ def test_an_error_is_an_object_that_names_what_is_wrong_and_what_to_type(
     found, value = printed(sweeps, *words)
     assert found == code == value["error"]["exit_code"]
     assert what in value["error"]["what"]
+
+
+TOUCH = """
+axes: {seed: [1, 2]}
+config: {seed: 0}
+stages: {act: {command: 'sh -c "echo $1 > $2/said" - {config.seed} {output}', reads: [seed]}}
+"""
+
+
+def test_what_is_recorded_and_started_is_printed_as_the_only_thing_on_standard_output(sweep: Sweep):
+    (sweep.folder / "touch.yaml").write_text(TOUCH)
+    found = printed(sweep, "launch", "touch.yaml", "launcher.workers=1")[1]
+    assert (found["request"], found["counts"], found["exit_code"]) == (1, {"done": 2}, 0)
+    assert found["jobs"] == [] and len(found["cells"]) == 2
+    assert printed(sweep, "rerun", "touch")[1]["request"] is None
+    found = printed(sweep, "discard", "touch", "seed=1", "--stage", "act", "--reason", "wrong")[1]
+    assert (found["request"], [each["voided"] for each in found["stages"]]) == (2, [True])
+    found = printed(sweep, "cancel", "touch")[1]
+    assert (found["request"], len(found["cells"])) == (3, 1)
+    assert printed(sweep, "cancel", "touch", "--only", "seed=2")[1]["request"] is None
+    found = printed(sweep, "rerun", "touch", "--only", "seed=1", "launcher=external")[1]
+    assert (found["verb"], found["request"], found["launcher"]) == ("rerun", 4, "external")
+    assert found["counts"] == {"pending": 1}
+    found = printed(sweep, "launch", "touch.yaml", "launcher=external", "--dry-run")[1]
+    assert "submits nothing" in found["error"]["what"]
+
+
+@pytest.mark.long
+def test_a_process_that_goes_on_in_the_snapshot_prints_the_object_too(sweep: Sweep):
+    (sweep.folder / "touch.yaml").write_text(TOUCH)
+    code, found = printed(sweep, "launch", "touch.yaml", "launcher.workers=1", "launcher.snapshot=true")
+    assert (code, found["request"], found["counts"]) == (0, 1, {"done": 2})
 
 
 def test_a_field_that_the_schema_lacks_is_found():

@@ -46,6 +46,9 @@ def tune(sweep: Any) -> Any:
 def test_a_launch_goes_through_all_phases_and_reports_each_under_its_name(tune: Any) -> None:
     shown = tune("plan", "tune.yaml")
     assert "tune: 3 cells, then confirm: at most 3" in shown
+    later = "not counted: what follows phase tune, at most 3 more cells"
+    assert later in shown and later in tune("plan", "tune.yaml", "--budget")
+    assert tune.json("plan", "tune.yaml")["later"] == {"after": "phase tune", "num_cells": 3, "num_longer": 0}
     shown = tune("launch", "tune.yaml", "launcher.workers=2")
     assert "tune@1: 6 cells: 6 done" in shown
     assert "tune@1: done: 6 cells" in tune("wait", "tune")
@@ -60,23 +63,55 @@ def test_a_launch_goes_through_all_phases_and_reports_each_under_its_name(tune: 
         ("confirm", "0.2", "2"),
     ]
     assert "6 done" in tune("status", "tune")
+    assert tune.json("plan", "tune.yaml", "--budget")["later"] is None
     # Launched again, nothing is left to do, and the decision is the one that was made.
     decisions = [path.read_bytes() for path in tune.store.glob("sweeps/tune/decisions/1/*.json")]
     assert "6 done" in tune("launch", "tune.yaml")
     (path,) = tune.store.glob("sweeps/tune/decisions/1/*.json")
     assert [path.read_bytes()] == decisions
-    # One that was cut short is named with the way out, and made again from the products.
+    # One that was cut short is named with the way out, by views beside all else, and made again.
     path.write_bytes(decisions[0][:40])
-    for verb in ("status", "launch"):
-        shown = tune(verb, "tune.yaml" if verb == "launch" else "tune", code=3)
+    for words, code in ((("status", "tune"), 0), (("launch", "tune.yaml"), 3), (("rerun", "tune"), 3)):
+        shown = tune(*words, code=code)
         assert "unreadable" in shown and "move sweeps/tune/decisions/1/000001.json out of the store" in shown
+    shown = tune("status", "tune")
+    assert "tune@1: 3 cells: 3 done" in shown and "decision 1, phase tune: blocked since" in shown
+    assert "blocked since" in tune("wait", "tune", code=1)
     whole = json.loads(decisions[0])
     for change in ({"seen": []}, {"chosen": []}, {"chosen": ["none"]}):
         path.write_text(json.dumps({**whole, **change}), encoding="utf-8")
-        assert "cannot be trusted" in tune("decisions", "tune", "--verify", code=3)
+        assert "cannot be trusted" in tune("status", "tune")
+        assert "1 differences" in tune("decisions", "tune", "--verify", code=1)
     path.unlink()
     assert "6 done" in tune("launch", "tune.yaml")
     assert json.loads(path.read_bytes())["chosen"] == json.loads(decisions[0])["chosen"]
+
+
+def test_workers_end_at_once_at_a_damaged_decision_and_are_not_started_again(tune: Any) -> None:
+    path = tune.store / "sweeps/tune/decisions/1/000001.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{", encoding="utf-8")
+    shown = tune("launch", "tune.yaml", "launcher.workers=1", code=3)
+    assert "move sweeps/tune/decisions/1/000001.json out of the store" in shown
+    assert "again and again" not in shown and "error: error" not in shown
+    (log,) = tune.store.glob("sweeps/tune/logs/*worker-0.log")
+    assert len(log.read_text().splitlines()) == 1
+    shown = tune.json("status", "tune")
+    assert (shown["decision"]["state"], len(shown["cells"])) == ("blocked", 3)
+    assert "000001.json" in shown["problems"][0]
+
+
+def test_the_next_decision_names_the_cells_it_waits_for_since_when_and_its_rule(tune: Any) -> None:
+    tune("launch", "tune.yaml", "launcher=external")
+    shown = tune("status", "tune")
+    assert "decision 1, phase tune: waits for 3 of 3 cells since 20" in shown
+    assert "tune.lr0.1-be20a6a5 fit is pending; then max accuracy chooses 1 of 3" in shown
+    assert "decision 1, phase tune: waits for 3 of 3 cells" in tune("why", "tune", "tune.lr0.2")
+    found = tune.json("status", "tune")["decision"]
+    assert found == tune.json("why", "tune", "tune.lr0.2")["decision"] == tune.json("decisions", "tune")[0]
+    assert (found["of"], len(found["waits_for"]), found["since"][:2]) == (3, 3, "20")
+    tune("serve", "tune", "--file", "page.html")
+    assert "decision 1, phase tune: waits for 3 of 3 cells" in (tune.folder / "page.html").read_text()
 
 
 @pytest.mark.long
@@ -141,6 +176,21 @@ def _halve(sweep: Any) -> Any:
     return sweep
 
 
+def test_a_part_whose_earlier_checkpoints_are_damaged_fails_by_the_storage(sweep: Any) -> None:
+    _halve(sweep)
+    damage = f"""
+import glob
+for path in glob.glob({str(sweep.store)!r} + "/**/checkpoints/*/ckpt-3.json", recursive=True):
+    if lr == 0.7:
+        os.unlink(path)
+"""
+    (sweep.folder / "train.py").write_text(TRAIN + damage, encoding="utf-8")
+    shown = sweep("launch", "halve.yaml", "launcher.workers=1", "policy.retries.storage=0", code=1)
+    assert "the checkpoints of train[0:3] are damaged" in shown, shown
+    (cell,) = [each for each in sweep.json("status", "halve")["cells"] if each["state"] == "failed"]
+    assert cell["cause"] == "storage"
+
+
 def test_rungs_stop_the_worst_and_the_others_go_on_from_their_checkpoints(sweep: Any) -> None:
     _halve(sweep)
     assert "3 cells (train: 3 to step 3, 1 to step 9, 1 to step 27)" in sweep("plan", "halve.yaml")
@@ -193,9 +243,13 @@ def test_rungs_that_cannot_be_are_refused(sweep: Any, old: str, new: str, error:
     ("old", "new", "error"),
     [
         ("    select: {metric: accuracy, mode: max}\n", "", "no `select`"),
+        ("mode: max}", "mode: max, mean: [phase]}", "select names 'phase', of which a phase has one value"),
+        ("mode: max}", "mode: max, per: [phase]}", "select names 'phase', of which a phase has one value"),
         ("name: confirm", "name: tune", "each name once"),
         ("mode: max", "mode: max, mean: [sead]", "unknown axis 'sead'"),
         ("metric: accuracy", "metric: ''", "select.metric is empty"),
+        ("overrides: {width: 8}", "overrides: {lr: 8}", "the override 'lr' would change nothing"),
+        ("overrides: {width: 8}", "overrides: {seed: 8}", "the override 'seed' would change nothing"),
         ("overrides: {width: 8}", "exclude: [lr=0.3]", "has no cell if"),
         ("overrides: {width: 8}", "overrides: {launcher: ray}", "is a setting of the engine"),
         ("expect_cells: 6", "axes: {seed: [1]}", "has both `axes` and `phases`"),

@@ -16,7 +16,7 @@ from orchestrator.api.events import History
 from orchestrator.cli import launch
 from orchestrator.core.state import State
 from orchestrator.core.waiting import Goal, Outlook, outlook
-from orchestrator.errors import InfrastructureError, Unavailable
+from orchestrator.errors import InfrastructureError, SchedulerUnavailable
 from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import Running, wait_for
 from tests.store import builders
@@ -163,14 +163,14 @@ def test_only_who_waits_waits_for_a_scheduler_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(launch, "WAIT_S", 0.0)
-    answers = iter([Unavailable("slurm is away"), Unavailable("slurm is away"), None])
+    answers = iter([SchedulerUnavailable("slurm is away"), SchedulerUnavailable("slurm is away"), None])
 
     def asked() -> str:
         if (error := next(answers)) is not None:
             raise error
         return "ok"
 
-    with pytest.raises(Unavailable):
+    with pytest.raises(SchedulerUnavailable):
         launch._patiently(asked, wait=False)
     assert launch._patiently(asked, wait=True) == "ok"
     assert capsys.readouterr().out.count("slurm is away; trying again") == 1

@@ -149,6 +149,7 @@ def test_a_worker_runs_the_code_of_the_last_launch_and_leaves_cells_of_other_cod
         (("--max-hours", "1e308"), "--max-hours is 1e+308"),
         (("--as", "command", "--number", "100000000000000"), "--number is 100000000000000"),
         (("--as", "pbs", "--out", "nowhere/x"), "--out nowhere/x: No such file"),
+        (("--as", "pbs", "--out", "jobs.yaml"), "there is a file already"),
         (("--out", "x"), "--out goes with --as"),
         (("--as", "pbs", "--image", "x"), "--image means nothing for --as pbs"),
         (("--as", "k8s", "--image", "x"), "would not see the folder"),

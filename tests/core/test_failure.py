@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
 
-from orchestrator.core.failure import Cause, cause_of_command, cause_of_exception
+from orchestrator.core.exits import cause_of_command, cause_of_exit
+from orchestrator.core.failure import Cause, cause_of, cause_of_exception
+from orchestrator.core.tracebacks import exception_in, with_bases
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 7, in <module>\n    main()\n'
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity"
@@ -184,6 +187,151 @@ def test_what_common_libraries_raise_has_the_cause_that_its_reader_would_name(
     names: str, message: str, cause: Cause
 ) -> None:
     assert cause_of_exception(names.split(), message) is cause
+
+
+def raised(error: str, *frames: str, own: str = "main") -> str:
+    """The traceback of an error; a frame is ``module function`` of a package, or ``line`` of the user's."""
+    text = f'Traceback (most recent call last):\n  File "/home/me/train.py", line 7, in {own}\n    '
+    lines = [frame for frame in frames if not re.match(r"[\w/]+\.py ", frame)]
+    text += f"{lines[0] if lines else 'go()'}\n"
+    for module, function in (frame.split() for frame in frames if frame not in lines):
+        text += (
+            f'  File "/env/lib/python3.11/site-packages/{module}", line 1, in {function}\n    raise X(y)\n'
+        )
+    return f"{text}{error}\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        # the package of the class
+        (raised("yaml.parser.ParserError: while parsing a flow mapping"), Cause.CONFIG),
+        (raised("pandas.errors.ParserError: Error tokenizing data."), Cause.DATA),
+        (raised("tomllib.TOMLDecodeError: Expected newline or end of document"), Cause.CONFIG),
+        (raised("hydra.errors.MissingConfigException: In 'config': Could not find 'model/x'"), Cause.CONFIG),
+        (raised("configparser.ParsingError: Source contains parsing errors: 'a'"), Cause.CONFIG),
+        (raised("xml.etree.ElementTree.ParseError: mismatched tag: line 1, column 8"), Cause.DATA),
+        (raised("sqlite3.DatabaseError: file is not a database"), Cause.DATA),
+        (raised("sqlite3.IntegrityError: UNIQUE constraint failed: t.x"), Cause.CODE),
+        (raised("_lzma.LZMAError: Corrupt input data"), Cause.DATA),
+        (raised("tarfile.ReadError: file could not be opened successfully"), Cause.DATA),
+        (raised("httpx.ReadError: "), Cause.COMMUNICATION),
+        (raised("_duckdb.InvalidInputException: Invalid Input Error: No magic bytes"), Cause.DATA),
+        (raised("_duckdb.OutOfMemoryException: Out of Memory Error: failed to allocate"), Cause.OOM_HOST),
+        (raised("pyarrow.lib.ArrowMemoryError: malloc of size 17179869184 failed"), Cause.OOM_HOST),
+        (raised("torch.OutOfMemoryError: HIP out of memory. Tried to allocate 1 GiB"), Cause.OOM_GPU),
+        (raised("pynvml.NVMLError_GpuIsLost: GPU is lost"), Cause.BAD_NODE),
+        (raised("pynvml.NVMLError_NotSupported: Not Supported"), Cause.UNKNOWN),
+        (raised("pydantic_core.ValidationError: 1 validation error for Settings"), Cause.CONFIG),
+        (raised("pydantic_core.ValidationError: 1 validation error for Row"), Cause.UNKNOWN),
+        # the number of a system error, and whether it names a file
+        (raised("OSError: [Errno 107] Transport endpoint is not connected: '/mnt/x'"), Cause.STORAGE),
+        (raised("BrokenPipeError: [Errno 32] Broken pipe"), Cause.COMMUNICATION),
+        (raised("TimeoutError: [Errno 110] Connection timed out: '/nfs/x'"), Cause.STORAGE),
+        (raised("safetensors._safetensors_rust.SafetensorError: I/O: x (os error 28)"), Cause.STORAGE),
+        (raised("OSError: [Errno 24] Too many open files: '/x'"), Cause.UNKNOWN),
+        (raised("OSError: libcuda.so.1: cannot open shared object file"), Cause.BAD_NODE),
+        (raised("ImportError: libcuda.so.1: cannot open shared object file"), Cause.BAD_NODE),
+        (raised("ImportError: libGL.so.1: cannot open shared object file"), Cause.UNKNOWN),
+        (raised("ImportError: cannot import name 'AdamW' from 'transformers'"), Cause.CODE),
+        # the bucket's own code
+        (raised("botocore.exceptions.ClientError: An error occurred (SlowDown) when calling the PutObject "
+                "operation: Please reduce your request rate."), Cause.STORAGE),
+        (raised("botocore.exceptions.ClientError: An error occurred (AccessDenied) when calling the "
+                "PutObject operation: Access Denied"), Cause.UNKNOWN),
+        # the reader, the writer or the loader in which it was raised
+        (raised("OSError: image file is truncated (122 bytes left)", "PIL/ImageFile.py load"), Cause.DATA),
+        (raised("ValueError: Failed to read all data", "numpy/lib/_format_impl.py read_array"), Cause.DATA),
+        (raised("OSError: [Errno 22] Invalid argument", "torch/serialization.py load"), Cause.DATA),
+        (raised("OSError: [Errno 22] Invalid argument"), Cause.UNKNOWN),
+        (raised("OSError: It looks like the file is not valid", "transformers/configuration_utils.py get"),
+         Cause.CONFIG),
+        (raised("OSError: something without a number"), Cause.UNKNOWN),
+        (raised("json.decoder.JSONDecodeError: Expecting value"), Cause.DATA),
+        (raised("json.decoder.JSONDecodeError: Expecting value", own="load_config"), Cause.CONFIG),
+        (raised("FileNotFoundError: [Errno 2] No such file or directory: 'conf/train.yaml'"), Cause.CONFIG),
+        # words of libraries count only where a library wrote them
+        (raised("RuntimeError: probability tensor contains either `inf`, `nan` or element < 0"), Cause.NAN),
+        (raised("torch._C._LinAlgError: svd: matrix contained non-finite values.", "u = svd(x)"), Cause.NAN),
+        (raised("RuntimeError: The total norm is non-finite", "torch/nn/utils/clip_grad.py clip"),
+         Cause.NAN),
+        (raised("RuntimeError: the notes hold nan", "raise RuntimeError(text)"), Cause.UNKNOWN),
+        (raised("RuntimeError: Can't call numpy() on Tensor that requires grad.", "x.numpy()"), Cause.CODE),
+        (raised("RuntimeError: no gradient today", "raise RuntimeError(text)"), Cause.UNKNOWN),
+        (raised("RuntimeError: CUDA error: an illegal memory access of a tensor", "x.sum()"), Cause.UNKNOWN),
+        (raised("ValueError: num_samples should be positive, but got num_samples=0",
+                "torch/utils/data/sampler.py __init__"), Cause.DATA),
+        (raised("ValueError: Expected parameter logits of Categorical to satisfy the constraint, but found "
+                "invalid values:"), Cause.NAN),
+        # words of the driver, and what fails in its name
+        (raised("RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp"),
+         Cause.BAD_NODE),
+        (raised("RuntimeError: CUDA unknown error - this may be due to an incorrect"), Cause.BAD_NODE),
+        (raised("RuntimeError: the report 'Xid 79' cannot be sent"), Cause.UNKNOWN),
+        (raised("ValueError: No available memory for the cache blocks. Try increasing"), Cause.OOM_GPU),
+        (raised("RuntimeError: NCCL error in: x.cpp:1, unhandled cuda error\nncclUnhandledCudaError: Failed."
+                "\nLast error:\nCuda failure 2 'out of memory'"), Cause.OOM_GPU),
+    ],
+)  # fmt: skip
+def test_the_package_the_place_and_the_author_of_a_message_are_evidence(log: str, cause: Cause) -> None:
+    assert cause_of_command(1, log, oom_killed=False).cause is cause
+    last = re.sub(r".*raise X\(y\)\n|.*    [^\n]*\n", "", log, flags=re.DOTALL)
+    name, _, message = last.strip().partition(":")
+    assert cause_of(exception_in(log, with_bases(name), message.strip())) is cause
+
+
+FULL = "OSError: [Errno 28] No space left on device: '/x/a'"
+FROM = "\nThe above exception was the direct cause of the following exception:\n\n"
+DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        (raised(FULL) + FROM + raised("datasets.exceptions.DatasetGenerationError: An error"), Cause.STORAGE),
+        (raised(FULL) + DURING + raised("RuntimeError: cannot save", "raise RuntimeError()"), Cause.STORAGE),
+        (raised(FULL) + DURING + raised("ValueError: cannot save", "raise ValueError()"), Cause.STORAGE),
+        (raised(FULL) + DURING + raised("NameError: name 'tyop' is not defined", "print(tyop)"), Cause.CODE),
+        (raised("json.decoder.JSONDecodeError: Expecting value") + FROM + raised("ValueError: row 3 is bad"),
+         Cause.DATA),
+        (raised("KeyError: 'lr'") + DURING + raised("ConnectionError: no answer"), Cause.COMMUNICATION),
+        (raised(FULL) + "\ngoing on\n" + raised("ValueError: bad"), Cause.CODE),
+    ],
+)  # fmt: skip
+def test_what_led_to_an_exception_counts_if_its_own_evidence_is_weaker(log: str, cause: Cause) -> None:
+    assert cause_of_command(1, log, oom_killed=False).cause is cause
+
+
+def test_wrong_arguments_are_config_in_a_command_and_in_a_stage() -> None:
+    usage = (
+        "Usage: train [OPTIONS]\nTry 'train --help' for help.\n\nError: No such option '--learning-rate'.\n"
+    )
+    assert cause_of_command(2, usage, oom_killed=False).cause is Cause.CONFIG
+    log = raised("SystemExit: 2", "parser.parse_args()").replace(
+        "SystemExit",
+        '  File "/usr/lib/python3.11/argparse.py", line 1, in exit\n    _sys.exit(2)\nSystemExit',
+    )
+    assert cause_of(exception_in(log, ["SystemExit", "BaseException"], "2")) is Cause.CONFIG
+    own = raised("SystemExit: 2", "sys.exit(2)")
+    assert cause_of(exception_in(own, ["SystemExit", "BaseException"], "2")) is Cause.UNKNOWN
+
+
+def test_what_a_loaders_process_raised_counts_and_not_that_it_was_handed_on() -> None:
+    inner = raised("OSError: [Errno 5] Input/output error: '/data/a'").replace(
+        "Traceback", "Original Traceback", 1
+    )
+    message = f"Caught OSError in DataLoader worker process 0.\n{inner}"
+    log = raised(f"OSError: {message}", "torch/_utils.py reraise")
+    assert cause_of(exception_in(log, ["OSError", "Exception"], message)) is Cause.STORAGE
+
+
+def test_a_stage_that_aborts_has_the_cause_that_its_last_words_give() -> None:
+    words = (
+        "terminate called after throwing an instance of 'c10::Error'\n  what():  CUDA error: uncorrectable\n"
+    )
+    assert cause_of_exit(-signal.SIGABRT, words, oom_killed=False)[0] is Cause.BAD_NODE
+    assert cause_of_exit(-signal.SIGABRT, "step 3\n", oom_killed=False)[0] is Cause.UNKNOWN
+    assert cause_of_exit(-signal.SIGSEGV, words, oom_killed=False)[0] is Cause.UNKNOWN
 
 
 def test_the_words_of_a_program_count_that_a_script_started() -> None:

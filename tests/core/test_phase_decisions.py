@@ -9,11 +9,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.decisions import SweepFacts, Undecided, answer, decided, most_cells, observe, unfold
+from orchestrator.core.decisions import SweepFacts, Undecided, answer, decided, observe, unfold
 from orchestrator.core.evidence import Evidence, Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Done
-from orchestrator.core.sealed import Cell, ComposedSweep, Decision, Rungs, SealedPhase, Select, StageInstance
+from orchestrator.core.sealed import (
+    Cell,
+    ComposedSweep,
+    Decision,
+    Rungs,
+    SealedPhase,
+    Select,
+    StageInstance,
+    most_cells,
+)
 from orchestrator.core.state import GOOD, StageStatus, State, cell_status
 from orchestrator.formats import canonical, decode, encode
 

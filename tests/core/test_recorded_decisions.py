@@ -14,7 +14,6 @@ from orchestrator.core.decisions import (
     Undecided,
     answer,
     decided,
-    most_cells,
     observe,
     unfold,
     valued,
@@ -32,6 +31,7 @@ from orchestrator.core.sealed import (
     SearchParameter,
     SeenCell,
     Select,
+    most_cells,
 )
 from orchestrator.core.search import drawn, grown, is_round, trials_of
 from orchestrator.core.selector import Subject

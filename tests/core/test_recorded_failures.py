@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from orchestrator.core.commandspec import lacks_results, open_quote, rung_keys
-from orchestrator.core.failure import Cause, cause_of_command, cause_of_exception, cause_of_exit
-from orchestrator.core.fingerprint import fingerprint, own_frames, without_particulars
+from orchestrator.core.exits import cause_of_command, cause_of_exit
+from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.records import End
+from orchestrator.core.tracebacks import fingerprint, own_frames, without_particulars
 from orchestrator.stage import StageSpec
 from tests.core.recording import Answers, compare
 from tests.core.test_failure import OOM, PEER, RICH, TORCHRUN, TRACEBACK, interleaved, of_rank
@@ -63,7 +64,7 @@ def commands() -> Answers:
 def exits() -> Answers:
     """How processes of stages end, and what exceptions mean."""
     for code, oom_killed in itertools.product((0, 1, 2, 255, -1, -6, -9, -15, -200), (False, True)):
-        yield f"exit {code} {oom_killed}", cause_of_exit(code, oom_killed=oom_killed)
+        yield f"exit {code} {oom_killed}", cause_of_exit(code, "", oom_killed=oom_killed)
     for status in (399, 400, 404, 408, 425, 429, 499, 500, 503, 599):
         for form in (f"HTTP Error {status}: x", f"{status} Client Error: x", f"Client error '{status} x'"):
             yield form, cause_of_exception(["HTTPError", "OSError"], form)

@@ -8,10 +8,17 @@ from typing import Any
 import torch
 
 from orchestrator.sft import runtime
-from orchestrator.sft.checkpoints import load_state, save_state, save_weights
-from orchestrator.sft.distributed.parallel import Placed, whole
+from orchestrator.sft.checkpoints import load_state, state_of, write_state, write_weights
+from orchestrator.sft.distributed.parallel import Placed, rank, whole
 from orchestrator.sft.shards import Example, Rows
 from orchestrator.stage import Config, Context, Inputs
+
+
+def save_weights(placed: Placed, folder: Path, *, dtype: torch.dtype) -> None:
+    """Writes a model's weights by rank 0; all processes must call this together."""
+    weights = placed.weights(dtype)
+    if rank() == 0:
+        write_weights(placed.model, weights, folder, dtype=dtype)
 
 
 def place(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:
@@ -48,7 +55,7 @@ def resave(config: Config, inputs: Inputs, context: Context) -> None:
     """Loads a training state and saves it again, in however many processes this is."""
     placed, optimizer = placed_with_optimizer(inputs["base"], sharding="fsdp")
     load_state(placed, optimizer, Path(config.folder))
-    save_state(placed, optimizer, context.output)
+    write_state(state_of(placed, optimizer), context.output)
 
 
 def placed_with_optimizer(base: Path, *, sharding: str) -> tuple[Placed, torch.optim.Optimizer]:

@@ -186,6 +186,17 @@ def test_only_data_that_can_be_missing_is_a_need(tmp_path: Path) -> None:
     assert needs(Config(chain.config_of("data=study", f"data.cache_dir={tmp_path}")))[0].problem == ""
 
 
+def test_files_with_fewer_items_than_are_wanted_are_a_need_that_nothing_fetches(tmp_path: Path) -> None:
+    made(tmp_path)
+    files = [f"data.train_dir={tmp_path}/raw/train", f"data.test_dir={tmp_path}/raw/test"]
+    given = ("data=files", *files, "data.num_validation=3", "languages=[en]")
+    assert needs(Config(chain.config_of(*given, "data.tasks.math.num_train=9"))) == []
+    (need,) = needs(Config(chain.config_of(*given, "data.tasks.math.num_train=10")))
+    assert need.what == f"train data in {tmp_path}/raw/train" and need.fetch == ""
+    assert "10 train items" in need.problem and "12 ids are usable" in need.problem
+    assert needs(Config(chain.config_of(*given, "data.tasks.math.num_train=10", "languages=[]"))) == []
+
+
 def test_the_cache_is_where_the_settings_or_the_environment_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv(data.VARIABLE, raising=False)

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from orchestrator.sft import runtime
-from orchestrator.sft.checkpoints import save_weights
 from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.loss import ResponseLoss
 from orchestrator.sft.packing import RowsAtATime
 from orchestrator.sft.shards import EpochOrder, Example, Rows
 from tests.sft.conftest import Ground
+from tests.sft.sharded import save_weights
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.sft import rehearse, stages
+from orchestrator.sft import base, rehearse, stages
 from orchestrator.sft.rehearse import check_references
 from orchestrator.sft.shards import read_shard
 from orchestrator.stage import Config, StopSignal
@@ -141,6 +141,16 @@ def test_a_rehearsal_that_is_nearly_over_goes_on_when_it_is_stopped(ground, tmp_
     stop = StopSignal()
     with pytest.raises(StopRequested, match="preempted"):
         chain.run(stages.REHEARSE, config, tmp_path / "long", inputs, stop=stop)
+
+
+def test_a_pretraining_that_is_nearly_over_goes_on_when_it_is_stopped(ground, tmp_path, monkeypatch) -> None:
+    stop, inputs = StopSignal(), {"tokenizer": ground.inputs["tokenizer"]}
+    stop.ask("preempted")
+    product, _ = chain.run(stages.BASE, chain.small(), tmp_path / "short", inputs, stop=stop)
+    assert (product / "model.safetensors").is_file()
+    monkeypatch.setattr(base, "SHORT_S", 0.0)
+    with pytest.raises(StopRequested, match="preempted"):
+        chain.run(stages.BASE, chain.small(), tmp_path / "long", inputs, stop=stop)
 
 
 def test_the_shipped_tasks_score_their_own_references_as_right(ground) -> None:

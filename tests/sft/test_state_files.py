@@ -26,7 +26,7 @@ from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.manifest import REMEMBERED, file_digest
 from orchestrator.saving import MANIFEST, write_checkpoint_manifest
 from orchestrator.sft import runtime, state_before, state_files
-from orchestrator.sft.checkpoints import load_state, save_state, save_weights, sizes_of_state, state_of
+from orchestrator.sft.checkpoints import load_state, sizes_of_state, state_of, write_state
 from orchestrator.sft.distributed import launcher
 from orchestrator.sft.distributed.parallel import group_of_one
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
@@ -265,7 +265,7 @@ def test_a_tensor_that_is_code_is_refused_in_every_form_that_torch_knows(
 
 def test_a_state_that_lacks_a_part_or_is_damaged_is_named(ground: Ground, tmp_path: Path) -> None:
     placed, optimizer = sharded.placed_with_optimizer(ground.inputs["base"][""], sharding="auto")
-    save_state(placed, optimizer, tmp_path)
+    write_state(state_of(placed, optimizer), tmp_path)
     (file,) = (tmp_path / "state").iterdir()
     whole = file.read_bytes()
     with safe_open(file, framework="pt") as opened:
@@ -293,7 +293,8 @@ def test_tensors_of_any_size_and_type_come_back_bit_for_bit(tmp_path: Path, dtyp
         "transposed": torch.randn(5, 7).to(dtype).T,
         "mixed": torch.randn(3),
     }
-    state_files.write({**saved, "tied": saved["many.blocks"]}, tmp_path / "state")
+    tied = {**saved, "tied": saved["many.blocks"]}
+    state_files.write_pieces(state_files.own_pieces(tied), tmp_path / "state")
     read = {name: torch.zeros_like(tensor) for name, tensor in saved.items()}
     state_files.read(read, tmp_path / "state")
     for name, tensor in saved.items():
@@ -318,7 +319,7 @@ def test_weights_in_several_files_are_the_model_and_are_remembered_by_their_dige
 ) -> None:
     monkeypatch.setattr(state_files, "FILE_BYTES", 1000)
     placed, _ = sharded.placed_with_optimizer(ground.inputs["base"][""], sharding="ddp")
-    save_weights(placed, tmp_path / "weights", dtype=torch.float32)
+    sharded.save_weights(placed, tmp_path / "weights", dtype=torch.float32)
     files = sorted((tmp_path / "weights").glob("*.safetensors"))
     assert len(files) > 1
     loaded = dict(runtime.load_weights(tmp_path / "weights").named_parameters())

@@ -88,4 +88,4 @@ def test_a_decision_for_what_cannot_be_chosen_is_not_trusted(tmp_path: Path) -> 
     path.unlink()
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InfrastructureError, match="names what cannot be chosen"):
-        DecisionLog(ledger, two_phases(), 1)
+        DecisionLog(ledger, two_phases(), 1).check()

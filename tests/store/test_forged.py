@@ -156,3 +156,22 @@ def test_honest_records_are_still_believed(store: Path) -> None:
     ledger.claim(instance, 1, claim())
     done = make_product(ledger, instance)
     assert Ledger(PosixStore(store)).product(instance, 1) == (done, "")
+
+
+def test_a_seal_that_was_cut_short_is_named_and_stops_only_what_needs_it(launched: Sweep) -> None:
+    first = launched.store / layout.revision("mine", 1)
+    first.write_bytes(first.read_bytes()[:200])
+    shown = launched("status", "mine", code=3)
+    assert "sweeps/mine/1.json is unreadable" in shown and "launch the sweep's file" in shown
+    assert "not compared with the last launch" in launched("plan", "mine.yaml")
+    assert "error: revision mine@1" in launched("list")
+    launched("clean", code=3)
+    # Launched again, it has another number, and the damaged one is left out and named.
+    assert "mine@2: 2 cells: 2 done" in launched("launch", "mine.yaml", "launcher.workers=1")
+    for words in (
+        ("events", "mine"),
+        ("clean",),
+        ("discard", "mine", "seed=1", "--stage", "act", "--reason", "x"),
+    ):
+        assert "sweeps/mine/1.json is unreadable" in launched(*words)
+    assert "1 done" in launched("status", "mine")

@@ -76,6 +76,7 @@ def test_a_store_is_its_makers_alone_and_a_colleague_is_told_what_to_do(
     assert "umask of 002" in bob("doctor", code=1)
 
 
+@pytest.mark.long
 def test_an_existing_store_keeps_the_mode_of_its_folder_and_doctor_says_what_locks_colleagues_out(
     team: tuple[OtherUser, OtherUser], open_to_all: Sweep
 ) -> None:

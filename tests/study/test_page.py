@@ -20,6 +20,8 @@ from orchestrator.study.report import numbers_of, write
 from orchestrator.study.sections import UsedValue
 from tests.study.tables import EVAL_LANGUAGES, minimal, study_mixtures, study_rows
 
+pytestmark = pytest.mark.xdist_group("page")  # they share what is expensive to make
+
 ODD = '<script>alert("x")</script> & $x^2$ | *y*'
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 TRAINER = {

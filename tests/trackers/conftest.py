@@ -1,10 +1,14 @@
-"""The sweep that the mirrors show."""
+"""What the tests of mirrors share: a sweep of two cells that is done."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import Sweep
 
 TWO = """
 description: two cells that count
@@ -16,6 +20,22 @@ stages: [count]
 
 @pytest.fixture
 def two(sweep: Any) -> Any:
-    """The command, with a sweep of two cells in ``two.yaml``."""
+    """The command in a folder with a sweep of two cells, of which nothing has run."""
     (sweep.folder / "two.yaml").write_text(TWO)
     return sweep
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which both cells are done and nothing was mirrored."""
+    root = tmp_path_factory.mktemp("finished")
+    (root / "two.yaml").write_text(TWO)
+    Sweep(root, root / "store")("launch", "two.yaml")
+    return root / "store"
+
+
+@pytest.fixture
+def done(two: Any, finished: Path) -> Any:
+    """The command with a copy of that store."""
+    shutil.copytree(finished, two.store, symlinks=True)
+    return two

@@ -61,23 +61,21 @@ def test_a_sweep_is_a_run_and_its_cells_are_nested_runs_with_all_that_the_store_
         assert run["points"]["count/num_steps"][0][2] == 8.0
 
 
-def test_a_sync_fills_in_what_is_missing_once_and_prints_how_much(two: Any, server: SmallMlflow) -> None:
-    two("launch", "two.yaml")
-    assert "sent 16 points and 2 results of 2 cells" in two("sync", "two", "--to", "mlflow")
+def test_a_sync_fills_in_what_is_missing_once_and_prints_how_much(done: Any, server: SmallMlflow) -> None:
+    assert "sent 16 points and 2 results of 2 cells" in done("sync", "two", "--to", "mlflow")
     before = {id: dict(run["points"]) for id, run in server.runs.items()}
-    assert "nothing was missing" in two("sync", "two", "--to", "mlflow")
+    assert "nothing was missing" in done("sync", "two", "--to", "mlflow")
     assert before == {id: dict(run["points"]) for id, run in server.runs.items()} and len(before) == 3
     assert server.requests[-2:] == ["experiments/get-by-name", "runs/search"]
-    two("discard", "two", "seed=0", "--stage", "count", "--reason", "again")
-    two("launch", "two.yaml")
-    (said,) = two.json("sync", "two", "--to", "mlflow")
+    done("discard", "two", "seed=0", "--stage", "count", "--reason", "again")
+    done("launch", "two.yaml")
+    (said,) = done.json("sync", "two", "--to", "mlflow")
     assert said == {"to": "mlflow", "cells": 1, "points": 8, "results": 1, "cells_lost": 0, "problem": ""}
 
 
-def test_an_answer_that_is_lost_leaves_nothing_twice_and_nothing_out(two: Any, server: SmallMlflow) -> None:
-    two("launch", "two.yaml")
+def test_an_answer_that_is_lost_leaves_nothing_twice_and_nothing_out(done: Any, server: SmallMlflow) -> None:
     server.lose = 1
-    said = two("sync", "two", "--to", "mlflow")
+    said = done("sync", "two", "--to", "mlflow")
     assert "what is missing" not in said
     assert len(server.runs) == 3
     for seed in ("0", "1"):
@@ -85,6 +83,7 @@ def test_an_answer_that_is_lost_leaves_nothing_twice_and_nothing_out(two: Any, s
         assert steps(run) == list(range(1, 9)) and len(run["points"]["count/num_steps"]) == 1
 
 
+@pytest.mark.long
 def test_sweeps_of_one_name_in_two_stores_are_apart_on_one_server(
     two: Any, server: SmallMlflow, tmp_path: Path
 ) -> None:
@@ -126,9 +125,9 @@ def test_a_launch_that_is_stopped_leaves_its_cells_killed_there_and_the_next_goe
 @pytest.mark.parametrize(
     ("status", "retry", "word"),
     [
-        (401, "", "refuses us (401)"),
+        pytest.param(401, "", "refuses us (401)", marks=pytest.mark.long),
         (429, "3600", "takes no more for now (429)"),
-        (503, "", "fails (503)"),
+        pytest.param(503, "", "fails (503)", marks=pytest.mark.long),
     ],
 )
 def test_a_server_that_takes_nothing_is_named_once_and_mended_later(
@@ -161,16 +160,15 @@ def test_a_pause_of_years_is_bounded(two: Any, server: SmallMlflow) -> None:
 
 
 def test_a_server_that_is_not_there_or_refuses_costs_a_sync_its_exit_code(
-    two: Any, monkeypatch: pytest.MonkeyPatch, server: SmallMlflow
+    done: Any, monkeypatch: pytest.MonkeyPatch, server: SmallMlflow
 ) -> None:
-    two("launch", "two.yaml")
     server.status = 403
-    said = two("sync", "two", "--to", "mlflow", code=3)
+    said = done("sync", "two", "--to", "mlflow", code=3)
     assert "refuses us (403)" in said and "MLFLOW_TRACKING_USERNAME" in said
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert "MLFLOW_TRACKING_URI is not set" in two("sync", "two", "--to", "mlflow", code=2)
-    assert "unknown mirror 'mlflw'" in two("sync", "two", "--to", "mlflw", code=2)
-    assert "MLFLOW_TRACKING_URI is not set" in two("launch", "two.yaml", "tracker=mlflow", code=2)
+    assert "MLFLOW_TRACKING_URI is not set" in done("sync", "two", "--to", "mlflow", code=2)
+    assert "unknown mirror 'mlflw'" in done("sync", "two", "--to", "mlflw", code=2)
+    assert "MLFLOW_TRACKING_URI is not set" in done("launch", "two.yaml", "tracker=mlflow", code=2)
 
 
 def test_credentials_go_to_the_server_and_nowhere_else(

@@ -54,6 +54,7 @@ def test_a_retry_goes_on_in_the_same_run_and_loses_no_step(two: Any) -> None:
     assert run.exit_code == 0
 
 
+@pytest.mark.long
 def test_a_rerun_goes_on_in_the_run_of_the_same_id_with_what_is_new_alone(two: Any) -> None:
     fail = "count.fail={how: data, step: 6, attempts: 1}"
     two("launch", "two.yaml", "seed=0", fail, "tracker=wandb", code=1)
@@ -66,12 +67,12 @@ def test_a_rerun_goes_on_in_the_run_of_the_same_id_with_what_is_new_alone(two: A
     assert [row["count/step"] for row in second.history] == [4, 5, 6, 7, 8]
 
 
-def test_a_sweep_that_is_done_is_mirrored_by_a_launch_with_nothing_to_run(two: Any, tmp_path: Path) -> None:
-    two("launch", "two.yaml")
-    two("launch", "two.yaml", "tracker=wandb", f"tracker.options.dir={tmp_path / 'mine'}")
+def test_a_sweep_that_is_done_is_mirrored_by_a_launch_with_nothing_to_run(done: Any, tmp_path: Path) -> None:
+    done("launch", "two.yaml", "tracker=wandb", f"tracker.options.dir={tmp_path / 'mine'}")
     assert [len(run.history) for run in runs_in(tmp_path / "mine")] == [8, 8]
 
 
+@pytest.mark.long
 def test_a_folder_that_cannot_be_written_costs_the_mirror_and_no_cell(two: Any) -> None:
     said = two("launch", "two.yaml", "tracker=wandb", "tracker.options.dir=/proc/nowhere")
     assert "2 cells: 2 done" in said

@@ -25,6 +25,8 @@ from tests.conftest import Sweep
 from tests.translation.rows import chain, config_of, english, run, write_source
 from tests.translation.server import FAULTS, KEY, MODEL, Server
 
+pytestmark = pytest.mark.xdist_group("translate sweep")  # they share what is expensive to make
+
 KINDS = {
     "changed date": "number-changed",
     "lost placeholder": "placeholder-lost",

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from orchestrator.errors import InfrastructureError, Unavailable
+from orchestrator.errors import InfrastructureError, SchedulerUnavailable
 from orchestrator.jobs.judgement import JobListing, JobObservation, is_own, same_controller
 from orchestrator.jobs.records import Submission
 from orchestrator.jobs.submissions import asker
@@ -91,7 +91,7 @@ def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) ->
         InfrastructureError: there is no such command here, or it did not answer in time.
     """
     if time.monotonic() < _silent_until_s.get(words[0], 0.0):
-        raise Unavailable(f"{words[0]} did not answer a moment ago")
+        raise SchedulerUnavailable(f"{words[0]} did not answer a moment ago")
     try:
         done = subprocess.run(
             words,
@@ -112,7 +112,7 @@ def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) ->
         raise InfrastructureError(f"{words[0]} cannot be run: {error}") from error
     except subprocess.TimeoutExpired as error:
         _silent_until_s[words[0]] = time.monotonic() + SILENT_S
-        raise Unavailable(f"{words[0]} did not answer within {timeout_s:.0f} s") from error
+        raise SchedulerUnavailable(f"{words[0]} did not answer within {timeout_s:.0f} s") from error
     return Said(done.returncode, done.stdout, done.stderr)
 
 
@@ -124,7 +124,7 @@ def asked(*words: str) -> str:
     """
     said = slurm(*words)
     if said.code != 0:
-        raise Unavailable(f"{words[0]} failed: {said.problem}")
+        raise SchedulerUnavailable(f"{words[0]} failed: {said.problem}")
     return said.output
 
 
