@@ -92,7 +92,7 @@ def strikes(
 
 LOADING_S = 120.0  # in which a stage of the study has loaded its model; what breaks at step 1 breaks then
 LIMIT_S = 300.0  # after which `policy.limits_s` ends a hang of an evaluation in the study
-REHEARSED_S = {"qwen3-0.6b": 125, "qwen3-1.7b": 210, "qwen3-8b": 420, "gemma3-1b": 152, "gemma3-4b": 285}
+REHEARSED_S = {"qwen3-0.6b": 76, "qwen3-1.7b": 115, "qwen3-8b": 334, "gemma3-1b": 89, "gemma3-4b": 188}
 # Seconds of a rehearsal, by `sweep plan multilingual_220 --json`.
 
 

@@ -303,13 +303,13 @@ def _copy(source: Path, target: Path, linked: Path | None, above: frozenset[Path
     return True
 
 
-def copy_file(source: Path, target: Path, pulse: Callable[[], object] = lambda: None) -> None:
+def copy_file(source: Path, target: Path, keepalive: Callable[[], object] = lambda: None) -> None:
     """Copy a file's content into a new file, by a reflink if the file system supports it.
 
     Args:
         source: an existing file.
         target: a path where no file exists.
-        pulse: called often meanwhile, to keep the lease.
+        keepalive: called often meanwhile, to keep the lease.
     """
     with source.open("rb") as reader, target.open("xb") as writer:
         try:
@@ -319,7 +319,7 @@ def copy_file(source: Path, target: Path, pulse: Callable[[], object] = lambda: 
             pass  # not on this file system
         while chunk := reader.read(_CHUNK_BYTES):
             writer.write(chunk)
-            pulse()
+            keepalive()
 
 
 def fsync_path(path: Path) -> None:

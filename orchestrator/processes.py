@@ -1,4 +1,4 @@
-"""Processes of this machine: naming one so that others can prove it gone, and ending an attempt's processes.
+"""Ending what an attempt started, on this machine. `orchestrator.provenance` names processes.
 
 Why two ways to find what an attempt started: ancestry alone is not enough. A process that leaves its session
 (``setsid``, ``nohup``, a double fork) loses its parent. The kernel hands it to the nearest ancestor that
@@ -16,128 +16,18 @@ import ctypes
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Collection, MutableMapping
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from orchestrator.core.records import Process
 from orchestrator.entry import MARK
+from orchestrator.provenance import PROC, ProcessEntry, boot_id, entry_of, is_gone, pid_namespace, start_of
 
 PATIENCE_S, POLL_S = 10.0, 0.02
-_PROC = Path("/proc")
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _adopting_pid = 0  # of the process that called `adopt_orphans`: a forked one does not adopt
-
-
-class Entry(NamedTuple):
-    """A process, as ``/proc/PID/stat`` describes it (proc_pid_stat(5)).
-
-    Attributes:
-        state: one letter.
-        parent, group, session: process ids.
-        start: start time, in the kernel's own units.
-    """
-
-    state: str
-    parent: int
-    group: int
-    session: int
-    start: str
-
-    @property
-    def runs(self) -> bool:
-        """Whether it runs, and does not merely wait to be reaped."""
-        return self.state not in "ZX"
-
-
-@cache
-def boot_id() -> str:
-    """Return an id that changes when this machine restarts."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:  # not Linux: use the machine's address; after a reboot the lease must expire instead
-        return f"{uuid.getnode():x}"
-
-
-def age_s() -> float:
-    """Return the seconds since this process was started, or forked; 0 where the kernel does not show it."""
-    if (entry := _entry(os.getpid())) is None or not hasattr(time, "CLOCK_BOOTTIME"):
-        return 0.0
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(entry.start) / os.sysconf("SC_CLK_TCK"))
-
-
-@cache
-def pid_namespace() -> str:
-    """Return the id of this process's pid namespace: two processes with the same id can see each other."""
-    try:
-        return Path("/proc/self/ns/pid").readlink().name
-    except OSError:
-        return ""
-
-
-def _entry(pid: int) -> Entry | None:
-    """Return what the kernel shows of a process; None if it is gone, or hidden from this user."""
-    try:
-        # Field 2, the name, may contain spaces and parentheses, so split after its end.
-        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-        fields = text.rpartition(")")[2].split()
-        return Entry(fields[0], int(fields[1]), int(fields[2]), int(fields[3]), fields[19])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def start_of(pid: int) -> str | None:
-    """Return a process's start time in the kernel's own units; None if it is gone, a zombie or hidden."""
-    if _PROC.joinpath("self/stat").exists():
-        entry = _entry(pid)
-        return entry.start if entry is not None and entry.runs else None
-    command = ["ps", "-o", "lstart=", "-p", str(pid)]
-    return (
-        subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
-        or None
-    )
-
-
-def describe(pid: int) -> Process | None:
-    """Return the identity of a running process; None if it is gone.
-
-    A process id alone is reused. Together with the boot, the namespace and the start time it is unique.
-    """
-    start = start_of(pid)
-    return (
-        None if start is None else Process(boot_id=boot_id(), namespace=pid_namespace(), pid=pid, start=start)
-    )
-
-
-def is_gone(process: Process) -> bool | None:
-    """Return whether a process is provably gone; None if that cannot be decided from here.
-
-    A system may hide the processes of other users (``hidepid``), so an unreadable process may still be alive.
-    Only "no such process", as the answer to signal 0, is proof.
-    """
-    if (process.boot_id, process.namespace) != (boot_id(), pid_namespace()):
-        return None
-    if sys.platform == "linux" and not process.namespace:
-        return None  # without /proc on both sides, it is unknown whether they see the same processes
-    if start_of(process.pid) == process.start:
-        return False
-    if _entry(process.pid) is not None:
-        return True  # it waits to be reaped, or its number belongs to another process now
-    try:
-        os.kill(process.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return None
-    return None if sys.platform == "linux" else True
-
-
-# What an attempt started
 
 
 def adopt_orphans() -> None:
@@ -178,7 +68,7 @@ def end_attempt(mark: str, *, leader: int) -> bool:
         False if some processes still run after `PATIENCE_S`, or this user may not kill them.
     """
 
-    def find(table: dict[int, Entry]) -> set[int]:
+    def find(table: dict[int, ProcessEntry]) -> set[int]:
         marked = {pid for pid in table if _mark(pid) == mark} if mark else set()
         led = {pid for pid, entry in table.items() if leader in (pid, entry.group, entry.session)}
         return marked | led | _adopted(table, ())
@@ -189,7 +79,7 @@ def end_attempt(mark: str, *, leader: int) -> bool:
 def end_outlived() -> None:
     """Kill the processes on this machine that attempts left behind and whose workers are gone."""
 
-    def find(table: dict[int, Entry]) -> set[int]:
+    def find(table: dict[int, ProcessEntry]) -> set[int]:
         return {pid for pid in table if (mark := _mark(pid)) and _is_outlived(mark)}
 
     _end_all(find)
@@ -215,7 +105,7 @@ def reap_adopted(keep: Collection[int]) -> None:
         keep: children that others wait for.
     """
     if _adopting_pid == os.getpid():
-        mine = {pid: entry for pid in children(os.getpid()) if (entry := _entry(pid)) is not None}
+        mine = {pid: entry for pid in children(os.getpid()) if (entry := entry_of(pid)) is not None}
         for pid in _adopted(mine, keep):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
@@ -225,7 +115,7 @@ def children(parent: int) -> set[int]:
     """Return the process ids of a process's children, including those that wait to be reaped."""
     try:
         texts = [
-            path.read_text(encoding="ascii") for path in (_PROC / str(parent) / "task").glob("*/children")
+            path.read_text(encoding="ascii") for path in (PROC / str(parent) / "task").glob("*/children")
         ]
     except OSError:
         texts = []
@@ -235,7 +125,7 @@ def children(parent: int) -> set[int]:
     return {pid for pid, entry in _table().items() if entry.parent == parent}
 
 
-def _adopted(table: dict[int, Entry], keep: Collection[int]) -> set[int]:
+def _adopted(table: dict[int, ProcessEntry], keep: Collection[int]) -> set[int]:
     """Return the adopted orphans of this process, or of the worker that forked it.
 
     They are the children in another session: an attempt has its own session, while a process that the worker
@@ -248,15 +138,15 @@ def _adopted(table: dict[int, Entry], keep: Collection[int]) -> set[int]:
     return {p for p, e in table.items() if e.parent == adopter and e.session != session and p not in keep}
 
 
-def _table() -> dict[int, Entry]:
-    pids = (int(path.name) for path in _PROC.iterdir() if path.name.isdigit()) if _PROC.exists() else ()
-    return {pid: entry for pid in pids if (entry := _entry(pid)) is not None}
+def _table() -> dict[int, ProcessEntry]:
+    pids = (int(path.name) for path in PROC.iterdir() if path.name.isdigit()) if PROC.exists() else ()
+    return {pid: entry for pid in pids if (entry := entry_of(pid)) is not None}
 
 
 def _mark(pid: int) -> str:
     """Return a process's mark; "" if it has none, or belongs to another user."""
     try:
-        data = (_PROC / str(pid) / "environ").read_bytes()
+        data = (PROC / str(pid) / "environ").read_bytes()
     except OSError:
         return ""
     # Cheap test first: this runs for every process of the machine.
@@ -279,7 +169,10 @@ def _is_outlived(mark: str) -> bool:
 
 
 def _end_all(
-    find: Callable[[dict[int, Entry]], set[int]], keep: Collection[int] = (), *, waited: Collection[int] = ()
+    find: Callable[[dict[int, ProcessEntry]], set[int]],
+    keep: Collection[int] = (),
+    *,
+    waited: Collection[int] = (),
 ) -> bool:
     """Kill the processes that `find` returns, with their descendants, until none of them runs.
 
@@ -313,7 +206,7 @@ def _end_all(
         time.sleep(POLL_S)
 
 
-def _with_descendants(roots: Collection[int], table: dict[int, Entry]) -> set[int]:
+def _with_descendants(roots: Collection[int], table: dict[int, ProcessEntry]) -> set[int]:
     """Return process ids with those of all descendants."""
     below: dict[int, list[int]] = {}
     for pid, entry in table.items():

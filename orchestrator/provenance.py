@@ -1,4 +1,4 @@
-"""Provenance for records: code, packages, host and command line, without secrets."""
+"""Provenance for records: code, packages, host, process and command line, without secrets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import shlex
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orchestrator.core.records import Process
 from orchestrator.core.secrets import known_values, redacted
 
 if TYPE_CHECKING:
@@ -243,3 +245,111 @@ def of_attempt(digest: str, git: Mapping[str, Any]) -> dict[str, Any]:
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "executable": sys.executable,
     }
+
+
+# The process that wrote a record, named so that others on its machine can prove it gone
+
+PROC = Path("/proc")
+
+
+class ProcessEntry(NamedTuple):
+    """A process, as ``/proc/PID/stat`` describes it (proc_pid_stat(5)).
+
+    Attributes:
+        state: one letter.
+        parent, group, session: process ids.
+        start: start time, in the kernel's own units.
+    """
+
+    state: str
+    parent: int
+    group: int
+    session: int
+    start: str
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs, and does not merely wait to be reaped."""
+        return self.state not in "ZX"
+
+
+@cache
+def boot_id() -> str:
+    """Return an id that changes when this machine restarts."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # not Linux: use the machine's address; after a reboot the lease must expire instead
+        return f"{uuid.getnode():x}"
+
+
+def process_age_s() -> float:
+    """Return the seconds since this process was started, or forked; 0 where the kernel does not show it."""
+    if (entry := entry_of(os.getpid())) is None or not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(entry.start) / os.sysconf("SC_CLK_TCK"))
+
+
+@cache
+def pid_namespace() -> str:
+    """Return the id of this process's pid namespace: two processes with the same id can see each other."""
+    try:
+        return Path("/proc/self/ns/pid").readlink().name
+    except OSError:
+        return ""
+
+
+def entry_of(pid: int) -> ProcessEntry | None:
+    """Return what the kernel shows of a process; None if it is gone, or hidden from this user."""
+    try:
+        # Field 2, the name, may contain spaces and parentheses, so split after its end.
+        text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        fields = text.rpartition(")")[2].split()
+        return ProcessEntry(fields[0], int(fields[1]), int(fields[2]), int(fields[3]), fields[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def start_of(pid: int) -> str | None:
+    """Return a process's start time in the kernel's own units; None if it is gone, a zombie or hidden."""
+    if PROC.joinpath("self/stat").exists():
+        entry = entry_of(pid)
+        return entry.start if entry is not None and entry.runs else None
+    command = ["ps", "-o", "lstart=", "-p", str(pid)]
+    return (
+        subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
+        or None
+    )
+
+
+def process_of(pid: int) -> Process | None:
+    """Return the identity of a running process; None if it is gone.
+
+    A process id alone is reused. Together with the boot, the namespace and the start time it is unique.
+    """
+    start = start_of(pid)
+    return (
+        None if start is None else Process(boot_id=boot_id(), namespace=pid_namespace(), pid=pid, start=start)
+    )
+
+
+def is_gone(process: Process) -> bool | None:
+    """Return whether a process is provably gone; None if that cannot be decided from here.
+
+    A system may hide the processes of other users (``hidepid``), so an unreadable process may still be alive.
+    Only "no such process", as the answer to signal 0, is proof.
+    """
+    if (process.boot_id, process.namespace) != (boot_id(), pid_namespace()):
+        return None
+    if sys.platform == "linux" and not process.namespace:
+        return None  # without /proc on both sides, it is unknown whether they see the same processes
+    if start_of(process.pid) == process.start:
+        return False
+    if entry_of(process.pid) is not None:
+        return True  # it waits to be reaped, or its number belongs to another process now
+    try:
+        os.kill(process.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return None
+    return None if sys.platform == "linux" else True

@@ -369,7 +369,8 @@ def play(kind: Kind, places: Places, seed: int, calm: Mapping[str, Any], keep: P
         result = one.judge(calm, seed, time.monotonic() - start_s)
         is_plain = result.is_right and not result.tracebacks and set(result.again) <= {"killed"}
         if keep is not None and not is_plain:
-            shutil.copytree(place.folder, keep / f"{kind.name}.{seed}", ignore_dangling_symlinks=True)
+            name = f"{kind.name}.{seed}.{time.time():.0f}"
+            shutil.copytree(place.folder, keep / name, ignore_dangling_symlinks=True)
     return result
 
 

@@ -1,24 +1,37 @@
-"""Which cells to drop so that a plan fits its budget, for the least loss of the report's claims."""
+"""What to give up: cells that a budget has no room for, and products that no longer count.
+
+Cells are dropped for the least loss of the report's claims. A discard voids the products of a stage, and all
+that was made from them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from orchestrator import provenance
 from orchestrator.api.estimates import estimates_of, gpus_held, held_seconds, of_cell
 from orchestrator.api.launching import make_launcher
 from orchestrator.api.planning import Plan
+from orchestrator.api.requests import build_request
+from orchestrator.api.state import SweepState
 from orchestrator.api.waiting import later_of
+from orchestrator.core.records import Void
 from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.costs import Estimate
-from orchestrator.errors import SweepError
+from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.jobs.records import spending
 from orchestrator.jobs.submissions import WorkerRecords
 from orchestrator.launchers.base import hardware_for
 from orchestrator.registry import CLAIMS, load
+from orchestrator.store.access import new_nonce
+from orchestrator.store.decisions import readable_revisions
+from orchestrator.store.evidence import EvidenceReader
+from orchestrator.store.ledger import Ledger
 
 RULE = (
     "cells that are not done are dropped in the order of the report's rows and comparisons lost for each "
@@ -149,3 +162,130 @@ def _claims(plan: Plan) -> Mapping[str, int]:
         if (found := load(target)(configs)) is not None:
             return dict(found)
     return dict.fromkeys(configs, 1)
+
+
+class Discarded(NamedTuple):
+    """The result of a discard.
+
+    Attributes:
+        stages: the stages that were named, and those made from them in any sweep of the store.
+        voided: digests of those whose product counted before.
+        num_unfinished: named stages without a product, of which attempts had left something.
+        request: number of the request; None if there was nothing to discard.
+    """
+
+    stages: Sequence[StageInstance] = ()
+    voided: Collection[str] = ()
+    num_unfinished: int = 0
+    request: int | None = None
+
+
+def discard_stage(view: SweepState, cells: Sequence[Cell], stage: str, reason: str) -> Discarded:
+    """Void the products of a stage, and those made from them in any sweep of the store.
+
+    If none of the cells has a product, what unfinished attempts left behind is discarded instead. The next
+    attempt then starts from nothing.
+
+    Args:
+        view: a revision that was launched.
+        cells: of the revision.
+        stage: its name.
+        reason: the user's words.
+
+    Raises:
+        InfrastructureError: records cannot be read.
+    """
+    stages = {
+        digest: view.stages[digest]
+        for cell in cells
+        for digest in (*(gate.digest for gate in view.gates.cells.get(cell.id, ())), *cell.stage_digests)
+        if view.instances[digest].stage == stage
+    }
+    named = {digest for digest, status in stages.items() if status.state is State.DONE}
+    # Without products, discard what unfinished attempts left: checkpoints, a work folder, or an output that
+    # would be read again.
+    if not named:
+        named = {d for d, status in stages.items() if status.attempts and status.state is not State.RUNNING}
+    if not named:
+        return Discarded()
+    gates = [instance for digest, instance in view.gates.instances.items() if digest in named]
+    instances, after = [*gates, *_made_from(view.ledger, named, view.problems)], {}
+    voided = set()
+    for instance in instances:
+        # Attempts up to now no longer count against the retry budgets.
+        after[instance.digest] = max(view.ledger.numbers(instance), default=0)
+        if _void(view, instance, reason, named):
+            voided.add(instance.digest)
+    # The voids come first. If this process dies between the two, discarding again completes it.
+    request = build_request(view, "discard", cells, after=after, reason=reason)
+    number = view.ledger.add_request(view.sweep.name, request).number
+    num_unfinished = sum(stages[digest].state is not State.DONE for digest in named)
+    return Discarded(instances, voided, num_unfinished, number)
+
+
+def _made_from(ledger: Ledger, named: set[str], problems: list[str]) -> list[StageInstance]:
+    """Return the named stages and all that use them as inputs, directly or not, in any sealed revision.
+
+    Args:
+        ledger: the store.
+        named: digests of the stages to discard.
+        problems: receives a line for each revision that cannot be read.
+    """
+    found: dict[str, StageInstance] = {}
+    for sweep in ledger.sweeps():
+        # What a damaged one takes from the named stages does not count either: its inputs are void.
+        for sealed in readable_revisions(ledger, sweep, problems):
+            revision = sealed.sweep
+            # Within a cell, the inputs of a stage precede it in `chain`, so that one pass finds all that
+            # follow.
+            affected = set(named)
+            for cell in revision.cells:
+                for digest in cell.stage_digests:
+                    instance = revision.stages[digest]
+                    if digest in affected or any(taken.digest in affected for taken in instance.inputs):
+                        affected.add(digest)
+                        found[digest] = instance
+    return list(found.values())
+
+
+def _void(view: SweepState, instance: StageInstance, reason: str, named: set[str]) -> bool:
+    """Void the current product of a stage, or the one that a running attempt is about to make.
+
+    An attempt that runs now still uses the code before the fix. Its generation is voided in advance, so that
+    its product never counts.
+
+    Args:
+        view: the revision.
+        instance: the stage.
+        reason: the user's words.
+        named: digests that the user selected; the others are made from them.
+
+    Returns:
+        Whether a product that counted was voided.
+
+    Raises:
+        InfrastructureError: the records of the stage cannot be read.
+    """
+    # Not its files: a product is voided whether they are whole or not, and one may be retired at this moment.
+    evidence = EvidenceReader(view.ledger, [instance], check_files=False).evidence(instance.digest)
+    if evidence.unreadable:  # skipping it would void what was made from it, and let it count
+        raise InfrastructureError(
+            f"{instance.name} {instance.digest[:8]} was not discarded: {evidence.unreadable}",
+            fix="discard again; what was discarded already stays so",
+        )
+    running = bool(evidence.attempts) and evidence.attempts[-1].end is None
+    # Attempts at an earlier generation were discarded before, perhaps by another user at this moment.
+    claims = [attempt.claim for attempt in evidence.attempts]
+    begun = any(claim is None or claim.generation == evidence.generation for claim in claims)
+    left = begun and (running or instance.digest in named)
+    if evidence.done is None and not left and not evidence.damaged:
+        return False
+    void = Void(
+        nonce=new_nonce(),
+        generation=evidence.generation,
+        kind="discarded",
+        reason=reason if instance.digest in named else f"it was made from what was discarded: {reason}",
+        by=provenance.user(),
+        at=provenance.now(),
+    )
+    return view.ledger.void(instance, void) and evidence.done is not None

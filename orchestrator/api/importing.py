@@ -26,7 +26,7 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance, check_name
 from orchestrator.errors import UserError
 from orchestrator.manifest import contain, copy_file, fsync_tree, scan
-from orchestrator.processes import describe
+from orchestrator.provenance import process_of
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import open_ledger
@@ -107,7 +107,7 @@ def _record(view: SweepState, cell: Cell, instance: StageInstance, job: HydraJob
     number = max(ledger.numbers(instance), default=0) + 1
     voided = ledger.generations(f"void/{instance.stage}").get(instance.digest, set())
     generation = max(voided, default=0) + 1
-    process = describe(os.getpid())
+    process = process_of(os.getpid())
     assert process is not None
     claim = Claim(
         nonce=new_nonce(),

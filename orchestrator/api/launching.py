@@ -347,7 +347,7 @@ def composed_or_sealed(
         return view, None
     with naming_the_store(ledger):
         composition = compose(word, overrides, name=name, progress=progress, given=given)
-    ledger = open_ledger(store_url(composition.engine.store.url))
+    ledger = open_ledger(store_url(composition.settings.store.url))
     return as_view(ledger, composition), composition
 
 
@@ -365,7 +365,7 @@ def run_settings_of(
         UserError: an override changes something other than run settings.
     """
     if composition is not None:
-        return composition.engine, composition.import_paths
+        return composition.settings, composition.import_paths
     for request in reversed(view.requests):
         if request.settings:
             changed = run_settings_with(request.settings, overrides) if overrides else request.settings

@@ -18,7 +18,7 @@ from orchestrator.core.sweep import Cell
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import WorkerRecord
 from orchestrator.jobs.submissions import WorkerRecords
-from orchestrator.processes import is_gone
+from orchestrator.provenance import is_gone
 from orchestrator.store import layout
 from orchestrator.trackers.base import parse_metrics
 

@@ -196,7 +196,7 @@ class PendingLaunch(NamedTuple):
 class Notifies(Protocol):
     """What sends the notices of a sweep: `orchestrator.trackers.notifier.Notifier`."""
 
-    def pulse(self) -> None:
+    def poll(self) -> None:
         """Send what is due in the background, at times."""
 
     def finish(self, limit_s: float = ...) -> None:
@@ -350,7 +350,7 @@ class JobPasses:
             UserError: a cell fits nowhere, or the scheduler refuses the job for good.
             DamagedRecord: a submission cannot be read, so its cells may have jobs.
         """
-        self._notifier.pulse()
+        self._notifier.poll()
         start_s = time.monotonic()
         hold = self._limit if start_s < self._limit_until_s else ""
         try:

@@ -347,8 +347,7 @@ class SweepState:
 def open_view(word: str, url: str | None = None) -> SweepState:
     """Return the sweep state that a reading verb works on.
 
-    That is the revision that the word names, else the last launched one, else the sweep as composed from its
-    file.
+    It is the revision that the word names, else the last launched one, else the sweep as its file composes.
 
     Args:
         word: ``smoke``, ``smoke@2`` or a path to a YAML file.

@@ -337,7 +337,7 @@ def _watch(view: SweepState, wanted: set[str] | None, launcher: Launcher, notifi
         alive = True
         while alive:
             alive = launcher.poll() > 0
-            notifier.pulse()
+            notifier.poll()
             now_s = time.monotonic()
             if now_s >= next_s or not alive:
                 try:

@@ -32,7 +32,7 @@ from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import Submission
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.launchers.base import ask_schedulers
-from orchestrator.processes import describe
+from orchestrator.provenance import process_of
 from orchestrator.store import layout
 from orchestrator.store.decisions import readable_revisions
 from orchestrator.store.evidence import EvidenceReader
@@ -319,7 +319,7 @@ def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list
     Raises:
         InfrastructureError: this process cannot read its own start time.
     """
-    process = describe(os.getpid())
+    process = process_of(os.getpid())
     if process is None:
         raise InfrastructureError("cannot read this process's start time")
     watcher, living = Watcher(Owner(host=platform.node(), process=process)), list[str]()

@@ -1,4 +1,4 @@
-"""The entry point `compose`: from a sweep file and overrides to a sealed sweep and the engine's settings."""
+"""The entry point `compose`: from a sweep file and overrides to a sealed sweep and its run settings."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class Composition:
 
     Attributes:
         sweep: the sealed sweep.
-        engine: the settings for running it.
+        settings: for running it.
         notes: remarks for the user: merged cells, checks that were skipped.
         source: the text of the sweep file.
         import_paths: folders from which the user's stages are imported.
     """
 
     sweep: ComposedSweep
-    engine: RunSettings
+    settings: RunSettings
     notes: tuple[str, ...]
     source: str
     import_paths: tuple[str, ...]
@@ -163,9 +163,9 @@ def _composed(
         _check_texts(file, specs, where)
         _check_reports(file.report, import_paths, where)
         # Check all that needs no composed cell before the grid is composed, which takes most of the time.
-        engine = composed_run_settings(merged.engine, config_folders(cwd, folder), store_url)
-        _check_limits(engine, specs)
-        _check_work(engine, specs)
+        settings = composed_run_settings(merged.engine, config_folders(cwd, folder), store_url)
+        _check_limits(settings, specs)
+        _check_work(settings, specs)
         most = file.max_cells if merged.max_cells is None else merged.max_cells
         if file.phases or file.rungs:
             made: Made = load(_PHASES)(file, specs, words, (cwd, folder), where, most, progress)
@@ -188,7 +188,7 @@ def _composed(
         search=made.search,
     )
     notes += configs.notes if file.app is not None else ()
-    return Composition(sealed, engine, tuple(notes), source.text, import_paths)
+    return Composition(sealed, settings, tuple(notes), source.text, import_paths)
 
 
 def cell_root(file: SweepFile, cwd: Path, folder: Path, where: str) -> Root:
@@ -253,8 +253,8 @@ def _check_module(what: str, target: str, import_paths: Sequence[str], where: st
         )
 
 
-def _check_limits(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
-    for stage in engine.policy.limits_s:
+def _check_limits(settings: RunSettings, specs: Mapping[str, StageSpec]) -> None:
+    for stage in settings.policy.limits_s:
         if stage not in specs:
             raise UserError(
                 f"policy.limits_s is of the unknown stage {stage!r}",
@@ -263,9 +263,9 @@ def _check_limits(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
             )
 
 
-def _check_work(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
+def _check_work(settings: RunSettings, specs: Mapping[str, StageSpec]) -> None:
     """Refuse stages with a work folder over a bucket, where the next attempt would not find the folder."""
-    url = engine.store.url or ""
+    url = settings.store.url or ""
     in_bucket = "://" in url and not url.startswith("file://")
     for name, spec in specs.items():
         if in_bucket and (spec.keep or "work" in placeholders(spec)):

@@ -158,6 +158,12 @@ def _grow(
     overrides = Overrides({**named, **inherited, **own}, conditional=names)
     overrides.add_file(file.overrides, root, where=where)
     num_settings = len(overrides.engine)
+    if part.name and (idle := [key for key in part.overrides if key in overrides.axes]):
+        raise UserError(
+            f"the override {idle[0]!r} would change nothing: it is an axis of the phase",
+            where=where,
+            fix=f"leave it out, or name {idle[0]} in `mean` of the phase before, which ends the axis",
+        )
     overrides.add_file(part.overrides, root, where=where)
     if len(overrides.engine) > num_settings:
         raise UserError(

@@ -27,9 +27,8 @@ from orchestrator.core.evidence import (
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
-from orchestrator.core.remedies import is_disk_full
 from orchestrator.core.settings import Policy, SpendingLimit
-from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
+from orchestrator.core.state import NO_GATES, Gates, StageStatus, State, is_disk_full
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tracebacks import Alike, Fingerprint, common_axes, fingerprint, varying_axes
 from orchestrator.errors import UserError, counted, one_line

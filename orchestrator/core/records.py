@@ -52,8 +52,8 @@ class Process(Record, frozen=True, kw_only=True):
 class Owner(Record, frozen=True, kw_only=True):
     """The owner of an attempt: a worker's process, and the scheduler's name for its job.
 
-    The same (cluster, job, array_index, slot) with a lower `restart_count` is the same worker before its job
-    was restarted. That owner is gone, so its attempt can be taken over without a wait.
+    The same (cluster, job, array_index) with a lower `restart_count` is the same worker before its job was
+    restarted, if its slot is 0. That owner is gone. Workers of a driver (slots from 1) outlive its restart.
 
     Attributes:
         host: name of the machine.
@@ -62,7 +62,7 @@ class Owner(Record, frozen=True, kw_only=True):
         job: the scheduler's id of the job, "" without one.
         array_index: of the task in its job array.
         restart_count: how often the scheduler restarted the job.
-        slot: number of the worker in its job.
+        slot: number of the worker in its job; 0 in a job that is one worker.
     """
 
     host: str

@@ -32,10 +32,9 @@ from orchestrator.core.commandspec import rung_keys
 from orchestrator.core.evidence import Attempt, Budget, Evidence, causes
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, StartRecord
-from orchestrator.core.state import STARTABLE, StageStatus, State, num_starved, stage_status
+from orchestrator.core.state import STARTABLE, StageStatus, State, is_disk_full, num_starved, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import MISSING, pick, with_value
-from orchestrator.errors import says_full
 from orchestrator.registry import REMEDIES, load
 from orchestrator.stage import StageSpec
 
@@ -141,11 +140,6 @@ def pause_after(end: End, earlier: Sequence[Attempt]) -> float:
         return 0.0
     alike = sum(1 for attempt in earlier if attempt.end is not None and attempt.end.cause is end.cause)
     return min(2.0**alike, LONGEST_PAUSE_S)
-
-
-def is_disk_full(end: End) -> bool:
-    """Return whether an attempt failed because a disk is full, or a quota is used up."""
-    return end.cause is Cause.STORAGE and says_full(end.message)
 
 
 def class_of(spec: StageSpec, instance: StageInstance, config: Mapping[str, Any]) -> str:

@@ -33,8 +33,9 @@ from orchestrator.core.evidence import (
     spent,
 )
 from orchestrator.core.failure import Cause
+from orchestrator.core.records import End
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import one_line
+from orchestrator.errors import one_line, says_full
 
 NOT_STARTED = "not started"
 """Reason of a stage without attempts."""
@@ -345,3 +346,8 @@ class Gates(NamedTuple):
 
 
 NO_GATES = Gates()
+
+
+def is_disk_full(end: End) -> bool:
+    """Return whether an attempt failed because a disk is full, or a quota is used up."""
+    return end.cause is Cause.STORAGE and says_full(end.message)

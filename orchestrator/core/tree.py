@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -338,6 +339,8 @@ def _plain(path: str, value: Any) -> Any:
         case str():
             return _text(path, value)
         case int():
+            if abs(value) > sys.float_info.max:  # means and plots are computed in floating point
+                raise _Refused(path, "it has more digits than a number can have; give text")
             return int(value)
         case float():
             if not math.isfinite(value):

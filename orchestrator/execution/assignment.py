@@ -25,7 +25,7 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.formats import SINCE_2, Stored
 from orchestrator.jobs.records import JobContext
 from orchestrator.manifest import File
-from orchestrator.processes import describe
+from orchestrator.provenance import process_of
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 
@@ -329,7 +329,7 @@ def this_owner(order: Assignment, pid: int) -> Owner:
     Raises:
         InfrastructureError: the process cannot be described.
     """
-    process = describe(pid)
+    process = process_of(pid)
     # Without the start time nobody could prove this worker gone, and each of its claims would block others
     # for a whole lease.
     if process is None:

@@ -105,7 +105,7 @@ class AttemptRun:
             taken = inherit(
                 *(self._ledger, claimed.instance, claimed.spec, earlier, folder),
                 former=claimed.former,
-                pulse=self._heartbeats.pulse,
+                keepalive=self._heartbeats.keepalive,
                 record=lambda taken: self._record_start(_going_on(start, taken)),
             )
         self._record_start(_going_on(start, taken))
@@ -246,17 +246,17 @@ class AttemptRun:
         """Upload to a bucket what the next attempt needs; without a publisher it is in place already."""
         if self._publisher is None:
             return
-        pulse = self._heartbeats.pulse
+        keepalive = self._heartbeats.keepalive
         counts = self._supervision.stop_reason != SUPERSEDED
         has_failed = outcome is None or outcome.outcome != "succeeded"
         keeps = has_failed or self._keeps_checkpoints
-        self._publisher.finish(pulse, checkpoints=counts and keeps)
+        self._publisher.finish(keepalive, checkpoints=counts and keeps)
         if counts and outcome is not None and outcome.outcome == "failed":
             # Only results that could not be read are worth an upload: the next attempt reads them again.
             if outcome.unread == self._claimed.number:
-                self._publisher.failed(outcome.files, pulse)
+                self._publisher.failed(outcome.files, keepalive)
             elif taken.unread is not None:
-                self._publisher.failed((), pulse)
+                self._publisher.failed((), keepalive)
 
     def _publish(self, outcome: ChildOutcome) -> str:
         """Create `done`, which makes the product count; return why that is refused, "" if it is not."""
@@ -266,7 +266,7 @@ class AttemptRun:
         if self._publisher is None:
             self._ledger.objects.upload(claimed.key)
         else:
-            self._publisher.output(outcome.files, self._heartbeats.pulse)
+            self._publisher.output(outcome.files, self._heartbeats.keepalive)
         code_now = checkout.digest() if checkout else ""
         done = Done(
             nonce=new_nonce(),

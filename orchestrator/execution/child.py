@@ -36,8 +36,8 @@ from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_c
 from orchestrator.execution.keeper import ReceivedSignals
 from orchestrator.execution.work import keep, undo
 from orchestrator.manifest import File, contain, fsync_path, fsync_tree, open_to_owner, scan
-from orchestrator.processes import describe, end_attempt
-from orchestrator.provenance import without_secrets
+from orchestrator.processes import end_attempt
+from orchestrator.provenance import process_of, without_secrets
 from orchestrator.registry import load
 from orchestrator.saving import PhaseClock
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
@@ -88,7 +88,7 @@ class Lifeline:
 
     def __init__(self, pipe: Connection, stop: StopSignal) -> None:
         self._pipe, self._stop, self.clock = pipe, stop, PhaseClock("start")
-        self._message = Message(phase="starting", process=describe(os.getpid()))
+        self._message = Message(phase="starting", process=process_of(os.getpid()))
         self._sent: Message | None = None
         self._lock = threading.Lock()
         threading.Thread(target=self._serve, name="lifeline", daemon=True).start()
@@ -356,8 +356,8 @@ def write_outcome(folder: Path, outcome: ChildOutcome) -> bool:
             temporary.replace(path)
             fsync_path(folder)
             return True
-        except OSError:
-            _print_exception()
+        except OSError as error:
+            _print(f"the outcome cannot be written, try {number + 1} of 5: {error}\n")
             time.sleep(0.2 * 2**number)
     return False
 

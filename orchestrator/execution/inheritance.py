@@ -34,22 +34,21 @@ from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.evidence import EvidenceReader, examine
 from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import Keepalive, idle
 from orchestrator.store.retention import retain
 
 FOLDER = "former"
 """Subfolder of the attempt's scratch folder."""
 
 
-def adopt_former(
-    ledger: Ledger, former: Former | None, folder: Path, *, pulse: Callable[[], object]
-) -> Path | None:
+def adopt_former(ledger: Ledger, former: Former | None, folder: Path, *, keepalive: Keepalive) -> Path | None:
     """Link the product of an earlier version into an attempt's folder; return None if it is damaged.
 
     Args:
         ledger: the store.
         former: the product; None for none.
         folder: the attempt's own payload folder.
-        pulse: called before each file, to keep the lease.
+        keepalive: called before each file, to keep the lease.
 
     Raises:
         OSError: the store did not answer.
@@ -58,11 +57,11 @@ def adopt_former(
         return None
     files = former.done.files
     prefix = layout.output(former.instance, former.done.attempt)
-    source = ledger.objects.fetch(prefix, files, pulse=pulse)
+    source = ledger.objects.fetch(prefix, files, keepalive=keepalive)
     target = folder / layout.SCRATCH / FOLDER
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    return target if _bring(files, source, target, pulse) else None
+    return target if _bring(files, source, target, keepalive) else None
 
 
 def adopt_unread(
@@ -71,7 +70,7 @@ def adopt_unread(
     attempts: Sequence[Attempt],
     folder: Path,
     *,
-    pulse: Callable[[], object] = lambda: None,
+    keepalive: Keepalive = idle,
     taking: Callable[[int], object] = lambda number: None,
 ) -> int | None:
     """Link the output of an earlier attempt with a finished command, but unread results, into this folder.
@@ -81,7 +80,7 @@ def adopt_unread(
         instance: the stage instance.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
-        pulse: called before each file, to keep the lease.
+        keepalive: called before each file, to keep the lease.
         taking: called with the number of the attempt before any of its files lies in the folder.
 
     Returns:
@@ -94,9 +93,9 @@ def adopt_unread(
         return None
     attempt, outcome = found
     key, target = layout.payload(instance, attempt.number), folder / layout.OUTPUT
-    source = ledger.objects.fetch(f"{key}/{layout.OUTPUT}", outcome.files, pulse=pulse)
+    source = ledger.objects.fetch(f"{key}/{layout.OUTPUT}", outcome.files, keepalive=keepalive)
     taking(attempt.number)
-    if not _bring(outcome.files, source, target, pulse):
+    if not _bring(outcome.files, source, target, keepalive):
         return None
     printed = folder / layout.SCRATCH / layout.LOG  # its results may be in what it printed
     printed.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +110,7 @@ def adopt_checkpoint(
     folder: Path,
     *,
     is_copied: bool = False,
-    pulse: Callable[[], object] = lambda: None,
+    keepalive: Keepalive = idle,
     taking: Callable[[Parent], object] = lambda parent: None,
 ) -> tuple[Checkpoint, Parent] | None:
     """Bring the newest checkpoint that verifies into the attempt's folder.
@@ -126,7 +125,7 @@ def adopt_checkpoint(
         folder: this attempt's own payload folder.
         is_copied: whether to copy instead of link, because the stage may write into its checkpoint and must
             not change the original.
-        pulse: called before each file, since large ones take longer than a lease.
+        keepalive: called before each file, since large ones take longer than a lease.
         taking: called with the choice before any of its files lies in the folder.
 
     Returns:
@@ -141,10 +140,10 @@ def adopt_checkpoint(
         if manifest is None:
             continue
         # An outage is no reason to resume from an older checkpoint, so its error is not caught.
-        source = ledger.objects.fetch(candidate.prefix, manifest.files, pulse=pulse)
+        source = ledger.objects.fetch(candidate.prefix, manifest.files, keepalive=keepalive)
         parent = Parent(attempt=candidate.attempt, step=candidate.step)
         taking(parent)
-        if _bring(manifest.files, source, target, pulse, is_copied=is_copied):
+        if _bring(manifest.files, source, target, keepalive, is_copied=is_copied):
             # The files must be on disk before the manifest that declares them complete.
             fsync_tree(target)
             (target / MANIFEST).write_bytes(candidate.manifest)
@@ -155,15 +154,15 @@ def adopt_checkpoint(
 
 
 def _bring(
-    files: Iterable[File], source: Path, target: Path, pulse: Callable[[], object], *, is_copied: bool = False
+    files: Iterable[File], source: Path, target: Path, keepalive: Keepalive, *, is_copied: bool = False
 ) -> bool:
     """Link or copy files, and verify each; return whether all are whole. Otherwise remove the target."""
     try:
         for file in files:
-            pulse()
+            keepalive()
             (target / file.path).parent.mkdir(parents=True, exist_ok=True)
             if is_copied:
-                copy_file(source / file.path, target / file.path, pulse)
+                copy_file(source / file.path, target / file.path, keepalive)
             else:
                 _link(source / file.path, target / file.path)
             if damage(target, [file]) is not None:
@@ -211,7 +210,7 @@ def inherit(
     folder: Path,
     *,
     former: Former | None,
-    pulse: Callable[[], object],
+    keepalive: Keepalive,
     record: Callable[[Inherited], object],
 ) -> Inherited:
     """Bring what earlier attempts left into an attempt's own folder.
@@ -223,28 +222,28 @@ def inherit(
         earlier: all earlier attempts.
         folder: the attempt's own payload folder.
         former: the product of an earlier version of the stage; None for none.
-        pulse: called often meanwhile, to keep the lease.
+        keepalive: called often meanwhile, to keep the lease.
         record: called before each takeover with what is about to be taken, so that a crash leaves it
             recorded.
 
     Raises:
         OSError: the store did not answer, or an earlier owner still writes into its work folder.
     """
-    kept = adopt_former(ledger, former, folder, pulse=pulse)
+    kept = adopt_former(ledger, former, folder, keepalive=keepalive)
     # Our own stages never write into an adopted checkpoint, so links are safe for them.
     is_copied = not (spec.run is not None and spec.run.startswith("orchestrator."))
     before = instance.before
     if not earlier:
-        found = _of_part(ledger, before, folder, is_copied, pulse, record, None) if before else None
+        found = _of_part(ledger, before, folder, is_copied, keepalive, record, None) if before else None
         return Inherited(*found, former=kept) if found else Inherited(former=kept)
     # A work folder has moved once it is taken, so all later records must name it too.
     work = take_over(
-        ledger, instance, earlier, folder, pulse=pulse, taking=lambda number: record(Inherited(work=number))
+        ledger, instance, earlier, folder, keepalive=keepalive, taking=lambda one: record(Inherited(work=one))
     )
     if spec.command is not None:
         unread = adopt_unread(
             *(ledger, instance, earlier, folder),
-            pulse=pulse,
+            keepalive=keepalive,
             taking=lambda number: record(Inherited(unread=number, work=work)),
         )
         if unread is not None:
@@ -252,11 +251,11 @@ def inherit(
     found = adopt_checkpoint(
         *(ledger, instance, earlier, folder),
         is_copied=is_copied,
-        pulse=pulse,
+        keepalive=keepalive,
         taking=lambda parent: record(Inherited(parent=parent, work=work)),
     )
     if found is None and before is not None:
-        found = _of_part(ledger, before, folder, is_copied, pulse, record, work)
+        found = _of_part(ledger, before, folder, is_copied, keepalive, record, work)
     checkpoint, parent = found or (None, None)
     return Inherited(checkpoint, parent, None, work, kept)
 
@@ -266,7 +265,7 @@ def _of_part(
     before: StageInstance,
     folder: Path,
     is_copied: bool,
-    pulse: Callable[[], object],
+    keepalive: Keepalive,
     record: Callable[[Inherited], object],
     work: int | None,
 ) -> tuple[Checkpoint, Parent] | None:
@@ -274,7 +273,7 @@ def _of_part(
     found = adopt_checkpoint(
         *(ledger, before, ledger.attempts(before), folder),
         is_copied=is_copied,
-        pulse=pulse,
+        keepalive=keepalive,
         taking=lambda parent: record(Inherited(parent=replace(parent, attempt=0), work=work)),
     )
     return found and (found[0], replace(found[1], attempt=0))

@@ -62,7 +62,7 @@ class HeartbeatWriter:
         if known != (message.process, message.phase, message.step is None):
             self.write()
 
-    def pulse(self) -> bool:
+    def keepalive(self) -> bool:
         """Record a heartbeat if one is due; return whether it was."""
         if time.monotonic() - self._last_s < self._interval_s:
             return False
@@ -86,7 +86,7 @@ class HeartbeatWriter:
             self._ledger.put(self._instance, self._number, layout.HEARTBEAT, beat)
         except OSError as error:
             warn(f"heartbeat of {self._instance.name} attempt {self._number} failed: {error}")
-        self.clock.held.pulse()
+        self.clock.held.keepalive()
 
 
 class Fence:
@@ -302,15 +302,19 @@ class Watcher:
         self._gone.append(gone)
 
     def _is_former_self(self, owner: Owner) -> bool:
-        """Whether the owner is this very worker, before its scheduler restarted the job."""
+        """Whether the owner is this very worker, before its scheduler restarted the job.
+
+        A worker with a number is one of a driver's. They outlive it, and the driver judges those of its
+        earlier starts.
+        """
         me = self._me
         same = (owner.cluster, owner.job, owner.array_index, owner.slot) == (
             me.cluster,
             me.job,
             me.array_index,
-            me.slot,
+            0,
         )
-        return bool(me.job) and same and owner.restart_count < me.restart_count
+        return bool(me.job) and not me.slot and same and owner.restart_count < me.restart_count
 
     def _known_gone(self, owner: Owner) -> LostWorker | None:
         """Return the record of a lost worker that covers this owner; None without one."""

@@ -15,8 +15,8 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
-from orchestrator.core.remedies import is_disk_full, pause_after, status_in_job
-from orchestrator.core.state import NO_GATES, StageStatus
+from orchestrator.core.remedies import pause_after, status_in_job
+from orchestrator.core.state import NO_GATES, StageStatus, is_disk_full
 from orchestrator.core.sweep import StageInstance, gates_among
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
@@ -211,7 +211,7 @@ class Worker:
 
     def _pause(self, idle_s: float) -> float:
         time.sleep(idle_s)
-        self._hooks.held.pulse()
+        self._hooks.held.keepalive()
         return min(max(MAX_IDLE_S, self._ledger.objects.poll_s), idle_s * 1.5)
 
     def _try_or_leave(self, claimable: Claimable, reader: EvidenceReader) -> bool:

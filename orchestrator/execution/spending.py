@@ -16,7 +16,7 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, Message
 from orchestrator.jobs.records import WorkerRecord, spending
 from orchestrator.jobs.submissions import WorkerRecords
-from orchestrator.processes import age_s, is_gone
+from orchestrator.provenance import is_gone, process_age_s
 from orchestrator.saving import PhaseClock
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
@@ -50,7 +50,7 @@ class HeldTime:
         self._records = WorkerRecords(ledger, order.sweep)
         self.budget = BudgetWatch(ledger, order, self)
         began = order.job.start_at if order.job is not None else None
-        before_s = max(age_s(), time.time() - began if began is not None else 0.0)
+        before_s = max(process_age_s(), time.time() - began if began is not None else 0.0)
         self._start_s = time.monotonic() - before_s
         self._interval_s = min(order.settings.policy.lease_s / 3, HELD_S)
         self._written_s = 0.0
@@ -91,7 +91,7 @@ class HeldTime:
         found += () if until_saved_s is None else (round(until_saved_s, 1),)
         self.write(runs="", until_saved=found[-KEPT:])
 
-    def pulse(self) -> None:
+    def keepalive(self) -> None:
         """Write the record if that is due."""
         if time.monotonic() - self._written_s >= self._interval_s:
             self.write()

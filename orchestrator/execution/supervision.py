@@ -242,5 +242,5 @@ class Supervision:
         needed_s = STOP_FACTOR * self._heartbeats.progress.stop_s
         if not self.stop_reason and end_at is not None and needed_s and end_at - time.time() < needed_s:
             self.stop_reason = "deadline"
-        if self._heartbeats.pulse() and not self.stop_reason and self._fence.is_superseded():
+        if self._heartbeats.keepalive() and not self.stop_reason and self._fence.is_superseded():
             self.stop_reason = SUPERSEDED

@@ -32,6 +32,7 @@ from orchestrator.stage import Context
 from orchestrator.store import layout
 from orchestrator.store.evidence import inspect_owner
 from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import Keepalive, idle
 
 PATIENCE_S, PAUSE_S = 120.0, 0.5
 """Seconds during which a folder that keeps changing is copied, and seconds between two passes."""
@@ -58,7 +59,7 @@ def take_over(
     attempts: Sequence[Attempt],
     folder: Path,
     *,
-    pulse: Callable[[], object] = lambda: None,
+    keepalive: Keepalive = idle,
     taking: Callable[[int], object] = lambda number: None,
 ) -> int | None:
     """Bring the newest work folder of the earlier attempts into this attempt's own folder.
@@ -68,7 +69,7 @@ def take_over(
         instance: the stage instance.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
-        pulse: called often meanwhile, since a large copy takes longer than a lease.
+        keepalive: called often meanwhile, since a large copy takes longer than a lease.
         taking: called with the number of the attempt before the folder is in its new place.
 
     Returns:
@@ -92,7 +93,7 @@ def take_over(
                 source.rename(target)
                 fsync_path(source.parent)
             else:
-                _copy(source, folder / COPYING, pulse)
+                _copy(source, folder / COPYING, keepalive)
                 fsync_tree(folder / COPYING)
                 taking(attempt.number)
                 (folder / COPYING).rename(target)
@@ -104,7 +105,7 @@ def take_over(
     return None
 
 
-def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
+def _copy(source: Path, target: Path, keepalive: Keepalive) -> None:
     """Copy a folder that may still be written to, until a pass finds nothing changed since the last one."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -126,13 +127,13 @@ def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
             copied.pop(name, None)
         for name in [name for name in sorted(seen) if name not in copied]:
             try:
-                _copy_entry(source / name, target / name, seen[name], pulse)
+                _copy_entry(source / name, target / name, seen[name], keepalive)
                 if time.time_ns() - seen[name].written_ns > FRESH_NS or once.get(name) == seen[name]:
                     copied[name] = seen[name]
                 once[name] = seen[name]
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 _remove(target / name)  # it vanished meanwhile: the next pass sees the new state
-        pulse()
+        keepalive()
         if _entries(source) != copied:
             time.sleep(PAUSE_S)
 
@@ -158,7 +159,7 @@ def _entries(folder: Path) -> dict[str, _Entry]:
     return entries
 
 
-def _copy_entry(source: Path, target: Path, entry: _Entry, pulse: Callable[[], object]) -> None:
+def _copy_entry(source: Path, target: Path, entry: _Entry, keepalive: Keepalive) -> None:
     if stat.S_ISDIR(entry.mode):
         target.mkdir(exist_ok=True)
     elif stat.S_ISLNK(entry.mode):
@@ -166,7 +167,7 @@ def _copy_entry(source: Path, target: Path, entry: _Entry, pulse: Callable[[], o
         target.symlink_to(source.readlink())
     else:
         target.unlink(missing_ok=True)
-        copy_file(source, target, pulse)
+        copy_file(source, target, keepalive)
         shutil.copystat(source, target)
 
 

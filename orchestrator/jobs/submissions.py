@@ -29,8 +29,7 @@ from orchestrator.jobs.records import (
     cause_of_code,
     spending,
 )
-from orchestrator.processes import is_gone
-from orchestrator.provenance import age_s, now
+from orchestrator.provenance import age_s, is_gone, now
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger

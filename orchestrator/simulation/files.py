@@ -37,6 +37,7 @@ class Files:
 
     def __init__(self, world: World, mounts: str = "") -> None:
         self._world = world
+        self._step = world.step
         self._nodes: dict[str, Node] = {}
         self._last = 0
         self._mounts = mounts.encode()
@@ -116,9 +117,6 @@ class Files:
         parent = self._nodes.get(path.rpartition("/")[0])
         if parent is None or parent.kind != stat.S_IFDIR:
             self._missing(path)
-
-    def _step(self, kind: str, path: str) -> None:
-        self._world.step(kind, path)
 
     def content(self, path: str) -> bytes | None:
         """Return the content of a file as it is, for checks; None if there is none."""
@@ -230,6 +228,9 @@ class Files:
         self._step("link", target)
         node = self._find(source, is_exact=True)
         self._parent(target)
+        process = self._world.current
+        if process is not None:
+            process.machine.absent.pop(target, None)
         if target in self._nodes:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
         self._nodes[target] = node
@@ -269,6 +270,9 @@ class Files:
 
     def mkdir(self, path: str) -> None:
         """Make a folder."""
+        process = self._world.current
+        if process is not None:  # a refusal by the server corrects the machine's cache
+            process.machine.absent.pop(path, None)
         if path in self._nodes:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         self._parent(path)
@@ -290,11 +294,11 @@ class Files:
             return
         for below in sorted(p for p in self._nodes if p.startswith(f"{path}/") and p in self._nodes)[::-1]:
             self._step("unlink", below)
-            if below in self._nodes:
+            if below in self._nodes and not self._nodes[below].names:
                 self._leave(below)
                 self.changed("unlink", below)
         self._step("unlink", path)
-        if path in self._nodes:
+        if path in self._nodes and not self._nodes[path].names:  # else somebody has put something into it
             self._leave(path)
 
     def status(self, path: str) -> os.stat_result:

@@ -131,10 +131,11 @@ class Invariants:
             raise RuleBroken(3, f"{key} starts to make a product that was there before its claim")
         if start.parent is None:
             return
+        own = generation  # if this one was discarded too, just now, its product will not count
         claim = self._read(f"records/{of[0]}/{of[1]}/{start.parent.attempt}/claim.json")
         generation = formats.decode(claim or b"", Claim).generation
         void = self._read(f"void/{of[0]}/{of[1]}.{generation}.json")
-        if void is not None and formats.decode(void, Void).kind == "discarded":
+        if own != generation and void is not None and formats.decode(void, Void).kind == "discarded":
             raise RuleBroken(6, f"{key} goes on from attempt {start.parent.attempt}, which was discarded")
 
     def _check_dead(self, key: str, of: tuple[str, str], number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import errno
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,6 @@ from orchestrator.store.access import Outage
 from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.client import Connection, Move, WireReply
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.objects import levels
 
 SLOW_S = 0.5
 """Longest time that a transfer of files takes, in seconds."""
@@ -35,23 +35,47 @@ class Bucket:
     def __init__(self, world: World) -> None:
         self._world = world
         self.objects: dict[str, bytes] = {}
+        self._order: list[str] = []  # the keys, sorted
         self.changed: Callable[[str, str], object] = lambda kind, key: None
         self.reply: Callable[[str], bool] = lambda kind: False
 
     def put(self, key: str, data: bytes, kind: str = "put") -> None:
         """Write an object."""
+        if key not in self.objects:
+            bisect.insort(self._order, key)
         self.objects[key] = data
         self.changed(kind, key)
 
     def tree(self, prefix: str) -> dict[str, int]:
         """Return path and size of each object under a prefix."""
         start = f"{prefix}/" if prefix else ""
-        return {k[len(start) :]: len(self.objects[k]) for k in sorted(self.objects) if k.startswith(start)}
+        return {key[len(start) :]: len(self.objects[key]) for key in self._below(prefix)}
+
+    def names(self, prefix: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names directly under a prefix, in their order: objects, and the parts of longer keys."""
+        skip = len(prefix) + 1 if prefix else 0
+        files: list[str] = []
+        folders: dict[str, None] = {}
+        for key in self._below(prefix):
+            name, is_folder, _ = key[skip:].partition("/")
+            if is_folder:
+                folders[name] = None
+            else:
+                files.append(name)
+        return tuple(files), tuple(sorted(folders))
+
+    def _below(self, prefix: str) -> list[str]:
+        """Return the keys under a prefix, in their order."""
+        if not prefix:
+            return [*self._order]
+        first = bisect.bisect_left(self._order, f"{prefix}/")
+        return self._order[first : bisect.bisect_left(self._order, f"{prefix}0", first)]  # "0" follows "/"
 
     def delete(self, prefix: str) -> None:
         """Delete the objects under a prefix, or the object of that name."""
-        for key in [f"{prefix}/{path}" for path in self.tree(prefix)] or [prefix]:
+        for key in self._below(prefix) or [prefix]:
             if self.objects.pop(key, None) is not None:
+                del self._order[bisect.bisect_left(self._order, key)]
                 self.changed("unlink", key)
 
 
@@ -79,13 +103,13 @@ class BucketConnection(Connection):
         start: int = 0,
         limit: int | None = None,
         moves: Sequence[Move] = (),
-        pulse: Callable[[], object] = lambda: None,
+        keepalive: Callable[[], object] = lambda: None,
     ) -> Any:
         """Make a request and wait for its reply; see `Connection.call`."""
         if verb in ("upload", "download"):
             number = self.begin(verb, moves=moves)
             while (answer := self.taken(number, wait_s=0.1)) is None:
-                pulse()
+                keepalive()
             if answer.error:
                 raise OSError(answer.errno, answer.error)
             return answer.value
@@ -113,18 +137,14 @@ class BucketConnection(Connection):
                 end = None if limit is None else start + limit
                 return bucket.objects.get(keys[0], b"")[start:end]
             case "list":
-                return self._list(keys[0])
+                return bucket.names(keys[0])
             case "list_many":
-                return [self._list(key) for key in keys]
+                return [bucket.names(key) for key in keys]
             case "trees":
                 return [bucket.tree(key) for key in keys]
             case "delete":
                 return bucket.delete(keys[0])
         raise OSError(errno.EINVAL, f"no simulated request {verb}")
-
-    def _list(self, prefix: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        found = levels(prefix, self._bucket.tree(prefix))[prefix]
-        return found.files, found.folders
 
     def begin(
         self,

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import io
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,6 +75,7 @@ class _Faults:
             may count as a failure.
         left: how much is still to come.
         num_errors: how many errors the network caused.
+        next_step: number of the step at which something happens next.
     """
 
     def __init__(self, world: World, *, is_calm: bool) -> None:
@@ -81,17 +83,18 @@ class _Faults:
         self.is_storm = world.random.random() < 0.1
         self.left = 0 if is_calm else world.random.choice((0, 1, 1, 2, 3, 5)) + 4 * self.is_storm
         self.num_errors = 0
-        self._next = 0
+        self.next_step = 0.0
         self._draw_next()
 
     def _draw_next(self) -> None:
         """Draw after how many steps something happens next: often in quick succession."""
         draw = self._world.random.random()
-        self._next = self._world.num_steps + 1 + int(700 * draw * draw)
+        self.next_step = self._world.num_steps + 1 + int(700 * draw * draw) if self.left > 0 else math.inf
 
-    def is_due(self) -> bool:
-        """Return whether something is to happen now."""
-        return self.left > 0 and self._world.num_steps >= self._next
+    def end(self) -> None:
+        """Let nothing happen any more."""
+        self.left = 0
+        self.next_step = math.inf
 
     def draw(self, kinds: Sequence[str]) -> str:
         """Return what happens now."""
@@ -110,6 +113,9 @@ class Play:
 
     FAULTS = ("kill", "kill", "stop", "stop", "power", "cut", "clock", "term", "reply", "reply")
     """What may happen; the more often it is named, the more often it does."""
+
+    RETRIES: Sequence[int] = (9,)
+    """How often a stage may be tried again for each cause, of which one is drawn."""
 
     JUMP_S = 3600.0
     """By how much a clock may jump, in seconds."""
@@ -134,7 +140,9 @@ class Play:
         self._num_started = 0
         self.children: dict[str, SimulatedChildren] = {}
         self._stops: dict[str, str] = {}
-        self.settings = settings_of(draw.choice(("all", "none")), 0 if self._faults.is_storm else 9)
+        retention = draw.choice(("all", "none"))
+        retries = 0 if self._faults.is_storm else draw.choice(self.RETRIES) if self.RETRIES[1:] else 9
+        self.settings = settings_of(retention, retries)
         policy = self.settings.policy
         files = prepared(*self._form, policy.retention, policy.retries[Cause.UNKNOWN])
         self.place: StorePlace = (
@@ -154,7 +162,7 @@ class Play:
         process = world.current
         if process is not None and process.machine.cut_until_s > world.now_s and self.place.reaches(what):
             raise OSError(errno.EIO, "the network is down", what)
-        if self._faults.is_due():
+        if world.num_steps >= self._faults.next_step:
             self.befall(self._faults.draw(self.FAULTS))
 
     def befall(self, name: str) -> None:
@@ -291,7 +299,7 @@ class Play:
             world.before_step = self._before_step
             self.begin()
             world.run(limit_s=LIMIT_S)
-            self._faults.left = 0
+            self._faults.end()
             self.place.reply = lambda kind: False
             for machine in self.machines:
                 machine.cut_until_s = 0.0
@@ -371,7 +379,8 @@ def play(
         _warm_up()
     manifest.REMEMBERED = manifest.Digests()  # no run knows the files of another
     run = kind(seed, is_calm=is_calm)
-    run.world.trace.lines = lines
+    if lines is not None:
+        run.world.trace.lines = lines
     problem = ""
     with _quiet():
         try:

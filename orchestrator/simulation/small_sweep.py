@@ -101,9 +101,13 @@ class SimulatedChild:
         order = formats.decode(self._order_json, AttemptSpec)
         folder = Path(order.folder)
         line: Any = _Line(self.pipe, self._identity, self)
-        outcome = child.run(order, folder, self._stop, line)
-        line.report()
-        self._code = 0 if child.write_outcome(folder, outcome) else NO_OUTCOME
+        try:
+            outcome = child.run(order, folder, self._stop, line)
+            line.report()
+            self._code = 0 if child.write_outcome(folder, outcome) else NO_OUTCOME
+        except Exception as error:
+            if error is not self.process.raises:
+                raise  # else it came while the stage did not run, and the process ends with it
 
     def _ended(self) -> None:
         self.exitcode = SIGKILL if self.process.is_killed else self._code

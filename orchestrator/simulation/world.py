@@ -78,6 +78,8 @@ class SimulatedProcess:
         is_over: whether it has ended.
         is_killed: whether it was killed; it has ended, or does at its next step.
         on_end: called when it has ended.
+        raises: an error that its next sleep raises; None for none.
+        has_raised: whether it was raised.
     """
 
     def __init__(self, name: str, machine: Machine, target: Callable[[], object], wake_s: float) -> None:
@@ -91,6 +93,8 @@ class SimulatedProcess:
         self.is_over = False
         self.is_killed = False
         self.on_end: Callable[[], object] = lambda: None
+        self.raises: Exception | None = None
+        self.has_raised = False
 
     @property
     def is_alive(self) -> bool:
@@ -129,22 +133,15 @@ class Trace:
     """All steps of a run, in order, with their times and processes.
 
     Attributes:
-        lines: the steps, for people; None to keep the digest alone.
+        lines: the steps, for people.
     """
 
     def __init__(self) -> None:
-        self._digest = hashlib.blake2b()
-        self.lines: list[str] | None = None
-
-    def add(self, line: str) -> None:
-        """Add a step."""
-        self._digest.update(line.encode())
-        if self.lines is not None:
-            self.lines.append(line)
+        self.lines: list[str] = []
 
     def digest(self) -> str:
         """Return a digest of all steps so far."""
-        return self._digest.hexdigest()[:32]
+        return hashlib.blake2b("".join(self.lines).encode()).hexdigest()[:32]
 
 
 class World:
@@ -331,7 +328,7 @@ class World:
             raise Killed
         self.num_steps += 1
         self.now_s += STEP_S
-        self.note(kind, what)
+        self.trace.lines.append(f"{self.now_s:.3f} {me.name} {kind} {what}\n")
         self._left -= 1
         if self._left <= 0:
             self._switch(me)
@@ -340,7 +337,7 @@ class World:
     def note(self, kind: str, what: str) -> None:
         """Add a line to the trace."""
         name = self.current.name if self.current is not None else ""
-        self.trace.add(f"{self.now_s:.3f} {name} {kind} {what}\n")
+        self.trace.lines.append(f"{self.now_s:.3f} {name} {kind} {what}\n")
 
     def sleep(self, seconds: float) -> None:
         """Let the running process sleep for some seconds of the simulated clock."""
@@ -352,6 +349,9 @@ class World:
         self.num_steps += 1
         me.wake_s = self.now_s + max(0.0, seconds)
         self._switch(me)
+        if me.raises is not None and not me.has_raised:
+            me.has_raised = True
+            raise me.raises
 
     def wake(self, process: SimulatedProcess) -> None:
         """Have a process that sleeps go on now."""

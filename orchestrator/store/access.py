@@ -26,7 +26,7 @@ from orchestrator.core.records import StoreMark
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import FORMAT, Stored
 from orchestrator.store import layout, opening
-from orchestrator.store.objects import Listing, ObjectStore, PosixStore, idle
+from orchestrator.store.objects import Keepalive, Listing, ObjectStore, PosixStore, idle
 
 
 @dataclass
@@ -392,6 +392,6 @@ class PatientStore(PosixStore):
         """Create the folder as in a folder store, waiting out outages."""
         return self._patiently(lambda: super(PatientStore, self).workspace(prefix))
 
-    def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
+    def upload(self, prefix: str, *, keepalive: Keepalive = idle) -> None:
         """Sync as in a folder, waiting out outages."""
-        self._patiently(lambda: super(PatientStore, self).upload(prefix, pulse=pulse))
+        self._patiently(lambda: super(PatientStore, self).upload(prefix, keepalive=keepalive))

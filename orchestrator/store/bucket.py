@@ -21,7 +21,7 @@ from typing import NamedTuple
 from orchestrator.errors import UserError
 from orchestrator.manifest import File, damage
 from orchestrator.store.client import Connection, Move, Transfer
-from orchestrator.store.objects import TEMPORARY, Listing, idle
+from orchestrator.store.objects import TEMPORARY, Keepalive, Listing, idle
 from orchestrator.store.publishing import BucketPublisher
 
 ROOT, LIMIT = "SWEEP_CACHE", "SWEEP_CACHE_GIB"
@@ -110,12 +110,12 @@ class Cache:
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def filling(self, prefix: str, pulse: Callable[[], object]) -> Iterator[None]:
+    def filling(self, prefix: str, keepalive: Keepalive) -> Iterator[None]:
         """Let one process at a time download a unit, so that no file is downloaded twice.
 
         Args:
             prefix: Prefix of the files to download.
-            pulse: Called repeatedly while another process downloads, so that the caller can send heartbeats.
+            keepalive: Called repeatedly while another process downloads.
         """
         handle = _open_lock(_lock_of(self.root, _unit(prefix) or prefix).with_suffix(".filling"))
         try:
@@ -123,7 +123,7 @@ class Cache:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    pulse()
+                    keepalive()
                     time.sleep(WAIT_S)
                     continue
                 except OSError:  # a file system without locks: the file may be downloaded twice
@@ -314,7 +314,7 @@ class RemoteStore:
         self.cache.shrink()
         return path
 
-    def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
+    def upload(self, prefix: str, *, keepalive: Keepalive = idle) -> None:
         """Upload new and changed files. Under keys that are written once, an equal size is enough."""
         root = self.folder(prefix)
         paths = [Path(place, name) for place, _, names in os.walk(root) for name in names]
@@ -325,7 +325,7 @@ class RemoteStore:
         skip = len(prefix) + 1
         moves = [move for move in moves if there.get(move.key[skip:]) != move.size]
         if moves:
-            self.connection.call("upload", moves=moves, pulse=pulse)
+            self.connection.call("upload", moves=moves, keepalive=keepalive)
 
     def begin_upload(self, prefix: str, paths: Iterable[str], *, folder: Path | None = None) -> Transfer:
         """Start an upload of some files, and return at once.
@@ -354,17 +354,17 @@ class RemoteStore:
         return Move(f"{prefix}/{path}", str(local), local.stat().st_size)
 
     def fetch(
-        self, prefix: str, files: Sequence[File], *, content: bool = True, pulse: Callable[[], object] = idle
+        self, prefix: str, files: Sequence[File], *, content: bool = True, keepalive: Keepalive = idle
     ) -> Path:
         """Download files that the cache does not hold as recorded."""
         folder = self.cache.hold(prefix)
         # The common case needs no lock.
         if not content and all(_is_held(folder, file, content=False) for file in files):
             return folder
-        with self.cache.filling(prefix, pulse):
+        with self.cache.filling(prefix, keepalive):
             missing = []
             for file in files:
-                pulse()
+                keepalive()
                 if not _is_held(folder, file, content=content):
                     missing.append(
                         Move(f"{prefix}/{file.path}", str(folder / file.path), file.size, file.sha256)
@@ -375,7 +375,7 @@ class RemoteStore:
                     # elsewhere do.
                     Path(move.path).unlink(missing_ok=True)
                 self.cache.shrink()
-                self.connection.call("download", moves=missing, pulse=pulse)
+                self.connection.call("download", moves=missing, keepalive=keepalive)
         return folder
 
     def release(self, prefix: str) -> None:

@@ -136,7 +136,7 @@ class Connection:
         start: int = 0,
         limit: int | None = None,
         moves: Sequence[Move] = (),
-        pulse: Callable[[], object] = lambda: None,
+        keepalive: Callable[[], object] = lambda: None,
     ) -> Any:
         """Send a call and wait for its reply; see `orchestrator.store.broker.Broker` for the verbs.
 
@@ -147,7 +147,7 @@ class Connection:
             start: Byte offset to read from.
             limit: Maximum number of bytes to read; None for all.
             moves: Files to transfer.
-            pulse: Called about twice a second while the reply is missing. It may make calls itself.
+            keepalive: Called about twice a second while the reply is missing. It may make calls itself.
 
         Raises:
             OSError: The store or the broker did not answer, or refused.
@@ -158,20 +158,20 @@ class Connection:
         for left in reversed(range(1 if verb == "create" else TRIES)):
             try:
                 number = self.begin(verb, *keys, data=data, start=start, limit=limit, moves=moves)
-                return self._wait(number, limit_s, pulse)
+                return self._wait(number, limit_s, keepalive)
             except BrokerLost:
                 if not left:
                     raise
         raise AssertionError("unreachable")
 
-    def _wait(self, number: int, limit_s: float, pulse: Callable[[], object]) -> Any:
+    def _wait(self, number: int, limit_s: float, keepalive: Callable[[], object]) -> Any:
         # The broker limits its own requests. This longer limit covers a broker that hangs.
         deadline_s = time.monotonic() + limit_s
         while (answer := self.taken(number, wait_s=PULSE_S)) is None:
             if time.monotonic() > deadline_s:
                 self.close()
                 raise OSError(errno.ETIMEDOUT, f"the store did not answer in {limit_s:.0f} s")
-            pulse()
+            keepalive()
         return _value(answer)
 
     def begin(

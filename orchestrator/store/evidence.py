@@ -20,7 +20,7 @@ from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import File, damage, damage_by_size
-from orchestrator.processes import is_gone
+from orchestrator.provenance import is_gone
 from orchestrator.registry import KEPT, load
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout

@@ -75,7 +75,7 @@ def check_mark(records: Records) -> int | None:
 
 
 class LookUp(Protocol):
-    """Reads the evidence about stages in advance, see `orchestrator.store.index.IndexedLedger`."""
+    """Reads the evidence about stages in advance, see `orchestrator.store.looking.IndexedLedger`."""
 
     def __call__(
         self,

@@ -47,19 +47,22 @@ def idle() -> None:
     """Do nothing: the default of a callback that runs during long operations."""
 
 
+Keepalive = Callable[[], object]  # called again and again during a long operation, to keep a lease
+
+
 class Publisher(Protocol):
     """The uploads of one attempt's payload, see `orchestrator.store.publishing.BucketPublisher`."""
 
     def step(self) -> None:
         """Start the uploads that are due; never wait."""
 
-    def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
+    def finish(self, keepalive: Keepalive, *, checkpoints: bool) -> None:
         """Wait for the last uploads after the child has ended."""
 
-    def output(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+    def output(self, files: Sequence[File], keepalive: Keepalive) -> None:
         """Upload the product's files."""
 
-    def failed(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+    def failed(self, files: Sequence[File], keepalive: Keepalive) -> None:
         """Upload what a later attempt needs after a failure."""
 
 
@@ -116,14 +119,14 @@ class ObjectStore(Protocol):
     def workspace(self, prefix: str) -> Path:
         """Return a local folder in which this process prepares the payload under `prefix`."""
 
-    def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
-        """Make the files in `workspace(prefix)` durable and visible; call `pulse` meanwhile."""
+    def upload(self, prefix: str, *, keepalive: Keepalive = idle) -> None:
+        """Make the files in `workspace(prefix)` durable and visible; call `keepalive` meanwhile."""
 
     def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> Publisher | None:
         """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
 
     def fetch(
-        self, prefix: str, files: Sequence[File], *, content: bool = True, pulse: Callable[[], object] = idle
+        self, prefix: str, files: Sequence[File], *, content: bool = True, keepalive: Keepalive = idle
     ) -> Path:
         """Make files available on this machine, and return their folder, which must only be read.
 
@@ -133,7 +136,7 @@ class ObjectStore(Protocol):
             prefix: Prefix of the files.
             files: Files as recorded.
             content: Compare the content of local copies with the record, not only their sizes.
-            pulse: Called repeatedly during the download.
+            keepalive: Called repeatedly during the download.
         """
 
     def release(self, prefix: str) -> None:
@@ -144,10 +147,7 @@ class ObjectStore(Protocol):
 
 
 TEMPORARY = ".tmp-"
-NETWORK_TYPES = (
-    *("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs"),
-    *("ceph", "glusterfs", "wekafs", "fuse.", "9p", "afs"),
-)
+NETWORK_TYPES = tuple("nfs cifs smb lustre gpfs beegfs ceph glusterfs wekafs fuse. 9p afs".split())
 NETWORK_LEASE_S = 180.0
 """Shortest lease on a network file system, in seconds. NFS clients cache attributes for up to a minute, and a
 dead owner is declared only after three reads, each of which must be able to see a change.
@@ -313,7 +313,7 @@ class PosixStore:
         self._make_folders(path)
         return path
 
-    def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
+    def upload(self, prefix: str, *, keepalive: Keepalive = idle) -> None:
         """Sync the files that were written in place."""
         fsync_tree(self.path(prefix))
 
@@ -321,7 +321,7 @@ class PosixStore:
         """Return None: the payload is written in place."""
 
     def fetch(
-        self, prefix: str, files: Sequence[File], *, content: bool = True, pulse: Callable[[], object] = idle
+        self, prefix: str, files: Sequence[File], *, content: bool = True, keepalive: Keepalive = idle
     ) -> Path:
         """Return the folder itself."""
         return self.path(prefix)

@@ -31,6 +31,7 @@ from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.saving import MANIFEST, CheckpointManifest, step_of
 from orchestrator.store import layout
 from orchestrator.store.client import Transfer
+from orchestrator.store.objects import Keepalive
 
 if TYPE_CHECKING:
     from orchestrator.store.bucket import RemoteStore
@@ -115,13 +116,13 @@ class _LogUploads:
         if self._transfer is None and self._retries.is_due(_LOG):
             self._begin()
 
-    def finish(self, pulse: Callable[[], object]) -> None:
+    def finish(self, keepalive: Keepalive) -> None:
         """Wait a short time until logs and metrics are in the store; their loss is no reason to fail."""
         start_s = time.monotonic()
         self._retries.due_s[_LOG] = 0.0
         while self._transfer is not None or self._grown():
             self.step()
-            pulse()
+            keepalive()
             if time.monotonic() - start_s > LOG_PATIENCE_S:
                 return
             time.sleep(0.02)
@@ -136,8 +137,7 @@ class _LogUploads:
 
     def _begin(self) -> None:
         """Start an upload of the grown files, and set the time of the next one by their size."""
-        grown = self._grown()
-        if not grown:
+        if not (grown := self._grown()):
             return
         self._retries.due_s[_LOG] = time.monotonic() + max(LOG_S, sum(grown.values()) / LOG_BYTES_S)
         try:
@@ -186,12 +186,12 @@ class _CheckpointUploads:
         """Return whether the last upload failed and no other one runs."""
         return self._transfer is None and self._retries.is_failing(_CHECKPOINT)
 
-    def close(self, pulse: Callable[[], object]) -> None:
+    def close(self, keepalive: Keepalive) -> None:
         """Make sure that no checkpoint arrives after this, when those of the stage may already be deleted."""
         until_s = time.monotonic() + LET_GO_S
         with contextlib.suppress(OSError):
             while self._transfer is not None and not self._transfer.is_done():
-                pulse()
+                keepalive()
                 time.sleep(0.02)
                 if time.monotonic() > until_s:
                     self._objects.close()  # ends the broker process, and all its uploads with it
@@ -329,34 +329,34 @@ class BucketPublisher:
         self._logs.step()
         self._checkpoints.step()
 
-    def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
+    def finish(self, keepalive: Keepalive, *, checkpoints: bool) -> None:
         """Wait until the last checkpoint and the log are in the store, after the child has ended.
 
         If the store does not answer for long, the rest is given up with a line in the log. The attempt's end
         counts without it.
 
         Args:
-            pulse: called meanwhile, to keep the lease.
+            keepalive: called meanwhile, to keep the lease.
             checkpoints: whether the checkpoints are still wanted.
         """
         self._retries.due_s[_CHECKPOINT] = 0.0
         start_s = time.monotonic()
         while checkpoints and not self._checkpoints.is_complete():
             self.step()
-            pulse()
+            keepalive()
             if self._checkpoints.is_failing() and time.monotonic() - start_s > PATIENCE_S:
                 self._warn("its last checkpoint is given up")
                 break
             time.sleep(0.02)
-        self._checkpoints.close(pulse)
-        self._logs.finish(pulse)
+        self._checkpoints.close(keepalive)
+        self._logs.finish(keepalive)
 
-    def output(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+    def output(self, files: Sequence[File], keepalive: Keepalive) -> None:
         """Upload the product's files. After an interruption it resumes when the store answers again.
 
         Args:
             files: files of the product. On return the store has all of them in full size.
-            pulse: called meanwhile, to keep the lease.
+            keepalive: called meanwhile, to keep the lease.
 
         Raises:
             OSError: the store did not accept them for `PATIENCE_S`.
@@ -365,11 +365,11 @@ class BucketPublisher:
         prefix = f"{self._key}/{layout.OUTPUT}"
         while True:
             try:
-                self._objects.upload(prefix, pulse=pulse)
+                self._objects.upload(prefix, keepalive=keepalive)
                 # The record names these files, so the store's own listing must confirm all of them first.
                 problem = damage_by_size(self._objects.trees([prefix])[prefix], files)
                 if problem is None:
-                    return self._logs.finish(pulse)
+                    return self._logs.finish(keepalive)
                 raise OSError(errno.EIO, f"after the upload {problem}")
             except OSError as error:
                 if time.monotonic() - start_s > PATIENCE_S:
@@ -377,10 +377,10 @@ class BucketPublisher:
                 self._retries.failed(_OUTPUT, error)
             wait_until_s = time.monotonic() + self._retries.pause_s
             while time.monotonic() < wait_until_s:
-                pulse()
+                keepalive()
                 time.sleep(0.1)
 
-    def failed(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+    def failed(self, files: Sequence[File], keepalive: Keepalive) -> None:
         """Upload what a later attempt needs after a failure.
 
         After a command with unreadable results, that is its output, followed by the outcome that refers to
@@ -389,11 +389,11 @@ class BucketPublisher:
 
         Args:
             files: the output to upload; empty if the attempt only read what an earlier one left.
-            pulse: called meanwhile, to keep the lease.
+            keepalive: called meanwhile, to keep the lease.
         """
         try:
             if files:
-                self.output(files, pulse)
+                self.output(files, keepalive)
             data = (self._objects.folder(self._key) / layout.OUTCOME).read_bytes()
             self._objects.put(f"{self._key}/{layout.OUTCOME}", data)
         except OSError as error:

@@ -93,7 +93,7 @@ class Notifier:
         self._start_s = 0.0
         self._next_s = time.monotonic() + FIRST_S
 
-    def pulse(self) -> None:
+    def poll(self) -> None:
         """Start the process if it is due; this returns at once."""
         now_s = time.monotonic()
         if not self._is_on or self._is_running() or now_s < self._next_s:

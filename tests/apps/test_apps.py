@@ -134,7 +134,7 @@ def test_a_name_that_the_app_has_too_means_the_apps(composed: Composed) -> None:
     (composed.folder / "conf/launcher/rocket.yaml").write_text("thrust: 3\n")
     found = composed("+launcher=rocket", "polysweep.launcher.workers=3", "policy.grace_s=7", "seed=1")
     assert found.sweep.cells[0].config["launcher"] == {"thrust": 3}
-    assert (found.engine.launcher["workers"], found.engine.policy.grace_s) == (3, 7)
+    assert (found.settings.launcher["workers"], found.settings.policy.grace_s) == (3, 7)
     assert "polysweep.launcher=" in " ".join(found.notes)
     with pytest.raises(UserError, match=r"polysweep\.launcher="):
         composed("launcher=local")

@@ -173,12 +173,12 @@ def test_records_are_put_while_files_are_on_their_way(bucket: Bucket) -> None:
         (folder / str(number)).write_bytes(bytes(1000))
     beats: list[float] = []
 
-    def pulse() -> None:
+    def keepalive() -> None:
         objects.put("heartbeat", str(len(beats)).encode())
         beats.append(time.monotonic())
 
     bucket.proxy.latency_s = 0.5  # four at a time: three rounds
-    objects.upload("payload/a/b/1/output", pulse=pulse)
+    objects.upload("payload/a/b/1/output", keepalive=keepalive)
     assert len(beats) >= 2
     assert len(objects.trees(["payload"])["payload"]) == 12
 

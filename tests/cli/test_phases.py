@@ -248,6 +248,8 @@ def test_rungs_that_cannot_be_are_refused(sweep: Any, old: str, new: str, error:
         ("name: confirm", "name: tune", "each name once"),
         ("mode: max", "mode: max, mean: [sead]", "unknown axis 'sead'"),
         ("metric: accuracy", "metric: ''", "select.metric is empty"),
+        ("overrides: {width: 8}", "overrides: {lr: 8}", "the override 'lr' would change nothing"),
+        ("overrides: {width: 8}", "overrides: {seed: 8}", "the override 'seed' would change nothing"),
         ("overrides: {width: 8}", "exclude: [lr=0.3]", "has no cell if"),
         ("overrides: {width: 8}", "overrides: {launcher: ray}", "is a setting of the engine"),
         ("expect_cells: 6", "axes: {seed: [1]}", "has both `axes` and `phases`"),

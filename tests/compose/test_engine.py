@@ -18,7 +18,7 @@ stages: {count: {command: "true", reads: [a]}}
 )
 def test_the_store_of_the_command_line_is_taken_as_it_stands(project, url):
     override = f"store.url={url}"
-    assert project.sweep(SWEEP, "store.url=/other", override).engine.store.url == url
+    assert project.sweep(SWEEP, "store.url=/other", override).settings.store.url == url
     settings = run_settings([override], cwd=project.folder)
     assert settings.store.url == url
     assert run_settings_with(settings, ["launcher.workers=1"], cwd=project.folder).store.url == url
@@ -34,7 +34,7 @@ def test_the_store_of_the_command_line_is_taken_as_it_stands(project, url):
     ],
 )
 def test_the_limit_of_a_stage_is_set_in_any_way_of_writing(project, override):
-    assert project.sweep(SWEEP, override).engine.policy.limits_s == {"count": 1.5}
+    assert project.sweep(SWEEP, override).settings.policy.limits_s == {"count": 1.5}
 
 
 def test_settings_of_a_former_launch_stay_but_for_what_is_changed(project):

@@ -84,7 +84,7 @@ def test_a_mapping_sets_keys_of_a_group_or_merges_into_a_section(study):
     config = composition.sweep.cells[0].config
     assert config["trainer"] == {"lr": 1e-5, "steps": 3, "warmup": {"share": 1, "of": 3}}
     assert config["plain"] == {"one": 9, "two": [1, 2]}
-    assert composition.engine.launcher["workers"] == 2
+    assert composition.settings.launcher["workers"] == 2
 
 
 def test_the_command_line_outranks_the_files_overrides_and_axes_outrank_both(study):
@@ -101,7 +101,7 @@ def test_a_nested_mapping_of_overrides_sets_the_keys_of_a_group(study):
     config = composition.sweep.cells[0].config
     assert config["trainer"]["steps"] == 5
     assert config["trainer"]["warmup"] == {"share": 0.5, "of": 5}
-    assert composition.engine.launcher["workers"] == 3
+    assert composition.settings.launcher["workers"] == 3
 
 
 @pytest.mark.parametrize(
@@ -125,17 +125,17 @@ def test_engine_settings_are_apart_from_the_cells(study):
     composition = study.sweep(
         SWEEP, "launcher.workers=4", "store.url=/x", "policy.retries.timeout=5", "tracker=store"
     )
-    assert composition.engine.launcher["workers"] == 4
-    assert composition.engine.store.url == "/x"
-    assert composition.engine.policy.retries["timeout"] == 5
-    assert composition.engine.policy.retries["preempted"] == 20
+    assert composition.settings.launcher["workers"] == 4
+    assert composition.settings.store.url == "/x"
+    assert composition.settings.policy.retries["timeout"] == 5
+    assert composition.settings.policy.retries["preempted"] == 20
     assert composition.sweep == study.sweep(SWEEP).sweep
 
 
 def test_users_add_launchers_and_change_settings_in_their_own_conf(study):
     study.write("conf/launcher/mine.yaml", "name: mine\nspeed: 3\n")
     study.write("conf/store/default.yaml", "url: /elsewhere\n")
-    engine = study.sweep(SWEEP, "launcher=mine").engine
+    engine = study.sweep(SWEEP, "launcher=mine").settings
     assert engine.launcher == {"name": "mine", "speed": 3}
     assert run_settings(["policy.lease_s=180"], cwd=study.folder).store.url == "/elsewhere"
 

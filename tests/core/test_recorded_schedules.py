@@ -16,7 +16,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, StartRecord
 from orchestrator.core.schedule import FreeGpus, PlannedStage
 from orchestrator.core.selector import Selector, Subject, any_of, refuse_impossible, select
-from orchestrator.core.state import State
+from orchestrator.core.state import State, is_disk_full
 from orchestrator.core.sweep import StageInstance
 from orchestrator.registry import load
 from orchestrator.stage import StageSpec
@@ -209,7 +209,7 @@ def remedying() -> Answers:
         ]
         yield (
             f"pause {outcome} {cause} {message} {earlier}",
-            (remedies.pause_after(end, before), remedies.is_disk_full(end)),
+            (remedies.pause_after(end, before), is_disk_full(end)),
         )
     for (history, attempts), rungs, after in itertools.product(HISTORIES.items(), ({}, {Cause.OOM_HOST: (0, 2)}, {Cause.OOM_HOST: (1, 2)}, {Cause.OOM_HOST: (2, 2)}), (0, 1)):  # fmt: skip
         budget = Budget({Cause.OOM_HOST: 9}, after=after)

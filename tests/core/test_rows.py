@@ -59,6 +59,7 @@ def test_scalars_and_containers_of_libraries_become_plain(value: Any, plain: Any
         (torch.zeros(1), "tolist"),
         ({1: 2}, "keys must be text, one is 1"),
         ("\ud800", "UTF-8"),
+        (10**400, "more digits"),
     ],
 )
 def test_what_json_cannot_say_is_refused_by_row_and_key(value: Any, says: str) -> None:

@@ -14,7 +14,7 @@ from orchestrator.core.records import Heartbeat
 from orchestrator.execution import main as worker_main
 from orchestrator.jobs.nodes import NodeReports
 from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED, TOO_SHORT, JobContext
-from orchestrator.processes import describe
+from orchestrator.provenance import process_of
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from tests.execution import stages
@@ -220,7 +220,7 @@ def test_a_store_that_does_not_answer_for_a_while_costs_a_running_attempt_nothin
 
 def test_a_worker_names_itself_so_that_others_can_see_it_gone() -> None:
     me = owner().process
-    assert describe(me.pid) == me
+    assert process_of(me.pid) == me
 
 
 def test_a_worker_that_may_leave_when_idle_stays_to_find_an_owner_elsewhere_dead(store: Path) -> None:

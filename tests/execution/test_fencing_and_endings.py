@@ -14,7 +14,8 @@ import pytest
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, Heartbeat
 from orchestrator.core.sweep import StageInstance
-from orchestrator.processes import describe, end_attempt, is_gone
+from orchestrator.processes import end_attempt
+from orchestrator.provenance import is_gone, process_of
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from tests.execution.faults import Running, Start, finish, order_for
@@ -183,7 +184,7 @@ def test_heartbeats_count_up_and_name_the_child(store: Path, start: Start) -> No
 
     until(lambda: beat().child is not None and beat().step == 1)
     first = beat()
-    assert first.child == describe(scene.child) and is_gone(first.child) is False
+    assert first.child == process_of(scene.child) and is_gone(first.child) is False
     until(lambda: beat().counter >= first.counter + 3)
     scene.go.touch()
     assert scene.end().outcome == "succeeded"

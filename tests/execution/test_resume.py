@@ -113,7 +113,7 @@ def test_a_heartbeat_may_be_put_before_each_file_that_is_adopted(ledger: Ledger)
     write_checkpoint_manifest(folder, step=5, attempt=1)
     pulses: list[int] = []
     found = adopt_checkpoint(
-        ledger, NODE, [released(1)], folder_of(ledger, 2), pulse=lambda: pulses.append(1)
+        ledger, NODE, [released(1)], folder_of(ledger, 2), keepalive=lambda: pulses.append(1)
     )
     assert found is not None and len(pulses) == 5
 

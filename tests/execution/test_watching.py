@@ -14,7 +14,7 @@ import pytest
 from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.records import Heartbeat, Owner, Process
 from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher, next_lease_s
-from orchestrator.processes import describe, is_gone
+from orchestrator.provenance import is_gone, process_of
 from orchestrator.store.evidence import inspect_owner
 from tests.store.builders import claim, instance_of, owner, sweep_of
 
@@ -114,7 +114,7 @@ def test_each_lost_attempt_doubles_the_lease_up_to_a_cap() -> None:
 
 
 def job(restarts: int, **rest: object) -> Owner:
-    fields: dict[str, object] = {"cluster": "c", "job": "17", "array_index": 3, "slot": 1, **rest}
+    fields: dict[str, object] = {"cluster": "c", "job": "17", "array_index": 3, "slot": 0, **rest}
     return owner(boot=ELSEWHERE, restart_count=restarts, **fields)
 
 
@@ -130,12 +130,16 @@ def test_the_same_job_with_a_lower_restart_count_needs_no_wait() -> None:
         job(1, cluster="d"),
         job(1, job="18"),
         job(1, array_index=4),
-        job(1, slot=0),
+        job(1, slot=1),
         job(1, job=""),
     ],
 )
 def test_any_other_job_is_waited_for(other: Owner) -> None:
     assert Observer(job(2)).after(0, beating(1, other)) is Liveness.UNKNOWN
+
+
+def test_a_worker_of_a_drivers_earlier_start_is_waited_for_whatever_its_number() -> None:
+    assert Observer(job(2, slot=1)).after(0, beating(1, job(1, slot=1))) is Liveness.UNKNOWN
 
 
 def test_workers_without_a_scheduler_are_never_each_other_before_a_restart() -> None:
@@ -147,7 +151,7 @@ def test_workers_without_a_scheduler_are_never_each_other_before_a_restart() -> 
 def ended() -> Process:
     """A process of this machine that is gone."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    described = describe(process.pid)
+    described = process_of(process.pid)
     process.kill()
     process.communicate()
     assert described is not None
@@ -158,7 +162,7 @@ def ended() -> Process:
 def living() -> Iterator[Process]:
     """A process of this machine that lives."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    described = describe(process.pid)
+    described = process_of(process.pid)
     assert described is not None
     yield described
     process.kill()
@@ -196,7 +200,7 @@ def test_a_process_of_another_machine_or_container_cannot_be_seen(ended: Process
 
 def test_a_process_that_waits_to_be_reaped_is_gone() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    described = describe(process.pid)
+    described = process_of(process.pid)
     assert described is not None and process.stdin is not None
     process.kill()
     while is_gone(described) is False:
@@ -231,7 +235,7 @@ def test_who_is_still_looked_at_and_has_not_beaten_is_suspected() -> None:
 HIDDEN = """
 import msgspec, sys
 from orchestrator.core.records import Process
-from orchestrator.processes import is_gone
+from orchestrator.provenance import is_gone
 for line in sys.stdin:
     print(is_gone(msgspec.json.decode(line, type=Process)), flush=True)
 """
@@ -244,7 +248,7 @@ def test_a_process_that_the_system_hides_from_us_is_not_gone(tmp_path: Path) -> 
     paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path.endswith("site-packages"))]
     theirs = ["setpriv", "--reuid=64999", "--regid=64999", "--clear-groups"]
     sleepers = [subprocess.Popen([*theirs, "sleep", "60"]) for _ in range(3)]
-    descriptions = [describe(sleeper.pid) for sleeper in sleepers]
+    descriptions = [process_of(sleeper.pid) for sleeper in sleepers]
     assert None not in descriptions
     mine = ["setpriv", "--reuid=64998", "--regid=64998", "--clear-groups", python, "-c", HIDDEN]
     watcher = subprocess.Popen(
@@ -267,7 +271,7 @@ def test_a_process_that_the_system_hides_from_us_is_not_gone(tmp_path: Path) -> 
         sleepers[1].kill()
         sleepers[1].wait()
         assert judged(descriptions[1]) == "True"
-        assert judged(describe(watcher.pid)) == "False"  # his own
+        assert judged(process_of(watcher.pid)) == "False"  # his own
     finally:
         for sleeper in sleepers:
             sleeper.kill()

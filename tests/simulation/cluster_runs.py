@@ -81,7 +81,8 @@ class ClusterPlay(Play):
             return SubmitOutcome(Verdict.UNCLEAR, said="no answer")
         number = str(100 + len({task.number for task in self.tasks}))
         for index, cells in enumerate(submission.tasks):
-            self._check_single(submission, cells)
+            if (submission.number, index) not in self._closed:  # else it will claim nothing
+                self._check_single(submission, cells)
             task = Task(number, index, submission)
             task.since_s = task.submitted_s = task.accepted_s = self.world.now_s
             self.tasks.append(task)

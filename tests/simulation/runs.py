@@ -5,11 +5,18 @@ from __future__ import annotations
 from orchestrator.simulation import schedules
 from orchestrator.simulation.schedules import Play, Played
 from tests.simulation.cluster_runs import ClusterPlay
+from tests.simulation.ray_runs import RayPlay
+from tests.simulation.request_runs import RequestPlay
 
-KINDS = ("workers", "workers", "workers", "jobs")
-"""Which kind a seed plays, in turn, where nobody chooses: local workers, or jobs of a scheduler."""
+KINDS = ("workers", "requests", "requests", "jobs", "jobs", "workers", "ray", "ray")
+"""Which kind a seed plays, in turn, where nobody chooses. Odd seeds have a folder, even ones a bucket."""
 
-CLASSES: dict[str, type[Play]] = {"workers": Play, "jobs": ClusterPlay}
+CLASSES: dict[str, type[Play]] = {
+    "workers": Play,
+    "jobs": ClusterPlay,
+    "requests": RequestPlay,
+    "ray": RayPlay,
+}
 
 
 def play(seed: int, kind: str | None = None, lines: list[str] | None = None) -> Played:

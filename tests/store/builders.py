@@ -16,7 +16,7 @@ from orchestrator.core.settings import Policy, RunSettings, StoreSettings, Track
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.count import COUNT
 from orchestrator.manifest import scan
-from orchestrator.processes import describe
+from orchestrator.provenance import process_of
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
@@ -88,7 +88,7 @@ def ledger_at(root: Path) -> Ledger:
 
 def owner(*, host: str = "here", pid: int | None = None, boot: str | None = None, **rest: Any) -> Owner:
     """This process as an owner, or one elsewhere (another `boot`) or one that never was (a `pid`)."""
-    process = describe(os.getpid())
+    process = process_of(os.getpid())
     assert process is not None
     process = Process(
         boot_id=boot or process.boot_id,

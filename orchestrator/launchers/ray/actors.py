@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -20,12 +17,12 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from orchestrator.core.failure import Cause
 from orchestrator.entry import socket_folder
-from orchestrator.jobs.records import Resources, Submission
+from orchestrator.errors import InfrastructureError
+from orchestrator.jobs.records import Resources
 from orchestrator.launchers.ray import actor as slots
 from orchestrator.launchers.ray import lost_workers
-from orchestrator.launchers.ray.boot import start_of
+from orchestrator.launchers.ray.lost_workers import Ended
 from orchestrator.launchers.ray.settings import NodeResources, fits
-from orchestrator.store.objects import ObjectStore
 
 # nodes need not have this package, so the actor's class is sent as code
 cloudpickle.register_pickle_by_value(slots)
@@ -36,38 +33,8 @@ CONNECT_S = 5.0
 MONITOR = ("memory_usage_threshold", "memory_monitor_refresh_ms")
 """Settings of Ray's memory monitor that workers need, to judge whether it ended their actor."""
 
-WORKER = "orchestrator.launchers.ray.worker"
-
 DRAIN_S = 2.0
 """Poll interval for nodes that are about to go, in seconds."""
-
-
-class Ended(NamedTuple):
-    """A worker that has ended or was lost.
-
-    Attributes:
-        slot: its number.
-        node: the id of its node, "" if it never had one.
-        address: of the node.
-        code: exit code of the process; None if the actor or its node was lost.
-        cause: what an attempt that it held counts as.
-    """
-
-    slot: int
-    node: str
-    address: str
-    code: int | None
-    said: str  # the end of its output, or the error by which it was lost
-    told: bool = False  # whether this driver had stopped it
-    cause: Cause = Cause.NODE_LOST
-
-    def last_words(self) -> tuple[str, int]:
-        """Return its last message and the number of its claims; without JSON, its last line and 0."""
-        lines = self.said.strip().splitlines() or [""]
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            told = json.loads(lines[-1])
-            return str(told["said"]), int(told["claims"])
-        return lines[-1][:300], 0
 
 
 class _Worker:
@@ -83,7 +50,7 @@ class _Worker:
 
 
 class Pool:
-    """The workers of one driver.
+    """The workers of one driver, as actors; see `orchestrator.launchers.ray.lost_workers.Workers`.
 
     Args:
         address: ``auto`` for the cluster that this process runs on, ``local`` for a Ray of its own.
@@ -268,6 +235,18 @@ class Pool:
         ray.shutdown()
 
 
+def connect(address: str, resources: Resources) -> Pool:
+    """Return the workers of a driver, none yet.
+
+    Raises:
+        InfrastructureError: there is no cluster.
+    """
+    try:
+        return Pool(address, resources)
+    except (OSError, RuntimeError, ValueError) as error:  # what Ray raises then
+        raise InfrastructureError(f"Ray cannot be reached: {' '.join(str(error).split())[:300]}") from error
+
+
 def options(resources: Resources, avoid: Collection[str]) -> dict[str, Any]:
     """Return the options of an actor.
 
@@ -323,40 +302,3 @@ def _cause(error: Exception, going: Collection[str], node: str) -> Cause:
     return lost_workers.cause_of_error(
         types, str(error), drained=node in going or getattr(error, "preempted", False)
     )
-
-
-@dataclass
-class Starter:
-    """Starts of workers, numbered from 1.
-
-    Args:
-        objects: the store.
-        sweep: its name.
-        submission: whose stages they claim.
-        restart: how often the driver was restarted.
-        environment: variables added to those of the node.
-        num_started: the number of workers started so far.
-    """
-
-    objects: ObjectStore
-    sweep: str
-    submission: Submission
-    restart: int
-    environment: Mapping[str, object]
-    num_started: int = 0
-
-    def start(self, pool: Pool, *, avoid: Collection[str]) -> None:
-        """Request the next worker from Ray.
-
-        Args:
-            pool: the driver's workers.
-            avoid: ids of nodes that should not run it.
-        """
-        self.num_started += 1
-        code = self.submission.code.digest if self.submission.code else ""
-        args = (self.objects.url, self.sweep, str(self.submission.number))
-        start = start_of(self.objects, code, WORKER, *args, str(self.num_started), str(self.restart))
-        environment = {name: str(value) for name, value in self.environment.items()}
-        environment |= pool.monitor()
-        environment |= start.environment
-        pool.start(self.num_started, list(start.argv), environment, self.submission.folder, avoid=avoid)

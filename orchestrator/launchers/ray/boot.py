@@ -23,14 +23,17 @@ import sys
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
 from orchestrator import provenance
 from orchestrator.errors import InfrastructureError, SchedulerUnavailable, SweepError, UserError
+from orchestrator.jobs.records import Submission
 from orchestrator.launchers.ray.actor import program
 from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
+from orchestrator.launchers.ray.lost_workers import Workers
 from orchestrator.launchers.ray.settings import RaySettings
 from orchestrator.store import archive, layout
 from orchestrator.store import code as snapshots
@@ -41,11 +44,14 @@ DISTRIBUTION = "polysweep"
 PROBE, PROBE_S = "polysweep-probe-", 90.0
 """Start of the names of such jobs, and how long to wait for one, in seconds."""
 
-TRIES = 4
+TRIES = 8
 """How often such a job is submitted that something kills."""
 
 NUM_NAMES, KEEP_S = 3, 60.0
 """How many names each user has for such jobs, and how long one that has ended is kept, in seconds."""
+
+WORKER = "orchestrator.launchers.ray.worker"
+"""The module that an actor runs."""
 
 OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 """Ray's states of jobs that are over."""
@@ -316,6 +322,43 @@ def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> Star
         return StartCommand(("-c", first, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
     package = snapshots.package_path(objects, digest)
     return StartCommand(("-P", "-m", module, *args), {"PYTHONPATH": str(package), "PYTHONUTF8": "1"})
+
+
+@dataclass
+class Starter:
+    """Starts of workers, numbered from 1.
+
+    Args:
+        objects: the store.
+        sweep: its name.
+        submission: whose stages they claim.
+        restart: how often the driver was restarted.
+        environment: variables added to those of the node.
+        num_started: the number of workers started so far.
+    """
+
+    objects: ObjectStore
+    sweep: str
+    submission: Submission
+    restart: int
+    environment: Mapping[str, object]
+    num_started: int = 0
+
+    def start(self, workers: Workers, *, avoid: Collection[str]) -> None:
+        """Request the next worker from Ray.
+
+        Args:
+            workers: of the driver.
+            avoid: ids of nodes that should not run it.
+        """
+        self.num_started += 1
+        code = self.submission.code.digest if self.submission.code else ""
+        args = (self.objects.url, self.sweep, str(self.submission.number))
+        start = start_of(self.objects, code, WORKER, *args, str(self.num_started), str(self.restart))
+        environment = {name: str(value) for name, value in self.environment.items()}
+        environment |= workers.monitor()
+        environment |= start.environment
+        workers.start(self.num_started, list(start.argv), environment, self.submission.folder, avoid=avoid)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,10 +12,9 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
@@ -32,12 +31,12 @@ from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.jobs.nodes import NodeReports, named
-from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
+from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Resources, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of, spending_now
-from orchestrator.launchers.ray.actors import Ended, Pool, Starter
-from orchestrator.launchers.ray.lost_workers import Failures, Losses
+from orchestrator.launchers.ray.boot import Starter
+from orchestrator.launchers.ray.lost_workers import Ended, Failures, Losses, Stop, Workers
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
-from orchestrator.processes import describe
+from orchestrator.provenance import process_of
 from orchestrator.store import layout
 from orchestrator.store.decisions import DecisionLog
 from orchestrator.store.evidence import EvidenceReader
@@ -46,9 +45,6 @@ from orchestrator.trackers.notifier import Notifier
 
 POLL_S, SCAN_S, SCAN_SHARE = 0.5, 2.0, 20
 """Intervals of polls of Ray and scans of the store (at most 1/SCAN_SHARE of the time)."""
-
-MARGIN_S = 30.0
-"""Time beyond `policy.grace_s` in which stopped workers must end."""
 
 _WELL = frozenset({0, RELEASED, NO_MEMORY})  # exit codes of workers that ended as they should
 
@@ -59,38 +55,6 @@ class OpenWork(NamedTuple):
     num_claimable: int
     waiting: bool
     busy: frozenset[int]
-
-
-class _Stop:
-    """Whether a driver has to stop, and until when its workers may save checkpoints.
-
-    Args:
-        grace_s: how long a worker may take to save and end, in seconds.
-
-    Attributes:
-        is_requested: whether it has to stop.
-    """
-
-    def __init__(self, grace_s: float) -> None:
-        self.is_requested = False
-        self._grace_s = grace_s
-        self._parent = os.getppid()
-        self._end_s = 0.0
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
-        self.is_requested = True
-
-    def check_parent(self) -> None:
-        """Request a stop if the parent has ended: Ray calls the job over, so another may run."""
-        if os.getppid() != self._parent:
-            self.is_requested = True
-
-    def is_overdue(self) -> bool:
-        """Return whether the workers have had their time, which begins with the first call."""
-        now_s = time.monotonic()
-        self._end_s = self._end_s or now_s + self._grace_s + MARGIN_S
-        return now_s > self._end_s
 
 
 class _Scanner:
@@ -189,33 +153,42 @@ class RayDriver:
         submission: whose cells are to be worked on.
         restart: how often the driver was restarted.
         log: a file for its own lines.
+        watcher: judges the attempts of workers.
+        connect: returns the workers, given the address of a cluster and the resources of each.
     """
 
-    def __init__(self, ledger: Ledger, sweep: str, submission: Submission, restart: int, log: Path) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        sweep: str,
+        submission: Submission,
+        restart: int,
+        log: Path,
+        *,
+        watcher: Watcher,
+        connect: Callable[[str, Resources], Workers],
+    ) -> None:
         self._log = log
+        self._connect = connect
         self._submission = submission
         self._records = DriverRecords(ledger, sweep, submission.number, restart)
         submissions = Submissions(ledger, sweep)
         sealed = ledger.revision(sweep, submission.revision).sweep
         request = request_of(ledger, sweep, submission.request)
-        engine = settings_of(request)
-        self._settings = ray_settings(engine.launcher)
+        run_settings = settings_of(request)
+        self._settings = ray_settings(run_settings.launcher)
         job = submissions.job_of(submission.number) or submission.name
-        process = describe(os.getpid())
-        if process is None:
-            raise InfrastructureError("cannot read this process's start time")
-        watcher = Watcher(Owner(host=platform.node(), process=process, slot=-1))
-        grace_s = grace_of(engine.policy, submission.resources)
+        grace_s = grace_of(run_settings.policy, submission.resources)
         self._losses = Losses(submissions, submission, job, restart, watcher=watcher, grace_s=grace_s)
         self._failures = Failures()
         of_sweep = ledger, DecisionLog(ledger, sealed, submission.revision), submission, request
-        settings = (job, restart), engine.policy, watcher, submission.resources.by_cause
+        settings = (job, restart), run_settings.policy, watcher, submission.resources.by_cause
         self._scanner = _Scanner(*of_sweep, *settings)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._unaware: set[int] = set()  # began before the last losses
-        self._stop = _Stop(grace_s)
-        self._nodes = NodeReports(ledger, engine.policy.quarantine_s)
-        self._notifier = Notifier(ledger.objects.url, sweep, engine.notify, self._say)
+        self._stop = Stop(grace_s)
+        self._nodes = NodeReports(ledger, run_settings.policy.quarantine_s)
+        self._notifier = Notifier(ledger.objects.url, sweep, run_settings.notify, self._say)
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
@@ -223,11 +196,8 @@ class RayDriver:
             self._say(f"this submission was given up ({over.word} {over.detail}): it starts nothing")
             return 0
         signal.signal(signal.SIGTERM, self._stop.on_signal)
-        try:
-            self._pool = Pool(LOCAL if self._settings.address == LOCAL else AUTO, self._submission.resources)
-        except (OSError, RuntimeError, ValueError) as error:  # what Ray raises if there is no cluster
-            why = " ".join(str(error).split())[:300]
-            raise InfrastructureError(f"Ray cannot be reached: {why}") from error
+        address = LOCAL if self._settings.address == LOCAL else AUTO
+        self._pool = self._connect(address, self._submission.resources)
         try:
             code = self._drive()
         finally:
@@ -250,7 +220,7 @@ class RayDriver:
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
             self._tell()
-            self._notifier.pulse()
+            self._notifier.poll()
             if self._stop.is_requested or self._failures.given_up:
                 if self._is_empty():
                     return REFUSED
@@ -377,6 +347,8 @@ def log_line(line: str, log: Path | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the driver of a submission, and return its exit code."""
+    from orchestrator.launchers.ray.actors import connect  # imports Ray, which takes seconds
+
     store, sweep, number, name = sys.argv[1:] if argv is None else argv
     restart = int(os.environ.get("SWEEP_DRIVER_RESTART", "0"))
     log: Path | None = None
@@ -387,7 +359,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         submission = Submissions(ledger, sweep).submission(int(number))
         if submission is None or submission.name != name:
             raise InfrastructureError(f"submission {number} of {sweep} is not there", where=store)
-        return RayDriver(ledger, sweep, submission, restart, log).run()
+        process = process_of(os.getpid())
+        if process is None:
+            raise InfrastructureError("cannot read this process's start time")
+        watcher = Watcher(Owner(host=platform.node(), process=process, slot=-1))
+        return RayDriver(ledger, sweep, submission, restart, log, watcher=watcher, connect=connect).run()
     except SweepError as error:
         log_line(f"error: {error}", log)
         return error.exit_code

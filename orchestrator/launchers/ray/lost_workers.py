@@ -1,4 +1,4 @@
-"""Which workers of a driver are gone, so that their attempts can be taken over without waiting for a lease.
+"""The workers of a driver, and which are gone, so that their attempts are taken over without their leases.
 
 The three cases differ in how long a worker may still live, and save a checkpoint:
 
@@ -13,16 +13,21 @@ of memory" among what may have happened. The message of the memory monitor names
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import FrameType
+from typing import NamedTuple, Protocol
 
 from orchestrator.core.failure import Cause
 from orchestrator.execution.liveness import Watcher
 from orchestrator.jobs.records import LostSlot, LostWorker, Submission
 from orchestrator.jobs.submissions import Submissions, gone_of
+from orchestrator.launchers.ray.settings import NodeResources
 from orchestrator.provenance import without_secrets
 
 _MEMORY = re.compile(
@@ -80,6 +85,87 @@ def cause_of_job(message: str, error_type: str) -> Cause:
     if error_type == "JOB_SUPERVISOR_ACTOR_DIED" or _NODE.search(message):
         return Cause.NODE_LOST
     return Cause.UNKNOWN
+
+
+class Ended(NamedTuple):
+    """A worker that has ended or was lost.
+
+    Attributes:
+        slot: its number.
+        node: the id of its node, "" if it never had one.
+        address: of the node.
+        code: exit code of the process; None if the actor or its node was lost.
+        cause: what an attempt that it held counts as.
+    """
+
+    slot: int
+    node: str
+    address: str
+    code: int | None
+    said: str  # the end of its output, or the error by which it was lost
+    told: bool = False  # whether this driver had stopped it
+    cause: Cause = Cause.NODE_LOST
+
+    def last_words(self) -> tuple[str, int]:
+        """Return its last message and the number of its claims; without JSON, its last line and 0."""
+        lines = self.said.strip().splitlines() or [""]
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            told = json.loads(lines[-1])
+            return str(told["said"]), int(told["claims"])
+        return lines[-1][:300], 0
+
+
+class Workers(Protocol):
+    """The workers of one driver, each in a place that the cluster gives it.
+
+    Attributes:
+        pending: slots of the workers that wait for resources.
+        running: slots of the workers that have a node, each with the node's address.
+    """
+
+    @property
+    def pending(self) -> list[int]: ...  # noqa: D102
+
+    @property
+    def running(self) -> dict[int, str]: ...  # noqa: D102
+
+    def bar(self, hosts: Collection[str]) -> bool:
+        """Start no worker on these machines from now on; return whether that is news."""
+
+    def start(
+        self,
+        slot: int,
+        argv: list[str],
+        environment: Mapping[str, str],
+        folder: str,
+        *,
+        avoid: Collection[str],
+    ) -> None:
+        """Request a worker, which starts once there are resources for it."""
+
+    def drop(self, slot: int) -> None:
+        """End a worker at once, whether it waits or runs."""
+
+    def stop(self) -> None:
+        """Stop all workers: they save a checkpoint and end. Those that wait are dropped."""
+
+    def wait(self, timeout_s: float) -> Iterator[Ended]:
+        """Wait until something happens, and yield the workers that have ended."""
+
+    def leave_draining(self) -> list[str]:
+        """Stop the workers on nodes that are about to go, and return the addresses of these nodes."""
+
+    def monitor(self) -> dict[str, str]:
+        """Return the cluster's settings of the memory monitor, as Ray's variables for workers."""
+
+    def lives(self, node: str) -> bool:
+        """Return whether a node is alive."""
+
+    def nodes(self) -> dict[str, NodeResources]:
+        """Return the live nodes, by a readable name."""
+
+    def close(self) -> None:
+        """Leave the cluster. Workers that still run end."""
 
 
 class _Doubt(NamedTuple):
@@ -191,6 +277,42 @@ class Losses:
                 evidence=lost.why,
             )
         )
+
+
+MARGIN_S = 30.0
+"""Time beyond `policy.grace_s` in which stopped workers must end."""
+
+
+class Stop:
+    """Whether a driver has to stop, and until when its workers may save checkpoints.
+
+    Args:
+        grace_s: how long a worker may take to save and end, in seconds.
+
+    Attributes:
+        is_requested: whether it has to stop.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self.is_requested = False
+        self._grace_s = grace_s
+        self._parent = os.getppid()
+        self._end_s = 0.0
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.is_requested = True
+
+    def check_parent(self) -> None:
+        """Request a stop if the parent has ended: Ray calls the job over, so another may run."""
+        if os.getppid() != self._parent:
+            self.is_requested = True
+
+    def is_overdue(self) -> bool:
+        """Return whether the workers have had their time, which begins with the first call."""
+        now_s = time.monotonic()
+        self._end_s = self._end_s or now_s + self._grace_s + MARGIN_S
+        return now_s > self._end_s
 
 
 MAX_PAUSE_S = 60.0

@@ -13,8 +13,7 @@ from orchestrator.jobs.judgement import JobListing, JobObservation, Phase
 from orchestrator.jobs.records import EXITS, JobEnd
 from orchestrator.launchers.ray import lost_workers
 from orchestrator.launchers.ray.api import Api, JobDetails, Stopped, Unanswered, Unreached
-from orchestrator.processes import boot_id, pid_namespace
-from orchestrator.provenance import without_secrets
+from orchestrator.provenance import boot_id, pid_namespace, without_secrets
 
 EMBEDDED = "embedded"
 """Start of a cluster's name that stands for a driver with a Ray of its own."""

@@ -1,6 +1,8 @@
 """All bugs."""
 
 from tests.simulation.bugs.jobs import JOBS
+from tests.simulation.bugs.ray import RAY
+from tests.simulation.bugs.requests import REQUESTS
 from tests.simulation.bugs.workers import WORKERS
 
-BUGS = (*WORKERS, *JOBS)
+BUGS = (*WORKERS, *JOBS, *REQUESTS, *RAY)

@@ -223,7 +223,7 @@ WORKERS = (
         (
             Edit(
                 "orchestrator/execution/attempt.py",
-                "            self._publisher.output(outcome.files, self._heartbeats.pulse)\n",
+                "            self._publisher.output(outcome.files, self._heartbeats.keepalive)\n",
                 "            pass\n",
             ),
         ),

@@ -1,0 +1,127 @@
+"""Mistakes in what requests do, and in what readers are shown."""
+
+from __future__ import annotations
+
+from tests.simulation.bugs import Bug, Edit
+
+PLAN, LEDGER, DROPPING = (
+    "orchestrator/core/plan.py",
+    "orchestrator/store/ledger.py",
+    "orchestrator/api/dropping.py",
+)
+LOOP, EVIDENCE = "orchestrator/execution/loop.py", "orchestrator/store/evidence.py"
+
+REQUESTS = (
+    Bug(
+        "cancel-seen-at-the-start-only",
+        "requests 2",
+        "a worker reads the requests when it starts, and not again before it claims",
+        (
+            Edit(
+                LOOP,
+                "            summary = self._requests.read(at_most_s=0.0)\n            if (hold",
+                "            summary = self._requests.read(at_most_s=1e9)\n            if (hold",
+            ),
+        ),
+        kind="requests",
+    ),
+    Bug(
+        "cancelled-and-goes-on",
+        "requests 2",
+        "an attempt of a cancelled cell goes on to its end",
+        (Edit(LOOP, '        return "" if is_wanted else "cancelled"\n', '        return ""\n'),),
+        kind="requests",
+    ),
+    Bug(
+        "discard-revokes-a-cancel",
+        "requests 2",
+        "a cell that was cancelled is claimed again after a discard",
+        (
+            Edit(
+                PLAN,
+                '            case "discard":\n',
+                '            case "discard":\n                cancelled.difference_update(named)\n',
+            ),
+        ),
+        kind="requests",
+    ),
+    Bug(
+        "requests-of-one-number",
+        "requests 1",
+        "a request replaces the one that another user made at the same moment",
+        (
+            Edit(
+                LEDGER,
+                "            if self.create(layout.request(sweep, number), numbered, numbered.nonce):\n",
+                "            self.objects.put(layout.request(sweep, number), self.encode(numbered))\n"
+                "            if number:\n",
+            ),
+        ),
+        kind="requests",
+    ),
+    Bug(
+        "launch-retries-what-would-recur",
+        "requests 3",
+        "a launch gives failures of the stage's own code a fresh budget, as only a rerun may",
+        (
+            Edit(
+                PLAN,
+                "                _raise(after_chance, request.after)\n",
+                "                _raise(after, request.after)\n",
+            ),
+        ),
+        kind="requests",
+    ),
+    Bug(
+        "discard-of-a-product-alone",
+        "requests 4",
+        "a discard leaves what was made from the product that it voids",
+        (
+            Edit(
+                DROPPING,
+                "                    if digest in affected or any(taken.digest in affected for taken in instance.inputs):\n",
+                "                    if digest in affected:\n",
+            ),
+        ),
+        kind="requests",
+    ),
+    Bug(
+        "discard-of-what-is-not-there-yet",
+        "requests 4",
+        "a second discard of what attempts left voids the generation that nobody makes yet (a fault of ours until 2026-11)",
+        (
+            Edit(
+                DROPPING,
+                "    begun = any(claim is None or claim.generation == evidence.generation for claim in claims)\n",
+                "    begun = bool(claims)\n",
+            ),
+        ),
+        kind="requests",
+    ),
+    Bug(
+        "half-a-discard",
+        "requests 4",
+        "a product that an attempt makes while its stage is discarded counts",
+        (
+            Edit(
+                DROPPING,
+                "    left = begun and (running or instance.digest in named)\n",
+                "    left = begun and not running and instance.digest in named\n",
+            ),
+        ),
+        kind="requests",
+    ),
+    Bug(
+        "retired-files-count-as-damage",
+        "requests 5",
+        "a reader that finds files missing does not read again whether they were retired meanwhile",
+        (
+            Edit(
+                EVIDENCE,
+                "        retired = ledger.retired(instance, done.generation)\n        problem",
+                "        problem",
+            ),
+        ),
+        kind="requests",
+    ),
+)
