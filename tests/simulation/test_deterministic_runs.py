@@ -21,7 +21,13 @@ from tests.simulation.bugs import ROOT
 from tests.simulation.bugs.every import BUGS
 from tests.simulation.runs import play
 
-QUICK = ("product-before-it-is-durable", "lost-reply-taken-for-refusal", "only-running-jobs-hold")
+QUICK = (
+    "product-before-it-is-durable",
+    "lost-reply-taken-for-refusal",
+    "only-running-jobs-hold",
+    "discard-of-what-is-not-there-yet",
+    "no-grace-after-the-actor",
+)
 
 
 def hunted(*words: str, **environment: str) -> dict[str, Any]:
