@@ -19,14 +19,7 @@ from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import (
-    CellStatus,
-    Gates,
-    StageStatus,
-    State,
-    cell_status,
-    stage_status,
-)
+from orchestrator.core.state import CellStatus, Gates, StageStatus, State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.core.sweep import SweepReference as SweepReference
 from orchestrator.core.sweep import parse_reference as parse_reference
