@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 export UV_LINK_MODE ?= copy
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long simulate check fix mutants bench gpu-check chaos vllm lock clean
+.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long simulate check fix mutants mutants-rest bench gpu-check chaos vllm lock clean
 
 setup: $(STAMP)
 
@@ -93,8 +93,11 @@ fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-mutants: setup ## how many small changes to core/ and jobs/ the tests notice: docs/mutants.md (a sample; an hour or less)
+mutants: setup ## how many small changes to core/ and jobs/ the tests notice: docs/mutants.md (a sample; minutes)
 	$(BIN)/python docs/mutants.py
+
+mutants-rest: setup ## the same of 300 changes to all other modules (an hour or less)
+	$(BIN)/python docs/mutants.py --rest
 
 gpu-check: setup ## what only a GPU can tell: speed, memory and numerics of training (8 minutes on an H200)
 	$(BIN)/python benchmarks/gpu_check.py --out gpu-check

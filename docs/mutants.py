@@ -1,9 +1,9 @@
 """Measure how many small changes to the code the tests notice, and write docs/mutants.md.
 
-    python docs/mutants.py                        every change to core/ and the pure modules of jobs/
-    python docs/mutants.py --sample 300           a random sample of them
+    python docs/mutants.py                        a random sample of the changes to core/ and the pure modules of jobs/
+    python docs/mutants.py --all                  every change to them; hours
     python docs/mutants.py --modules core.state   every change to some of these modules
-    python docs/mutants.py --rest                 a random sample of 300 changes to all other modules
+    python docs/mutants.py --rest                 300 random changes to all other modules
     python docs/mutants.py --page                 only write the page again
 
 What was measured is kept in ``.mutants/``, so a run that was cut off goes on. A change that was noticed is not
@@ -25,19 +25,21 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
-from mutating import KILLED, SURVIVED, TIMEOUT, UNREACHED, Change, changes_of  # noqa: E402
+from mutating import KILLED, SURVIVED, TIMEOUT, UNREACHED, Change, changes_of, files_about  # noqa: E402
 
 WORK, RESULTS, PAGE = ROOT / ".mutants", ROOT / "docs/mutants.json", ROOT / "docs/mutants.md"
 REASONS = ROOT / "docs/mutants.toml"
-SEED, SAMPLE = 16, 300
+SEED, SAMPLE, DRAWS, PER_DRAW = 17, 400, 62, 5
 CORE_TESTS = ("tests/core", "tests/jobs", "tests/store/test_decisions.py")
-REST_TESTS = ("tests", "--ignore=tests/slurm", "--ignore=tests/ray", "--ignore=tests/test_gpu_check.py")
-CORE_SECONDS, REST_SECONDS = 30.0, 10.0
+NOT_RUN = ("slurm", "ray", "test_gpu_check.py")
+"""Tests that need a cluster or a GPU, below tests/."""
+CORE_SECONDS, REST_SECONDS = 5.0, 10.0
 """How much processor time the tests of one change may take."""
 
 
@@ -73,6 +75,44 @@ def copy() -> Path:
     return target
 
 
+def sampled(files: Mapping[str, Path], arguments: argparse.Namespace) -> dict[str, tuple[str, Change]]:
+    """Return the changes to measure: all, those of some modules, or a sample."""
+    found = {
+        key_of(module, digest_of(path), name): (module, change)
+        for module, path in files.items()
+        if not arguments.modules or module in arguments.modules
+        for name, change in changes_of(path, WORK / "changes").items()
+    }
+    if arguments.all or arguments.modules:
+        return found
+    names = random.Random(arguments.seed).sample(sorted(found), min(arguments.sample, len(found)))
+    return {name: found[name] for name in names}
+
+
+def drawn(files: Mapping[str, Path], seed: int, draws: int = DRAWS) -> dict[str, tuple[str, Change]]:
+    """Return random changes: of each drawn module `PER_DRAW`; larger modules are drawn more often.
+
+    To make all changes first, of which a sample could be drawn evenly, takes longer than to measure these.
+    """
+    names = sorted(files)
+    weights = [files[name].stat().st_size for name in names]
+    found: dict[str, tuple[str, Change]] = {}
+    for draw, module in enumerate(random.Random(seed).choices(names, weights, k=DRAWS)[:draws]):
+        all_of = changes_of(files[module], WORK / "changes")
+        sample = random.Random(f"{seed} {module} {draw}").sample(sorted(all_of), min(PER_DRAW, len(all_of)))
+        for name in sample:
+            found[f"{draw} {key_of(module, digest_of(files[module]), name)}"] = module, all_of[name]
+    return found
+
+
+def tests_of(changes: Mapping[str, tuple[str, Change]]) -> list[str]:
+    """Return the test files for some changes to modules outside core."""
+    paths = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
+    texts = {path: (ROOT / path).read_text() for path in paths if path.parts[1] not in NOT_RUN}
+    found = {path for module, _ in changes.values() for path in files_about(f"orchestrator.{module}", texts)}
+    return sorted(map(str, found))
+
+
 def measure(
     changes: Mapping[str, tuple[str, Change]], tests: Sequence[str], reached: bool, seconds: float
 ) -> None:
@@ -103,7 +143,7 @@ def measure(
     ]
     command += ["--assert=plain", "--rootdir=.", "-m", "not long", *tests]
     path = os.pathsep.join((str(where), str(where / "docs")))
-    env = {**os.environ, "MUTANTS_PLAN": str(plan), "PYTHONPATH": path}
+    env = {**os.environ, "MUTANTS_PLAN": str(plan), "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     code = subprocess.run(command, cwd=where, env=env, check=False, stdout=subprocess.DEVNULL).returncode
     if code not in (0, 5):
         sys.exit(f"pytest ended with {code}")
@@ -137,23 +177,25 @@ def interval(killed: int, of: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def record(
-    part: str, files: Mapping[str, Path], changes: Mapping[str, tuple[str, Change]], total: int
-) -> None:
+def record(part: str, files: Mapping[str, Path], changes: Mapping[str, tuple[str, Change]]) -> None:
     """Put what was measured of core or the rest into docs/mutants.json."""
-    found = known()
-    each: dict[str, dict[str, Any]] = {}
+    found, each, draws = known(), dict[str, dict[str, Any]](), dict[str, list[int]]()
     for key, (module, change) in changes.items():
         if key in found:
-            of = each.setdefault(
+            counts = each.setdefault(
                 module, {"digest": digest_of(files[module]), "counts": Counter(), "left": {}}
             )
             word = found[key][0]
-            of["counts"][word] += 1
+            counts["counts"][word] += 1
+            draws.setdefault(key.split()[0], []).append(word in (KILLED, TIMEOUT))
             if word in (SURVIVED, UNREACHED):
-                of["left"][key.split()[-1]] = shown(files[module].read_text(), change)
-    results = json.loads(RESULTS.read_text())
-    results[part] = {"changes": total, "modules": dict(sorted(each.items()))}
+                counts["left"][key.split()[-1]] = shown(files[module].read_text(), change)
+    total = (
+        sum(len(changes_of(path, WORK / "changes")) for path in files.values()) if part == "core" else None
+    )
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    shares = [sum(good) / len(good) for good in draws.values()] if part == "rest" else []
+    results[part] = {"changes": total, "shares": shares, "modules": dict(sorted(each.items()))}
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -205,8 +247,9 @@ take seconds together. What other tests notice counts as a survivor here.
     "rest": """
 ## All other modules
 
-A random sample of the changes (`make mutants-rest`). Each is tried against the tests of its module: those in files that name the module and
-those in the folder of its package, the tests whose words name the function first, for at most 10 seconds of processor time.
+Five random changes to each of 60 modules, the larger ones drawn more often (`make mutants-rest`). Each is tried
+against the tests of the files that name the module, else of those in the folder of its package: the tests whose words name the function
+first, for at most 10 seconds of processor time.
 Tests of real Slurm and Ray clusters and tests of minutes do not run. So the share is a lower bound of what all tests notice.
 """,
 }
@@ -240,8 +283,16 @@ def _part(result: Mapping[str, Any], reasons: Sequence[Mapping[str, str]]) -> It
             text = text if len(text) <= 200 else f"{text[:200]}..."
             survivors.append(f"| `{module}` `{function_of(name)}` | `{text}` | {why} |\n")
     number, good = sum(sums.values()), sums[KILLED] + sums[TIMEOUT]
-    yield f"\nMeasured were {number} of {result['changes']} changes: {good} were noticed, **{100 * good / number:.1f} %**."
-    if number < result["changes"]:
+    of = f" of {result['changes']}" if result["changes"] else ""
+    yield f"\nMeasured were {number}{of} changes: {good} were noticed, **{100 * good / number:.1f} %**."
+    if result["shares"]:
+        share, half = (
+            mean(result["shares"]),
+            1.96 * stdev(result["shares"]) / math.sqrt(len(result["shares"])),
+        )
+        yield f" They are of {len(result['shares'])} draws. The share of all lies between {100 * (share - half):.1f} and "
+        yield f"{100 * (share + half):.1f} %, at 95 %, by the spread between draws."
+    elif number < result["changes"]:
         low, high = interval(good, number)
         yield f" The share of all lies between {100 * low:.1f} and {100 * high:.1f} %, at 95 % "
         yield "([Wilson](https://doi.org/10.1080/01621459.1927.10502953))."
@@ -257,35 +308,27 @@ def _part(result: Mapping[str, Any], reasons: Sequence[Mapping[str, str]]) -> It
 def main() -> None:
     """Measure, record and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--rest", action="store_true")
     parser.add_argument("--modules", nargs="*", default=[])
-    parser.add_argument("--sample", type=int)
+    parser.add_argument("--sample", type=int, default=SAMPLE)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--draws", type=int, default=DRAWS, help="measure only the first draws")
     parser.add_argument("--page", action="store_true")
     arguments = parser.parse_args()
     if not arguments.page:
         files = modules(rest=arguments.rest)
-        changes: dict[str, tuple[str, Change]] = {}
-        for module, path in files.items():
-            for name, change in changes_of(path, WORK / "changes").items():
-                changes[key_of(module, digest_of(path), name)] = module, change
-        total = len(changes)
-        if arguments.modules:
-            changes = {key: each for key, each in changes.items() if each[0] in arguments.modules}
-        sample = arguments.sample or (SAMPLE if arguments.rest else None)
-        if sample is not None:
-            names = sorted(random.Random(arguments.seed).sample(sorted(changes), min(sample, len(changes))))
-            changes = {name: changes[name] for name in names}
+        changes = (
+            drawn(files, arguments.seed, arguments.draws) if arguments.rest else sampled(files, arguments)
+        )
         found = known()
         left = {
-            key: each
-            for key, each in changes.items()
-            if found.get(key, (SURVIVED,))[0] in (SURVIVED, UNREACHED)
+            key: each for key, each in changes.items() if found.get(key, ("",))[0] not in (KILLED, TIMEOUT)
         }
         if left:
-            tests, seconds = (REST_TESTS, REST_SECONDS) if arguments.rest else (CORE_TESTS, CORE_SECONDS)
-            measure(left, tests, not arguments.rest, seconds)
-        record("rest" if arguments.rest else "core", files, changes, total)
+            tests = tests_of(left) if arguments.rest else CORE_TESTS
+            measure(left, tests, not arguments.rest, REST_SECONDS if arguments.rest else CORE_SECONDS)
+        record("rest" if arguments.rest else "core", files, changes)
     PAGE.write_text(page())
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import gc
 import hashlib
 import importlib
@@ -19,6 +20,7 @@ import os
 import resource
 import signal
 import sys
+import textwrap
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 KILLED, SURVIVED, UNREACHED, TIMEOUT = "killed", "survived", "no test reaches it", "timeout"
+BROKEN = 77  # exit code where this module itself failed
 MEMORY = 3 << 30  # bytes that a change may make a test take
 
 
@@ -59,10 +62,6 @@ def _changes(path: Path, source: str) -> Iterator[tuple[str, Change]]:
 
     made = mutate_file_contents(str(path), source, None, None)
     lines, spans = made.code.splitlines(keepends=True), made.line_span_by_function_name
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    places = dict(_functions(source))
     for name in made.mutant_names:
         mangled, _, _ = name.partition("__mutmut_")
         function = ".".join(mangled.split("ǁ")[1:]) if "ǁ" in mangled else mangled.removeprefix("x_")
@@ -71,9 +70,8 @@ def _changes(path: Path, source: str) -> Iterator[tuple[str, Change]]:
             "".join(lines[spans[each].start - 1 : spans[each].end]).replace(each, short, 1)
             for each in (f"{mangled}__mutmut_orig", name)
         )
-        node = places[function]
-        first = starts[node.lineno - 1]
-        text = source[first : starts[node.end_lineno or 0]]
+        first, end = _places(source)[function]
+        text = source[first:end]
         begin = old.find(f"def {short}") - text.find(f"def {short}")
         old, new = old[begin:].rstrip("\n"), new[begin:].rstrip("\n")
         assert text.startswith(old), f"mutmut's copy of {function} is not its source"
@@ -95,6 +93,17 @@ def _functions(source: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFu
                 yield f"{node.name}.{each.name}" if isinstance(node, ast.ClassDef) else each.name, each
 
 
+@functools.cache
+def _places(source: str) -> dict[str, tuple[int, int]]:
+    """Return where the definition of each function begins and ends, in characters."""
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    return {
+        name: (starts[node.lineno - 1], starts[node.end_lineno or 0]) for name, node in _functions(source)
+    }
+
+
 def _function(module: types.ModuleType, name: str) -> types.FunctionType | None:
     """Return the function object in a module; None if something else has its name there."""
     owner, _, short = name.rpartition(".")
@@ -103,30 +112,22 @@ def _function(module: types.ModuleType, name: str) -> types.FunctionType | None:
     return found if isinstance(found, types.FunctionType) else None
 
 
-def _replace(module: types.ModuleType, change: Change, source: str) -> bool:
-    """Give the function the code of the changed source; return whether that was possible in this process."""
-    target = _function(module, change.function)
-    node = dict(_functions(source))[change.function]
+def _replace(module: types.ModuleType, name: str, text: str) -> bool:
+    """Give a function the code of a changed definition; return whether that was possible in this process."""
+    target = _function(module, name)
     if target is None:
         return False
-    node.decorator_list = []
-    owner = change.function.rpartition(".")[0]
-    body: list[ast.stmt] = [node]
+    owner, _, short = name.rpartition(".")
+    text = textwrap.dedent(text)
     if owner:
-        body = [ast.ClassDef(name=owner, bases=[], keywords=[], body=body, decorator_list=[])]
-    tree = ast.Module(body=body, type_ignores=[])
+        text = f"class {owner}:\n{textwrap.indent(text, ' ')}"
     future = sys.modules["__future__"].annotations.compiler_flag
     made: dict[str, Any] = {}
     try:
-        exec(  # noqa: S102
-            compile(ast.fix_missing_locations(tree), str(module.__file__), "exec", future), vars(module), made
-        )
-        new = made[owner].__dict__[node.name] if owner else made[node.name]
+        exec(compile(text, str(module.__file__), "exec", future), vars(module), made)  # noqa: S102
+        new = made[owner].__dict__[short] if owner else made[short]
         target.__code__ = new.__code__
-    except (
-        NameError,
-        ValueError,
-    ):  # a default names a member of the class; another number of outer variables
+    except (NameError, ValueError):  # a default of the class's own; another number of outer variables
         return False
     target.__defaults__, target.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
     return True
@@ -159,7 +160,7 @@ def pytest_configure() -> None:
     from hypothesis import Phase, settings
 
     phases = (Phase.explicit, Phase.generate)
-    settings.register_profile("mutants", phases=phases, database=None, derandomize=True)
+    settings.register_profile("mutants", max_examples=25, phases=phases, database=None, derandomize=True)
     settings.load_profile("mutants")
 
 
@@ -178,6 +179,8 @@ def pytest_runtestloop(session: Any) -> bool:
         for number, (name, (module, change)) in enumerate(plan.changes.items(), start=1):
             items = tests[module, change.function]
             word, test = _measure(module, change, items, plan.seconds)
+            # What noticed one change of a function often notices the next one.
+            items.sort(key=lambda item, test=test: item.nodeid != test)
             stream.write(json.dumps([name, word, test]) + "\n")
             stream.flush()
             if number % 50 == 0:
@@ -201,7 +204,7 @@ def _in_fork(work: Callable[[], int], seconds: float, wall_s: float) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-        code = 1
+        code = BROKEN
         try:
             code = work()
         finally:
@@ -220,7 +223,7 @@ def _in_fork(work: Callable[[], int], seconds: float, wall_s: float) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _reached(plan: Plan, items: Sequence[Any]) -> Mapping[tuple[str, str], Sequence[Any]]:
+def _reached(plan: Plan, items: Sequence[Any]) -> Mapping[tuple[str, str], list[Any]]:
     """Return for each function the tests that call it, the shortest first.
 
     One process runs all tests. There each function's code marks a byte of shared memory first.
@@ -266,27 +269,39 @@ def _mark(module: types.ModuleType, name: str, mark: Callable[[], None]) -> None
     target.__defaults__ = target.__kwdefaults__ = None
 
 
-def _likely(plan: Plan, items: Sequence[Any]) -> Mapping[tuple[str, str], Sequence[Any]]:
-    """Return for each function the tests of its module, those first whose words name it.
+def files_about(module: str, texts: Mapping[Path, str]) -> list[Path]:
+    """Return the test files that name a module, else those in the folder of its package.
 
-    These are tests in files that name the module, and in the folder of its package.
+    Args:
+        module: its full name.
+        texts: the text of each test file, by its path below the project.
     """
-    texts = {path: path.read_text() for path in {item.path for item in items}}
+    parent, _, last = module.rpartition(".")
+    named = [
+        path
+        for path, text in texts.items()
+        if module in text or (f"from {parent} import" in text and last in text)
+    ]
+    return named or [path for path in texts if path.parts[1] == module.split(".")[1]]
+
+
+def _likely(plan: Plan, items: Sequence[Any]) -> Mapping[tuple[str, str], list[Any]]:
+    """Return for each function the tests about its module, those first whose words name it."""
+    places = {item.path: item.path.relative_to(item.config.rootpath) for item in items}
+    texts = {place: path.read_text() for path, place in places.items()}
     bodies = {item: _body(item) for item in items}
     found = {}
     for module, change in plan.changes.values():
-        parent, _, last = module.rpartition(".")
+        about = set(files_about(module, texts))
         names = [name.lstrip("_") for name in change.function.split(".") if not name.startswith("__")]
-        ranks = []
-        for place, item in enumerate(items):
-            text = texts[item.path]
-            is_named = module in text or (f"from {parent} import" in text and last in text)
-            is_near = module.split(".")[1] == item.path.relative_to(item.config.rootpath).parts[1]
-            if is_named or is_near:
-                words = sum(name in bodies[item] for name in names) + sum(name in text for name in names)
-                is_slow = any(name in item.fixturenames for name in ("sweep", "cluster", "slurm"))
-                ranks.append((-2 * words - 3 * is_named + is_slow, place))
-        found[module, change.function] = [items[place] for _, place in sorted(ranks)]
+
+        def rank(item: Any, names: Sequence[str] = names) -> int:
+            text = texts[places[item.path]]
+            words = sum(2 * (name in bodies[item]) + (name in text) for name in names)
+            return ("sweep" in item.fixturenames) - words  # the command `sweep` takes longer than a function
+
+        mine = [item for item in items if places[item.path] in about]
+        found[module, change.function] = sorted(mine, key=rank)
     return found
 
 
@@ -307,11 +322,13 @@ def _measure(module: str, change: Change, items: Sequence[Any], seconds: float) 
     path = path if path.exists() else path.with_suffix("") / "__init__.py"
     source = path.read_text()
     changed = source[: change.start] + change.text + source[change.end :]
+    start, end = _places(source)[change.function]
+    text = source[start : change.start] + change.text + source[change.end : end]
     seen = mmap.mmap(-1, 4)
 
     def work() -> int:
         if module in sys.modules:
-            _replace(sys.modules[module], change, changed)
+            _replace(sys.modules[module], change.function, text)
         start = time.process_time()
         for place, item in enumerate(items):
             seen[:] = place.to_bytes(4, "big")
@@ -329,5 +346,6 @@ def _measure(module: str, change: Change, items: Sequence[Any], seconds: float) 
     finally:
         path.write_text(source)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert code != BROKEN, f"{module} {change} cannot be measured"
     test = items[int.from_bytes(seen[:], "big")].nodeid
     return {0: (SURVIVED, ""), 3: (SURVIVED, "")}.get(code, (KILLED if code > 0 else TIMEOUT, test))

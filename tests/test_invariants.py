@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,39 @@ def test_with_the_defect_the_test_fails_and_without_it_it_passes(row: dict[str, 
         file.write_text(text)
 
 
+@pytest.fixture
+def docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+
+
+@pytest.mark.usefixtures("docs")
 def test_the_page_on_mutants_is_made_of_what_was_measured() -> None:
-    spec = importlib.util.spec_from_file_location("mutants", ROOT / "docs" / "mutants.py")
-    assert spec is not None and spec.loader is not None
-    mutants = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutants)
+    mutants = importlib.import_module("mutants")
     assert mutants.PAGE.read_text() == mutants.page(), "python docs/mutants.py --page"
+
+
+@pytest.mark.usefixtures("docs")
+def test_a_change_changes_what_the_one_function_returns_wherever_it_is_referred_to(tmp_path: Path) -> None:
+    mutating = importlib.import_module("mutating")
+    file, source = (
+        tmp_path / "sums.py",
+        "class Sum:\n    def of(self, a, b=2):\n        return self._p(a) * b\n",
+    )
+    file.write_text(source := f"{source}\n    def _p(self, a):\n        return a + 1\n")
+    module = types.ModuleType("sums")
+    module.__file__ = str(file)
+    exec(compile(source, str(file), "exec"), vars(module))  # noqa: S102
+    kept = module.Sum().of
+    assert kept(1) == 4
+    found = set()
+    for change in mutating.changes_of(file, tmp_path / "cache").values():
+        start, end = mutating._places(source)[change.function]
+        text = source[start : change.start] + change.text + source[change.end : end]
+        assert mutating._replace(module, change.function, text)
+        try:
+            found.add((change.function, kept(1)))
+        except TypeError:
+            found.add((change.function, None))
+        assert mutating._replace(module, change.function, source[start:end])
+    assert kept(1) == 4
+    assert found >= {("Sum.of", 6), ("Sum.of", 1.0), ("Sum.of", None), ("Sum._p", 0), ("Sum._p", 6)}

@@ -148,9 +148,8 @@ class AttemptRun:
     def _without_part(self, before: StageInstance) -> Conclusion:
         """Return why the part of a stage cannot go on: nothing was saved, or nothing saved is whole."""
         if any(candidates(self._ledger, before, self._ledger.attempts(before))):
-            why = (
-                f"the checkpoints of {before.name} are damaged: `sweep discard` it, so that it is made again"
-            )
+            fix = f"`sweep discard --stage {before.stage}` has it made again"
+            why = f"the checkpoints of {before.name} are damaged: {fix}"
             return Conclusion("failed", cause=Cause.STORAGE, message=why)
         why = f"{before.name} left no checkpoint to go on from: it has to save one at its last step"
         return Conclusion("failed", cause=Cause.CONFIG, message=why)

@@ -24,7 +24,7 @@ from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import ComposedSweep, preload
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError, says_full
 from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
 from orchestrator.execution.supervision import ForkedChildren
@@ -95,8 +95,11 @@ def run(
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
         checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
         # Before the first claim: a worker that cannot work must cost no attempt.
-        problem = _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger)
-        if problem := problem or _package_problem(ledger, order):
+        if problem := (
+            _code_problem(ledger, order, revision.sweep, checkout)
+            or _store_problem(ledger, order, ending, say)
+            or _package_problem(ledger, order)
+        ):
             say(f"{problem.what}: this worker claims nothing")
             return problem.code
         # A job that is to claim nothing should give its GPUs back before it imports anything large.
@@ -286,13 +289,30 @@ def _is_spent(ledger: Ledger, order: Assignment) -> bool:
     )
 
 
-def _store_problem(ledger: Ledger) -> _Problem | None:
-    """Return why the store cannot be used safely; None if it can."""
-    try:
-        ledger.prove_writable()
-    except UserError as error:
-        return _Problem(error.what, REFUSED)
-    return None
+def _store_problem(
+    ledger: Ledger, order: Assignment, ending: _Ending, say: Callable[[str], None]
+) -> _Problem | None:
+    """Return why the store cannot be used safely; None if it can.
+
+    While the disk is full, a worker of this machine waits. One in a job leaves, since it holds what others
+    could use; that is no fault of its node.
+    """
+    until_s, said = time.monotonic() + order.settings.store.outage_s, False
+    while True:
+        try:
+            ledger.prove_writable()
+        except UserError as error:
+            is_full = says_full(error.what)
+            if is_full and order.job is not None:
+                return _Problem(error.what, InfrastructureError.exit_code)
+            if not is_full or ending.why() or time.monotonic() > until_s:
+                return _Problem(error.what, REFUSED)
+            if not said:
+                say(f"{error.what}: waiting for space")
+            said = True
+            time.sleep(OUTAGE_POLL_S)
+        else:
+            return None
 
 
 def in_fork_server(order_json: bytes, log: str) -> None:

@@ -189,7 +189,7 @@ class LocalLauncher:
     def _last_line(self, slot: int) -> str:
         """Return the last line of a worker's log, without its time and prefix."""
         lines = log_tail(self._log(slot)).splitlines()
-        return lines[-1].partition(f"worker {slot}: ")[2] if lines else "its code is not that of the launch"
+        return lines[-1].partition(f"worker {slot}: ")[2] if lines else "its log is empty"
 
     def poll(self) -> int:
         """Count live workers, and replace killed ones.

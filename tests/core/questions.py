@@ -178,6 +178,7 @@ COMMANDS: list[dict[str, Any]] = [
             ("oom_gpu", {"halve": [1]}),
             ("oom_gpu", {"halve": "other"}),
             ("oom_gpu", {"quarter": "lr"}),
+            ("oom_gpu", {"halve": "lr", "double": "train.note", "set": {"lr": 1}, "times": 2}),
             ("oom_gpu", {"halve": "lr", "times": 20}),
         )
     ),

@@ -147,6 +147,10 @@ def grids() -> Answers:
             grid.add({"seed": str(place // 2)}, str(place // 2), {**CONFIG, "seed": place // 2})
         cells, notes = grid.cells((number,), number - 1)
         yield f"{number} alike", (len(cells), notes, grid.sum_text)
+    for cut in (None, CUT):
+        grid = Grid(Selectors.parse([], [], {}), {}, {"fit": FIT}, where="s.yaml", cut=cut)
+        grid.add({}, "x", CONFIG)
+        yield f"cut {cut is not None}", len(grid.cells((), 1)[0][0].stage_digests)
     yield "no column", answer(lambda: empty_column())
 
 
@@ -312,6 +316,22 @@ def gating() -> Answers:
                     f"  given up {len(held)}",
                     [is_given_up(d, gates, Holds(held)) for d in (*digests, "other")],
                 )
+    twice = Gates(
+        instances={d: StageInstance(stage=d, digest=d, reads={}) for d in ("g", "h")},
+        chains={"g": ("g",), "h": ("h",)},
+        cells={
+            SWEEP.cells[0].id: (
+                Gate(digest="g", stages=("fit-small-en",)),
+                Gate(digest="h", stages=("fit-small-en",)),
+            )
+        },
+    )
+    for first, second in itertools.product((State.DONE, State.RUNNING, State.FAILED), repeat=2):
+        both = {"g": StageStatus(first, "it is"), "h": StageStatus(second, "it is")}
+        of_two = GateRule(SWEEP.cells, twice).holds(
+            lambda d, both=both: both.get(d, StageStatus(State.PENDING, ""))
+        )
+        yield f"two gates {first} {second}", {d: tuple(hold) for d, hold in of_two.items()}
     asked = {cell.id: 2 for cell in SWEEP.cells}
     for revisions, cells, last in itertools.product(((1, 1), (1, 2), (2, 1)), (None, ("small en",)), (1, 2)):
         requests = [
@@ -336,6 +356,9 @@ def gating() -> Answers:
     for name, other in {
         "itself": one, "fewer inputs": replace(one, inputs=one.inputs[:1]), "more": replace(one, inputs=(*one.inputs, Input("d", "", "3"))),
         "other reads": replace(one, reads={**one.reads, "x": 2}), "another launch": replace(one, reads={**one.reads, "launch": {"code": "d"}}),
+        "another digest": replace(one, digest="b"),
+        "more of another digest": replace(one, digest="b", inputs=(*one.inputs, Input("d", "", "3"))),
+        "fewer of another digest": replace(one, digest="b", inputs=one.inputs[:1]),
         "another stage": replace(one, stage="chek"),
     }.items():  # fmt: skip
         yield f"stands for {name}", (stands_for(one, other), stands_for(other, one))

@@ -263,7 +263,7 @@ def selections() -> Answers:
             "no ids": [each._replace(cell="") for each in SUBJECTS],
         }.items():
             for labels, where in itertools.product((None, {"model": ("tny", "old")}), ("", "s.yaml")):
-                if (labels or where) and name != "all":
+                if (labels or where) and name not in ("all", "no ids"):
                     continue
                 yield (
                     f"  checked {text!r}, {name}, {labels}",

@@ -65,6 +65,10 @@ def trees() -> Answers:
                 lambda v=value, w=where, k=key: msgspec.to_builtins(tree.convert(v, Outer, where=w, key=k))
             ),
         )  # type: ignore[misc]
+    yield (
+        "no place",
+        (answer(lambda: tree.convert({}, Inner)), answer(lambda: tree.refuse_non_finite(float("nan")))),
+    )
     policy = {"lease_s": -1, "breaker": 3.5, "keep": "x"}
     for name, value in policy.items():
         yield (

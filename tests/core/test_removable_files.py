@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,3 +77,9 @@ def test_files_that_must_exist_are_those_that_no_record_retired() -> None:
     assert remaining_files(PRODUCT.files, records) == PRODUCT.files[:2]
     assert describe_retired(records) == "1 file under policy best, 2 files under policy none"
     assert describe_retired([]) == ""
+
+
+def test_a_consumer_that_chose_for_no_stage_or_another_keeps_everything():
+    (first, *_) = [consumer([])]
+    for retire in ({}, {"other": {"best": ()}}, {PRODUCT.stage: {}}):
+        assert removable_files(PRODUCT, [msgspec.structs.replace(first, retire=retire)], "best") == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.settings import StoreSettings
+from orchestrator.errors import InfrastructureError
 from orchestrator.execution import main as worker_main
 from orchestrator.execution.assignment import Assignment, this_owner
 from orchestrator.execution.liveness import Idleness, Watcher
@@ -171,11 +173,29 @@ def test_a_worker_on_a_full_disk_claims_nothing_and_says_why(
     sweep = sweep_of(1)
     seal(store, sweep)
     fill(disk)
-    file = tmp_path / "order.json"
-    file.write_bytes(msgspec.json.encode(order_for(store, sweep.name)))
-    assert worker_main.main([str(file)]) == REFUSED
-    assert "No space left on device" in capfd.readouterr().out
+    file, order = tmp_path / "order.json", order_for(store, sweep.name)
+    order = replace(order, settings=replace(order.settings, store=StoreSettings(outage_s=0.0)))
+    in_job = replace(order, job=JobContext(cluster="c", job="7"))
+    for each, code in ((order, REFUSED), (in_job, InfrastructureError.exit_code)):
+        file.write_bytes(msgspec.json.encode(each))
+        assert worker_main.main([str(file)]) == code
+        assert "No space left on device" in capfd.readouterr().out
     assert not (store / "records").exists()
+
+
+def test_a_worker_that_starts_on_a_full_disk_waits_for_space(disk: Path, tmp_path: Path) -> None:
+    store = disk / "store"
+    sweep = sweep_of(1)
+    seal(store, sweep)
+    others, file = fill(disk), tmp_path / "order.json"
+    file.write_bytes(msgspec.json.encode(order_for(store, sweep.name)))
+    command = [sys.executable, "-u", "-m", "orchestrator.execution.main", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert "waiting for space" in running.stdout.readline()
+        others.unlink()
+        assert "attempt 1 succeeded" in running.stdout.read()
+    assert running.returncode == 0
 
 
 COUNT_LARGE = """

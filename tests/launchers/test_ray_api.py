@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import InfrastructureError, SchedulerUnavailable, UserError
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import Resources, Submission
 from orchestrator.launchers.base import Verdict
@@ -187,6 +187,7 @@ def test_what_is_no_answer_of_ray_submits_nothing_and_proves_nothing(
     with pytest.raises(InfrastructureError) as failed:
         Api(server.address).version()
     assert said in str(failed.value)
+    assert isinstance(failed.value, SchedulerUnavailable) is (status >= 500)  # who waits asks again
     assert submit(server.address).verdict is not Verdict.ACCEPTED
     told = RayScheduler(server.address).jobs(["s.1"])
     assert "is no Ray dashboard" in told.problem and not told.complete and not told.seen

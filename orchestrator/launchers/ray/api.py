@@ -204,6 +204,7 @@ class Api:
         """Return the content of a successful answer, converted to its type.
 
         Raises:
+            SchedulerUnavailable: the server failed.
             InfrastructureError: it is no success, or something else, such as a login page.
         """
         said = f"{reply.status} {' '.join(str(reply.data).split())[:200]}"
@@ -215,7 +216,9 @@ class Api:
         # a proxy may answer with the page of a login, and with success
         is_login = reply.status in (401, 403) or (reply.status == 200 and isinstance(reply.data, str))
         fix = LOGIN if is_login else ""
-        raise InfrastructureError(f"{self.address}{path} is no Ray dashboard for us: {said}", fix=fix)
+        # such as "No available agent to submit job", while the cluster or a proxy before it starts
+        kind_of_error = SchedulerUnavailable if reply.status >= 500 else InfrastructureError
+        raise kind_of_error(f"{self.address}{path} is no Ray dashboard for us: {said}", fix=fix)
 
     def version(self) -> str:
         """Return the version of the cluster's Ray.
