@@ -56,7 +56,7 @@ class Invariants:
         self._created: dict[str, bytes] = {}
         self._claimed_s: dict[tuple[tuple[str, str], int], float] = {}
         self._made_s: dict[str, float] = {}
-        self._beats: dict[tuple[tuple[str, str], int], float] = {}
+        self._beats: dict[tuple[tuple[str, str], int], tuple[float, float]] = {}  # the former, the last
         self._claims: dict[str, list[tuple[tuple[str, str], int]]] = {}
         self.products: dict[str, Done] = {}
 
@@ -107,14 +107,15 @@ class Invariants:
                 raise RuleBroken(3, f"{key} was created before attempt {number - 1}")
             claim = formats.decode(self._created[key], Claim)
             owners[number] = claim.owner.process.start
-            self._beats[of, number] = self._claimed_s[of, number] = self._world.now_s
+            self._beats[of, number] = (self._world.now_s, self._world.now_s)
+            self._claimed_s[of, number] = self._world.now_s
             self._claims.setdefault(owners[number], []).append((of, number))
             if claim.supersedes is not None:
                 self._check_dead(key, of, number - 1)
         elif name == "end.json":
             self._once(kind, key)
         elif name == "heartbeat.json":
-            self._beats[of, number] = self._world.now_s
+            self._beats[of, number] = (self._beats[of, number][1], self._world.now_s)
         elif name == "start.json":
             self._start(key, of, number)
         if kind == "unlink":
@@ -140,12 +141,13 @@ class Invariants:
 
     def _check_dead(self, key: str, of: tuple[str, str], number: int) -> None:
         """Check that an attempt that was taken for dead is not one that runs undisturbed."""
-        owner, beat_s = self._owners[of][number], self._beats[of, number]
+        owner, (former_s, beat_s) = self._owners[of][number], self._beats[of, number]
         processes = {process.name: process for process in self._world.processes if process.is_alive}
         worker = processes.get(owner)
         if worker is None or self.claims_of(owner)[-1] != (of, number):
             return
-        is_disturbed = max(worker.stopped_until_s, worker.machine.cut_until_s) >= beat_s
+        # Whoever takes over may have judged just before the last beat, of a worker that has just gone on.
+        is_disturbed = max(worker.stopped_until_s, worker.machine.cut_until_s) >= former_s
         has_child = any(name.startswith(f"{owner}/") for name in processes)
         if has_child and not is_disturbed:
             ago_s = self._world.now_s - beat_s

@@ -170,7 +170,6 @@ class RayDriver:
     ) -> None:
         self._log = log
         self._connect = connect
-        self._submission = submission
         self._records = DriverRecords(ledger, sweep, submission.number, restart)
         submissions = Submissions(ledger, sweep)
         sealed = ledger.revision(sweep, submission.revision).sweep
@@ -197,7 +196,7 @@ class RayDriver:
             return 0
         signal.signal(signal.SIGTERM, self._stop.on_signal)
         address = LOCAL if self._settings.address == LOCAL else AUTO
-        self._pool = self._connect(address, self._submission.resources)
+        self._pool = self._connect(address, self._starter.submission.resources)
         try:
             code = self._drive()
         finally:
@@ -277,7 +276,7 @@ class RayDriver:
 
     def _adjust(self, work: OpenWork) -> None:
         """Start workers that there is work for, and drop superfluous ones that wait for resources."""
-        left_out, here = self._nodes.left_out(), self._submission.cluster
+        left_out, here = self._nodes.left_out(), self._starter.submission.cluster
         out = {node: one for (place, node), one in left_out.items() if place == here}
         if self._pool.bar(out):
             self._say("; ".join(named(*each) for each in out.items()) or "no node is left out any more")
@@ -324,7 +323,7 @@ class RayDriver:
         pending = len(self._pool.pending)
         text = demand(len(self._pool.running), pending)
         if pending:  # only then, because the list of nodes is a costly query
-            text += waits_for(self._submission.resources, self._pool.nodes())
+            text += waits_for(self._starter.submission.resources, self._pool.nodes())
         try:
             self._records.write_status(text, self._losses.known, force=force)
         except OSError as error:
