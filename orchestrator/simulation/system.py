@@ -154,7 +154,7 @@ class _Calls:
 
 
 _unlocked: set[str] = set()
-"""Modules whose cached properties have no locks any more. To look at all of them takes as long as a run."""
+"""Modules whose cached properties were looked at. To look at all of them takes as long as a run."""
 
 
 def _without_locks() -> None:
@@ -163,11 +163,12 @@ def _without_locks() -> None:
     Before Python 3.12 a property locks while it is computed, for all objects of its class: a process that
     waits for its turn inside of one would keep all others out for ever.
     """
-    for name, module in list(sys.modules.items()):
-        if name in _unlocked or not name.startswith("orchestrator."):
+    new = sys.modules.keys() - _unlocked
+    _unlocked.update(new)
+    for name in new:
+        if not name.startswith("orchestrator."):
             continue
-        _unlocked.add(name)
-        for each in [one for one in vars(module).values() if isinstance(one, type)]:
+        for each in [one for one in vars(sys.modules[name]).values() if isinstance(one, type)]:
             for found in vars(each).values():
                 if isinstance(found, functools.cached_property):
                     found.lock = contextlib.nullcontext()  # type: ignore[attr-defined]
