@@ -173,6 +173,38 @@ def short_paths() -> Iterator[None]:
         tempfile.tempdir = before
 
 
+_kept: list[int] = []
+"""Copies of descriptor 1 while it leads to standard error."""
+
+
+@contextlib.contextmanager
+def for_people(*, as_json: bool) -> Iterator[None]:
+    """Send what is printed meanwhile to standard error, if standard output is for JSON alone.
+
+    Processes that are started meanwhile inherit descriptor 1, so it leads to standard error as well.
+    """
+    if not as_json:
+        yield
+        return
+    printing = sys.stdout
+    printing.flush()
+    _kept.append(os.dup(1))
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        printing.flush()  # of whoever kept the stream; it is not for standard output either
+        give_back_output()
+        os.close(_kept.pop())
+
+
+def give_back_output() -> None:
+    """Let descriptor 1 lead to standard output again, for a process that takes the place of this one."""
+    if _kept:
+        os.dup2(_kept[-1], 1)
+
+
 def outlive_the_reader() -> None:
     """Let a command that runs things continue when its output can no longer be written."""
     if isinstance(sys.stdout, Stream):

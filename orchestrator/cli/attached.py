@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -33,8 +34,8 @@ from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.state import GOOD, State
 from orchestrator.core.sweep import preload
-from orchestrator.entry import outlive_the_reader, prepare
-from orchestrator.errors import InfrastructureError, SweepError, UserError, counted
+from orchestrator.entry import for_people, give_back_output, outlive_the_reader, prepare
+from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.records import Submission
 from orchestrator.jobs.submissions import Submissions, settings_of
 from orchestrator.launchers.base import GpuNumbers, Launch, Launcher
@@ -52,13 +53,6 @@ attempts to read the final states.
 
 
 _NEXT_DECISION = "orchestrator.api.waiting:next_decision"  # Loaded by name: few launches print JSON.
-
-
-@contextlib.contextmanager
-def for_people(*, as_json: bool) -> Iterator[None]:
-    """Send what is printed meanwhile to standard error, if standard output is for JSON alone."""
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        yield
 
 
 class Launched(NamedTuple):
@@ -274,6 +268,7 @@ def go_on_in_the_snapshot(objects: ObjectStore, code: Code, words: Sequence[str]
     # `execve` keeps the process id but drops Python's buffers.
     sys.stdout.flush()
     sys.stderr.flush()
+    give_back_output()
     environment = {**os.environ, "PYTHONPATH": str(package)}
     os.execve(sys.executable, [sys.executable, "-P", "-m", *words], environment)
 
@@ -377,22 +372,25 @@ def main(argv: list[str] | None = None) -> int:
     url, name, number, *rest = sys.argv[1:] if argv is None else argv
     prepare()
     outlive_the_reader()
-    try:
-        ledger = open_ledger(url)
-        requests = [r for r in ledger.requests(name) if r.number == int(number)]
-        if not requests:
-            raise InfrastructureError(f"request {number} of {name} cannot be read", where=url)
-        request = requests[0]
-        view = sealed_view(ledger, name, request.revision)
-        num_cells = len(view.sweep.cells) if request.cells is None else len(request.cells)
-        settings = settings_of(request)
-        with for_people(as_json=bool(rest)):
-            code = run_attached(view, request, make_launcher(settings, num_cells))
-        if rest:
-            print_json(launched_json(Launched(code, view, (), request.verb, settings, request)))
-        return code
-    except SweepError as error:
-        return int(load("orchestrator.cli.main:failed")(error, rest))
+    go_on = partial(_go_on, url, name, number, as_json=bool(rest))
+    return int(load("orchestrator.cli.main:guarded")(go_on, ["launch", *rest]))
+
+
+def _go_on(url: str, name: str, number: str, *, as_json: bool) -> int:
+    """Run a recorded request, see `main`, and return the exit code."""
+    ledger = open_ledger(url)
+    requests = [r for r in ledger.requests(name) if r.number == int(number)]
+    if not requests:
+        raise InfrastructureError(f"request {number} of {name} cannot be read", where=url)
+    request = requests[0]
+    view = sealed_view(ledger, name, request.revision)
+    num_cells = len(view.sweep.cells) if request.cells is None else len(request.cells)
+    settings = settings_of(request)
+    with for_people(as_json=as_json):
+        code = run_attached(view, request, make_launcher(settings, num_cells))
+    if as_json:
+        print_json(launched_json(Launched(code, view, (), request.verb, settings, request)))
+    return code
 
 
 if __name__ == "__main__":

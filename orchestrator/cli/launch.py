@@ -12,7 +12,7 @@ from orchestrator.api.launching import CheckedLaunch, failed_cells, make_launche
 from orchestrator.api.reconciling import NOTICES_S, WAIT_S, PendingLaunch, notifier_of
 from orchestrator.api.state import Notify, SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
-from orchestrator.cli.attached import Launched, follow, for_people, launched_json
+from orchestrator.cli.attached import Launched, follow, launched_json
 from orchestrator.cli.output import (
     LongStep,
     add_store,
@@ -27,7 +27,7 @@ from orchestrator.cli.progress import add_composing, again, composed, print_rema
 from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.entry import outlive_the_reader
+from orchestrator.entry import for_people, outlive_the_reader
 from orchestrator.errors import SchedulerUnavailable, SweepError, UserError, counted, escaped, one_line
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import Submitter

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_collecting = gc.isenabled()
     prepare()
     try:
-        return _guarded(words)
+        return guarded(lambda: _run(words), words)
     finally:
         if argv is None and "duckdb" not in sys.modules:
             # The process ends. A search for garbage in what it has read, as at exit, would take 0.3 s of
@@ -57,11 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout, sys.stderr = before
 
 
-def _guarded(words: list[str]) -> int:
-    """Run a command, print its error if it fails, and return the exit code."""
+def guarded(act: Callable[[], int], words: list[str]) -> int:
+    """Run a command, print its error if it fails, and return the exit code.
+
+    Args:
+        act: runs the command and returns its exit code.
+        words: of the command, the verb first.
+    """
     try:
         try:
-            code = _run(words)
+            code = act()
         except SystemExit as end:  # argparse exits after it has printed --help
             code = end.code if isinstance(end.code, int) else 0
         # Output may still be buffered: a full disk must fail the command before its exit code is chosen.
@@ -73,8 +78,8 @@ def _guarded(words: list[str]) -> int:
     except ReaderLeft:
         return 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+        # So a verb that follows something is ended; what it has printed is whole.
+        return failed(SweepError("interrupted"), [] if words[:1] == ["events"] else words)
     except OSError as error:
         what, where = one_line(error.strerror or words_of(error)), str(error.filename or "")
         return failed(InfrastructureError(what, where=where), words)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +15,8 @@ import pytest
 
 from orchestrator.api.outputs import OUTPUTS
 from orchestrator.api.schemas import output_schemas
-from orchestrator.cli.main import VERBS, verb_of
+from orchestrator.cli.main import VERBS, guarded, verb_of
+from orchestrator.entry import for_people
 from tests import outputs
 from tests.cli.launches import SLOW, Running, running_heartbeats, wait_for
 from tests.conftest import Sweep
@@ -173,6 +177,80 @@ def test_what_is_recorded_and_started_is_printed_as_the_only_thing_on_standard_o
     assert found["counts"] == {"pending": 1}
     found = printed(sweep, "launch", "touch.yaml", "launcher=external", "--dry-run")[1]
     assert "submits nothing" in found["error"]["what"]
+
+
+LOUD = """
+import os
+
+print("imported", flush=True)
+os.write(1, b"and written")
+
+def act(config, inputs, context):
+    return []
+"""
+
+
+@pytest.mark.parametrize("snapshot", ["false", pytest.param("true", marks=pytest.mark.long)])
+def test_modules_that_print_while_they_are_imported_do_not_print_beside_the_object(
+    sweep: Sweep, snapshot: str
+):
+    (sweep.folder / "loud.py").write_text(LOUD)
+    stages = "stages: {act: {run: 'loud:act', reads: [seed], preload: [loud]}}\n"
+    (sweep.folder / "loud.yaml").write_text(f"config: {{seed: 0}}\naxes: {{seed: [1]}}\n{stages}")
+    words = ("launch", "loud.yaml", "launcher.workers=1", f"launcher.snapshot={snapshot}", "--json")
+    code, out, err = sweep.run(words, {**os.environ, "SWEEP_STORE": str(sweep.store)}, 60)
+    assert (code, json.loads(out)["counts"]) == (0, {"done": 1})
+    # The fork server of a snapshot does not find the module, and the log of a worker gets its lines.
+    assert snapshot == "true" or ("imported" in err and "and written" in err)
+
+
+def test_what_is_for_people_leaves_standard_output_as_it_was(capfd: pytest.CaptureFixture[str]):
+    for as_json in (True, False):
+        with pytest.raises(KeyboardInterrupt), for_people(as_json=as_json):
+            print("a line")
+            subprocess.run(["echo", "of a child"], check=True)
+            raise KeyboardInterrupt
+        print("after", flush=True)
+        out, err = capfd.readouterr()
+        assert ("of a child" in out, "of a child" in err) == (not as_json, as_json)
+        assert ("a line" in out, "a line" in err) == (not as_json, as_json)
+        assert out.endswith("after\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "what"),
+    [
+        (KeyboardInterrupt(), 1, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "No space left on device"),
+        (ZeroDivisionError("by zero"), 3, "Polysweep itself failed: ZeroDivisionError: by zero"),
+    ],
+    ids=["Ctrl-C", "a full disk", "a bug"],
+)
+def test_however_a_command_ends_it_prints_an_object(
+    error: BaseException, code: int, what: str, capsys: pytest.CaptureFixture[str]
+):
+    def fails() -> int:
+        raise error
+
+    assert guarded(fails, ["launch", "--json"]) == code
+    found = json.loads(capsys.readouterr().out)["error"]
+    assert (found["what"], found["exit_code"]) == (what, code)
+    assert guarded(fails, ["launch"]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and f"error: {what}" in err
+
+
+def test_a_bug_in_the_process_that_goes_on_in_the_snapshot_is_an_object_too(sweep: Sweep):
+    (sweep.folder / "touch.yaml").write_text(TOUCH)
+    sweep("launch", "touch.yaml", "launcher=external")
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli.attached", str(sweep.store), "touch", "first", "--json"],
+        capture_output=True,
+        text=True,
+    )
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == error["exit_code"] == 3
+    assert "Polysweep itself failed: ValueError" in error["what"]
 
 
 @pytest.mark.long
