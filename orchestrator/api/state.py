@@ -134,6 +134,10 @@ class SweepState:
             InfrastructureError: a digest is not that of what the stage would run, or a decision is damaged.
         """
         check_digests(self.whole, self.title)
+        self.check_decisions()
+
+    def check_decisions(self) -> None:
+        """Raise `DamagedRecord` if a decision is damaged: which cells exist is then unknown."""
         if self.decisions is not None:
             self.decisions.check()
 
@@ -378,8 +382,8 @@ def naming_the_store(ledger: Ledger) -> Iterator[None]:
 
 
 def sealed_view(ledger: Ledger, name: str, number: int) -> SweepState:
-    """Return the state of a sealed revision."""
-    return SweepState(ledger, ledger.revision(name, number).sweep, number, sealed=True)
+    """Return the state of a sealed revision, which reads its decisions itself: a damaged one is a problem."""
+    return SweepState(ledger, ledger.revision(name, number, as_sealed=True).sweep, number, sealed=True)
 
 
 def current_revision(ledger: Ledger, name: str) -> int | None:

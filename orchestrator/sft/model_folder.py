@@ -74,13 +74,18 @@ def inspect(folder: Path) -> ModelFolder:
     return _inspect(folder, _state_of(folder, paths))
 
 
+_State = tuple[tuple[str, int, int], ...]
+
+
+def state_of_data(folder: Path) -> _State:
+    """Return path, size and modification time of the files in a data folder, hidden ones left out."""
+    paths = [path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.parts[-3:])]
+    return _state_of(folder, paths)
+
+
 def lfs_pointers(folder: Path) -> list[str]:
     """Return the files in a data folder that are git-lfs pointers, by their paths in it."""
-    paths = [path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.parts[-3:])]
-    return _lfs_pointers(folder, _state_of(folder, paths))
-
-
-_State = tuple[tuple[str, int, int], ...]
+    return _lfs_pointers(folder, state_of_data(folder))
 
 
 def _state_of(folder: Path, paths: Iterable[Path]) -> _State:

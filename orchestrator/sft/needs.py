@@ -69,12 +69,15 @@ def _files_of_items(config: Config) -> list[Need]:
     items, task = (json.dumps(config[key].to_dict(), sort_keys=True) for key in ("items", "task"))
     found = []
     for split, languages in ((Split.TRAIN, config.languages), (Split.TEST, config.evaluation.languages)):
-        folder = config["items"][f"{split}_dir"]
+        place = config["items"][f"{split}_dir"]
+        if not languages or not place:
+            continue  # `CellConfig.check` reports it, and a missing folder
+        folder = Path(place).expanduser()
+        if not folder.is_dir() or model_folder.lfs_pointers(folder):
+            continue  # `data_files` reports pointers
         # One language suffices: all of them have the same items.
-        is_there = (
-            bool(languages) and Path(folder).expanduser().is_dir()
-        )  # else `CellConfig.check` reports it
-        if is_there and (problem := _unread(_Prompts(task, str(split), languages[0], items))):
+        prompts = _Prompts(task, str(split), languages[0], items)
+        if problem := _unread(prompts, model_folder.state_of_data(folder)):
             found.append(Need(what=f"{split} data in {folder}", problem=problem))
     return found
 
@@ -334,8 +337,11 @@ def _texts(prompts: _Prompts) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _unread(items: _Prompts) -> str:
-    """Return why items cannot be read, "" if they can. It takes as long as a stage takes to read them."""
+def _unread(items: _Prompts, state: object) -> str:
+    """Return why items cannot be read, "" if they can. It takes as long as a stage takes to read them.
+
+    The state of the folder is part of the cache's key only.
+    """
     settings = Config(json.loads(items.items))
     try:
         task = load_task(json.loads(items.task))

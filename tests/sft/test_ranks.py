@@ -17,11 +17,9 @@ from orchestrator.saving import MANIFEST
 from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Config, Context, Inputs, StopSignal
 from tests.execution.waiting import lives
-from tests.sft.chain import Log
+from tests.sft.chain import FORKS, Log
 
 pytestmark = pytest.mark.xdist_group("ranks")
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torch.distributed", "tests.sft.ranked"])
 
 
 def run(name: str, context: Context, inputs: dict[str, Path] | None = None, **config: Any) -> Any:

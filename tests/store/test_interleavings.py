@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.cli import discard
+from orchestrator.api import dropping
 from orchestrator.core.evidence import Attempt, Budget, Evidence, Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import RequestSummary
@@ -226,7 +226,7 @@ def discarder(memory: Memory) -> Callable[[], None]:
             pass
         view: Any = SimpleNamespace(ledger=ledger)
         for instance in (A, B, C, D):
-            discard._void(view, instance, "a bug", {"a"})
+            dropping._void(view, instance, "a bug", {"a"})
 
     return act
 
