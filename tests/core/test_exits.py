@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.core.exits import cause_of_command, cause_of_exit
 from orchestrator.core.failure import Cause
+from orchestrator.execution import child
 from tests.core.test_failure import DURING, FULL, RICH, TRACEBACK, of_rank, raised
 
 DIED = "subprocess.CalledProcessError: Command 'x' returned non-zero exit status 1."
@@ -47,6 +48,21 @@ def test_a_log_that_cannot_be_judged_is_no_fault_of_the_user() -> None:
     failure = cause_of_command(1, chain, oom_killed=False)
     assert (failure.cause, failure.exception) == (Cause.UNKNOWN, "")
     assert failure.message == "exited with code 1: its log cannot be judged (RecursionError)"
+
+
+def test_an_exception_that_cannot_be_judged_is_no_fault_of_the_user() -> None:
+    class Kind(type):
+        @property
+        def __module__(cls) -> str:  # type: ignore[override]
+            raise OSError("no such module")
+
+    class Odd(ValueError, metaclass=Kind):
+        pass
+
+    try:
+        raise Odd("bad")
+    except Odd as error:
+        assert child._cause(error) is Cause.UNKNOWN
 
 
 @pytest.mark.parametrize("beside", [*BESIDE.values(), *PARALLEL.values()], ids=[*BESIDE, *PARALLEL])
