@@ -157,9 +157,10 @@ class History:
     def _gates(self) -> dict[str, _Placed]:
         """Return the gates of all launches and reruns of the revisions by digest."""
         found: dict[str, _Placed] = {}
+        known = self._known.keys() - self.left_out.keys()  # a search may be damaged while it grows
         for number in self._ledger.record_numbers(layout.requests(self._sweep)):
             request: Request | None = self._read(layout.request(self._sweep, number), Request)
-            if request is None or request.gates is None or request.revision not in self._known:
+            if request is None or request.gates is None or request.revision not in known:
                 continue
             if number not in self._rehearsed or request.revision in self._growing:
                 sweep = self._ledger.revision(self._sweep, request.revision).sweep

@@ -135,6 +135,7 @@ def _views(ledger: Ledger, sweeps: Sequence[str]) -> Iterator[SweepState]:
 
     Raises:
         UserError: a name is not in the store.
+        DamagedRecord: which cells a sweep has cannot be read.
     """
     known = ledger.sweeps()
     for word in sweeps or known:
@@ -149,7 +150,9 @@ def _views(ledger: Ledger, sweeps: Sequence[str]) -> Iterator[SweepState]:
             near = nearest(reference.name, known)
             raise UserError(f"{word} was never launched here", where=ledger.objects.url, allowed=near)
         for number in numbers:
-            yield sealed_view(ledger, reference.name, number)
+            view = sealed_view(ledger, reference.name, number)
+            view.check_decisions()
+            yield view
 
 
 def _fill(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
-from orchestrator.core import holding
+from orchestrator.core import holding, state
 from orchestrator.core.decisions import SweepFacts, Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
@@ -134,6 +134,10 @@ class SweepState:
             InfrastructureError: a digest is not that of what the stage would run, or a decision is damaged.
         """
         check_digests(self.whole, self.title)
+        self.check_decisions()
+
+    def check_decisions(self) -> None:
+        """Raise `DamagedRecord` if a decision is damaged: which cells exist is then unknown."""
         if self.decisions is not None:
             self.decisions.check()
 
@@ -306,7 +310,7 @@ class SweepState:
 
     def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
         """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
-        ends = ((d, holding.failed_end(self.stages[d], self.reader.evidence(d))) for d in self.chain(cell))
+        ends = ((d, state.failed_end(self.stages[d], self.reader.evidence(d))) for d in self.chain(cell))
         return [(self.instances[d], fingerprint(self.instances[d].stage, end)) for d, end in ends if end]
 
     def select(self, only: Sequence[str]) -> list[Cell]:
@@ -378,8 +382,8 @@ def naming_the_store(ledger: Ledger) -> Iterator[None]:
 
 
 def sealed_view(ledger: Ledger, name: str, number: int) -> SweepState:
-    """Return the state of a sealed revision."""
-    return SweepState(ledger, ledger.revision(name, number).sweep, number, sealed=True)
+    """Return the state of a sealed revision, which reads its decisions itself: a damaged one is a problem."""
+    return SweepState(ledger, ledger.revision(name, number, as_sealed=True).sweep, number, sealed=True)
 
 
 def current_revision(ledger: Ledger, name: str) -> int | None:

@@ -228,6 +228,7 @@ class Sweep:
             then what the stages returned. It is used as an Arrow table; ``to_xarray`` makes arrays.
         """
         view = self._look_up(()).view
+        view.check_decisions()
         return ResultRows(rows_of(view, list(only)), view.select(only))
 
     def report(self, *names: str, out: str | Path | None = None, over: Sequence[str] = ()) -> list[Path]:

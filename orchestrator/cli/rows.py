@@ -75,6 +75,7 @@ def run_collect(args: argparse.Namespace) -> int:
     with LongStep("collecting") as step:
         for number, view in enumerate(views):
             step(number, len(views) if len(views) > 1 else 0)
+            view.check_decisions()  # half of the rows would pass for all of them
             rows += rows_of(view, args.only)
     if args.wide:
         rows = widened(rows)
@@ -169,6 +170,7 @@ def run_best(args: argparse.Namespace) -> int:
     if args.top < 0:
         raise UserError(f"--top is {args.top}", allowed="0 for all, or how many to show")
     view = open_view(args.sweep, no_overrides(args.words))
+    view.check_decisions()  # the best of half of the cells would pass for the best of all
     with LongStep("collecting"):
         every = labelled(rows_of(view, args.only), {cell.id: cell.axes for cell in view.sweep.cells})
         rows = [row for row in every if view.cells[row["cell"]].state is not State.STOPPED]

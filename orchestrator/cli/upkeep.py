@@ -159,6 +159,7 @@ def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
 
     Raises:
         UserError: something may be running.
+        DamagedRecord: which cells a revision has cannot be read.
     """
     for left in found:
         if left.is_open:
@@ -170,6 +171,7 @@ def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
     for sweep in ledger.sweeps():
         for number in ledger.revision_numbers(sweep):  # workers or jobs of an older one may remain
             view = sealed_view(ledger, sweep, number)
+            view.check_decisions()  # cells that are unknown may be running too
             at_work = (State.RUNNING, State.QUEUED, State.UNKNOWN)  # an unknown cell may be running
             busy = [c for c, status in view.cells.items() if status.state in at_work]
             if busy:

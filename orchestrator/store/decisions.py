@@ -209,9 +209,11 @@ def with_rounds(ledger: Ledger, revision: Revision) -> Revision:
         revision: As sealed.
 
     Raises:
+        DamagedRecord: A decision cannot be trusted, so cells of the rounds after it are unknown.
         InfrastructureError: The store did not answer.
     """
     log = DecisionLog(ledger, revision.sweep, revision.number)
+    log.check()
     return replace(revision, sweep=log.unfolded.sweep)
 
 
@@ -221,7 +223,7 @@ def readable_revisions(ledger: Ledger, sweep: str, problems: list[str]) -> Itera
     Args:
         ledger: The store.
         sweep: Name of the sweep.
-        problems: Receives a line for each revision that cannot be trusted, and is left out.
+        problems: Receives a line for each revision that cannot be trusted as a whole, and is left out.
 
     Raises:
         InfrastructureError: The store did not answer.

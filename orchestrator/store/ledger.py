@@ -292,12 +292,12 @@ class Ledger(Records):
         parts = (name.partition(".") for name in self.listing(prefix).files)
         return sorted(int(stem) for stem, _, suffix in parts if suffix == "json" and stem.isdecimal())
 
-    def revision(self, sweep: str, number: int) -> Revision:
-        """Read a sealed revision; one of a search has the cells of all its rounds so far.
+    def revision(self, sweep: str, number: int, *, as_sealed: bool = False) -> Revision:
+        """Read a revision; one of a search has the cells of all its rounds so far, unless `as_sealed`.
 
         Raises:
             UserError: There is no such revision.
-            DamagedRecord: It is unreadable, or its content does not have the digest that it names.
+            DamagedRecord: It, or a decision of a search, is unreadable or not what it claims to be.
         """
         key = layout.revision(sweep, number)
         revision, problem = self.read(key, Revision, number=number)
@@ -310,7 +310,7 @@ class Ledger(Records):
             known = ", ".join(f"{sweep}@{n}" for n in self.revision_numbers(sweep)) or "none yet"
             what, known = f"no revision {sweep}@{number}", f"known: {known}"
             raise UserError(what, where=self.objects.url, allowed=known)
-        return revision if revision.sweep.search is None else load(_WITH_ROUNDS)(self, revision)
+        return load(_WITH_ROUNDS)(self, revision) if revision.sweep.search and not as_sealed else revision
 
     def _is_whole(self, key: str, revision: Revision) -> bool:
         """Return whether a revision's content has the digest that the revision names."""

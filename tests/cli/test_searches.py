@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from orchestrator.api.sweep import Sweep
+from orchestrator.cli.main import main
 from orchestrator.compose.main import compose
 from orchestrator.core.search import Trial, drawn
+from orchestrator.errors import DamagedRecord
 from orchestrator.store.proposals import propose
 from orchestrator.testing import SweepCommand
 
@@ -105,6 +107,56 @@ def test_each_round_follows_from_the_results_before_it(sweep: Any) -> None:
     assert again[0]["chosen"][0].startswith(f"rate={rates[0]} size=")
     records[1].write_text(records[1].read_text().replace(f'"rate":{rates[3]}', '"rate":0.123'))
     assert "differs: other points follow" in sweep("decisions", "find", "--verify", code=1)
+
+
+def test_nothing_is_deleted_or_ranked_while_the_rounds_of_a_search_cannot_be_read(
+    sweep: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: str) -> tuple[int, str]:
+        code = main([*words, "--store", str(sweep.store)])
+        return code, "".join(capsys.readouterr())
+
+    find(sweep, 4, 2)
+    file = sweep.folder / "find.yaml"
+    writes = "    (context.output / 'part').write_text('x')\n    return [{"
+    (sweep.folder / "fit.py").write_text(FIT.replace("    return [{", writes))
+    sweep("launch", "find.yaml", "launcher.workers=1")
+    file.write_text(file.read_text() + "description: the same again\n")
+    sweep("launch", "find.yaml", "launcher.workers=1")
+    parts = sorted(sweep.store.glob("payload/fit/*/*/output/part"))
+    assert len(parts) == 4
+    record = sweep.store / "sweeps/find/decisions/2/000001.json"
+    good = record.read_bytes()
+    record.write_text("{}")
+    for words in (
+        ("clean",),
+        ("clean", "--yes"),
+        ("collect", "find"),
+        ("best", "find", "loss"),
+        ("query", "select * from results", "--sweep", "find"),
+        ("rerun", "find"),
+    ):
+        code, shown = run(*words)
+        assert code == 3
+        assert "a decision of find@2 cannot be trusted" in shown
+        assert "move sweeps/find/decisions/2/000001.json out of the store" in shown
+    with pytest.raises(DamagedRecord):
+        Sweep.open("find", store=str(sweep.store)).rows()
+    assert sorted(sweep.store.glob("payload/fit/*/*/output/part")) == parts
+    # What shows how things stand goes on.
+    code, shown = run("status", "find")
+    assert code == 0 and "cannot be trusted" in shown and "find@2: 2 cells: 2 done" in shown
+    assert "error: a decision of find@2" in run("list")[1]
+    assert run("collect", "find@1")[0] == 0
+    # Of a revision that is not in use, it is only named; but its cells may run.
+    record.write_bytes(good)
+    old = sweep.store / "sweeps/find/decisions/1/000001.json"
+    old.write_text("{}")
+    code, shown = run("clean")
+    assert code == 0 and "decisions/1/000001.json" in shown
+    code, shown = run("clean", "--yes")
+    assert code == 3 and "out of the store" in shown
+    assert sorted(sweep.store.glob("payload/fit/*/*/output/part")) == parts
 
 
 @pytest.mark.parametrize("moment", ["_proposed", pytest.param("refresh", marks=pytest.mark.long)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 from orchestrator.compose.main import compose
 from orchestrator.core.sweep import Input
+from orchestrator.jobs.records import DAMAGED, Resources, Submission
+from orchestrator.jobs.submissions import Submissions
 from orchestrator.store import layout
 from orchestrator.store.code import damage, digest_of
 from orchestrator.store.ledger import Ledger, content_digest
@@ -175,3 +179,40 @@ def test_a_seal_that_was_cut_short_is_named_and_stops_only_what_needs_it(launche
     ):
         assert "sweeps/mine/1.json is unreadable" in launched(*words)
     assert "1 done" in launched("status", "mine")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        ("slurm.job", "{store}", "mine", "1"),
+        pytest.param(("ray.driver", "{store}", "mine", "1", "mine.1.ab"), marks=pytest.mark.long),
+        ("ray.worker", "{store}", "mine", "1", "0", "0"),
+    ],
+    ids=lambda words: str(words[0]),
+)
+def test_a_job_whose_request_is_damaged_ends_with_the_code_of_that_and_names_the_record(
+    launched: Sweep, program: tuple[str, ...]
+) -> None:
+    submission = Submission(
+        nonce="n",
+        number=1,
+        revision=1,
+        request=1,
+        launcher="slurm",
+        cluster="lab",
+        name="mine.1.ab",
+        tasks=(("a",),),
+        resources=Resources(),
+    )
+    assert Submissions(Ledger(PosixStore(launched.store)), "mine").file(submission)
+    (launched.store / layout.request("mine", 1)).write_text("{}")
+    name, *words = (word.format(store=launched.store) for word in program)
+    done = subprocess.run(
+        [sys.executable, "-m", f"orchestrator.launchers.{name}", *words],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == DAMAGED, done.stderr
+    assert "request 1 of mine cannot be read" in done.stdout and "; launch again" in done.stdout

@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
-from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
 from orchestrator.execution.assignment import Assignment, Shortage
 from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
 from orchestrator.execution.main import run as run_worker
-from orchestrator.jobs.records import JobContext, Submission
+from orchestrator.jobs.records import DAMAGED, JobContext, Submission
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.settings import grace_of, ray_settings
@@ -293,6 +293,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         with contextlib.suppress(OSError):  # the worker's result counts, not its log
             ledger.objects.upload(layout.job_logs(sweep, int(number)))
+    except DamagedRecord as error:
+        code, summary.said = DAMAGED, f"{error.what}; {error.fix}"
     except SweepError as error:
         code, summary.said = error.exit_code, f"error: {error}"
     except OSError as error:
