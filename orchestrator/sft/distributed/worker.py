@@ -380,7 +380,7 @@ def _processes() -> list[int]:
 def _session(pid: int) -> int:
     """Return the session of a process, 0 of one that has ended."""
     with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return 0 if fields[0] == "Z" else int(fields[3])
     return 0
 
