@@ -6,6 +6,7 @@
     ├── UserError            exit 2: the user's mistake; nothing was started
     └── InfrastructureError  exit 3: a file system, a scheduler or a hub failed
         ├── DamagedRecord    it does not pass by itself
+        ├── AccessDenied     a certificate or a token is not accepted; waiting does not help
         └── SchedulerUnavailable  a scheduler does not answer now, and may later
     StageFailure             (an Exception) is raised inside a stage to name the cause; it becomes a record
     StopRequested            (a BaseException) unwinds a stage that must stop
@@ -73,6 +74,10 @@ class InfrastructureError(SweepError):
 
 class DamagedRecord(InfrastructureError):
     """A record in the store that is there and malformed. Waiting does not help."""
+
+
+class AccessDenied(InfrastructureError):
+    """A server's certificate is not trusted here, or it does not accept our token. Waiting does not help."""
 
 
 class SchedulerUnavailable(InfrastructureError):

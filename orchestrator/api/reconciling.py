@@ -16,7 +16,14 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import GOOD, State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, counted
+from orchestrator.errors import (
+    AccessDenied,
+    DamagedRecord,
+    InfrastructureError,
+    SchedulerUnavailable,
+    SweepError,
+    counted,
+)
 from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import BEAT_S, JobEnd, Submission
@@ -307,7 +314,8 @@ class JobPasses:
 
     An outage of the scheduler or of the store may pass, so it only delays the next pass. A scheduler that is
     at its limit is not tried at every pass, because each refusal is recorded in the store. The limit holds
-    for `HOLD_S`, or until a job of the sweep ends.
+    for `HOLD_S`, or until a job of the sweep ends. One that is not reached is tried again after 30 s, 60 s,
+    and so on up to `HOLD_S`, because these submissions are recorded too.
 
     Args:
         view: the sweep state after a pass.
@@ -316,7 +324,7 @@ class JobPasses:
     Attributes:
         view: the sweep state after the last pass.
         pause_s: seconds to wait before the next pass.
-        problem: why the last pass failed; "" if it did not.
+        problem: why the last pass failed, and what to do, in lines; "" if it did not.
     """
 
     def __init__(self, view: SweepState, asked: Sequence[PendingLaunch]) -> None:
@@ -327,6 +335,7 @@ class JobPasses:
         self.problem = ""
         self._limit = ""
         self._limit_until_s = 0.0
+        self._num_outages = 0
         self._notices: list[str] = []
         self._notifier = notifier_of(view, asked[-1].request, self._notices.append)
 
@@ -349,18 +358,26 @@ class JobPasses:
         Raises:
             UserError: a cell fits nowhere, or the scheduler refuses the job for good.
             DamagedRecord: a submission cannot be read, so its cells may have jobs.
+            AccessDenied: the scheduler's certificate is not trusted, or it does not accept the token.
         """
         self._notifier.poll()
         start_s = time.monotonic()
         hold = self._limit if start_s < self._limit_until_s else ""
         try:
             done = submit_pass(self.view, self._asked, notify=notify, hold=hold)
-        except DamagedRecord:
+        except (DamagedRecord, AccessDenied):
             raise
         except (InfrastructureError, OSError) as error:
             self.problem, self.pause_s, self.view = error_line(error), MAX_WAIT_S, self.view.fresh()
+            if isinstance(error, SchedulerUnavailable):
+                self.problem = str(error)
+                if not hold:  # else nothing was submitted
+                    self._limit, pause_s = error.what, MAX_WAIT_S * 2.0 ** min(self._num_outages, 9)
+                    self._limit_until_s = start_s + min(HOLD_S, pause_s)
+                    self._num_outages += 1
             return []
         self.problem = ""
+        self._num_outages = self._num_outages if hold else 0
         # Restart the hold only for a new limit or after a successful submission, so that it does expire.
         if done.given.limit != self._limit or done.given.submitted:
             self._limit, self._limit_until_s = done.given.limit, start_s + HOLD_S

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
-from orchestrator.core import holding
+from orchestrator.core import holding, state
 from orchestrator.core.decisions import SweepFacts, Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
@@ -310,7 +310,7 @@ class SweepState:
 
     def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
         """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
-        ends = ((d, holding.failed_end(self.stages[d], self.reader.evidence(d))) for d in self.chain(cell))
+        ends = ((d, state.failed_end(self.stages[d], self.reader.evidence(d))) for d in self.chain(cell))
         return [(self.instances[d], fingerprint(self.instances[d].stage, end)) for d, end in ends if end]
 
     def select(self, only: Sequence[str]) -> list[Cell]:

@@ -156,6 +156,9 @@ def write_reports(view: SweepState) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
+REPEAT_S = 300.0
+"""Seconds after which a problem that lasts is printed again."""
+
 MAX_JOBS_SHOWN = 5
 """Failed jobs listed for each cause."""
 
@@ -270,7 +273,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
         except SchedulerUnavailable as error:
             if not wait:
                 raise
-            print(f"  {error.what}; trying again", flush=True)
+            _print_problem(str(error))
             return _stay(JobPasses(view.fresh(), asked))
         view = done.view
         print_lines(done.lines)
@@ -293,15 +296,22 @@ def summary(counts: Counter[State]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
 
 
+def _print_problem(problem: str) -> None:
+    """Print why a pass failed, and in the next lines where and what to do."""
+    what, *more = problem.split("\n")
+    print("\n".join([f"  {what}; trying again", *(f"  {line}" for line in more)]), flush=True)
+
+
 def _stay(passes: JobPasses) -> int:
     """Submit and report until no cell of the requests can go on, and return the exit code."""
-    last, said, problem = "", [""], ""
+    last, said, problem, printed_s = "", [""], "", 0.0
     while passes.is_open:
         last = print_progress(passes.view, passes.cells, last)
         time.sleep(passes.pause_s)
         lines = passes.make(print)
-        if passes.problem and passes.problem != problem:
-            print(f"  {passes.problem}; trying again", flush=True)
+        if passes.problem and (passes.problem != problem or time.monotonic() - printed_s >= REPEAT_S):
+            _print_problem(passes.problem)
+            printed_s = time.monotonic()
         elif not passes.problem and lines != said:
             print_lines(said := lines)
         problem = passes.problem

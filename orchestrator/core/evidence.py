@@ -16,7 +16,6 @@ from orchestrator.manifest import File
 NOT_KEPT = "not_kept"
 """Reason of a release: inputs were retired, and the earlier version's product was not enough without them."""
 
-
 FAILED = frozenset({"failed", "unknown"})
 """Outcomes that count against a retry budget. ``unknown`` stands for an outcome of a later version."""
 
@@ -222,14 +221,15 @@ class Hold(NamedTuple):
     Attributes:
         reason: one line, for people. It names the command that ends a final hold.
         is_final: whether the hold stays until somebody acts. The stage is then `blocked`; else it waits.
-        cause: of the failures behind it, if there were any.
-        failure: fingerprint of these failures, "" if the hold has other reasons.
+        cause, failure: cause and fingerprint of the failures behind it, if there were any.
+        pause_s: seconds from its beginning to its end; None where it has no known end.
     """
 
     reason: str
     is_final: bool = True
     cause: Cause | None = None
     failure: str = ""
+    pause_s: float | None = None
 
 
 class Holds(NamedTuple):

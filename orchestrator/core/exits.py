@@ -1,7 +1,8 @@
 """The cause of a process's failure, by its signal, its exit code and the end of its log. Pure.
 
 Of a log only the last traceback and the last lines count, and only if the process failed: earlier ones were
-handled. `orchestrator.core.failure` weighs what a traceback shows.
+handled. What Python prints beside it, as for an exception in ``__del__``, never replaces it.
+`orchestrator.core.failure` weighs what a traceback shows.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from orchestrator.core.failure import Cause, cause_of, cause_of_exception
-from orchestrator.core.tracebacks import Raised, exceptions_in, ranked, with_bases
+from orchestrator.core.failure import DETERMINISTIC, OF_MACHINES, Cause, cause_of, cause_of_exception
+from orchestrator.core.tracebacks import Shown, exceptions_in, ranked, with_bases
 
 
 class CommandFailure(NamedTuple):
@@ -45,6 +46,11 @@ _EXIT_CODES = {
     126: (Cause.CONFIG, "its program cannot be executed"),
     127: (Cause.CONFIG, "its program was not found"),
 }
+_NOT_RUN = re.compile(
+    r".*(not found|No such file|Permission denied|Is a directory|Exec format|cannot execute)"
+)
+"""What shells print of a program that they cannot run. Codes 126 and 127 alone may come from a machine."""
+
 _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError", "SystemExit", "KeyboardInterrupt"})
 """Exceptions with which a launcher such as torchrun repeats that one of its processes failed."""
 
@@ -58,7 +64,12 @@ _LAST_WORDS = tuple(
         (r"(?:(?i:fatal|error)[ :]+)*((?:CUDA|HIP)(?: runtime)?(?: error:)? out of memory.*)", Cause.OOM_GPU),
         (r"(?:[\w./-]+: )+((?:\w+: )*[Cc]annot allocate memory)$", Cause.OOM_HOST),
         (r"(slurmstepd: error: Detected \d+ oom[_-]kill event.*)", Cause.OOM_HOST),
-        (r"(?:[\w./-]+: )+(.*No space left on device|.*Disk quota exceeded)$", Cause.STORAGE),
+        (r"(?:[\w./-]+: )+(.*(?:No space left on device|Disk quota exceeded|Stale file handle"
+         r"|Input/output error|Read-only file system|[Tt]ransport endpoint (?:is not connected|shutdown)))$",
+         Cause.STORAGE),
+        (r"(?:\S+: )*(error while loading shared libraries: "
+         r"lib(?:cuda|nvidia-[\w-]+|amdhip64|hsa-runtime64|ze_loader)\.so.*)", Cause.BAD_NODE),
+        (r"(?:\S+: )*(error while loading shared libraries: .*)", Cause.UNKNOWN),
         (r"(?:[\w./-]+: )+(can't open file .*\[Errno 2\].*)$", Cause.CODE),
         (r"(?:[\w./-]+: )*((?:line \d+: )?.*: (?:command )?not found)$", Cause.CONFIG),
         (r"(?:\S*\bpython[\d.]*: )(No module named .*)$", Cause.CODE),
@@ -67,8 +78,11 @@ _LAST_WORDS = tuple(
 """Last lines of programs that are not Python, or whose interpreter did not start."""
 
 _USAGE, _USAGE_ERROR = re.compile(r"usage: ", re.IGNORECASE), re.compile(r"(?:[\w./ -]+: )?((?i:error): .*)")
+_USAGE_CODE, _OTHER_STATUS = 2, re.compile(r".*exit status (?!2\b)")
+"""What argparse, click and others print of wrong arguments, their exit code, and what shows another one."""
+
 _WHAT = re.compile(r"\s*what\(\):\s+(.+)")
-"""What argparse, click and others print of wrong arguments, and C++ of an exception that nothing caught."""
+"""What C++ prints of an exception that nothing caught."""
 
 _NUM_LAST_LINES, _NUM_USAGE_LINES, _NUM_TRACEBACK_LINES = 8, 40, 100
 """How far from the end the reason may stand, in lines. Launchers and trackers print a few lines after it."""
@@ -89,17 +103,20 @@ def cause_of_exit(exit_code: int, log: str, *, oom_killed: bool) -> tuple[Cause,
     if name == "SIGKILL" and oom_killed:
         return Cause.OOM_HOST, "the stage's process was killed while the kernel was out of memory"
     how = f"the stage's process was killed by {name}"
-    lines = [line for line in log.splitlines() if line.strip()]
-    if name == "SIGABRT" and (last := _last_words(lines)) is not None:
-        return last[0], f"{how}: {last[1]}"
-    return Cause.UNKNOWN, how
+    if name != "SIGABRT":
+        return Cause.UNKNOWN, how
+    lines = [ranked(line)[1] for line in log.splitlines() if line.strip()]
+    last = _last_words(lines, may_be_usage=False)
+    return (last[0], f"{how}: {last[1]}") if last is not None else (Cause.UNKNOWN, how)
 
 
 def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFailure:
     """Return why a command failed, from its signal, its exit code and the end of its log.
 
     A shell whose program dies of signal n exits with 128 + n. Both forms count alike. The evidence is tried
-    in this order: an OOM kill, a traceback, a known last line, a printed exception, the signal or exit code.
+    in this order: an OOM kill, a traceback, a known last line, a printed exception, the traceback of a
+    thread, the signal or exit code. A machine's fault that a line after the traceback states counts more than
+    an exception of the user's.
 
     Args:
         exit_code: not 0; negative for a signal.
@@ -112,69 +129,130 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
     how += f" (128 + {name})" if name and exit_code > 0 else ""
     if name == "SIGKILL" and oom_killed:
         return CommandFailure(Cause.OOM_HOST, "", f"{how} while the kernel was out of memory")
-    log = _COLOUR.sub("", log)
+    try:
+        return _judged(exit_code, name, how, _COLOUR.sub("", log))
+    except Exception as fault:  # noqa: BLE001 - a log may hold anything; its user is not to blame for our fault
+        words = f"its log cannot be judged ({type(fault).__name__})"
+        return CommandFailure(Cause.UNKNOWN, "", f"{how}: {words}")
+
+
+def _judged(exit_code: int, name: str, how: str, log: str) -> CommandFailure:
+    """Return why a command failed by its log, and if that shows nothing, by its signal or exit code.
+
+    Args:
+        exit_code, log: of the command.
+        name: of the signal that ended it, "" without one.
+        how: the beginning of the message.
+    """
     marked = [ranked(line.rstrip()) for line in log.split("\n") if line.strip()]
     lines = [line.removeprefix(rank) for rank, line in marked]
+    shown = list(exceptions_in(marked))
     # A process that a signal killed raised nothing: a traceback in its log was handled before.
-    raised = _last_exception(marked, exit_code) if not name and exit_code not in _EXIT_CODES else None
-    if raised is not None and raised.classes[0] in _WRAPPERS:
-        # What the program itself said stands before the traceback of what had started it.
-        start = max(number for number, line in enumerate(lines) if line.startswith("Traceback"))
-        if (last := _last_words(lines[:start])) is not None:
-            return CommandFailure(last[0], "", f"{how}: {last[1]}")
-    if raised is not None:
-        name, text = raised.classes[0], raised.text.partition("\n")[0]
-        return CommandFailure(cause_of(raised), name, f"{how}: {name}: {text}" if text else f"{how}: {name}")
+    may_have_raised = not name and exit_code not in _EXIT_CODES
+    found = _last_exception(shown, len(lines), exit_code) if may_have_raised else None
+    if found is not None and not found.side:
+        last = _words_beside(found, lines, shown[-1].line + 1)
+        return _as_failure(found, how) if last is None else CommandFailure(last[0], "", f"{how}: {last[1]}")
     # C++ aborts after it prints an uncaught exception, so SIGABRT may have a last line that explains it.
-    if (last := _last_words(lines)) is not None and name in ("", "SIGABRT"):
+    last = _last_words(lines, may_be_usage=exit_code == _USAGE_CODE) if name in ("", "SIGABRT") else None
+    if last is not None:
         return CommandFailure(last[0], "", f"{how}: {last[1]}")
-    if not name and exit_code not in _EXIT_CODES and (match := _PRINTED.match(lines[-1] if lines else "")):
+    is_printed = may_have_raised and bool(lines) and not (shown and shown[-1].line == len(lines) - 1)
+    if is_printed and (match := _PRINTED.match(lines[-1])):
         cause = cause_of_exception(with_bases(match.group(1)), match.group(3))
         return CommandFailure(cause, match.group(2), f"{how}: {match.group(0)}")
+    if found is not None:
+        return _as_failure(found, how)
     cause, words = _SIGNALS.get(name) or _EXIT_CODES.get(exit_code) or (Cause.UNKNOWN, "")
+    if cause is Cause.CONFIG and lines and not any(map(_NOT_RUN.match, lines[-_NUM_LAST_LINES:])):
+        return CommandFailure(Cause.UNKNOWN, "", how)
     return CommandFailure(cause, "", f"{how}: {words}" if words else how)
 
 
-def _last_exception(lines: Sequence[tuple[str, str]], exit_code: int) -> Raised | None:
+def _as_failure(shown: Shown, how: str) -> CommandFailure:
+    name, text = shown.raised.classes[0], shown.raised.text.partition("\n")[0]
+    message = f"{how}: {name}: {text}" if text else f"{how}: {name}"
+    return CommandFailure(cause_of(shown.raised), name, message)
+
+
+def _words_beside(found: Shown, lines: Sequence[str], end: int) -> tuple[Cause, str] | None:
+    """Return the cause that lines beside a traceback state, and the words, if they count more than it.
+
+    Args:
+        found: the exception.
+        lines: of the log.
+        end: number of the first line after all tracebacks.
+    """
+    raised = found.raised
+    if raised.classes[0] in _WRAPPERS:
+        # What the program itself printed stands before the traceback of what had started it.
+        begun = "Traceback (most recent call last)"
+        starts = (number for number, line in enumerate(lines[: found.line]) if begun in line)
+        before = lines[: max(starts, default=found.line)]
+        return _last_words(before, may_be_usage=not _OTHER_STATUS.match(raised.text))
+    last = _last_words(lines[end:], may_be_usage=False)
+    is_weaker = cause_of(raised) in DETERMINISTIC | {Cause.UNKNOWN}
+    return last if last is not None and last[0] in OF_MACHINES and is_weaker else None
+
+
+def _last_exception(shown: Sequence[Shown], num_lines: int, exit_code: int) -> Shown | None:
     """Return the exception of the last traceback, or None.
 
     One failing rank causes more tracebacks, which come after its own and only repeat the failure: the
-    launcher's, and the lost connections of other ranks. Such an echo never replaces a traceback found before:
+    launcher's, and the lost connections of other ranks. Such an echo never replaces a traceback found before,
+    and neither does an exception of a thread:
 
         [rank1]: ValueError: bad sample                    the reason
         [rank0]: RuntimeError: Connection closed by peer   echo: another rank lost its connection
         ChildFailedError: train.py FAILED                  echo: the launcher
 
     Python exits with code 1 after an exception. After any other exit code, a traceback counts only if it
-    stands at the very end of the log.
+    stands at the very end of the log. What Python prints and ignores never counts.
+
+    Args:
+        shown: all exceptions of the log.
+        num_lines: of the log.
+        exit_code: of the process.
     """
-    found: Raised | None = None
-    found_rank = ""
-    num_lines = _NUM_TRACEBACK_LINES if exit_code in (1, 120) else _NUM_LAST_LINES
-    for number, rank, raised in exceptions_in(lines):
-        is_echo = raised.classes[0] in _WRAPPERS or (
-            rank != found_rank and cause_of(raised) is Cause.COMMUNICATION
+    found: Shown | None = None
+    # Exit code 120 replaces 1 where Python could not flush its output at exit.
+    num_counted = _NUM_TRACEBACK_LINES if exit_code in (1, 120) else _NUM_LAST_LINES
+    for each in shown:
+        if each.side == "ignored" or each.line < num_lines - num_counted:
+            continue
+        is_echo = each.raised.classes[0] in _WRAPPERS or (
+            found is not None and each.rank != found.rank and cause_of(each.raised) is Cause.COMMUNICATION
         )
-        # Exit code 120 replaces 1 where Python could not flush its output at exit.
-        if number >= len(lines) - num_lines and (found is None or not is_echo):
-            found, found_rank = raised, rank
+        if found is None or (not each.side and (found.side or not is_echo)):
+            found = each
     return found
 
 
-def _last_words(lines: Sequence[str]) -> tuple[Cause, str] | None:
-    """Return the cause that the last lines state, and the words that state it."""
-    last = lines[-_NUM_LAST_LINES:]
-    has_usage = any(_USAGE.match(line) for line in lines[-_NUM_USAGE_LINES:])
-    for line in reversed(last):
-        if has_usage and (match := _USAGE_ERROR.match(line)):
-            return Cause.CONFIG, match.group(1)
+def _last_words(lines: Sequence[str], *, may_be_usage: bool) -> tuple[Cause, str] | None:
+    """Return the cause that the last lines state, and the words that state it.
+
+    Args:
+        lines: of the log.
+        may_be_usage: whether the program may have ended because of wrong arguments.
+    """
+    has_usage = may_be_usage and any(map(_USAGE.match, lines[-_NUM_USAGE_LINES:]))
+    for line in reversed(lines[-_NUM_LAST_LINES:]):
         if (match := _WHAT.match(line)) and (
             cause := cause_of_exception(["RuntimeError"], match.group(1))
         ) is not Cause.UNKNOWN:
             return cause, match.group(1)
-        for pattern, cause in _LAST_WORDS:
-            if match := pattern.match(line.strip()):
-                return cause, match.group(1)
+        found = (
+            (cause, match.group(1)) for words, cause in _LAST_WORDS if (match := words.match(line.strip()))
+        )
+        known = next(found, None)
+        if (
+            has_usage
+            and (known is None or known[0] not in OF_MACHINES)
+            and (match := _USAGE_ERROR.match(line))
+        ):
+            return Cause.CONFIG, match.group(1)
+        if known is not None:
+            return known
     return None
 
 

@@ -157,6 +157,9 @@ _OF_DISKS = frozenset(
 _OF_PROCESSES = frozenset((errno.EINVAL, errno.EMFILE, errno.ENFILE, errno.EEXIST, errno.EAGAIN))
 """Numbers of disks that fail, and those that reveal nothing about the cause."""
 
+_OF_NODE = re.compile(r"\[Errno 2\] [^:]+: '/(dev/|([^'/]+/)*pymp-)")
+"""A device file, and the folder of a process that died: what the node lacks and not the data."""
+
 _STATUS = re.compile(r"(?:HTTP Error |(?:Client|Server) error '?|)(?P<status>[45]\d\d)\b", re.IGNORECASE)
 """The HTTP status with which the messages of urllib, requests, httpx and huggingface_hub begin."""
 
@@ -258,6 +261,8 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
     """Return the cause by an exception's own evidence, and whether more than a general class shows it."""
     for rule in _RULES:
         cause = rule(raised)
+        if cause is Cause.DATA and _OF_NODE.match(raised.text):
+            return Cause.UNKNOWN, False
         if cause is Cause.DATA and _is_about_settings(raised):
             return Cause.CONFIG, True
         if cause is not None:
@@ -373,5 +378,6 @@ def _is_about_settings(raised: Raised) -> bool:
     """Whether what could not be read is a file of the config, by its name or by the function that read it."""
     own = [frame for frame in raised.frames if not frame.module][-1:]
     return any(
-        _SETTINGS.search(words) for words in (raised.text.split("\n")[0], *(frame.function for frame in own))
+        _SETTINGS.search(words)
+        for words in (raised.text[:2000].split("\n")[0], *(frame.function for frame in own))
     )

@@ -8,6 +8,7 @@ here look at all stages of the sweep. Workers, drivers, submissions, `status` an
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -83,10 +84,15 @@ def with_space(records: SweepRecords) -> Holds:
 
         train[a] failed 10 s ago for the first time     all of `train` waits for 50 more seconds
         train[a] failed 30 s ago for the third time     all of `train` waits for 210 more seconds
+
+    Failures before the newest launch or rerun do not count: its user may have made room.
     """
+    requests = records.requests
+    seen = next((each for each in reversed([*requests.seen.values()]) if each is not None), {})
     full: dict[str, tuple[int, float]] = {}  # name of a stage to the most failures, and the last one's time
     for digest in records.unfinished:
-        ends = [attempt.end for attempt in records.evidence(digest).attempts if attempt.end is not None]
+        before = max(requests.after.get(digest, 0), seen.get(digest, 0))
+        ends = [a.end for a in records.evidence(digest).attempts if a.end is not None and a.number > before]
         times = sum(1 for _ in itertools.takewhile(is_disk_full, reversed(ends)))
         if times:
             most, last = full.get(name := records.sweep.stages[digest].stage, (0, 0.0))
@@ -101,8 +107,9 @@ def with_space(records: SweepRecords) -> Holds:
     for name, (times, last) in full.items():
         pause_s = pause_for_space_s(times)
         if last and records.now - last < pause_s:
-            why = f"{name} lacked space on the store's disk: the next one starts {pause_s:.0f} s later"
-            held[name] = Hold(why, False, Cause.STORAGE)
+            # It may be another disk than the store's, such as that of a node's temporary files.
+            why = f"{name} lacked space on a disk: the next one starts {pause_s:.0f} s later"
+            held[name] = Hold(why, False, Cause.STORAGE, pause_s=pause_s)
     return Holds(stages={d: held[s.stage] for d, s in records.sweep.stages.items() if s.stage in held})
 
 
@@ -119,10 +126,16 @@ def _seconds(at: str) -> float:
         return 0.0
 
 
-def no_space(holds: Holds) -> str:
-    """Return the reason if the store has no space for another stage, else ""."""
-    held = holds.stages.values()
-    return next((h.reason for h in held if h.cause is Cause.STORAGE and not h.is_final), "")
+def no_space(holds: Holds, *, patience_s: float = math.inf) -> str:
+    """Return why stages wait for space, "" if none does.
+
+    Args:
+        holds: what is held back.
+        patience_s: pauses of at most so many seconds are left out. By default all are, and only a full
+            disk counts, for which every stage waits.
+    """
+    held = (h for h in holds.stages.values() if h.cause is Cause.STORAGE and not h.is_final)
+    return next((h.reason for h in held if h.pause_s is None or h.pause_s > patience_s), "")
 
 
 def within_budget(records: SweepRecords) -> Holds:
@@ -385,15 +398,3 @@ def merged(*found: Holds) -> Holds:
                 if key not in into or (hold.is_final and not into[key].is_final):
                     into[key] = hold
     return Holds(cells, stages)
-
-
-def failed_end(status: StageStatus, evidence: Evidence) -> End | None:
-    """Return how the last attempt of an unfinished stage failed; None if it did not fail.
-
-    Args:
-        status: the stage's own state.
-        evidence: of the stage.
-    """
-    is_over = status.state not in (State.DONE, State.RUNNING, State.UNKNOWN)
-    end = evidence.attempts[-1].end if is_over and evidence.attempts else None
-    return end if end is not None and end.outcome == "failed" else None

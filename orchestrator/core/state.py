@@ -351,3 +351,15 @@ NO_GATES = Gates()
 def is_disk_full(end: End) -> bool:
     """Return whether an attempt failed because a disk is full, or a quota is used up."""
     return end.cause is Cause.STORAGE and says_full(end.message)
+
+
+def failed_end(status: StageStatus, evidence: Evidence) -> End | None:
+    """Return how the last attempt of an unfinished stage failed; None if it did not fail.
+
+    Args:
+        status: the stage's own state.
+        evidence: of the stage.
+    """
+    is_over = status.state not in (State.DONE, State.RUNNING, State.UNKNOWN)
+    end = evidence.attempts[-1].end if is_over and evidence.attempts else None
+    return end if end is not None and end.outcome == "failed" else None

@@ -22,8 +22,19 @@ _LINKS = {"The above exception was the direct cause": True, "During handling of 
 """Beginnings of the lines between an exception and the next one, and whether that was raised from it."""
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z_a-z]\w*)(?::(?: (.*))?)?$")
 _PLACE = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+(?:, in (?P<name>.+))?')
-_MAX_TEXT, _NUM_TEXT_LINES = 65536, 12
-"""Characters of an exception, and lines of its message in a log; the next may be another program's."""
+_SIDE = re.compile(
+    r"(?P<parallel>Exception in thread |.*\bException in callback "
+    r"|.*\b(?:Task|Future) exception was never retrieved)"
+    r"|(?P<ignored>Exception ignored |Error in (?:atexit|sys\.excepthook)|--- Logging error ---|Call stack:$)"
+)
+"""Lines before tracebacks of threads and tasks, and of what Python prints and ignores."""
+_DETAIL = re.compile(r"(future|handle|task|protocol|transport): ")
+"""What asyncio prints between such a line and the traceback."""
+_MAX_TEXT, _NUM_TEXT_LINES, _MAX_LINE = 65536, 12, 2000
+"""Characters of an exception, lines of its message in a log, and characters of a line that are judged.
+
+Further lines may be another program's. Some patterns take quadratic time, so long lines are cut.
+"""
 
 
 class Frame(NamedTuple):
@@ -42,7 +53,7 @@ class Frame(NamedTuple):
     @property
     def module(self) -> str:
         """The module's path inside an installed package or the standard library; "" for the user's own."""
-        match = _INSTALLED.search(self.file)
+        match = _INSTALLED.match(self.file)
         return self.file[match.end() :] if match else self.file.strip("<>") if self.file[:1] == "<" else ""
 
 
@@ -101,10 +112,10 @@ def exception_in(text: str, names: Sequence[str], message: str) -> Raised:
         names: full names of its class and base classes, nearest first.
         message: its text.
     """
-    found = [
-        raised for _, _, raised in exceptions_in([("", line) for line in text[-_MAX_TEXT:].splitlines()])
-    ]
-    last, message = found[-1] if found else None, message[:_MAX_TEXT]
+    lines = [("", line[:_MAX_LINE]) for line in text[-_MAX_TEXT:].splitlines()]
+    found = [shown.raised for shown in exceptions_in(lines)]
+    last = found[-1] if found else None
+    message = "\n".join(line[:_MAX_LINE] for line in message[:_MAX_TEXT].split("\n"))
     if last is None or last.classes[0] != names[0].rpartition(".")[2]:
         return Raised(tuple(names), message, before=last, is_declared=True)
     # A worker process of a DataLoader hands on its traceback inside the message of an equal exception.
@@ -112,13 +123,34 @@ def exception_in(text: str, names: Sequence[str], message: str) -> Raised:
 
 
 def ranked(line: str) -> tuple[str, str]:
-    """Return the rank mark before a line, as torch and launchers write it, "" without one, and the line."""
+    """Return the rank mark before a line, as torch and launchers write it, "" without one, and the line.
+
+    Of a long line only the beginning is returned.
+    """
+    line = line[:_MAX_LINE]
     match = _RANK.match(line)
     return (match.group() if match else "", line)
 
 
-def exceptions_in(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, Raised]]:
-    """Yield the end of each traceback: line number, rank mark, exception.
+class Shown(NamedTuple):
+    """An exception at the end of a traceback in a log.
+
+    Attributes:
+        line: number of the traceback's last line, from 0.
+        rank: the rank mark of its lines.
+        raised: the exception.
+        side: "" for one that ended its process, "parallel" for one of a thread or a task, "ignored" for one
+            that Python printed and ignored, as in ``__del__``.
+    """
+
+    line: int
+    rank: str
+    raised: Raised
+    side: str
+
+
+def exceptions_in(lines: Sequence[tuple[str, str]]) -> Iterator[Shown]:
+    """Yield the exception of each traceback, in the order in which the tracebacks end.
 
     The lines of several ranks may alternate, so each rank's traceback is followed separately.
 
@@ -128,12 +160,21 @@ def exceptions_in(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, 
     inside: dict[str, list[Frame]] = {}
     before: dict[str, Raised] = {}
     links: dict[str, bool] = {}
+    sides: dict[str, str] = {}
     for number, (rank, marked) in enumerate(lines):
         line = marked.removeprefix(rank)
         if _HEADING.match(line) or _BOX.match(line):
             inside[rank] = []
+            if rank not in links:  # else it goes on with what the earlier exception belongs to
+                sides[rank] = _side_before(lines[max(0, number - _NUM_TEXT_LINES) : number], rank)
+        elif line == "Call stack:":
+            # The module logging prints the stack of its caller, which ends with `Message: ...`.
+            inside[rank] = []
+            sides[rank] = "ignored"
         elif match := _PLACE.match(line):
             # A syntax error in the program's own file has no heading, only the line `File "..."`.
+            if rank not in inside:
+                sides[rank] = ""
             inside.setdefault(rank, []).append(Frame(match["file"], (match["name"] or "").strip()))
         elif rank in inside and line and not (line[0].isspace() or line[0] in "│╰"):
             frames = inside.pop(rank)
@@ -142,11 +183,21 @@ def exceptions_in(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, 
                 earlier = before.get(rank) if rank in links else None
                 raised = Raised(with_bases(match[1]), text, tuple(frames), earlier, links.pop(rank, False))
                 before[rank] = raised
-                yield number, rank, raised
+                yield Shown(number, rank, raised, sides.get(rank, ""))
         elif rank in inside and inside[rank] and not inside[rank][-1].line and line.strip():
             inside[rank][-1] = inside[rank][-1]._replace(line=line.strip())
         else:
             links |= [(rank, is_cause) for words, is_cause in _LINKS.items() if line.startswith(words)]
+
+
+def _side_before(lines: Sequence[tuple[str, str]], rank: str) -> str:
+    """Return what the line before a heading states of its traceback, as `Shown.side`."""
+    for mark, marked in reversed(lines):
+        line = marked.removeprefix(mark)
+        if mark == rank and not _DETAIL.match(line):
+            match = _SIDE.match(line)
+            return (match.lastgroup or "") if match else ""
+    return ""
 
 
 def _more(lines: Sequence[tuple[str, str]], rank: str) -> Iterator[str]:
@@ -189,7 +240,7 @@ _IDS = re.compile(
     r"\b(?:0x[0-9a-fA-F]+|(?=[0-9a-f]*\d)[0-9a-f]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\b"
 )
 _NUMBERS = re.compile(r"[-+]?\b\d[\d_,.]*(?:[eE][-+]?\d+)?(?:\s?[KMGT]i?B\b)?")
-_FRAME = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)')
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)')
 _FOREIGN = re.compile(r"(^|[/\\])(site-packages|dist-packages|lib[/\\]python\d)|^<")
 
 

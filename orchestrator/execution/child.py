@@ -171,12 +171,9 @@ def run(
         return _unread(order, folder, failure)
     except StageFailure as failure:
         _print_exception()
-        exception = failure.exception if isinstance(failure, FailedCommand) else type(failure).__name__
+        name = one_line(failure.exception if isinstance(failure, FailedCommand) else type(failure).__name__)
         return ChildOutcome(
-            outcome="failed",
-            cause=cause_named(failure.cause),
-            exception=one_line(exception),
-            message=_line(failure),
+            outcome="failed", cause=cause_named(failure.cause), exception=name, message=_line(failure)
         )
     except SystemExit as error:
         if isinstance(error.code, int | None):
@@ -392,8 +389,10 @@ def _redirect_output(path: Path) -> None:
 
 
 def _cause(error: BaseException) -> Cause:
-    names = [f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__]
-    return cause_of(exception_in(traceback.format_exc(), names, words_of(error)))
+    with contextlib.suppress(Exception):  # a fault of the judging is none of the stage's
+        names = [f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__]
+        return cause_of(exception_in(traceback.format_exc(), names, words_of(error)))
+    return Cause.UNKNOWN
 
 
 def _line(error: object) -> str:

@@ -337,8 +337,8 @@ class Idleness:
     def __init__(self, watcher: Watcher, order: Assignment) -> None:
         self._watcher = watcher
         self._most_s = order.max_idle_s
-        # A scheduler's job would hold its GPUs: another one is submitted when there is space again.
-        self._without_space_s = order.settings.store.outage_s if order.job is None else 0.0
+        self._in_job = order.job is not None
+        self._outage_s = order.settings.store.outage_s
         self._since_s: float | None = None
         self._scan_s = 0.0
 
@@ -350,17 +350,23 @@ class Idleness:
         """Note that the worker found a stage to claim."""
         self._since_s = None
 
-    def why_leave(self, no_space: str) -> str:
+    def why_leave(self, lacks_space: Callable[[float], str]) -> str:
         """Return why the worker may leave, after a scan that found nothing to claim; "" if it stays.
 
         Args:
-            no_space: what says that the store has no space, "" if nothing does.
+            lacks_space: returns why stages wait for space, "" if none does or only for a pause of at most so
+                many seconds.
         """
         now_s = time.monotonic()
         self._since_s = now_s if self._since_s is None else self._since_s
         idle_s = now_s - self._since_s
-        if no_space and idle_s >= self._without_space_s:
-            return no_space
+        # A scheduler's job would hold its GPUs: another one is submitted when there is space again. Only
+        # short pauses are waited for.
+        patience_s = 0.0
+        if self._in_job:
+            patience_s = self._outage_s if self._most_s is None else self._most_s
+        if (self._in_job or idle_s >= self._outage_s) and (reason := lacks_space(patience_s)):
+            return reason
         # An attempt that may be dead keeps this worker here. Each successor would start watching from zero,
         # and none would watch for a whole lease.
         is_long = self._most_s is not None and idle_s >= self._most_s

@@ -167,7 +167,7 @@ class Worker:
                 idle_s = IDLE_S if self._try_or_leave(scan.claimable, reader) else self._pause(idle_s)
                 self._idleness.end()
             elif scan.waiting:
-                if why := self._idleness.why_leave(self._scanner.lacks_space()):
+                if why := self._idleness.why_leave(self._scanner.lacks_space):
                     self._say(f"{why}: this worker leaves")
                     return 0
                 self._leaving.reset()  # others still work, so it stays whatever the unreadable stages do

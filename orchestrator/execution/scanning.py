@@ -219,9 +219,9 @@ class StoreScanner:
             self._holds.read(reader(), summary, self._status_of)
         return is_given_up(digest, self._gates, self._holds.found)
 
-    def lacks_space(self) -> str:
-        """Return what says that the store has no space for another stage, "" if nothing does."""
-        return "" if self._holds is None else no_space(self._holds.found)
+    def lacks_space(self, patience_s: float) -> str:
+        """Return why stages wait for space, "" if none does, or only for a pause of so many seconds."""
+        return "" if self._holds is None else no_space(self._holds.found, patience_s=patience_s)
 
     def look_again(self, digest: str) -> None:
         """Have the next search read a stage again, for a reason that its records do not show."""

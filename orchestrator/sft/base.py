@@ -5,6 +5,7 @@ All cells of the model share it. It has seen prompts of all tasks, but never a r
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from typing import Any
@@ -29,7 +30,7 @@ from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks.base import LANGUAGES, Task
 
 SHORT_S = 20.0
-"""Seconds that a stage without checkpoints goes on after a stop at most; less than `policy.grace_s`. Ours."""
+"""Seconds that a pretraining goes on after a stop at most; less than the usual `policy.grace_s`. Ours."""
 NUM_LISTS, NAMES_IN_LIST = 50, 8
 """Lists of names of each language in the generic text, and the length of each list."""
 
@@ -153,7 +154,7 @@ def pretrain(model: PreTrainedModel, blocks: torch.Tensor, settings: Config, con
         StageFailure: the loss is not finite (cause ``nan``).
         StopRequested: a stop was requested, and more than `SHORT_S` seconds are left.
     """
-    start_s = time.monotonic()
+    start_s, asked_s = time.monotonic(), math.inf
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.num_steps // 20, settings.num_steps)
     # A generator of its own, so that nothing else that draws random numbers changes the blocks.
@@ -171,6 +172,9 @@ def pretrain(model: PreTrainedModel, blocks: torch.Tensor, settings: Config, con
         if not torch.isfinite(loss):
             raise StageFailure("nan", f"the pretraining loss is {loss.item()} at step {step}")
         context.log(step, num_steps=settings.num_steps, loss=loss.item(), grad_norm=grad_norm.item())
-        left_s = (time.monotonic() - start_s) / step * (settings.num_steps - step)
-        if context.stop_asked and left_s > SHORT_S:
-            context.stop_if_asked()
+        if context.stop_asked:
+            now_s = time.monotonic()
+            asked_s = min(asked_s, now_s)
+            left_s = (now_s - start_s) / step * (settings.num_steps - step)
+            if max(left_s, now_s - asked_s) > SHORT_S:  # later steps may be slower than those before
+                context.stop_if_asked()

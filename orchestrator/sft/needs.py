@@ -75,9 +75,13 @@ def _files_of_items(config: Config) -> list[Need]:
         folder = Path(place).expanduser()
         if not folder.is_dir() or model_folder.lfs_pointers(folder):
             continue  # `data_files` reports pointers
-        # One language suffices: all of them have the same items.
-        prompts = _Prompts(task, str(split), languages[0], items)
-        if problem := _unread(prompts, model_folder.state_of_data(folder)):
+        # Training items are the same in all languages, which is checked with those of the first one.
+        wanted, state = (
+            languages if split is Split.TEST else languages[:1],
+            model_folder.state_of_data(folder),
+        )
+        problems = (_unread(_Prompts(task, str(split), each, items), state) for each in wanted)
+        if problem := next(filter(None, problems), ""):
             found.append(Need(what=f"{split} data in {folder}", problem=problem))
     return found
 

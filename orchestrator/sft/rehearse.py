@@ -48,7 +48,7 @@ _PHASES = 4
 NUM_WIDEST = 2
 """Widest packs in a step of each device: the second one finds the gradients of the first. Ours."""
 MAX_NEW_TOKENS = 128
-"""Most tokens of an answer. Longer ones take time and show nothing else; ours."""
+"""Most tokens of an answer. Longer ones take time, and show only how much memory their keys need; ours."""
 MAX_NAMED = 3
 """Most items that a message names."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -12,11 +13,15 @@ from typing import Any
 
 import pytest
 
+from orchestrator.api import reconciling
 from orchestrator.api.events import History
-from orchestrator.cli import launch
+from orchestrator.api.reconciling import JobPasses, PendingLaunch, SubmitPass, SubmitResult
+from orchestrator.api.state import SweepState
+from orchestrator.cli import launch, progress
+from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.waiting import Goal, Outlook, outlook
-from orchestrator.errors import InfrastructureError, SchedulerUnavailable
+from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable
 from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import Running, wait_for
 from tests.store import builders
@@ -176,3 +181,83 @@ def test_only_who_waits_waits_for_a_scheduler_that_does_not_answer(
     assert capsys.readouterr().out.count("slurm is away; trying again") == 1
     with pytest.raises(InfrastructureError, match="damaged"):  # waiting does not help here
         launch._patiently(lambda: (_ for _ in ()).throw(InfrastructureError("damaged")), wait=True)
+
+
+@pytest.fixture
+def passes(tmp_path: Path) -> JobPasses:
+    """Passes over a sweep whose cells have yet to run."""
+    sweep = builders.sweep_of(1)
+    builders.seal(tmp_path, sweep)
+    ledger = builders.ledger_at(tmp_path)
+    request = Request(nonce="", number=1, verb="launch", revision=1, settings=builders.settings())
+    request = ledger.add_request(sweep.name, request)
+    limits: Any = None
+    return JobPasses(SweepState(ledger, sweep, 1, sealed=True), [PendingLaunch(request, limits, limits)])
+
+
+def test_a_scheduler_that_is_not_reached_is_tried_half_as_often_each_time(
+    passes: JobPasses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try files a submission. A pass between two of them records the ends of jobs alone."""
+    now_s, tries = 1000.0, list[float]()
+
+    def submits(view: Any, asked: Any, *, notify: Any, hold: str) -> SubmitPass:
+        if not hold and now_s < 9000:
+            tries.append(now_s)
+            raise SchedulerUnavailable("slurm was not reached", where="nothing was submitted", fix="later")
+        return SubmitPass(view, SubmitResult(limit=hold), [])
+
+    monkeypatch.setattr(reconciling, "submit_pass", submits)
+    monkeypatch.setattr(reconciling.time, "monotonic", lambda: now_s)
+    while now_s < 3500:
+        passes.make(print)
+        assert passes.problem in ("", "slurm was not reached\n  nothing was submitted\n  later")
+        now_s += 10
+    assert [after - before for before, after in itertools.pairwise(tries)] == [
+        30,
+        60,
+        120,
+        240,
+        480,
+        600,
+        600,
+    ]
+    now_s = 9000.0
+    passes.make(print)
+    now_s = 9010.0
+    passes.make(print)
+    assert passes._num_outages == 0
+
+
+def test_a_token_that_is_not_accepted_ends_the_wait(
+    passes: JobPasses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submits(*_: Any, **__: Any) -> SubmitPass:
+        raise AccessDenied("401", fix="RAY_AUTH_TOKEN")
+
+    monkeypatch.setattr(reconciling, "submit_pass", submits)
+    with pytest.raises(AccessDenied):
+        passes.make(print)
+
+
+def test_why_a_pass_failed_is_printed_with_what_to_do_and_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, passes: JobPasses, capsys: pytest.CaptureFixture[str]
+) -> None:
+    num_left = 4
+
+    def make(self: JobPasses, notify: Any) -> list[str]:
+        nonlocal num_left
+        num_left -= 1
+        self.problem = "slurm was not reached\n  nothing was submitted\n  later: sweep reconcile s"
+        return []
+
+    monkeypatch.setattr(JobPasses, "make", make)
+    monkeypatch.setattr(JobPasses, "is_open", property(lambda self: num_left > 0))
+    passes.pause_s = 0.01
+    for repeat_s, times in ((300.0, 1), (0.0, 4)):
+        num_left = 4
+        monkeypatch.setattr(progress, "REPEAT_S", repeat_s)
+        progress._stay(passes)
+        said = capsys.readouterr().out
+        assert said.count("  slurm was not reached; trying again\n") == times
+        assert said.count("    later: sweep reconcile s\n") == times

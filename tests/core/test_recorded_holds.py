@@ -12,7 +12,6 @@ from orchestrator.core.evidence import Evidence, Hold, Holds, Spending
 from orchestrator.core.failure import Cause
 from orchestrator.core.holding import (
     attributed,
-    failed_end,
     forecast,
     holds_of,
     merged,
@@ -21,7 +20,7 @@ from orchestrator.core.holding import (
 )
 from orchestrator.core.nodes import AgedReport, NodeReport, left_out
 from orchestrator.core.settings import Policy, SpendingLimit
-from orchestrator.core.state import Gate, Gates, StageStatus, State
+from orchestrator.core.state import Gate, Gates, StageStatus, State, failed_end
 from orchestrator.core.sweep import Input, StageInstance
 from tests.core.recording import Answers, answer, compare
 from tests.core.test_breaker import NEW, Records, failed, made

@@ -13,7 +13,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.failure import Cause
+from orchestrator.core.holding import no_space
 from orchestrator.core.settings import StoreSettings
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution import main as worker_main
@@ -122,12 +124,27 @@ def test_a_worker_waits_for_space_a_while_but_not_with_the_gpus_of_a_job(tmp_pat
     local = Idleness(
         Watcher(me), replace(plain, settings=replace(plain.settings, store=StoreSettings(outage_s=0.1)))
     )
-    assert local.why_leave("the disk is full") == ""
+    full = "the disk is full"
+    assert local.why_leave(lambda _: full) == ""
     time.sleep(0.11)
-    assert local.why_leave("") == ""
-    assert local.why_leave("the disk is full") == "the disk is full"
-    job = JobContext(cluster="c", job="7")
-    assert Idleness(Watcher(me), replace(plain, job=job)).why_leave("the disk is full") == "the disk is full"
+    assert local.why_leave(lambda _: "") == ""
+    assert local.why_leave(lambda _: full) == full
+    in_job = replace(plain, job=JobContext(cluster="c", job="7"))
+    assert Idleness(Watcher(me), in_job).why_leave(lambda _: full) == full
+
+
+@pytest.mark.parametrize(("max_idle_s", "most_s"), [(90.0, 90.0), (None, 600.0)])
+def test_a_job_waits_for_a_pause_no_longer_than_it_would_stay_idle(
+    tmp_path: Path, max_idle_s: float | None, most_s: float
+) -> None:
+    order = replace(order_for(tmp_path, "s"), job=JobContext(cluster="c", job="7"), max_idle_s=max_idle_s)
+
+    def why(pause_s: float) -> str:
+        paused = Holds(stages={"x": Hold("a pause", False, Cause.STORAGE, pause_s=pause_s)})
+        idleness = Idleness(Watcher(this_owner(order, os.getpid())), order)
+        return idleness.why_leave(lambda patience_s: no_space(paused, patience_s=patience_s))
+
+    assert (why(most_s), why(most_s + 1)) == ("", "a pause")
 
 
 def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, start: Start) -> None:

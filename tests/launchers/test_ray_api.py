@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import InfrastructureError, SchedulerUnavailable, UserError
+from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable, UserError
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import Resources, Submission
 from orchestrator.launchers.base import Verdict
@@ -188,6 +188,7 @@ def test_what_is_no_answer_of_ray_submits_nothing_and_proves_nothing(
         Api(server.address).version()
     assert said in str(failed.value)
     assert isinstance(failed.value, SchedulerUnavailable) is (status >= 500)  # who waits asks again
+    assert isinstance(failed.value, AccessDenied) is (status in (401, 403))  # who waits ends
     assert submit(server.address).verdict is not Verdict.ACCEPTED
     told = RayScheduler(server.address).jobs(["s.1"])
     assert "is no Ray dashboard" in told.problem and not told.complete and not told.seen
@@ -258,6 +259,9 @@ def test_a_server_whose_certificate_is_trusted_by_a_variable_alone_is_reached(
     context.load_cert_chain(certificate, key)
     server = serve(dashboard, context)
     assert "certificate is not trusted here" in RayScheduler(server.address).jobs(["a"]).problem
+    with pytest.raises(AccessDenied, match="set REQUESTS_CA_BUNDLE"):  # it is no outage: nobody waits
+        Api(server.address).version()
+    assert submit(server.address).verdict is Verdict.REFUSED
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     assert Api(server.address).version() == "2.60.0"
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nowhere"))

@@ -189,12 +189,18 @@ def test_only_data_that_can_be_missing_is_a_need(tmp_path: Path) -> None:
 def test_files_with_fewer_items_than_are_wanted_are_a_need_that_nothing_fetches(tmp_path: Path) -> None:
     made(tmp_path)
     files = [f"data.train_dir={tmp_path}/raw/train", f"data.test_dir={tmp_path}/raw/test"]
-    given = ("data=files", *files, "data.num_validation=3", "languages=[en]")
+    given = ("data=files", *files, "data.num_validation=3", "languages=[en]", "evaluation.languages=[en,es]")
     assert needs(Config(chain.config_of(*given, "data.tasks.math.num_train=9"))) == []
     (need,) = needs(Config(chain.config_of(*given, "data.tasks.math.num_train=10")))
     assert need.what == f"train data in {tmp_path}/raw/train" and need.fetch == ""
     assert "10 train items" in need.problem and "12 ids are usable" in need.problem
     assert needs(Config(chain.config_of(*given, "data.tasks.math.num_train=10", "languages=[]"))) == []
+    (need,) = needs(
+        Config(chain.config_of(*given, "evaluation.languages=[en,ja]", "data.tasks.math.num_train=9"))
+    )
+    assert (
+        need.what == f"test data in {tmp_path}/raw/test" and "ja" in need.problem
+    )  # each language is looked at
 
 
 def test_the_cache_is_where_the_settings_or_the_environment_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import httpx
 import msgspec
 
 from orchestrator.core.secrets import redacted
-from orchestrator.errors import InfrastructureError, SchedulerUnavailable, UserError
+from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable, UserError
 
 TIMEOUT_S = 15.0
 MAX_BYTES = 64 * 2**20
@@ -90,6 +90,10 @@ class Unreached(Exception):
     """No connection was made, so the server cannot have received the request."""
 
 
+class Untrusted(Unreached):
+    """The server's certificate is not trusted here."""
+
+
 class Unanswered(Exception):
     """The server may have received the request, but did not answer it."""
 
@@ -127,7 +131,7 @@ class Api:
         `Unreached` it is safe to repeat a submission; after `Unanswered` the job may exist.
 
         Raises:
-            Unreached: there is nothing at the address.
+            Unreached: there is nothing at the address, or nothing that is trusted (`Untrusted`).
             Unanswered: the connection broke, or there was no complete answer in time.
             Redirected: the server redirects to another address.
         """
@@ -146,6 +150,7 @@ class Api:
             why = str(error)
             if "CERTIFICATE_VERIFY_FAILED" in why:
                 why = f"its certificate is not trusted here ({why}): set REQUESTS_CA_BUNDLE=FILE"
+                raise Untrusted(f"{self.address}: {why}") from error
             raise Unreached(f"{self.address}: {why}") from error
         except (OSError, httpx.HTTPError) as error:
             raise Unanswered(f"{self.address}: {error or type(error).__name__}") from error
@@ -197,6 +202,8 @@ class Api:
     def _asked(self, path: str) -> Reply:
         try:
             return self.send("GET", path)
+        except Untrusted as error:
+            raise AccessDenied(str(error)) from error
         except (Unreached, Unanswered) as error:
             raise SchedulerUnavailable(f"the Ray cluster does not answer: {error}") from error
 
@@ -205,6 +212,7 @@ class Api:
 
         Raises:
             SchedulerUnavailable: the server failed.
+            AccessDenied: it does not accept the token, or requires one.
             InfrastructureError: it is no success, or something else, such as a login page.
         """
         said = f"{reply.status} {' '.join(str(reply.data).split())[:200]}"
@@ -218,6 +226,8 @@ class Api:
         fix = LOGIN if is_login else ""
         # such as "No available agent to submit job", while the cluster or a proxy before it starts
         kind_of_error = SchedulerUnavailable if reply.status >= 500 else InfrastructureError
+        if reply.status in (401, 403):
+            kind_of_error = AccessDenied
         raise kind_of_error(f"{self.address}{path} is no Ray dashboard for us: {said}", fix=fix)
 
     def version(self) -> str:

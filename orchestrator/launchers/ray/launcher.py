@@ -24,7 +24,15 @@ from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, Verdict, overrides_of
 from orchestrator.launchers.local import host_hardware
 from orchestrator.launchers.ray import boot
-from orchestrator.launchers.ray.api import Api, Redirected, Unanswered, Unreached, checked_address, is_taken
+from orchestrator.launchers.ray.api import (
+    Api,
+    Redirected,
+    Unanswered,
+    Unreached,
+    Untrusted,
+    checked_address,
+    is_taken,
+)
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.scheduler import EMBEDDED, RayScheduler, this_machine
 from orchestrator.launchers.ray.settings import (
@@ -249,6 +257,8 @@ class RayLauncher:
             reply = Api(self._cluster).submit(json.loads(text))
         except Redirected as error:
             return SubmitOutcome(Verdict.REFUSED, said=f"{error.what}; {error.fix}")
+        except Untrusted as error:  # it stays so until somebody acts
+            return SubmitOutcome(Verdict.REFUSED, said=str(error))
         except Unreached as error:
             return SubmitOutcome(Verdict.UNREACHED, said=str(error))
         except Unanswered as error:

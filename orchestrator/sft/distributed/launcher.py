@@ -301,7 +301,7 @@ class Spare:
             environment: of the ranks, without what is a rank's own.
         """
         with os.fdopen(self._writer, "wb") as stream:
-            stream.write(json.dumps([num_processes, environment]).encode())
+            stream.write(json.dumps([num_processes, environment]).encode() + b"\n")
         self._writer = -1
 
     def poll(self) -> int | None:
@@ -345,7 +345,7 @@ def _serve_as_spare(reader: int, parent: int) -> None:
         nodes.die_with(parent)
         close_all_but(reader)  # held open, connections of the stage's process would hide its end
         with os.fdopen(reader, "rb") as stream:
-            order = stream.read()
+            order = stream.readline()  # not to its end: processes that were forked since hold it open too
         if order:
             num_processes, environment = json.loads(order)
             os.environ.clear()

@@ -85,7 +85,11 @@ def in_processes(
         return function(config, inputs, context)
     target = f"{function.__module__}:{function.__name__}"
     how: dict[str, Any] = {"num_processes": number, "device": device.type, "spare": spare}
-    rows: list[Row] = launcher.run(target, config, inputs, context, **how)
+    try:
+        rows: list[Row] = launcher.run(target, config, inputs, context, **how)
+    finally:
+        if spare is not None:  # a job of several nodes does not use it
+            spare.close()
     return rows
 
 

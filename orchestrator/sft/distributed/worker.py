@@ -5,8 +5,9 @@ The module does not depend on what ranks compute. It is also a command. ``launch
 its node.
 
 A rank may start processes that leave its process group, such as the engine process of vLLM, which holds GPU
-memory. They survive a launcher and ranks that are killed. All of them inherit one variable of the
-environment, by which a watcher of the launcher ends them (`watch`).
+memory. They survive a launcher and ranks that are killed. A watcher of the launcher ends them (`watch`), by
+a variable of the environment that all programs inherit, or by the session of a forked rank. A process that
+a forked rank forks, and that starts a session without a program of its own, is not found.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Collection
 from datetime import timedelta
 from multiprocessing import util
 from multiprocessing.connection import Connection
@@ -218,7 +220,7 @@ def close_all_but(kept: int) -> None:
 
 def launch_forked(num_processes: int) -> int:
     """Fork ranks, wait for them, and report those that failed, as `launch` does. Return the exit code."""
-    watch()
+    watcher = watch()
     pipe = join()
     pipe.send(LAUNCHER)
     os.environ[PARENT] = str(os.getpid())
@@ -234,6 +236,7 @@ def launch_forked(num_processes: int) -> int:
             os.environ["MASTER_PORT"] = str(int(os.read(ports, _PORT_BYTES)))
             os.close(ports)
             run_rank()
+        os.write(watcher, f"{pid}\n".encode())  # a rank leads a session
         ranks[pid] = rank
     from torch._C._distributed_c10d import TCPStore
 
@@ -248,7 +251,7 @@ def launch_forked(num_processes: int) -> int:
         running.discard(pid)
         if (exit_code := os.waitstatus_to_exitcode(status)) != 0:
             for other in running if not failed else ():
-                os.kill(other, signal.SIGTERM)  # blocked, and taken by a thread: see `heed_only`
+                os.kill(other, signal.SIGTERM)  # blocked, and taken by a thread: see `exit_on_sigterm_of`
             failed[pid] = exit_code
     if not failed:
         return 0
@@ -329,8 +332,11 @@ GROUP = "SWEEP_RANKS_GROUP"
 _PATIENCE_S, _POLL_S = 10.0, 0.05
 
 
-def watch() -> None:
+def watch() -> int:
     """Fork the watcher, and mark what this process starts from now on. Call it before any thread exists.
+
+    Returns:
+        A file that takes ids of sessions, a line each, which the watcher ends too.
 
     The watcher holds one end of a pipe. The kernel closes the other one when this process ends, however that
     happens. The watcher has a session of its own, so that no signal to this process's group reaches it.
@@ -339,7 +345,7 @@ def watch() -> None:
     reader, writer = os.pipe()  # not inherited by programs that this process starts
     if os.fork():
         os.close(reader)
-        return
+        return writer
     # The watcher never returns: the code that called this function belongs to the launcher.
     with contextlib.suppress(BaseException):
         os.setsid()
@@ -347,20 +353,18 @@ def watch() -> None:
         # Held open, the launcher's sockets would hide its end from the stage's process.
         os.closerange(3, reader)
         os.closerange(reader + 1, 1024)
-        os.read(reader, 1)
-        end_group(os.environ[GROUP])
+        with os.fdopen(reader, "rb") as stream:
+            sessions = {int(line) for line in stream.read().split()}
+        end_group(os.environ[GROUP], sessions)
     os._exit(0)
 
 
-def end_group(group: str) -> None:
-    """Kill all processes of this machine that have a mark, except this one, until none is left.
-
-    Args:
-        group: value of the variable `GROUP`.
-    """
+def end_group(group: str, sessions: Collection[int] = ()) -> None:
+    """Kill all processes of this machine with a value of `GROUP`, or of some sessions, until none is left."""
     mark, end_s = f"{GROUP}={group}".encode(), time.monotonic() + _PATIENCE_S
     while time.monotonic() < end_s:
-        marked = [pid for pid in _processes() if pid != os.getpid() and mark in _environment(pid)]
+        pids = [pid for pid in _processes() if pid != os.getpid()]
+        marked = [pid for pid in pids if mark in _environment(pid) or _session(pid) in sessions]
         for pid in marked:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -371,6 +375,14 @@ def end_group(group: str) -> None:
 
 def _processes() -> list[int]:
     return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def _session(pid: int) -> int:
+    """Return the session of a process, 0 of one that has ended."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return 0 if fields[0] == "Z" else int(fields[3])
+    return 0
 
 
 def _environment(pid: int) -> list[bytes]:

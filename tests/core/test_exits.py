@@ -1,0 +1,147 @@
+"""Ends of logs in which the reason of a failure does not stand last, or is not the user's."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from orchestrator.core.exits import cause_of_command, cause_of_exit
+from orchestrator.core.failure import Cause
+from orchestrator.execution import child
+from tests.core.test_failure import DURING, FULL, RICH, TRACEBACK, of_rank, raised
+
+DIED = "subprocess.CalledProcessError: Command 'x' returned non-zero exit status 1."
+ECC = raised("RuntimeError: CUDA error: uncorrectable ECC error encountered")
+NONE = "AttributeError: 'NoneType' object has no attribute 'close'"
+LOGGING = (
+    f"--- Logging error ---\n{raised(NONE)}Call stack:\n"
+    '  File "/home/me/train.py", line 9, in <module>\n    log.info("x")\nMessage: \'x\'\nArguments: ()\n'
+)
+BESIDE = {
+    "ignored": f"Exception ignored in: <function It.__del__ at 0x7f>\n{raised(NONE)}",
+    "at exit": f"Error in atexit._run_exitfuncs:\n{raised(NONE)}",
+    "logging": LOGGING,
+}
+PARALLEL = {
+    "thread": f"Exception in thread Thread-1 (run):\n{raised(NONE)}",
+    "task": f"Task exception was never retrieved\nfuture: <Task finished name='a'>\n{raised(NONE)}",
+    "logged task": f"ERROR:asyncio:Task exception was never retrieved\nfuture: <T>\n{raised(NONE)}",
+}
+
+
+@pytest.mark.parametrize("said", ["", "cp: error writing '/x': No space left on device\n"])
+@pytest.mark.parametrize("error", [DIED, "SystemExit: 1", "KeyboardInterrupt", "x.ChildFailedError: "])
+@pytest.mark.parametrize(
+    "heading", [RICH, "step 3  " + TRACEBACK, TRACEBACK.partition("\n")[2]], ids=["box", "same line", "none"]
+)
+def test_a_launchers_traceback_needs_no_line_that_begins_with_its_heading(
+    heading: str, error: str, said: str
+) -> None:
+    failure = cause_of_command(1, f"{said}{heading}{error}\n", oom_killed=False)
+    assert failure.cause is (Cause.STORAGE if said else Cause.UNKNOWN), failure
+    assert "max()" not in failure.message
+
+
+def test_a_log_that_cannot_be_judged_is_no_fault_of_the_user() -> None:
+    chain = DURING.join([raised("ValueError: bad", "raise ValueError()")] * 2000)
+    failure = cause_of_command(1, chain, oom_killed=False)
+    assert (failure.cause, failure.exception) == (Cause.UNKNOWN, "")
+    assert failure.message == "exited with code 1: its log cannot be judged (RecursionError)"
+
+
+def test_an_exception_that_cannot_be_judged_is_no_fault_of_the_user() -> None:
+    class Kind(type):
+        @property
+        def __module__(cls) -> str:  # type: ignore[override]
+            raise OSError("no such module")
+
+    class Odd(ValueError, metaclass=Kind):
+        pass
+
+    try:
+        raise Odd("bad")
+    except Odd as error:
+        assert child._cause(error) is Cause.UNKNOWN
+
+
+@pytest.mark.parametrize("beside", [*BESIDE.values(), *PARALLEL.values()], ids=[*BESIDE, *PARALLEL])
+def test_a_traceback_that_python_prints_beside_the_real_one_never_replaces_it(beside: str) -> None:
+    for log in (ECC + beside, beside + ECC):
+        assert cause_of_command(1, log, oom_killed=False).cause is Cause.BAD_NODE
+    ranked = of_rank(1, "ValueError: bad row") + "".join(f"[rank1]: {line}\n" for line in beside.splitlines())
+    assert cause_of_command(1, ranked, oom_killed=False).exception == "ValueError"
+
+
+def test_of_exceptions_beside_the_process_only_those_of_threads_and_tasks_count_alone() -> None:
+    for name, beside in BESIDE.items():
+        assert cause_of_command(1, beside, oom_killed=False).exception == "", name
+        both = beside.removesuffix("\n") + DURING + raised("ValueError: bad")
+        assert cause_of_command(1, both + "step\n", oom_killed=False).exception == "", name
+    for name, beside in PARALLEL.items():
+        assert cause_of_command(1, beside, oom_killed=False).exception == "AttributeError", name
+        full = f"{beside}cp: error writing '/x': No space left on device\n"
+        assert cause_of_command(1, full, oom_killed=False).cause is Cause.STORAGE, name
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        (raised("ValueError: handled") + "step\n" * 50 + "cp: error writing '/x': No space left on device\n",
+         Cause.STORAGE),
+        (raised("ValueError: x") + "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0\n",
+         Cause.OOM_HOST),
+        (raised("ValueError: bad") + "bash: line 1: trian: command not found\n", Cause.CODE),
+        ("cp: error writing '/x': No space left on device\n" + raised("ValueError: bad"), Cause.CODE),
+        (raised("ValueError: bad") + f"--- Logging error ---\n{raised(FULL)}", Cause.CODE),
+    ],
+)  # fmt: skip
+def test_a_machines_fault_after_the_last_traceback_counts_more_than_the_users(log: str, cause: Cause) -> None:
+    assert cause_of_command(1, log, oom_killed=False).cause is cause
+
+
+LOADER = "python: error while loading shared libraries: "
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "cause"),
+    [
+        (127, f"{LOADER}libcuda.so.1: cannot open shared object file: No such file or directory\n",
+         Cause.BAD_NODE),
+        (127, f"{LOADER}libGL.so.1: cannot open shared object file: No such file or directory\n",
+         Cause.UNKNOWN),
+        (127, "bash: line 1: /nfs/x/train: Stale file handle\n", Cause.STORAGE),
+        (126, "bash: line 1: /nfs/x/train: Input/output error\n", Cause.STORAGE),
+        (1, "ls: cannot access '/mnt/x': Transport endpoint is not connected\n", Cause.STORAGE),
+        (126, "bash: line 1: ./train.sh: Permission denied\n", Cause.CONFIG),
+        (126, "bash: line 1: ./train: cannot execute binary file: Exec format error\n", Cause.CONFIG),
+        (127, "bash: ./a: No such file or directory\nsrun: error: n1: Exited with code 127\n", Cause.CONFIG),
+        (127, "step 3\n", Cause.UNKNOWN),
+        (1, "Usage: 12 GB of 24 GB\nerror: connection lost to node 3\n", Cause.UNKNOWN),
+        (2, "usage: train.py\nerror: No space left on device\n", Cause.STORAGE),
+        (2, "usage: train.py\ntrain.py: error: unrecognized arguments: --lr\n", Cause.CONFIG),
+        (1, f"usage: x\nx: error: the node is gone\n{raised(DIED)}", Cause.UNKNOWN),
+        (1, f"usage: x\nx: error: no --lr\n{raised(DIED.replace('status 1', 'status 2'))}", Cause.CONFIG),
+        (1, raised("FileNotFoundError: [Errno 2] No such file or directory: '/dev/nvidia0'"), Cause.UNKNOWN),
+        (1, raised("FileNotFoundError: [Errno 2] No such file or directory: '/tmp/pymp-a1b2/listener-x'"),
+         Cause.UNKNOWN),
+        (1, raised("FileNotFoundError: [Errno 2] No such file or directory: '/data/dev/a.csv'"), Cause.DATA),
+    ],
+)  # fmt: skip
+def test_what_a_machine_lacks_is_no_fault_of_the_config_or_the_data(
+    code: int, log: str, cause: Cause
+) -> None:
+    assert cause_of_command(code, log, oom_killed=False).cause is cause
+
+
+@pytest.mark.parametrize("word", ["a: ", "0: ", "Error: ", "rank0: ", "line 1: ", " ", ".so", "File "])
+def test_a_long_line_is_judged_by_its_beginning_in_no_time(word: str) -> None:
+    line = word * (65536 // len(word))
+    frame = f'{TRACEBACK}  File "/{line}", line 3, in x\n    go()\nFileNotFoundError: {line}\n'
+    begun_s = time.process_time()
+    for log in (f"{line}\n", frame, f"{line}\n{raised(DIED)}", f"{raised('ValueError: x')}{line}\n"):
+        cause_of_command(1, log, oom_killed=False)
+    cause_of_exit(-6, line, oom_killed=False)
+    assert time.process_time() - begun_s < 2  # uncut, one such line takes up to 14 s
+    tail = f"cp: {'a' * 3000}: No space left on device\n"
+    assert cause_of_command(1, tail, oom_killed=False).cause is Cause.UNKNOWN
