@@ -21,7 +21,6 @@ import random
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,6 @@ sys.path.insert(0, str(ROOT / "docs"))
 from mutating import KILLED, SURVIVED, TIMEOUT, UNREACHED, Change, changes_of, files_about  # noqa: E402
 
 WORK, RESULTS, PAGE = ROOT / ".mutants", ROOT / "docs/mutants.json", ROOT / "docs/mutants.md"
-REASONS = ROOT / "docs/mutants.toml"
 SEED, SAMPLE, DRAWS, PER_DRAW = 17, 400, 62, 5
 CORE_TESTS = ("tests/core", "tests/jobs", "tests/store/test_decisions.py")
 NOT_RUN = ("slurm", "ray", "test_gpu_check.py")
@@ -217,11 +215,8 @@ KINDS = (
 """Kinds of survivors that need no reason of their own."""
 
 
-def reason(module: str, name: str, change: str, known_reasons: Sequence[Mapping[str, str]]) -> str:
+def reason(change: str) -> str:
     """Return why a change may survive; "" for one that a test should notice."""
-    for each in known_reasons:
-        if each["module"] == module and each["function"] == function_of(name) and each["has"] in change:
-            return each["reason"]
     old, _, new = change.partition(" -> ")
     return next((text for text, fits in KINDS if fits(old, new)), "")
 
@@ -258,15 +253,14 @@ Tests of real Slurm and Ray clusters and tests of minutes do not run. So the sha
 def page() -> str:
     """Return the page's text."""
     results = json.loads(RESULTS.read_text())
-    reasons = tomllib.loads(REASONS.read_text()).get("survivor", [])
     parts = [HEAD]
     for part, intro in PARTS.items():
         if part in results:
-            parts += [intro, *_part(results[part], reasons)]
+            parts += [intro, *_part(results[part])]
     return "".join(parts)
 
 
-def _part(result: Mapping[str, Any], reasons: Sequence[Mapping[str, str]]) -> Iterable[str]:
+def _part(result: Mapping[str, Any]) -> Iterable[str]:
     rows, sums, kinds = [], Counter[str](), Counter[str]()
     survivors: list[str] = []
     for module, each in result["modules"].items():
@@ -277,7 +271,7 @@ def _part(result: Mapping[str, Any], reasons: Sequence[Mapping[str, str]]) -> It
             f"| `{module}` | {number} | {good} | {counts[SURVIVED]} | {counts[UNREACHED]} | {100 * good / number:.0f} % |\n"
         )
         for name, change in each["left"].items():
-            why = reason(module, name, change, reasons) or "a test is missing"
+            why = reason(change) or "a test is missing"
             kinds[why] += 1
             text = change.replace("|", "\\|").replace("`", "'")
             text = text if len(text) <= 200 else f"{text[:200]}..."

@@ -164,7 +164,7 @@ def wait_until(
             found = outlook(goal, outcome, quiet_s=look_s - changed_s, stall_s=stall_s)
             waited_s = time.monotonic() - start_s
             if found is not Outlook.OPEN or (timeout_s is not None and waited_s >= timeout_s):
-                left = next_decision(view) if cells is None and silent_s is None else None
+                left = next_decision(view) if cells is None else None
                 return Waited(found, dict(Counter(map(str, states))), waited_s, left)
         _pause(view, look_s, None if timeout_s is None else start_s + timeout_s, asks_jobs=silent_s is None)
 

@@ -165,7 +165,7 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher, *, as_j
     """
     if request.code is not None:
         words = ["orchestrator.cli.attached", view.ledger.objects.url, view.sweep.name, str(request.number)]
-        go_on_in_the_snapshot(view.ledger.objects, request.code, [*words, *["--json"][: int(as_json)]])
+        go_on_in_the_snapshot(view.ledger.objects, request.code, [*words, "--json"] if as_json else words)
     wanted = set(request.cells) if request.cells is not None else None
     cells = view.asked_cells(wanted)
     # A second Ctrl-C also ends a wait for a store that does not answer.
@@ -372,7 +372,7 @@ def main(argv: list[str] | None = None) -> int:
     url, name, number, *rest = sys.argv[1:] if argv is None else argv
     prepare()
     outlive_the_reader()
-    go_on = partial(_go_on, url, name, number, as_json=bool(rest))
+    go_on = partial(_go_on, url, name, number, as_json="--json" in rest)
     return int(load("orchestrator.cli.main:guarded")(go_on, ["launch", *rest]))
 
 

@@ -250,7 +250,7 @@ class Undecided(NamedTuple):
     waits_for: tuple[str, ...] = ()
 
 
-_PASSING = frozenset({State.RUNNING, State.QUEUED, State.PENDING, State.RELEASED, State.LOST})
+_NOT_ENDED = frozenset({State.RUNNING, State.QUEUED, State.PENDING, State.RELEASED, State.LOST})
 
 
 class SweepFacts(NamedTuple):
@@ -296,7 +296,7 @@ def observe(
             hold = facts.holds.of(cell.id, left)
             if hold is not None and hold.is_final:
                 return Undecided(question, f"{what} is held back", False)
-            return Undecided(question, f"{what} is {status.state}", status.state in _PASSING)
+            return Undecided(question, f"{what} is {status.state}", status.state in _NOT_ENDED)
         done = {d: facts.evidence_of(d).done for d, status in statuses.items() if status.state is State.DONE}
         products = {digest: one.generation for digest, one in done.items() if one is not None}
         if failed is not None:

@@ -56,7 +56,9 @@ OF_MACHINES = frozenset(
 )
 """Causes for which a user is not to blame."""
 
-PASSING = frozenset(map(Cause, ("preempted", "node_lost", "communication", "storage", "bad_node", "unknown")))
+PASSING = frozenset(
+    {Cause.PREEMPTED, Cause.NODE_LOST, Cause.COMMUNICATION, Cause.STORAGE, Cause.BAD_NODE, Cause.UNKNOWN}
+)
 """Causes that come from outside, or that nobody knows. They end no stage that advances."""
 
 _CLASSES = {
@@ -154,8 +156,9 @@ _OF_DISKS = frozenset(
     for name in "EIO ENXIO ENODEV EFBIG ENOSPC EROFS ESTALE EUCLEAN EREMOTEIO EDQUOT".split()
     if hasattr(errno, name)
 )
+"""Numbers of disks that fail."""
 _OF_PROCESSES = frozenset((errno.EINVAL, errno.EMFILE, errno.ENFILE, errno.EEXIST, errno.EAGAIN))
-"""Numbers of disks that fail, and those that reveal nothing about the cause."""
+"""Numbers that reveal nothing about the cause."""
 
 _OF_NODE = re.compile(r"\[Errno 2\] [^:]+: '/(dev/|([^'/]+/)*pymp-)")
 """A device file, and the folder of a process that died: what the node lacks and not the data."""
@@ -163,7 +166,7 @@ _OF_NODE = re.compile(r"\[Errno 2\] [^:]+: '/(dev/|([^'/]+/)*pymp-)")
 _STATUS = re.compile(r"(?:HTTP Error |(?:Client|Server) error '?|)(?P<status>[45]\d\d)\b", re.IGNORECASE)
 """The HTTP status with which the messages of urllib, requests, httpx and huggingface_hub begin."""
 
-_PASSING = frozenset({"408", "425", "429"})
+_TRY_AGAIN = frozenset({"408", "425", "429"})
 """Statuses that ask for another try. The others from 400 to 499 are answers to a wrong request."""
 
 _BY_MESSAGE = tuple(
@@ -274,7 +277,7 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
 def _by_status(raised: Raised) -> Cause | None:
     if not any("HTTP" in name for name in raised.classes) or not (match := _STATUS.match(raised.text)):
         return None
-    is_wrong = match["status"] < "500" and match["status"] not in _PASSING
+    is_wrong = match["status"] < "500" and match["status"] not in _TRY_AGAIN
     return Cause.CONFIG if is_wrong else Cause.COMMUNICATION
 
 

@@ -39,7 +39,7 @@ MAX_MESSAGE = 120
 
 NUM_GATES = 2  # that fail alike hold back others; ours
 
-_OF_MACHINES = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
+_NO_EVIDENCE = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
 """Causes that are no evidence against the cells that failed."""
 
 SCARCE_BYTES, SCARCE_SHARE = 10 * 2**30, 0.01
@@ -105,7 +105,7 @@ def with_space(records: SweepRecords) -> Holds:
         return Holds(stages=dict.fromkeys(records.sweep.stages, Hold(why, False, Cause.STORAGE)))
     held = {}
     for name, (times, last) in full.items():
-        pause_s = pause_for_space_s(times)
+        pause_s = pause_for_space_s(records.policy, times)
         if last and records.now - last < pause_s:
             # It may be another disk than the store's, such as that of a node's temporary files.
             why = f"{name} lacked space on a disk: the next one starts {pause_s:.0f} s later"
@@ -113,9 +113,9 @@ def with_space(records: SweepRecords) -> Holds:
     return Holds(stages={d: held[s.stage] for d, s in records.sweep.stages.items() if s.stage in held})
 
 
-def pause_for_space_s(times: int) -> float:
+def pause_for_space_s(policy: Policy, times: int) -> float:
     """Return for how many seconds stages wait after one lacked space so many times; ours."""
-    return min(3600.0, 60.0 * 2.0 ** (times - 1))
+    return min(3600.0, policy.space_pause_s * 2.0 ** (times - 1))
 
 
 def _seconds(at: str) -> float:
@@ -279,7 +279,7 @@ def _failures(records: SweepRecords) -> Iterator[_Failure]:
         if evidence.done is not None or not failed or spent(evidence, budget) is None:
             continue
         number, end, start = failed[-1].number, failed[-1].end, failed[-1].start
-        if end is not None and start is not None and not (end.cause in _OF_MACHINES or is_disk_full(end)):
+        if end is not None and start is not None and not (end.cause in _NO_EVIDENCE or is_disk_full(end)):
             yield _Failure(digest, number, end, str(start.provenance.get("code", "")))
 
 

@@ -121,6 +121,7 @@ class Policy(Settings, frozen=True, kw_only=True):
             0 holds back none.
         audit_segments: how many pairs of checkpoints of each training are kept, between which it can be
             computed again; see `orchestrator.execution.audit`.
+        space_pause_s: for how long stages of one name wait after one lacked space on a disk, in seconds.
     """
 
     lease_s: float = 90.0
@@ -135,6 +136,7 @@ class Policy(Settings, frozen=True, kw_only=True):
     budget: Annotated[SpendingLimit, SINCE_2] = SpendingLimit()
     breaker: Annotated[int, SINCE_2] = 3
     audit_segments: Annotated[int, SINCE_2] = 0
+    space_pause_s: Annotated[float, SINCE_2] = 60.0
 
 
 class HardwareSettings(Settings, frozen=True, kw_only=True):
@@ -266,6 +268,7 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
     _at_least("store.outage_s", settings.store.outage_s, 0, where)
     _at_least("policy.grace_s", settings.policy.grace_s, 0, where)
     _at_least("policy.quarantine_s", settings.policy.quarantine_s, 0, where)
+    _at_least("policy.space_pause_s", settings.policy.space_pause_s, 0, where)
     _at_least("policy.breaker", settings.policy.breaker, 0, where)
     _at_least("policy.audit_segments", settings.policy.audit_segments, 0, where)
     for stage, limit_s in settings.policy.limits_s.items():

@@ -284,7 +284,8 @@ class Decisions:
                 self._records.decide_holds()
                 self._give_up_gates()
             if fault.full_hours[1]:
-                pause_s = pause_for_space_s(len(self._records.evidence(attempt.digest).attempts))
+                times = len(self._records.evidence(attempt.digest).attempts)
+                pause_s = pause_for_space_s(self._scenario.policy, times)
                 self._clock.after(pause_s, self._records.decide_holds)
             if not fault.node_hours and self._may_go_on(job, attempt, spent):
                 self._go_on(job)

@@ -105,7 +105,11 @@ def test_a_full_disk_is_a_storage_failure_and_loses_nothing_that_was_recorded(sw
         (sweep.folder / "full.yaml").write_text(FULL)
         (sweep.folder / "fill.py").write_text(FILL)
         store = f"store.url={disk / 'runs'}"
-        words = ("policy.retries.storage=0", "launcher.workers=1")  # or both may meet the full disk
+        words = (
+            "policy.retries.storage=0",
+            "policy.space_pause_s=1",
+            "launcher.workers=1",
+        )  # or both may meet the full disk
         output = sweep("launch", "full.yaml", store, *words, code=1)
         assert "failed by storage: 1 stage" in output
         assert "No space left on device" in output

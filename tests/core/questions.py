@@ -203,6 +203,7 @@ CHANGES: list[tuple[str, Any]] = [
     ("policy.checkpoint_interval_s", -1),
     ("policy.grace_s", -1),
     ("policy.quarantine_s", -1),
+    ("policy.space_pause_s", -1),
     ("policy.breaker", -1),
     ("policy.breaker", 2.5),
     ("store.outage_s", -1),

@@ -1,7 +1,8 @@
 """Answers to many questions, each on a line of a file in ``recorded/``, which a test compares.
 
 A changed answer is shown with its first question. One that is meant to change is recorded again, and reviewed
-as a change of that file: ``RECORD=1 pytest tests/core -k recorded``.
+as a change of that file: ``POLYSWEEP_RECORD=1 pytest tests/core -k recorded``, which fails for each file that
+it has changed.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ Answers = Iterator[tuple[str, object]]
 def compare(name: str, answers: Answers) -> None:
     """Fail where an answer is another than the recorded one."""
     lines = list(_grouped(answers))
+    assert lines, "nothing was asked"
     file = FOLDER / f"{name}.txt"
-    if os.environ.get("RECORD"):
+    recorded = file.read_text().splitlines() if file.exists() else []
+    if os.environ.get("POLYSWEEP_RECORD"):
         file.write_text("".join(f"{line}\n" for line in lines))
-    recorded = file.read_text().splitlines()
     new = [line for line in lines if line not in recorded]
     gone = [f"was {line}" for line in recorded if line not in lines]
     assert not new + gone, "\n".join(new[:3] + gone[:3])
@@ -42,12 +44,13 @@ def answer(act: Callable[[], object]) -> object:
 def _grouped(answers: Answers) -> Iterator[str]:
     """Each answer on a line, with its questions: how many, the first, and a digest of them all."""
     questions: dict[str, list[str]] = {}
-    for question, found in answers:
-        questions.setdefault(plain(found), []).append(question)
+    # With their numbers, as questions of equal words may follow different ones.
+    for number, (question, found) in enumerate(answers):
+        questions.setdefault(plain(found), []).append(f"{number} {question.strip()}")
     for found, asked in questions.items():
         digest = hashlib.sha256("\n".join(asked).encode()).hexdigest()[:8]
         more = f", and {len(asked) - 1} more ({digest})" if asked[1:] else ""
-        yield f"{found} <- {asked[0].strip()}{more}".replace("\n", "|")
+        yield f"{found} <- {asked[0].partition(' ')[2]}{more}".replace("\n", "|")
 
 
 def plain(found: object) -> str:

@@ -34,6 +34,10 @@ from tests.store.builders import counted, instance_of, ledger_at, seal, sweep_of
 DISK_KIB, LARGE_KIB = 2048, 4096
 
 
+SOON = {"space_pause_s": 0.5}
+"""A policy by which stages wait for less than a minute after one lacked space."""
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
@@ -69,12 +73,12 @@ def test_a_stage_whose_product_fills_the_disk_fails_by_storage_and_a_later_attem
     seal(store, sweep)
     ledger, instance = ledger_at(store), instance_of(sweep)
     env = {"TEST_FILL": "product", "TEST_FILL_KIB": str(LARGE_KIB)}
-    finish(start, order_for(store, sweep.name, env=env, policy={"retries": {}}))
+    finish(start, order_for(store, sweep.name, env=env, policy={"retries": {}, **SOON}))
     first = ledger.attempt(instance, 1)
     assert first is not None and first.end is not None
     assert first.end.cause is Cause.STORAGE and "No space left" in first.end.message
     assert not (store / layout.payload(instance, 1) / layout.OUTPUT).exists()  # it would take all space
-    assert_finishes(start, ledger, order_for(store, sweep.name))
+    assert_finishes(start, ledger, order_for(store, sweep.name, policy=SOON))
 
 
 def test_a_checkpoint_that_fills_the_disk_is_skipped_and_the_stage_ends_well(
@@ -85,7 +89,9 @@ def test_a_checkpoint_that_fills_the_disk_is_skipped_and_the_stage_ends_well(
     seal(store, sweep)
     ledger, instance = ledger_at(store), instance_of(sweep)
     env = {"TEST_FILL": "checkpoint", "TEST_FILL_KIB": str(LARGE_KIB)}
-    finish(start, order_for(store, sweep.name, env=env, policy={"retries": {}, "keep_checkpoints": True}))
+    finish(
+        start, order_for(store, sweep.name, env=env, policy={"retries": {}, "keep_checkpoints": True, **SOON})
+    )
     product, _ = ledger.product(instance, 1)
     assert product is not None and product.attempt == 1
     folder = store / layout.payload(instance, 1)
@@ -103,7 +109,7 @@ def test_a_full_disk_holds_all_stages_back_until_there_is_space(disk: Path, star
     ledger = ledger_at(store)
     instances = [instance_of(sweep, cell=index) for index in range(3)]
     env = {"TEST_FILL": "product", "TEST_FILL_KIB": "128", "TEST_GO": str(go)}
-    running = start(order_for(store, sweep.name, env=env, policy={"retries": {"storage": 1}}))
+    running = start(order_for(store, sweep.name, env=env, policy={"retries": {"storage": 1}, **SOON}))
     runs = store / layout.payload(instances[0], 1) / "runs"
     until(lambda: runs.exists() and runs.read_text())
     others = fill(disk)

@@ -29,6 +29,8 @@ from typing import Any
 
 from orchestrator.entry import short_paths
 from orchestrator.errors import StopRequested
+from orchestrator.processes import oom_kills
+from orchestrator.provenance import entry_of
 from orchestrator.registry import load
 from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
 from orchestrator.sft.distributed.nodes import (
@@ -86,15 +88,6 @@ def exit_on_sigterm_of(launcher: int) -> None:
     if SENT_TO_ALL:
         signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
         threading.Thread(target=wait, name="signals", daemon=True).start()
-
-
-def oom_kills() -> int:
-    """Return how many processes the kernel's OOM killer has ended on this machine since boot."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
 
 
 def launch(num_processes: int, num_nodes: int) -> None:
@@ -155,11 +148,10 @@ def _kill_ranks() -> None:
 
     These are the ranks, and what ranks started: the kernel's parent-death signal covers the ranks alone.
     """
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended, or leads no group
-            # The program's name, in brackets, may hold spaces. The second field after it is the parent's pid.
-            if int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) == os.getpid():
-                os.killpg(int(path.parent.name), signal.SIGKILL)
+    for pid in _processes():
+        if (entry := entry_of(pid)) is not None and entry.parent == os.getpid():
+            with contextlib.suppress(OSError):  # it has just ended, or leads no group
+                os.killpg(pid, signal.SIGKILL)
 
 
 def _join_nodes(pipe: Connection, num_nodes: int, is_over: threading.Event) -> list[str]:
@@ -349,10 +341,8 @@ def watch() -> int:
     # The watcher never returns: the code that called this function belongs to the launcher.
     with contextlib.suppress(BaseException):
         os.setsid()
-        os.close(writer)
         # Held open, the launcher's sockets would hide its end from the stage's process.
-        os.closerange(3, reader)
-        os.closerange(reader + 1, 1024)
+        close_all_but(reader)
         with os.fdopen(reader, "rb") as stream:
             sessions = {int(line) for line in stream.read().split()}
         end_group(os.environ[GROUP], sessions)
@@ -364,7 +354,7 @@ def end_group(group: str, sessions: Collection[int] = ()) -> None:
     mark, end_s = f"{GROUP}={group}".encode(), time.monotonic() + _PATIENCE_S
     while time.monotonic() < end_s:
         pids = [pid for pid in _processes() if pid != os.getpid()]
-        marked = [pid for pid in pids if mark in _environment(pid) or _session(pid) in sessions]
+        marked = [pid for pid in pids if mark in _environment(pid) or _is_in(pid, sessions)]
         for pid in marked:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -377,12 +367,8 @@ def _processes() -> list[int]:
     return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
-def _session(pid: int) -> int:
-    """Return the session of a process, 0 of one that has ended."""
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return 0 if fields[0] == "Z" else int(fields[3])
-    return 0
+def _is_in(pid: int, sessions: Collection[int]) -> bool:
+    return (entry := entry_of(pid)) is not None and entry.runs and entry.session in sessions
 
 
 def _environment(pid: int) -> list[bytes]:
