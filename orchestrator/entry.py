@@ -205,6 +205,12 @@ def give_back_output() -> None:
         os.dup2(_kept[-1], 1)
 
 
+def need_output() -> None:
+    """Let output that cannot be written be an error again; see `outlive_the_reader`."""
+    if isinstance(sys.stdout, Stream):
+        sys.stdout.is_silent = False
+
+
 def outlive_the_reader() -> None:
     """Let a command that runs things continue when its output can no longer be written."""
     if isinstance(sys.stdout, Stream):

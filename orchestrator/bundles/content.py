@@ -122,12 +122,11 @@ def _records(view: SweepState) -> Iterator[tuple[str, bytes]]:
     for number in view.ledger.revision_numbers(name):
         instances |= view.ledger.revision(name, number).sweep.stages
     keys = [layout.STORE]
-    for folder in ("", "/requests", "/workers", "/submissions"):
+    for folder in ("", "/requests", "/workers"):
         prefix = f"{layout.revisions(name)}{folder}"
-        if folder == "/submissions":
-            keys += [f"{prefix}/{path}" for path in objects.trees([prefix])[prefix]]
-        else:
-            keys += [f"{prefix}/{path}" for path in objects.list(prefix).files]
+        keys += [f"{prefix}/{path}" for path in objects.list(prefix).files]
+    trees = [f"{layout.revisions(name)}{folder}" for folder in ("/submissions", "/decisions")]
+    keys += [f"{prefix}/{path}" for prefix, tree in objects.trees(trees).items() for path in tree]
     attempts = {layout.attempts(instance): instance for instance in instances.values()}
     keys += [f"{prefix}/{path}" for prefix, tree in objects.trees(attempts).items() for path in tree]
     for stage in dict.fromkeys(instance.stage for instance in instances.values()):

@@ -93,6 +93,7 @@ def check_bundle(view: SweepState, out: Path, options: BundleOptions) -> None:
         from orchestrator.bundles.signing import check_signer
 
         check_signer(options.key, options.certificates)
+    view.check_decisions()
     states = Counter(str(view.cells[cell.id].state) for cell in view.sweep.cells)
     if set(states) != {str(State.DONE)} and not options.partial:
         counts = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
@@ -180,6 +181,12 @@ def _follows(view: SweepState, content: Content) -> tuple[Recomputed, bytes]:
                 elif not _is_linked(held, path):
                     shutil.copyfile(held, path)
         read = state_of(Path(place, STORE), view.sweep.name, view.number)
+        if read.sweep.cells != view.sweep.cells:
+            raise InfrastructureError(
+                f"other cells follow from the records of {view.title} than the sweep has",
+                allowed="records that no launch or worker changes meanwhile",
+                fix="run it again when nothing runs",
+            )
         found = recompute(read)
         described = {**content, **found.files}
         return found, crate_of(read, [_file(name, described[name]) for name in sorted(described)])

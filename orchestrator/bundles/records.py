@@ -40,6 +40,8 @@ def record_faults(view: SweepState, manifest: BundleManifest) -> Iterator[str]:
         status = view.cells[cell.id]
         if status.state is not State.DONE and not manifest.partial:
             yield f"cell {cell.id} is {status.state}, and the bundle is not partial"
+    if (left := view.open_decision) is not None and not manifest.partial:
+        yield f"{left.question.title} is not decided, and the bundle is not partial"
     yield from view.warnings()
     known = {"store.json"}
     for instance, done in products(view):
@@ -103,7 +105,7 @@ def _strays(view: SweepState, files: Collection[str], known: Collection[str]) ->
     for number in view.ledger.revision_numbers(view.sweep.name):
         instances |= view.ledger.revision(view.sweep.name, number).sweep.stages
     name = re.escape(view.sweep.name)
-    own = re.compile(rf"sweeps/{name}/(?:[0-9]+|(?:requests|workers|submissions)/[\w./-]+)\.json")
+    own = re.compile(rf"sweeps/{name}/(?:[0-9]+|(?:requests|workers|submissions|decisions)/[\w./-]+)\.json")
     for path in files:
         key = path.removeprefix(f"{STORE}/")
         if key == path or key in known or own.fullmatch(key):

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orchestrator.api.estimates import ordered_ids, sized
 from orchestrator.api.launching import CheckedLaunch, Detached, detach, make_launcher
 from orchestrator.api.reconciling import Notifies, PendingLaunch, is_well, notifier_of, undecided_lines
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
-from orchestrator.cli.output import LongStep, indented, print_json, print_lines, styled
+from orchestrator.cli.output import LongStep, indented, print_lines, styled
 from orchestrator.cli.progress import (
     count_stages,
     mirroring,
@@ -37,7 +37,7 @@ from orchestrator.core.sweep import preload
 from orchestrator.entry import for_people, give_back_output, outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.records import Submission
-from orchestrator.jobs.submissions import Submissions, settings_of
+from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import GpuNumbers, Launch, Launcher
 from orchestrator.registry import load
 from orchestrator.store import code as snapshots
@@ -52,7 +52,7 @@ attempts to read the final states.
 """
 
 
-_NEXT_DECISION = "orchestrator.api.waiting:next_decision"  # Loaded by name: few launches print JSON.
+_PRINT_LAUNCHED = "orchestrator.cli.launch:print_launched"  # that module imports this one
 
 
 class Launched(NamedTuple):
@@ -77,37 +77,6 @@ class Launched(NamedTuple):
     request: Request | None = None
     detached: Detached | None = None
     scripts: Sequence[tuple[Submission, str]] = ()
-
-
-def launched_json(found: Launched) -> dict[str, Any]:
-    """Return what a launch or rerun recorded and submitted, for scripts."""
-    request, name = found.request, found.view.sweep.name
-    view = found.view if request is None else found.view.fresh()
-    # Decisions may have added cells meanwhile.
-    cells = view.asked_cells(found.cells if request is None else request.cells)
-    states = Counter(view.cells[cell.id].state for cell in cells)
-    jobs = [
-        {"submission": each.number, "job": "", "cells": each.tasks, "script": text}
-        for each, text in found.scripts
-    ]
-    for filed in Submissions(view.ledger, name).read() if request is not None else ():
-        if request is not None and filed.submission.request == request.number:
-            job = filed.accepted.job if filed.accepted is not None else ""
-            jobs.append({"submission": filed.submission.number, "job": job, "cells": filed.submission.tasks})
-    return {
-        "sweep": name,
-        "revision": view.number,
-        "verb": found.verb,
-        "request": None if request is None else request.number,
-        "launcher": found.settings.launcher["name"],
-        "cells": [cell.id for cell in cells],
-        "jobs": jobs,
-        "process": None if found.detached is None else found.detached.process.pid,
-        "log": "" if found.detached is None else str(found.detached.log),
-        "counts": {str(state): number for state, number in states.items()},
-        "decision": load(_NEXT_DECISION)(view),
-        "exit_code": found.code,
-    }
 
 
 def follow(
@@ -389,7 +358,7 @@ def _go_on(url: str, name: str, number: str, *, as_json: bool) -> int:
     with for_people(as_json=as_json):
         code = run_attached(view, request, make_launcher(settings, num_cells))
     if as_json:
-        print_json(launched_json(Launched(code, view, (), request.verb, settings, request)))
+        load(_PRINT_LAUNCHED)(Launched(code, view, (), request.verb, settings, request))
     return code
 
 

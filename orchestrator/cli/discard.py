@@ -108,10 +108,11 @@ def run_cancel(args: argparse.Namespace) -> int:
                 "cells": [cell.id for cell in cancelled.cells],
                 "num_running": cancelled.num_running,
                 "kept": sorted(cancelled.kept),
-                "notes": cancelled.lines,
+                "notes": [*view.warnings(), *cancelled.lines],
             }
         )
         return 0
+    print_warnings(view)
     if cancelled.kept:
         print(
             f"{view.title}: {counted(len(cancelled.kept), 'cell')} go on: the current revision has them too"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from orchestrator.api.launching import CheckedLaunch, failed_cells, make_launcher, run_settings_of
 from orchestrator.api.reconciling import NOTICES_S, WAIT_S, PendingLaunch, notifier_of
 from orchestrator.api.state import Notify, SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
-from orchestrator.cli.attached import Launched, follow, launched_json
+from orchestrator.cli.attached import Launched, follow
 from orchestrator.cli.output import (
     LongStep,
     add_store,
@@ -27,10 +29,11 @@ from orchestrator.cli.progress import add_composing, again, composed, print_rema
 from orchestrator.core.settings import Policy, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.entry import for_people, outlive_the_reader
+from orchestrator.entry import ReaderLeft, for_people, need_output, outlive_the_reader
 from orchestrator.errors import SchedulerUnavailable, SweepError, UserError, counted, escaped, one_line
-from orchestrator.jobs.submissions import settings_of
+from orchestrator.jobs.submissions import Submissions, settings_of
 from orchestrator.launchers.base import Submitter
+from orchestrator.registry import load
 
 T = TypeVar("T")
 
@@ -57,14 +60,60 @@ def run_launch(args: argparse.Namespace) -> int:
     return _run(args, _launch)
 
 
+_NEXT_DECISION = "orchestrator.api.waiting:next_decision"  # Loaded by name: few launches print JSON.
+
+
 def _run(args: argparse.Namespace, launch: Callable[[argparse.Namespace], Launched]) -> int:
     """Launch or rerun; with ``--json``, print what came of it as the only thing on standard output."""
     outlive_the_reader()
     with for_people(as_json=args.json):
         found = launch(args)
     if args.json:
-        print_json(launched_json(found))
+        print_launched(found)
     return found.code
+
+
+def print_launched(found: Launched) -> None:
+    """Print what came of a launch as JSON.
+
+    Raises:
+        OSError: standard output cannot be written. A reader that left is no error: the cells have run.
+    """
+    need_output()
+    with contextlib.suppress(ReaderLeft):
+        print_json(_launched_json(found))
+        sys.stdout.flush()
+
+
+def _launched_json(found: Launched) -> dict[str, Any]:
+    """Return what a launch or rerun recorded and submitted, for scripts."""
+    request, name = found.request, found.view.sweep.name
+    view = found.view if request is None else found.view.fresh()
+    # Decisions may have added cells meanwhile.
+    cells = view.asked_cells(found.cells if request is None else request.cells)
+    states = Counter(view.cells[cell.id].state for cell in cells)
+    jobs = [
+        {"submission": each.number, "job": "", "cells": each.tasks, "script": text}
+        for each, text in found.scripts
+    ]
+    for filed in Submissions(view.ledger, name).read() if request is not None else ():
+        if request is not None and filed.submission.request == request.number:
+            job = filed.accepted.job if filed.accepted is not None else ""
+            jobs.append({"submission": filed.submission.number, "job": job, "cells": filed.submission.tasks})
+    return {
+        "sweep": name,
+        "revision": view.number,
+        "verb": found.verb,
+        "request": None if request is None else request.number,
+        "launcher": found.settings.launcher["name"],
+        "cells": [cell.id for cell in cells],
+        "jobs": jobs,
+        "process": None if found.detached is None else found.detached.process.pid,
+        "log": "" if found.detached is None else str(found.detached.log),
+        "counts": {str(state): number for state, number in states.items()},
+        "decision": load(_NEXT_DECISION)(view),
+        "exit_code": found.code,
+    }
 
 
 def _launch(args: argparse.Namespace) -> Launched:

@@ -71,15 +71,20 @@ _LAST_WORDS = tuple(
          r"lib(?:cuda|nvidia-[\w-]+|amdhip64|hsa-runtime64|ze_loader)\.so.*)", Cause.BAD_NODE),
         (r"(?:\S+: )*(error while loading shared libraries: .*)", Cause.UNKNOWN),
         (r"(?:[\w./-]+: )+(can't open file .*\[Errno 2\].*)$", Cause.CODE),
-        (r"(?:[\w./-]+: )*((?:line \d+: )?.*: (?:command )?not found)$", Cause.CONFIG),
         (r"(?:\S*\bpython[\d.]*: )(No module named .*)$", Cause.CODE),
     )
 )  # fmt: skip
 """Last lines of programs that are not Python, or whose interpreter did not start."""
 
+_MISSING = re.compile(r"(?:[\w./-]+: )*((?:line \d+: )?.*: (?:command )?not found)$")
+"""What a shell prints of a program that is not there. It goes on, so only the last line is the reason."""
+
 _USAGE, _USAGE_ERROR = re.compile(r"usage: ", re.IGNORECASE), re.compile(r"(?:[\w./ -]+: )?((?i:error): .*)")
 _USAGE_CODE, _OTHER_STATUS = 2, re.compile(r".*exit status (?!2\b)")
 """What argparse, click and others print of wrong arguments, their exit code, and what shows another one."""
+
+_NOT_RUN_CODES, _NOT_RUN_STATUS = (126, 127), re.compile(r"exit (?:status|code) 12[67]\b")
+"""Exit codes by which shells report a program that cannot be run, and how Python's errors name them."""
 
 _WHAT = re.compile(r"\s*what\(\):\s+(.+)")
 """What C++ prints of an exception that nothing caught."""
@@ -154,7 +159,8 @@ def _judged(exit_code: int, name: str, how: str, log: str) -> CommandFailure:
         last = _words_beside(found, lines, shown[-1].line + 1)
         return _as_failure(found, how) if last is None else CommandFailure(last[0], "", f"{how}: {last[1]}")
     # C++ aborts after it prints an uncaught exception, so SIGABRT may have a last line that explains it.
-    last = _last_words(lines, may_be_usage=exit_code == _USAGE_CODE) if name in ("", "SIGABRT") else None
+    how_it_ended = {"may_be_usage": exit_code == _USAGE_CODE, "is_missing": exit_code in _NOT_RUN_CODES}
+    last = _last_words(lines, **how_it_ended) if name in ("", "SIGABRT") else None
     if last is not None:
         return CommandFailure(last[0], "", f"{how}: {last[1]}")
     is_printed = may_have_raised and bool(lines) and not (shown and shown[-1].line == len(lines) - 1)
@@ -189,7 +195,8 @@ def _words_beside(found: Shown, lines: Sequence[str], end: int) -> tuple[Cause, 
         begun = "Traceback (most recent call last)"
         starts = (number for number, line in enumerate(lines[: found.line]) if begun in line)
         before = lines[: max(starts, default=found.line)]
-        return _last_words(before, may_be_usage=not _OTHER_STATUS.match(raised.text))
+        is_missing = _NOT_RUN_STATUS.search(raised.text) is not None
+        return _last_words(before, may_be_usage=not _OTHER_STATUS.match(raised.text), is_missing=is_missing)
     last = _last_words(lines[end:], may_be_usage=False)
     is_weaker = cause_of(raised) in DETERMINISTIC | {Cause.UNKNOWN}
     return last if last is not None and last[0] in OF_MACHINES and is_weaker else None
@@ -228,12 +235,15 @@ def _last_exception(shown: Sequence[Shown], num_lines: int, exit_code: int) -> S
     return found
 
 
-def _last_words(lines: Sequence[str], *, may_be_usage: bool) -> tuple[Cause, str] | None:
+def _last_words(
+    lines: Sequence[str], *, may_be_usage: bool, is_missing: bool = False
+) -> tuple[Cause, str] | None:
     """Return the cause that the last lines state, and the words that state it.
 
     Args:
         lines: of the log.
         may_be_usage: whether the program may have ended because of wrong arguments.
+        is_missing: whether a shell reported by its exit code that a program cannot be run.
     """
     has_usage = may_be_usage and any(map(_USAGE.match, lines[-_NUM_USAGE_LINES:]))
     for line in reversed(lines[-_NUM_LAST_LINES:]):
@@ -245,6 +255,8 @@ def _last_words(lines: Sequence[str], *, may_be_usage: bool) -> tuple[Cause, str
             (cause, match.group(1)) for words, cause in _LAST_WORDS if (match := words.match(line.strip()))
         )
         known = next(found, None)
+        if known is None and (is_missing or line is lines[-1]) and (match := _MISSING.match(line.strip())):
+            known = Cause.CONFIG, match.group(1)
         if (
             has_usage
             and (known is None or known[0] not in OF_MACHINES)

@@ -168,6 +168,47 @@ def test_a_sweep_that_is_not_finished_is_refused_unless_a_part_is_wanted(
     assert found.ok and found.num_rows < 21
 
 
+FIT = """
+def main(config, inputs, context):
+    return [{"accuracy": 1 - abs(config.lr - 0.2)}]
+"""
+HEAD = """
+config: {seed: 0, lr: 0.1}
+stages: {fit: {run: "fit:main", reads: [seed, lr]}}
+"""
+DECIDED = {
+    "phases": """
+phases:
+  - {name: tune, axes: {lr: [0.1, 0.2]}, select: {metric: accuracy, mode: max}}
+  - {name: confirm, axes: {seed: "range(1,3)"}}
+""",
+    "search": """
+search: {metric: accuracy, mode: max, num_cells: 4, batch: 2, space: {lr: {low: 0.1, high: 1.0}}}
+""",
+}
+
+
+@pytest.mark.parametrize("kind", DECIDED)
+def test_what_follows_from_decisions_is_in_it_and_a_decision_that_is_missing_is_found(
+    sweep: Any, kind: str, tmp_path: Path
+) -> None:
+    (sweep.folder / "fit.py").write_text(FIT)
+    (sweep.folder / "tune.yaml").write_text(HEAD + DECIDED[kind])
+    sweep("launch", "tune.yaml")
+    sweep("bundle", "tune", "--out", "whole.zip")
+    found = verified(sweep.folder / "whole.zip")
+    assert found.ok and found.num_rows == len(sweep.json("collect", "tune")) == 4
+    record = "store/sweeps/tune/decisions/1/000001.json"
+    files = forging.read(sweep.folder / "whole.zip")
+    less = forging.closed({name: data for name, data in files.items() if name != record})
+    (tmp_path / "less.zip").write_bytes(forging.packed(less))
+    faults = verified(tmp_path / "less.zip").faults
+    assert any("is not decided, and the bundle is not partial" in fault for fault in faults), faults
+    (sweep.store / record.removeprefix("store/")).write_bytes(b"")
+    said = sweep("bundle", "tune", "--out", "damaged.zip", "--partial", code=3)
+    assert "000001.json is unreadable" in said and not (sweep.folder / "damaged.zip").exists()
+
+
 def test_no_folder_of_the_machine_and_no_secret_is_in_it(honest: Honest, tmp_path: Path) -> None:
     for name, data in forging.read(honest.bundle).items():
         assert str(honest.store.parent).encode() not in data, name

@@ -102,6 +102,9 @@ def test_a_launch_finishes_whatever_becomes_of_its_streams(shell: Shell, name: s
 
 def test_reading_verbs_end_with_their_reader_and_name_what_they_cannot_write(shell: Shell) -> None:
     shell("sweep launch words.yaml")
+    full = shell("sweep launch words.yaml --json >/dev/full")
+    assert full.returncode == 3 and b"error: cannot write standard output" in full.stderr
+    assert shell("set -o pipefail; sweep launch words.yaml --json | true").returncode == 0
     for verb in ("status words", "status --help"):
         left = shell(f"set -o pipefail; sweep {verb} | true")
         assert (left.returncode, left.stderr) == (0, b""), (verb, left.stderr.decode())

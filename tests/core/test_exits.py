@@ -145,3 +145,16 @@ def test_a_long_line_is_judged_by_its_beginning_in_no_time(word: str) -> None:
     assert time.process_time() - begun_s < 2  # uncut, one such line takes up to 14 s
     tail = f"cp: {'a' * 3000}: No space left on device\n"
     assert cause_of_command(1, tail, oom_killed=False).cause is Cause.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "cause"),
+    [
+        (1, "run.sh: line 1: nvidia-smi: command not found\nepoch 1\nepoch 2\n", Cause.UNKNOWN),
+        (1, "run.sh: line 1: module: command not found\nTraining is over.\n", Cause.UNKNOWN),
+        (1, "epoch 2\nrun.sh: line 9: evaluat: command not found\n", Cause.CONFIG),
+        (127, "bash: line 1: trian: command not found\nsrun: error: n1: task 0: Exited\n", Cause.CONFIG),
+    ],
+)
+def test_a_shell_goes_on_after_a_program_that_is_not_there(code: int, log: str, cause: Cause) -> None:
+    assert cause_of_command(code, log, oom_killed=False).cause is cause
