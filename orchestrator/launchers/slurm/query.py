@@ -69,6 +69,9 @@ def environment(inherited: Mapping[str, str] | None = None) -> dict[str, str]:
     jobs would look as if they had ended. Only the variables that locate the controller, and authenticate to
     it, stay.
 
+    One is set. By default sacct shortens the indexes of an array to 64 characters, ``12_[0,2,5,...]``, and
+    a task that it leaves out would look as if accounting did not have it.
+
     Args:
         inherited: the variables to filter; None for those of this process.
     """
@@ -76,7 +79,7 @@ def environment(inherited: Mapping[str, str] | None = None) -> dict[str, str]:
         name: value
         for name, value in (os.environ if inherited is None else inherited).items()
         if name in _KEPT or not _INPUT.match(name)
-    }
+    } | {"SLURM_BITSTR_LEN": "0"}
 
 
 def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) -> Said:
