@@ -63,7 +63,7 @@ def by_hydra(cells: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Times both ways and compares the configs."""
-    from orchestrator.compose.files import Schema
+    from orchestrator.compose.root import Schema
     from orchestrator.compose.main import compose
 
     with tempfile.TemporaryDirectory() as name:
