@@ -154,7 +154,7 @@ def _other(name: str, path: Path) -> Path:
     return beside[name].resolve() if name in beside else locate(name, path.parent)
 
 
-class Source(NamedTuple):
+class SweepSource(NamedTuple):
     """A sweep as written.
 
     Attributes:
@@ -172,7 +172,7 @@ class Source(NamedTuple):
     where: str
 
 
-def source_in_file(sweep: str, cwd: Path) -> Source:
+def source_in_file(sweep: str, cwd: Path) -> SweepSource:
     """Return a sweep from its file.
 
     Args:
@@ -185,7 +185,7 @@ def source_in_file(sweep: str, cwd: Path) -> Source:
     path = locate(sweep, cwd)
     where = str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)
     file = read_sweep(path, where=where)
-    return Source(file, path.read_text(encoding="utf-8"), path.stem, path.parent, where)
+    return SweepSource(file, path.read_text(encoding="utf-8"), path.stem, path.parent, where)
 
 
 def sweep_name(stem: str, name: str | None, *, where: str = "") -> str:

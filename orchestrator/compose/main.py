@@ -20,7 +20,7 @@ from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, cut, texts_o
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.files import (
     CONDITIONS,
-    Source,
+    SweepSource,
     config_folders,
     labels_of,
     source_in_file,
@@ -128,13 +128,13 @@ def compose(
     return replace(composition, notes=(*composition.notes, *shown[:_NUM_WORDS], *more))
 
 
-def _given(name: str, tree: Mapping[str, Any], cwd: Path) -> Source:
+def _given(name: str, tree: Mapping[str, Any], cwd: Path) -> SweepSource:
     text = OmegaConf.to_yaml(OmegaConf.create(escaped(dict(tree))))
-    return Source(parse(tree, where="the command line"), text, name, cwd, "the command line")
+    return SweepSource(parse(tree, where="the command line"), text, name, cwd, "the command line")
 
 
 def _composed(
-    source: Source, overrides: Sequence[str], name: str | None, cwd: Path, progress: Progress
+    source: SweepSource, overrides: Sequence[str], name: str | None, cwd: Path, progress: Progress
 ) -> Composition:
     file, where, folder = source.file, source.where, source.folder
     sweep_id = sweep_name(source.name, name, where=where)
