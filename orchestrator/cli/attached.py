@@ -238,7 +238,7 @@ def go_on_in_the_snapshot(objects: ObjectStore, code: Code, words: Sequence[str]
     sys.stdout.flush()
     sys.stderr.flush()
     give_back_output()
-    environment = {**os.environ, "PYTHONPATH": str(package)}
+    environment = {**os.environ, "PYTHONPATH": snapshots.python_path(package, os.environ)}
     os.execve(sys.executable, [sys.executable, "-P", "-m", *words], environment)
 
 

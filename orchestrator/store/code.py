@@ -214,6 +214,16 @@ def package_path(objects: ObjectStore, digest: str) -> Path:
     return folder(objects, digest) / layout.CODE_PACKAGE
 
 
+def python_path(package: Path, environment: Mapping[str, str]) -> str:
+    """Return a PYTHONPATH on which a package comes first, and then what an environment names.
+
+    Args:
+        package: folder with the package.
+        environment: whose own folders stay: packages may be installed there.
+    """
+    return os.pathsep.join(filter(None, (str(package), environment.get("PYTHONPATH"))))
+
+
 def import_paths(objects: ObjectStore, code: Code) -> tuple[str, ...]:
     """Return the user's import paths on this machine, absolute."""
     root = folder(objects, code.digest)

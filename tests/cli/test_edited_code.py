@@ -80,14 +80,22 @@ def test_launches_with_nothing_edited_show_no_drift_whatever_the_stages_wrote_be
     assert "code" not in output and "2 done" in output
 
 
-def test_a_launch_from_a_snapshot_runs_the_code_as_it_was(edited: Any, background: Any) -> None:
+def test_a_launch_from_a_snapshot_runs_the_code_as_it_was_with_packages_of_ones_own(
+    edited: Any, background: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "packages"  # as `pip install --target` fills it
+    packages.mkdir()
+    (packages / "elsewhere.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    command = f"import elsewhere\n{COMMAND}"
+    (edited.folder / "s.py").write_text(command)
     launch = background("launch", "act.yaml", "launcher.workers=1", "launcher.snapshot=true")
     wait_for(lambda: records(edited.store, "end.json"))
     edit(edited)
     code, output = launch.end()
     assert code == 0 and "3 done" in output, output
     assert {row["version"] for row in edited.json("collect", "act")} == {1}
-    edited.folder.joinpath("s.py").write_text(COMMAND)
+    edited.folder.joinpath("s.py").write_text(command)
     assert "made by" not in edited("launch", "act.yaml")  # the version is that of the checkout
 
 
