@@ -51,7 +51,7 @@ from orchestrator.sft.workload import (
     speed_of,
     training,
 )
-from orchestrator.stage import Config, plain
+from orchestrator.spec import Config, plain
 
 _AGAIN = {
     True: "computes layers again",

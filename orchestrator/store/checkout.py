@@ -31,7 +31,7 @@ from typing import NamedTuple
 from orchestrator import provenance
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import UserError
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.project import Ignored, git, is_hidden, is_installed, root_of
 
