@@ -32,7 +32,7 @@ from orchestrator import provenance
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import UserError
 from orchestrator.provenance import imported_files
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.project import Ignored, git, is_hidden, is_installed, root_of
 
