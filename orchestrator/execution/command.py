@@ -323,7 +323,7 @@ def _receivers(pid: int) -> list[int]:
 def _ends_with_its_input(pid: int) -> bool:
     """Return whether a process is a filter at the end of a pipe, which ends when its input does."""
     try:
-        return _name(pid) in _FILTERS and os.readlink(f"/proc/{pid}/fd/0").startswith("pipe:")
+        return _name(pid) in _FILTERS and str(Path(f"/proc/{pid}/fd/0").readlink()).startswith("pipe:")
     except OSError:
         return False
 

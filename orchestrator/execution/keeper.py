@@ -113,9 +113,9 @@ class ReceivedSignals:
                 self._numbers.update(data)
         except BlockingIOError:
             pass
-        if number == signal.SIGTERM and number not in self._numbers and self._is_told and self._is_replaced():
-            if await_news(self._is_told):
-                self._numbers.add(number)
+        is_open = number == signal.SIGTERM and number not in self._numbers
+        if is_open and self._is_told and self._is_replaced() and await_news(self._is_told):
+            self._numbers.add(signal.SIGTERM)
         return number in self._numbers
 
     def _is_replaced(self) -> bool:

@@ -74,7 +74,7 @@ _TAKES = re.compile(
     r"(?:(?<!<)<|(?:^|[\s.])-{0,2}(?:[\w-]+[_-])?(?:data|dataset|inputs?|in|source|src|train|valid|validation|eval|test"
     r"|vocab|vocabulary|dict|corpus|prompts?|tokenizer|labels?)(?:[_-][\w-]+)?[\s=])\s*['\"]?$"
 )
-"""Matches before a word that names an input, whatever its suffix: ``<``, or an option such as ``--train-file``."""
+"""Matches before a word that names an input of any suffix: ``<``, or an option such as ``--train-file``."""
 
 
 class _Seen(NamedTuple):
