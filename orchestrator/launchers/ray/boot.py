@@ -302,15 +302,7 @@ def fetch(key: str, package: str, url: str, digest: str, *rest: str) -> None:
 
 
 def begin(package: str, *rest: str) -> None:
-    """Replace this process by a module of a snapshot in a folder that all nodes mount.
-
-    The node's own import paths come behind the snapshot: packages may be installed there. Only the node knows
-    them, so its own process adds the snapshot.
-
-    Args:
-        package: the folder with the snapshot's package.
-        rest: the module to run and its arguments.
-    """
+    """Replace this process by a module, and put a folder before the import paths of the node, which stay."""
     import os
     import sys
 
@@ -320,7 +312,7 @@ def begin(package: str, *rest: str) -> None:
 
 
 ENVIRONMENT = {"PYTHONUTF8": "1"}
-"""What a command of `start_of` needs: UTF-8 whatever the locale of the node."""
+"""What a command of `start_of` needs."""
 
 
 def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> tuple[str, ...]:
