@@ -85,42 +85,7 @@ def run(
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
     try:
-        ledger = _opened(order, ending, say)
-        revision = _revision(ledger, order)
-        if order.code is not None:
-            paths = import_paths(ledger.objects, order.code)
-            order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
-            # It was set for this process only: a command may import modules that lie beside it.
-            os.environ.pop("PYTHONSAFEPATH", None)
-        sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
-        checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
-        # Before the first claim: a worker that cannot work must cost no attempt.
-        if problem := (
-            _code_problem(ledger, order, revision.sweep, checkout)
-            or _store_problem(ledger, order, ending, say)
-            or _package_problem(ledger, order)
-        ):
-            say(f"{problem.what}: this worker claims nothing")
-            return problem.code
-        # A job that is to claim nothing should give its GPUs back before it imports anything large.
-        for module in () if _is_spent(ledger, order) else preload(revision.sweep):
-            with contextlib.suppress(ImportError):  # the stage that needs it fails with the full error
-                importlib.import_module(module)
-        worker = Worker(
-            ledger=ledger,
-            revision=revision,
-            order=order,
-            owner=this_owner(order, os.getpid()),
-            children=ForkedChildren(multiprocessing.get_context("fork")),
-            stop_asked=ending.why,
-            shortage=shortage,
-            say=say,
-            checkout=checkout if order.code is None and order.code_digest else None,
-        )
-        try:
-            return worker.run()
-        finally:
-            summary.num_claims = worker.num_claims
+        return _work(order, summary, ending, shortage, say)
     except DamagedRecord as error:
         say(f"{error.what}; {error.fix}")
         return DAMAGED
@@ -135,6 +100,56 @@ def run(
         say(f"error: the store does not answer: {error}")
         _outlast(order.store, ending)
         return InfrastructureError.exit_code
+
+
+def _work(
+    order: Assignment,
+    summary: WorkerSummary,
+    ending: _Ending,
+    shortage: Callable[[], Shortage | None],
+    say: Callable[[str], None],
+) -> int:
+    """Check that this worker may claim stages, and work; return the exit code.
+
+    Raises:
+        SweepError, OSError: The sweep cannot be read, or the store does not answer.
+    """
+    ledger = _opened(order, ending, say)
+    revision = _revision(ledger, order)
+    if order.code is not None:
+        paths = import_paths(ledger.objects, order.code)
+        order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
+        # It was set for this process only: a command may import modules that lie beside it.
+        os.environ.pop("PYTHONSAFEPATH", None)
+    sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
+    checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
+    # Before the first claim: a worker that cannot work must cost no attempt.
+    if problem := (
+        _code_problem(ledger, order, revision.sweep, checkout)
+        or _store_problem(ledger, order, ending, say)
+        or _package_problem(ledger, order)
+    ):
+        say(f"{problem.what}: this worker claims nothing")
+        return problem.code
+    # A job that is to claim nothing should give its GPUs back before it imports anything large.
+    for module in () if _is_spent(ledger, order) else preload(revision.sweep):
+        with contextlib.suppress(ImportError):  # the stage that needs it fails with the full error
+            importlib.import_module(module)
+    worker = Worker(
+        ledger=ledger,
+        revision=revision,
+        order=order,
+        owner=this_owner(order, os.getpid()),
+        children=ForkedChildren(multiprocessing.get_context("fork")),
+        stop_asked=ending.why,
+        shortage=shortage,
+        say=say,
+        checkout=checkout if order.code is None and order.code_digest else None,
+    )
+    try:
+        return worker.run()
+    finally:
+        summary.num_claims = worker.num_claims
 
 
 def _print_to(log: Path) -> None:
