@@ -333,16 +333,14 @@ class Worker:
         run = AttemptRun(self._ledger, claimed, hooks)
         end = run.run(attempts)
         self._products.unpin(instance, reader)
-        self._follow_up(claimed, run, end, attempts)
+        self._learn(claimed, run, end, attempts)
         if end.outcome == "succeeded":
             self._retain(claimable)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
         self._say(f"{claimable.cell.id} {instance.name}: {said}")
         return True
 
-    def _follow_up(
-        self, claimed: ClaimedAttempt, run: AttemptRun, end: End, attempts: Sequence[Attempt]
-    ) -> None:
+    def _learn(self, claimed: ClaimedAttempt, run: AttemptRun, end: End, earlier: Sequence[Attempt]) -> None:
         """Conclude from an attempt's end what this worker leaves alone, and for how long."""
         instance = claimed.instance
         gave_way = end.why == "superseded" and is_replaced(self._ledger.attempts(instance), self._owner)
@@ -354,7 +352,7 @@ class Worker:
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._scanner.leave_out(instance.digest)
-        if pause_s := pause_after(end, attempts):
+        if pause_s := pause_after(end, earlier):
             if is_disk_full(end):  # files that no stage needs any more may make room
                 self._retain()
             self._leaving.back_off(instance.digest, pause_s, f"a pause of {pause_s:.0f} s: {end.message}")

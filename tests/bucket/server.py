@@ -80,9 +80,8 @@ class Proxy:
         self.seen: list[tuple[str, str]] = []
         self._faults: list[tuple[str, str, str, int]] = []
         self._lock, self.one_at_a_time = threading.Lock(), threading.Lock()
-        self._server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), type("_Handler", (_Handler,), {"proxy": self, "port": port})
-        )
+        handler = type("Handler", (_Handler,), {"proxy": self, "port": port})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
