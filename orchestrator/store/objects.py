@@ -13,9 +13,14 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from orchestrator.manifest import NO_FILE, File, fsync_path, fsync_tree
+from orchestrator.provenance import is_network
+
+if TYPE_CHECKING:
+    from orchestrator.core.records import CodeFile
+    from orchestrator.store.project import PlannedFile
 
 
 class Listing(NamedTuple):
@@ -64,6 +69,16 @@ class Publisher(Protocol):
 
     def failed(self, files: Sequence[File], keepalive: Keepalive) -> None:
         """Upload what a later attempt needs after a failure."""
+
+
+class CodeArchives(Protocol):
+    """Code snapshots as archives, see `orchestrator.store.bucket.BucketArchives`."""
+
+    def keep(self, digest: str, items: Sequence[PlannedFile]) -> None:
+        """Store the files of a snapshot, unless they are there."""
+
+    def files(self, digest: str, files: Sequence[CodeFile]) -> Sequence[PlannedFile] | None:
+        """Return the listed files of a snapshot; None if it is not there."""
 
 
 class ObjectStore(Protocol):
@@ -125,6 +140,9 @@ class ObjectStore(Protocol):
     def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> Publisher | None:
         """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
 
+    def archives(self) -> CodeArchives | None:
+        """Return what keeps code snapshots as archives; None where their files are written in place."""
+
     def fetch(
         self, prefix: str, files: Sequence[File], *, content: bool = True, keepalive: Keepalive = idle
     ) -> Path:
@@ -147,7 +165,6 @@ class ObjectStore(Protocol):
 
 
 TEMPORARY = ".tmp-"
-NETWORK_TYPES = tuple("nfs cifs smb lustre gpfs beegfs ceph glusterfs wekafs fuse. 9p afs".split())
 NETWORK_LEASE_S = 180.0
 """Shortest lease on a network file system, in seconds. NFS clients cache attributes for up to a minute, and a
 dead owner is declared only after three reads, each of which must be able to see a change.
@@ -320,6 +337,9 @@ class PosixStore:
     def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> None:
         """Return None: the payload is written in place."""
 
+    def archives(self) -> None:
+        """Return None: the files of snapshots are written in place."""
+
     def fetch(
         self, prefix: str, files: Sequence[File], *, content: bool = True, keepalive: Keepalive = idle
     ) -> Path:
@@ -368,26 +388,6 @@ class PosixStore:
             folder.mkdir(parents=True, exist_ok=True)
         fsync_path(folder.parent)
         self._at_step("made folder")
-
-
-def is_network(path: Path, mounts: str = "/proc/mounts") -> bool:
-    """Return whether a folder lies on a network file system; False where mounts cannot be read.
-
-    Args:
-        path: Absolute path, which need not exist.
-        mounts: File in the format of Linux's /proc/mounts.
-    """
-    try:
-        lines = [line.split() for line in Path(mounts).read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return False
-    holding = [(len(f[1]), f[2]) for f in lines if len(f) > 2 and path.is_relative_to(_unescaped(f[1]))]
-    # The longest mount point above the path is the one that holds it.
-    return bool(holding) and max(holding)[1].startswith(NETWORK_TYPES)
-
-
-def _unescaped(mount: str) -> str:
-    return mount.replace("\\040", " ")  # /proc/mounts writes a space as \040
 
 
 _RECORD_BYTES = 1 << 16

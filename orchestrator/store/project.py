@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from orchestrator.core.records import CodeFile
 from orchestrator.errors import UserError
 from orchestrator.provenance import git_environment
 
@@ -45,6 +46,20 @@ class Found(NamedTuple):
     size: int
     mode: int = 0o400
     link: str = ""
+
+
+class PlannedFile(NamedTuple):
+    """One file of a planned snapshot.
+
+    Attributes:
+        file: Path, kind, size and digest.
+        data: Content of a file; target of a link; empty for a folder.
+        mode: Permission bits.
+    """
+
+    file: CodeFile
+    data: bytes
+    mode: int
 
 
 def root_of(folder: Path) -> Path:

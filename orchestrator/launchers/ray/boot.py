@@ -35,8 +35,9 @@ from orchestrator.launchers.ray.actor import program
 from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
 from orchestrator.launchers.ray.lost_workers import Workers
 from orchestrator.launchers.ray.settings import RaySettings
-from orchestrator.store import archive, layout
 from orchestrator.store import code as snapshots
+from orchestrator.store import layout
+from orchestrator.store.bucket import ARCHIVE
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore
 
@@ -317,7 +318,7 @@ def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> Star
         args: its arguments.
     """
     if not objects.in_place:
-        key = f"{layout.code_archive(digest)}/{archive.NAME}"
+        key = f"{layout.code_archive(digest)}/{ARCHIVE}"
         first = program(fetch, key, layout.CODE_PACKAGE)
         return StartCommand(("-c", first, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
     package = snapshots.package_path(objects, digest)
