@@ -104,9 +104,17 @@ class RemoteStore:
 
     # Payload
 
+    def size(self, key: str) -> int:
+        """List the folder of the file."""
+        folder, _, name = key.rpartition("/")
+        return self.trees([folder])[folder].get(name, 0)
+
     def folder(self, prefix: str) -> Path:
         """Return the place in the cache."""
         return self.cache.folder(prefix)
+
+    def shared_folder(self, prefix: str) -> None:
+        """Return None: the cache is this node's alone."""
 
     def workspace(self, prefix: str) -> Path:
         """Return a folder in the cache; for payload, it is empty at first use."""
@@ -130,6 +138,10 @@ class RemoteStore:
         moves = [move for move in moves if there.get(move.key[skip:]) != move.size]
         if moves:
             self.connection.call("upload", moves=moves, keepalive=keepalive)
+
+    def share(self, prefix: str) -> None:
+        """Upload the files."""
+        self.upload(prefix)
 
     def begin_upload(self, prefix: str, paths: Iterable[str], *, folder: Path | None = None) -> Transfer:
         """Start an upload of some files, and return at once.

@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -28,24 +28,6 @@ class Listing(NamedTuple):
 
     files: tuple[str, ...]
     folders: tuple[str, ...]
-
-
-def levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
-    """Return the listing of each level under a prefix, given all paths below it."""
-    files: dict[str, set[str]] = {prefix: set()}
-    folders: dict[str, set[str]] = {prefix: set()}
-    for path in paths:
-        *above, name = path.split("/")
-        place = prefix
-        for part in above:
-            folders.setdefault(place, set()).add(part)
-            place = f"{place}/{part}"
-            files.setdefault(place, set())
-        files[place].add(name)
-    return {
-        place: Listing(tuple(sorted(names)), tuple(sorted(folders.get(place, ()))))
-        for place, names in files.items()
-    }
 
 
 def idle() -> None:
@@ -97,9 +79,7 @@ class ObjectStore(Protocol):
     home: Path
     """Local folder that holds the store's files, or copies of them. It holds no code."""
     in_place: bool
-    """Whether payload is written directly in the shared place. Others then see it grow, and nothing is
-    downloaded.
-    """
+    """Whether payload is written directly in the shared place, where others see it grow."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write only if absent, atomically and durably; return False when the key exists."""
@@ -128,14 +108,23 @@ class ObjectStore(Protocol):
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
         """Return, for each prefix, the path and size in bytes of each file under it, at any depth."""
 
+    def size(self, key: str) -> int:
+        """Return the size of a payload file in bytes, 0 if it does not exist."""
+
     def folder(self, prefix: str) -> Path:
         """Return the local folder of the files under `prefix`, without downloading or creating it."""
+
+    def shared_folder(self, prefix: str) -> Path | None:
+        """Return `folder` where others see its files as they are written; None where files are uploaded."""
 
     def workspace(self, prefix: str) -> Path:
         """Return a local folder in which this process prepares the payload under `prefix`."""
 
     def upload(self, prefix: str, *, keepalive: Keepalive = idle) -> None:
         """Make the files in `workspace(prefix)` durable and visible; call `keepalive` meanwhile."""
+
+    def share(self, prefix: str) -> None:
+        """Show others the files in `workspace(prefix)` as they are now, where they do not see them yet."""
 
     def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> Publisher | None:
         """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
@@ -320,9 +309,18 @@ class PosixStore:
                     raise
         return found
 
+    def size(self, key: str) -> int:
+        """Ask the file system."""
+        try:
+            return os.stat(self._at(key)).st_size  # noqa: PTH116 - `Path` is slow
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
     def folder(self, prefix: str) -> Path:
         """Return the path itself."""
         return self.path(prefix)
+
+    shared_folder = folder
 
     def workspace(self, prefix: str) -> Path:
         """Create and return the folder itself: payload is written in place."""
@@ -333,6 +331,9 @@ class PosixStore:
     def upload(self, prefix: str, *, keepalive: Keepalive = idle) -> None:
         """Sync the files that were written in place."""
         fsync_tree(self.path(prefix))
+
+    def share(self, prefix: str) -> None:
+        """Do nothing: others see the files as they are written."""
 
     def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> None:
         """Return None: the payload is written in place."""

@@ -317,12 +317,12 @@ def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> Star
         module: what to run.
         args: its arguments.
     """
-    if not objects.in_place:
+    if (code := objects.shared_folder(layout.code(digest))) is None:
         key = f"{layout.code_archive(digest)}/{ARCHIVE}"
         first = program(fetch, key, layout.CODE_PACKAGE)
         return StartCommand(("-c", first, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
-    package = snapshots.package_path(objects, digest)
-    return StartCommand(("-P", "-m", module, *args), {"PYTHONPATH": str(package), "PYTHONUTF8": "1"})
+    environment = {"PYTHONPATH": str(code / layout.CODE_PACKAGE), "PYTHONUTF8": "1"}
+    return StartCommand(("-P", "-m", module, *args), environment)
 
 
 @dataclass
