@@ -46,6 +46,7 @@ from orchestrator.execution.command_text import (
 )
 from orchestrator.execution.keeper import HINT_S, await_news
 from orchestrator.processes import oom_kills
+from orchestrator.provenance import process_table
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
 from orchestrator.trackers.base import parse_metrics
@@ -310,16 +311,7 @@ def _receivers(pid: int) -> list[int]:
 
 def _rest_of_group(group: int) -> list[int]:
     """Return the running processes of a command's process group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        # Fields after the command name: state, parent, group. Z and X mark processes that have ended.
-        if int(fields[2]) == group and fields[0] not in "ZX":
-            found.append(int(path.parent.name))
-    return found
+    return [pid for pid, entry in process_table().items() if entry.group == group and entry.runs]
 
 
 def _send(pid: int, number: int) -> None:

@@ -42,6 +42,7 @@ from orchestrator.jobs.submissions import Submissions, gone_of, request_of, sett
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.settings import grace_of, ray_settings
 from orchestrator.processes import adopt_orphans
+from orchestrator.provenance import process_table
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -158,12 +159,7 @@ def node_memory(root: Path = Path("/")) -> Usage:
 
 def worker_memory() -> dict[int, int]:
     """Return the bytes that each of Ray's workers here holds with its descendants, by process id."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            parents[int(path.parent.name)] = int(
-                path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]
-            )
+    parents = {pid: entry.parent for pid, entry in process_table().items()}
     workers = {pid for pid in parents if _runs_worker(pid)}
     # forks of a worker have the same command line
     mains = {pid for pid in workers if parents[pid] not in workers}
