@@ -54,7 +54,7 @@ class WorkerSummary:
     """Facts about a worker that has ended: the last line of its log, and how many stages it claimed."""
 
     def __init__(self) -> None:
-        self.said, self.num_claims = "", 0
+        self.last_line, self.num_claims = "", 0
 
 
 def run(
@@ -80,7 +80,7 @@ def run(
     ending = _Ending(order, lifeline)
 
     def say(line: str) -> None:
-        summary.said = line = provenance.without_secrets(line)
+        summary.last_line = line = provenance.without_secrets(line)
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
@@ -193,10 +193,10 @@ class _Ending:
     def __init__(self, order: Assignment, lifeline: int | None) -> None:
         self._job, self._asked, self._lifeline = order.job, "", lifeline
         for number in STOP_SIGNALS:
-            signal.signal(number, self._heed)
+            signal.signal(number, self._note_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
-    def _heed(self, number: int, frame: FrameType | None) -> None:
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
         # In a job, SIGUSR1 is the scheduler's notice of the time limit. One that comes far too early is
         # ignored: `why` stops the worker in time.
         if number != signal.SIGUSR1 or self._job is None:

@@ -290,17 +290,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # the worker's result counts, not its log
             ledger.objects.upload(layout.job_logs(sweep, int(number)))
     except DamagedRecord as error:
-        code, summary.said = DAMAGED, f"{error.what}; {error.fix}"
+        code, summary.last_line = DAMAGED, f"{error.what}; {error.fix}"
     except SweepError as error:
-        code, summary.said = error.exit_code, f"error: {error}"
+        code, summary.last_line = error.exit_code, f"error: {error}"
     except OSError as error:
-        code, summary.said = InfrastructureError.exit_code, f"error: the store does not answer: {error}"
+        code, summary.last_line = InfrastructureError.exit_code, f"error: the store does not answer: {error}"
     finally:
         # a signal during the exit of Python would replace the exit code by a failure
         for late in STOP_SIGNALS:
             signal.signal(late, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.write(stdout, f"{json.dumps({'said': summary.said, 'claims': summary.num_claims})}\n".encode())
+        os.write(
+            stdout, f"{json.dumps({'said': summary.last_line, 'claims': summary.num_claims})}\n".encode()
+        )
     return code
 
 
