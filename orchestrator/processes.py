@@ -30,7 +30,6 @@ from orchestrator.provenance import (
     entry_of,
     is_gone,
     pid_namespace,
-    process_table,
     start_of,
 )
 
@@ -77,12 +76,20 @@ def end_attempt(mark: str, *, leader: int) -> bool:
         False if some processes still run after `PATIENCE_S`, or this user may not kill them.
     """
 
-    def find(table: dict[int, ProcessEntry]) -> set[int]:
-        marked = {pid for pid in table if _mark(pid) == mark} if mark else set()
-        led = {pid for pid, entry in table.items() if leader in (pid, entry.group, entry.session)}
-        return marked | led | _adopted(table, ())
+    return _end_all(lambda table: _of_attempt(mark, leader, table), waited=[leader])
 
-    return _end_all(find, waited=[leader])
+
+def started(mark: str, *, leader: int) -> dict[int, ProcessEntry]:
+    """Return the running processes that an attempt started, by process id; see `end_attempt`."""
+    table = process_table()
+    pids = _with_descendants(_of_attempt(mark, leader, table), table) - {leader}
+    return {pid: table[pid] for pid in pids if table[pid].runs}
+
+
+def _of_attempt(mark: str, leader: int, table: dict[int, ProcessEntry]) -> set[int]:
+    marked = {pid for pid in table if _mark(pid) == mark} if mark else set()
+    led = {pid for pid, entry in table.items() if leader in (pid, entry.group, entry.session)}
+    return marked | led | _adopted(table, ())
 
 
 def end_outlived() -> None:
@@ -145,6 +152,12 @@ def _adopted(table: dict[int, ProcessEntry], keep: Collection[int]) -> set[int]:
         return set()
     session = os.getsid(adopter)
     return {p for p, e in table.items() if e.parent == adopter and e.session != session and p not in keep}
+
+
+def process_table() -> dict[int, ProcessEntry]:
+    """Return what the kernel shows of all processes, by process id."""
+    pids = (int(path.name) for path in PROC.iterdir() if path.name.isdigit()) if PROC.exists() else ()
+    return {pid: entry for pid in pids if (entry := entry_of(pid)) is not None}
 
 
 def _mark(pid: int) -> str:

@@ -311,12 +311,6 @@ def entry_of(pid: int) -> ProcessEntry | None:
         return None
 
 
-def process_table() -> dict[int, ProcessEntry]:
-    """Return what the kernel shows of all processes, by process id."""
-    pids = (int(path.name) for path in PROC.iterdir() if path.name.isdigit()) if PROC.exists() else ()
-    return {pid: entry for pid in pids if (entry := entry_of(pid)) is not None}
-
-
 def start_of(pid: int) -> str | None:
     """Return a process's start time in the kernel's own units; None if it is gone, a zombie or hidden."""
     if PROC.joinpath("self/stat").exists():

@@ -29,7 +29,6 @@ from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.objects import ObjectStore
-from orchestrator.store.project import PlannedFile
 from orchestrator.store.retention import retain
 
 
@@ -184,7 +183,7 @@ def plan_code(
     )
 
 
-def _credentials(items: Iterable[PlannedFile]) -> Iterator[tuple[str, str]]:
+def _credentials(items: Iterable[snapshots.PlannedFile]) -> Iterator[tuple[str, str]]:
     """Yield lines of the user's files that hold a credential, as ``FILE:LINE``, each with the reason."""
     left = MAX_TOTAL_BYTES
     for item in items:

@@ -17,8 +17,8 @@ from orchestrator.manifest import File, damage
 from orchestrator.store import layout
 from orchestrator.store.cache import Cache
 from orchestrator.store.client import Connection, Move, Transfer
+from orchestrator.store.code import PlannedFile
 from orchestrator.store.objects import TEMPORARY, Keepalive, Listing, idle
-from orchestrator.store.project import PlannedFile
 from orchestrator.store.publishing import BucketPublisher
 
 ARCHIVE = "files.tar"

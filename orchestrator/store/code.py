@@ -34,7 +34,6 @@ from orchestrator.store import layout
 from orchestrator.store.objects import TEMPORARY, ObjectStore
 from orchestrator.store.project import (
     Found,
-    PlannedFile,
     everything_in,
     files_of,
     is_installed,
@@ -45,6 +44,20 @@ from orchestrator.store.project import (
 
 MAX_BYTES, MAX_FILES = 200_000_000, 20_000
 _IMPORTABLE = (".py", ".so")
+
+
+class PlannedFile(NamedTuple):
+    """One file of a planned snapshot.
+
+    Attributes:
+        file: Path, kind, size and digest.
+        data: Content of a file; target of a link; empty for a folder.
+        mode: Permission bits.
+    """
+
+    file: CodeFile
+    data: bytes
+    mode: int
 
 
 class SnapshotPlan(NamedTuple):
@@ -103,9 +116,8 @@ def plan(
         mapped.append(PurePosixPath(places[root], path.relative_to(root).as_posix()).as_posix())
         # An import path without files is recorded as an empty folder, so that it exists in the snapshot too.
         if mapped[-1] not in folders:
-            items[mapped[-1]] = PlannedFile(
-                CodeFile(path=mapped[-1], kind="folder", size=0, sha256=""), b"", 0
-            )
+            empty = CodeFile(path=mapped[-1], kind="folder", size=0, sha256="")
+            items[mapped[-1]] = PlannedFile(empty, b"", 0)
     files = [item.file for item in items.values()]
     git = provenance.without_diff(provenance.git_state(str(import_paths[0]))) if import_paths else {}
     code = Code(digest=digest_of(files), import_paths=tuple(mapped), git=git, version=version)
@@ -128,9 +140,6 @@ def version_of(code: Code, sweep: ComposedSweep, paths: Sequence[str]) -> str:
 
 def store(objects: ObjectStore, planned: SnapshotPlan) -> Code:
     """Store a planned snapshot, or only its missing and damaged files. A whole snapshot is left as it is.
-
-    Returns:
-        Its digest and paths.
 
     Raises:
         InfrastructureError: The store does not keep the snapshot.

@@ -20,7 +20,7 @@ from orchestrator.provenance import is_network
 
 if TYPE_CHECKING:
     from orchestrator.core.records import CodeFile
-    from orchestrator.store.project import PlannedFile
+    from orchestrator.store.code import PlannedFile
 
 
 class Listing(NamedTuple):

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.provenance import entry_of, process_table
+from orchestrator.processes import process_table
+from orchestrator.provenance import entry_of
 
 
 def until(true: Callable[[], object], *, timeout_s: float = 60.0) -> None:

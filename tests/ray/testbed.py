@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.provenance import process_table
+from orchestrator.processes import process_table
 
 PYTHON = sys.executable
 # Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and

@@ -41,8 +41,7 @@ from orchestrator.jobs.records import DAMAGED, JobContext, Submission
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.settings import grace_of, ray_settings
-from orchestrator.processes import adopt_orphans
-from orchestrator.provenance import process_table
+from orchestrator.processes import adopt_orphans, process_table
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger

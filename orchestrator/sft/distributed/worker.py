@@ -29,8 +29,8 @@ from typing import Any
 
 from orchestrator.entry import short_paths
 from orchestrator.errors import StopRequested
-from orchestrator.processes import oom_kills
-from orchestrator.provenance import entry_of, process_table
+from orchestrator.processes import oom_kills, process_table
+from orchestrator.provenance import entry_of
 from orchestrator.registry import load
 from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
 from orchestrator.sft.distributed.nodes import (
