@@ -139,7 +139,9 @@ def version_of(code: Code, sweep: ComposedSweep, paths: Sequence[str]) -> str:
 
 
 def store(objects: ObjectStore, planned: SnapshotPlan) -> Code:
-    """Store a planned snapshot, or only its missing and damaged files. A whole snapshot is left as it is.
+    """Store a planned snapshot, or only its missing and damaged files; return its digest and paths.
+
+    A whole snapshot is left as it is.
 
     Raises:
         InfrastructureError: The store does not keep the snapshot.
