@@ -295,7 +295,5 @@ def levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
             place = f"{place}/{part}"
             files.setdefault(place, set())
         files[place].add(name)
-    return {
-        place: Listing(tuple(sorted(names)), tuple(sorted(folders.get(place, ()))))
-        for place, names in files.items()
-    }
+    folder_names = {place: tuple(sorted(folders.get(place, ()))) for place in files}
+    return {place: Listing(tuple(sorted(files[place])), folder_names[place]) for place in files}

@@ -155,9 +155,7 @@ class ObjectStore(Protocol):
 
 TEMPORARY = ".tmp-"
 NETWORK_LEASE_S = 180.0
-"""Shortest lease on a network file system, in seconds. NFS clients cache attributes for up to a minute, and a
-dead owner is declared only after three reads, each of which must be able to see a change.
-"""
+"""Shortest lease in seconds on a network file system: three reads of what NFS may cache for a minute."""
 
 
 class PosixStore:
@@ -231,8 +229,10 @@ class PosixStore:
         try:  # a buffered stream takes twice the time
             data = os.read(handle, _RECORD_BYTES)
             return data if len(data) < _RECORD_BYTES else data + b"".join(_rest(handle))
+        except IsADirectoryError:
+            return b""  # in the place of a record: unreadable, and not absent
         except OSError as error:
-            # An error of os.read has no file name, and its message would not show which record failed.
+            # An error of os.read has no file name.
             raise OSError(error.errno, error.strerror, path) from None
         finally:
             os.close(handle)
@@ -267,7 +267,8 @@ class PosixStore:
                 for entry in entries:
                     # Hidden names are temporary files, and files that NFS keeps for deleted ones.
                     if not entry.name.startswith("."):
-                        (folders if entry.is_dir() else files).append(entry.name)
+                        is_record = entry.name.endswith(".json")  # even if a folder took its place
+                        (folders if entry.is_dir() and not is_record else files).append(entry.name)
         except (FileNotFoundError, NotADirectoryError):
             return Listing((), ())
         return Listing(tuple(sorted(files)), tuple(sorted(folders)))
@@ -311,10 +312,9 @@ class PosixStore:
 
     def size(self, key: str) -> int:
         """Ask the file system."""
-        try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return os.stat(self._at(key)).st_size  # noqa: PTH116 - `Path` is slow
-        except (FileNotFoundError, NotADirectoryError):
-            return 0
+        return 0
 
     def folder(self, prefix: str) -> Path:
         """Return the path itself."""
