@@ -68,12 +68,20 @@ def end_attempt(mark: str, *, leader: int) -> bool:
         False if some processes still run after `PATIENCE_S`, or this user may not kill them.
     """
 
-    def find(table: dict[int, ProcessEntry]) -> set[int]:
-        marked = {pid for pid in table if _mark(pid) == mark} if mark else set()
-        led = {pid for pid, entry in table.items() if leader in (pid, entry.group, entry.session)}
-        return marked | led | _adopted(table, ())
+    return _end_all(lambda table: _of_attempt(mark, leader, table), waited=[leader])
 
-    return _end_all(find, waited=[leader])
+
+def started(mark: str, *, leader: int) -> dict[int, ProcessEntry]:
+    """Return the running processes that an attempt started, by process id; see `end_attempt`."""
+    table = _table()
+    pids = _with_descendants(_of_attempt(mark, leader, table), table) - {leader}
+    return {pid: table[pid] for pid in pids if table[pid].runs}
+
+
+def _of_attempt(mark: str, leader: int, table: dict[int, ProcessEntry]) -> set[int]:
+    marked = {pid for pid in table if _mark(pid) == mark} if mark else set()
+    led = {pid for pid, entry in table.items() if leader in (pid, entry.group, entry.session)}
+    return marked | led | _adopted(table, ())
 
 
 def end_outlived() -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from orchestrator.core.records import Process
 from orchestrator.core.secrets import known_values, redacted
 
 if TYPE_CHECKING:
+    import ast
     from importlib.metadata import Distribution
 
 ENVIRONMENT = (
@@ -97,6 +98,47 @@ def stage_files(targets: Iterable[str], import_paths: Sequence[str]) -> list[Pat
                 files.extend(sorted(package.rglob("*.py")))
                 break
     return files
+
+
+def imported_files(script: str) -> Iterator[str]:
+    """Yield the modules beside a script that it imports, also through one another.
+
+    Python searches the folder of a script before all others.
+
+    Args:
+        script: path of the script, without symbolic links.
+    """
+    import ast
+
+    home, todo, seen = os.path.dirname(script), [script], {script}  # noqa: PTH120
+    while todo:
+        path = todo.pop()
+        try:
+            tree = ast.parse(Path(path).read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        for name in _modules_named(tree, path, home):
+            for found in (f"{name}.py", f"{name}/__init__.py"):
+                if found not in seen and os.path.isfile(found):  # noqa: PTH113
+                    seen.add(found)
+                    todo.append(found)
+                    yield found
+
+
+def _modules_named(tree: ast.Module, path: str, home: str) -> Iterator[str]:
+    """Yield the paths, without suffix, of the modules that a file's imports may mean."""
+    import ast
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named, folder = [alias.name for alias in node.names], home
+        elif isinstance(node, ast.ImportFrom):
+            folder = str(Path(path).parents[node.level - 1]) if node.level else home
+            named = [f"{node.module or ''}.{alias.name}".lstrip(".") for alias in node.names]
+        else:
+            continue
+        for parts in (name.split(".") for name in named):
+            yield from (os.path.join(folder, *parts[:end]) for end in range(1, len(parts) + 1))  # noqa: PTH118
 
 
 def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, gates_among
 from orchestrator.costs import Hardware, Need
 from orchestrator.errors import InfrastructureError, UserError, counted, one_line
 from orchestrator.registry import importable, load
-from orchestrator.stage import Config
+from orchestrator.spec import Config
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce

@@ -23,9 +23,8 @@ import msgspec
 from orchestrator.compose.axes import Axis, Label, axis_of
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.files import CONDITIONS, labels_of
-from orchestrator.compose.main import cell_root
+from orchestrator.compose.main import Made, Progress, made_of
 from orchestrator.compose.overrides import Overrides
-from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid
@@ -34,7 +33,7 @@ from orchestrator.core.selector import Selectors
 from orchestrator.core.sweep import PhaseFile, RungsFile, SweepFile, gates_among
 from orchestrator.errors import UserError, counted, nearest
 from orchestrator.registry import load
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 AXIS = "phase"
 """Name of the axis whose label is the name of a cell's phase."""
@@ -87,7 +86,7 @@ def compose_phases(
     """
     _check(file, where)
     cwd, folder = folders
-    root = cell_root(file, cwd, folder, where)
+    root = Root.of_cells(file, cwd, folder, where=where)
     made: list[tuple[SealedPhase, _Grown]] = []
     left = max_cells
     only = PhaseFile(

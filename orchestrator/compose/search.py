@@ -17,8 +17,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 
 from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, list_axis, parse_override, plain
+from orchestrator.compose.main import Made, Progress, made_of
 from orchestrator.compose.overrides import Overrides
-from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.core.grid import Grid
 from orchestrator.core.sealed import CellTemplate, ConfigSlot, SealedSearch, SearchParameter, Select
 from orchestrator.core.search import Point, drawn, filled, rounded, slots_of
@@ -27,7 +27,7 @@ from orchestrator.core.sweep import SweepFile
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, counted
 from orchestrator.registry import require
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 MAX_TEMPLATES: Final = 1000
 """Maximum number of choices of options of a search whose points follow from results."""

@@ -17,7 +17,7 @@ from orchestrator.core.sealed import Select
 from orchestrator.core.sealed import StageInstance as StageInstance
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, nearest
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 MAX_NAME = 128

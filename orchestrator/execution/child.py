@@ -69,7 +69,7 @@ def main(order_json: bytes, pipe: Connection) -> None:
     _limit_threads(order.num_threads)
     sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
     stop = StopSignal()
-    received = ReceivedSignals(on_term=lambda: stop.ask("stopped"))
+    received = ReceivedSignals(lambda: stop.ask("stopped"), (lambda: stop.asked) if order.in_job else None)
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline, received)
     lifeline.report()  # a checkpoint may have been completed since the last message

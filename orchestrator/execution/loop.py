@@ -9,14 +9,14 @@ from functools import cached_property, partial
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.decisions import SweepFacts, decided
+from orchestrator.core.decisions import decided
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
 from orchestrator.core.remedies import pause_after, status_in_job
-from orchestrator.core.state import NO_GATES, StageStatus, is_disk_full
+from orchestrator.core.state import NO_GATES, StageStatus, SweepFacts, is_disk_full
 from orchestrator.core.sweep import StageInstance, gates_among
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share

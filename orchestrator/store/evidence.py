@@ -22,7 +22,7 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.provenance import is_gone
 from orchestrator.registry import KEPT, load
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched, StageIndex, error_line, is_transient
 from orchestrator.store.ledger import Ledger

@@ -10,8 +10,6 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrator.core.decisions import (
-    SweepFacts,
-    Undecided,
     answer,
     decided,
     observe,
@@ -35,7 +33,7 @@ from orchestrator.core.sealed import (
 )
 from orchestrator.core.search import drawn, grown, is_round, trials_of
 from orchestrator.core.selector import Subject
-from orchestrator.core.state import StageStatus, State
+from orchestrator.core.state import StageStatus, State, SweepFacts, Undecided
 from orchestrator.core.sweep import Cell
 from orchestrator.stage import StageSpec
 from tests.core.recording import Answers, compare
@@ -295,7 +293,7 @@ def points() -> Answers:
 
 def _shown(seen: object) -> Any:
     if isinstance(seen, Undecided):
-        return (seen.question.number, seen.reason, seen.is_passing)
+        return (seen.number, seen.reason, seen.is_passing)
     return [(each.cell, each.value, each.why, each.products) for each in seen]  # type: ignore[attr-defined]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.jobs.records import Resources, Submission
 from orchestrator.launchers.base import Verdict
+from orchestrator.launchers.slurm.query import _sacct
 from orchestrator.launchers.slurm.script import submit
 from orchestrator.provenance import now
 from tests.slurm.sweeps import OnSlurm
@@ -255,6 +256,19 @@ def test_a_job_that_only_accounting_calls_alive_holds_its_cell(jobs):
     assert "1 queued, 1 unknown" in jobs("reconcile", "jobs")  # what is listed counts, and no absence does
     jobs.unwrap()
     assert_held(jobs, 2)
+
+
+def test_accounting_lists_all_waiting_tasks_of_an_array_with_gaps(jobs, monkeypatch):
+    run = jobs.cluster.run
+    array = run("sbatch", "--parsable", "--hold", "--array=0-89", "--wrap=true").strip()
+    gone = {index for index in range(90) if index % 2 or index % 7 == 0}
+    run("scancel", *(f"{array}_{index}" for index in sorted(gone)))
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, jobs.env[name])
+    wanted = {(array, index) for index in set(range(90)) - gone}
+    jobs.until(
+        lambda: {task for task, seen in _sacct("testbed", [array]).items() if seen.over is None} == wanted
+    )
 
 
 def test_a_job_in_a_hidden_partition_is_known_also_under_another_name(jobs):

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.decisions import SweepFacts
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import RequestSummary, code_of, summarize_requests
 from orchestrator.core.records import Owner, Request
 from orchestrator.core.remedies import status_in_job
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import StageStatus
+from orchestrator.core.state import StageStatus, SweepFacts
 from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
