@@ -308,7 +308,7 @@ def page(found: Sequence[Found], first: Sequence[Found], option: str) -> str:
         "rules shows how far they carry, locally. No rule was changed for what a program of `held_out` or",
         "`apart` showed: their figure today is that of programs which the rules have never met. `shapes` and",
         "`apart` are failures that look otherwise than one traceback of Python: groups of exceptions, pools",
-        "of processes, launchers, test runners, shells and other languages. Go and Node.js have no rules. One",
+        "of processes, launchers, test runners, shells, other languages. Go and Node.js have no rules. One",
         "author wrote both the programs and the rules, so those of strangers may do worse.",
         "",
         "| programs | right before the rules were changed | right today |",

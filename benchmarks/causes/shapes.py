@@ -251,8 +251,8 @@ def torchrun_refused(config: Any) -> object:  # noqa: D103
 def rust_refused(config: Any) -> object:  # noqa: D103
     printed(
         "thread 'main' panicked at src/main.rs:9:40:\ncalled `Result::unwrap()` on an `Err` value: Os { "
-        'code: 111, kind: ConnectionRefused, message: "Connection refused" }\nnote: run with `RUST_BACKTRACE=1`'
-        " environment variable to display a backtrace",
+        'code: 111, kind: ConnectionRefused, message: "Connection refused" }\nnote: run with'
+        " `RUST_BACKTRACE=1` environment variable to display a backtrace",
         101,
     )
 
