@@ -89,7 +89,7 @@ def group_of_code(config: Any) -> object:  # noqa: D103
 @failure
 def noted_code(config: Any) -> object:  # noqa: D103
     try:
-        return {}["lr"]
+        return {}["lr"]  # type: ignore[index]
     except KeyError as error:
         noted(error, "in step 12")
 
