@@ -234,7 +234,7 @@ def undo(made: Sequence[Path]) -> None:
 def _files(path: Path) -> list[Path]:
     """Return the files of a path: the file itself, or all files of a folder."""
     if not path.is_dir():
-        return [] if path.name.startswith(".nfs") else [path]
+        return [] if TRANSIENT.fullmatch(path.name) else [path]
     return [file for child in sorted(path.iterdir()) if child.exists() for file in _files(child)]
 
 

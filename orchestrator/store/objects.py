@@ -37,10 +37,8 @@ def levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
             place = f"{place}/{part}"
             files.setdefault(place, set())
         files[place].add(name)
-    return {
-        place: Listing(tuple(sorted(names)), tuple(sorted(folders.get(place, ()))))
-        for place, names in files.items()
-    }
+    folder_names = {place: tuple(sorted(folders.get(place, ()))) for place in files}
+    return {place: Listing(tuple(sorted(files[place])), folder_names[place]) for place in files}
 
 
 def idle() -> None:
@@ -225,8 +223,10 @@ class PosixStore:
         try:  # a buffered stream takes twice the time
             data = os.read(handle, _RECORD_BYTES)
             return data if len(data) < _RECORD_BYTES else data + b"".join(_rest(handle))
+        except IsADirectoryError:
+            return b""  # in the place of a record: unreadable, and not absent
         except OSError as error:
-            # An error of os.read has no file name, and its message would not show which record failed.
+            # An error of os.read has no file name.
             raise OSError(error.errno, error.strerror, path) from None
         finally:
             os.close(handle)
@@ -261,7 +261,8 @@ class PosixStore:
                 for entry in entries:
                     # Hidden names are temporary files, and files that NFS keeps for deleted ones.
                     if not entry.name.startswith("."):
-                        (folders if entry.is_dir() else files).append(entry.name)
+                        is_record = entry.name.endswith(".json")  # even if a folder took its place
+                        (folders if entry.is_dir() and not is_record else files).append(entry.name)
         except (FileNotFoundError, NotADirectoryError):
             return Listing((), ())
         return Listing(tuple(sorted(files)), tuple(sorted(folders)))

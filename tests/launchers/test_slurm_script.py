@@ -121,7 +121,15 @@ class Ran:
         ({"G": 1}, {"gpus": "1", "gres": None}),
         ({"G": 0}, {"gpus": "0", "gres": None}),
         ({"gres": "gpu:h100:1"}, {"gres": "gpu:h100:1"}),
+        ({"gres": "gres/gpu:1"}, {"gres": "gres/gpu:1"}),
+        ({"gres": "GPU:1"}, {"gres": "GPU:1"}),
         ({"gres": "lscratch:100"}, {"gres": "gpu:2,lscratch:100"}),
+        ({"tres-per-task": "gres/gpu:1"}, {"gres": None, "cpus-per-task": "4"}),
+        ({"tres-per-task": "cpu=4"}, {"gres": "gpu:2", "cpus-per-task": None}),
+        ({"part": "long"}, {"partition": "long", "part": None}),
+        ({"mem-per-c": "2G"}, {"mem-per-cpu": "2G", "mem": None}),
+        ({"S": 2, "m": "block"}, {"core-spec": "2", "distribution": "block"}),
+        ({"time-min": 5}, {"time-min": "5", "time": "60"}),
         ({"gres": None}, {"gres": None}),
         ({"ntasks": 4}, {"ntasks": "4", "ntasks-per-node": None}),
         ({"exclude": "node1"}, {"exclude": "node9,node1"}),
@@ -146,7 +154,8 @@ def test_a_job_that_would_wait_for_gates_starts_some_minutes_after_the_jobs_that
 
 
 @pytest.mark.parametrize(
-    "option", ["array", "job-name", "J", "output", "wait", "W", "time", "test-only", "wrap"]
+    "option",
+    ["array", "job-name", "J", "job", "arr", "output", "wait", "W", "time", "test-only", "wrap", "V", "help"],
 )
 def test_options_that_jobs_are_found_by_are_refused_with_what_to_set(option):
     with pytest.raises(UserError, match="ours to set") as refused:

@@ -33,7 +33,7 @@ from orchestrator.launchers.ray.api import (
     checked_address,
     is_taken,
 )
-from orchestrator.launchers.ray.boot import start_of
+from orchestrator.launchers.ray.boot import ENVIRONMENT, start_of
 from orchestrator.launchers.ray.scheduler import EMBEDDED, RayScheduler, this_machine
 from orchestrator.launchers.ray.settings import (
     AUTO,
@@ -239,9 +239,9 @@ class RayLauncher:
         """Return the request to the Jobs API, as JSON."""
         digest = submission.code.digest if submission.code else ""
         args = (store, sweep, str(submission.number), submission.name)
-        start = start_of(open_objects(store), digest, DRIVER, *args)
+        argv = start_of(open_objects(store), digest, DRIVER, *args)
         python = sys.executable if self._settings.address == LOCAL else self._settings.python
-        words = ["env", *(f"{key}={value}" for key, value in start.environment.items()), python, *start.argv]
+        words = ["env", *(f"{key}={value}" for key, value in ENVIRONMENT.items()), python, *argv]
         request = {
             "submission_id": submission.name,
             "entrypoint": shlex.join(["sh", "-c", _LOOP, submission.name, *words]),
