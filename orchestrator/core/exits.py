@@ -8,7 +8,6 @@ handled. What Python prints beside it, as for an exception in ``__del__``, never
 from __future__ import annotations
 
 import errno
-import os
 import re
 import signal
 from collections.abc import Sequence
@@ -97,12 +96,12 @@ _REPORTS = tuple(
     for heading, certain, module, mistakes in (
         # C++: the message follows in the next line
         (r"terminate called after throwing an instance of '(?P<name>[\w:]+)", r"^", "",
-         r"std::(__\w+::)?(out_of_range|length_error|logic_error|bad_(cast|typeid"
-         r"|optional_access|variant_access|any_cast|function_call))\b"),
+         r"std::(out_of_range|length_error|logic_error|bad_(\w*cast|typeid|\w+_access|function_call))\b"),
         # Rust: the message follows in the next line since 1.73
-        (r"thread '.*' (?:\(\d+\) )?panicked at (?:'(?P<text>.*)', )?[^\s']+:\d+:\d+:?$", r"^", "",
-         r".*?\b(index out of bounds|range (start|end) index|attempt to |on a `None` value|assertion `?\w*"
-         r"|not (yet )?implemented|entered unreachable code|already (mutably )?borrowed)"),
+        (r"thread 'main' (?:\(\d+\) )?panicked at (?:'(?P<text>.*)', )?[^\s']+:\d+:\d+:?$", r"^", "",
+         r".*?\b(index out of bounds|range (start|end) index|attempt to (add|subtract|multiply|divide|negate|shift"
+         r"|calculate)|on a `None` value|assertion `?\w*|not (yet )?implemented|entered unreachable code"
+         r"|already (mutably )?borrowed)"),
         # Julia: a stack trace follows
         (r"ERROR: (?:LoadError: |InitError: )*(?:(?P<name>[A-Z]\w*(?:Error|Exception|Mismatch))\b(?:\(.*\))?"
          r"(?:: |$))?(?P<text>.*)", r"^Stacktrace:", "julia.",
@@ -117,7 +116,7 @@ _REPORTS = tuple(
         (r"(?:FAILED|ERROR) \S+::.*? - (?:(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z]\w*): )?(?P<text>.*)",
          r"^(?:=+ )?.*\d+ (?:failed|errors?)\b.* in [\d.]+s", "", r"assert "),
         # Java
-        (r'Exception in thread ".*" (?P<name>[\w.$]+)(?:: (?P<text>.*))?$', r"^", "",
+        (r'Exception in thread "main" (?P<name>[\w.$]+)(?:: (?P<text>.*))?$', r"^", "",
          r"java\.lang\.(NullPointer|ClassCast|Arithmetic|NegativeArraySize|ClassNotFound|\w*IndexOutOfBounds)"
          r"Exception|java\.lang\.(NoClassDefFound|NoSuch\w+|StackOverflow|Assertion)Error"),
     )
@@ -130,22 +129,26 @@ Each has the report's first line, what a report must contain, the module of the 
 _WHAT = re.compile(r"\s*what\(\):\s+")
 """What C++ prints before the message of an exception."""
 
-_ERRNOS = {
-    getattr(errno, name)
-    for name in (
-        "ENOENT EISDIR ENOTDIR ENOMEM EIO ENOSPC EROFS ESTALE EDQUOT EFBIG ECONNREFUSED ECONNRESET"
-        " ECONNABORTED ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN ENETRESET"
-    ).split()
-    if hasattr(errno, name)
-}
+_SYSTEM_ERRORS = {
+    errno.ENOENT: "No such file or directory", errno.EISDIR: "Is a directory",
+    errno.ENOTDIR: "Not a directory", errno.ENOMEM: "Cannot allocate memory",
+    errno.EIO: "Input/output error", errno.ENOSPC: "No space left on device",
+    errno.EROFS: "Read-only file system", errno.ESTALE: "Stale file handle",
+    errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large",
+    errno.ECONNREFUSED: "Connection refused", errno.ECONNRESET: "Connection reset by peer",
+    errno.ECONNABORTED: "Software caused connection abort", errno.ETIMEDOUT: "Connection timed out",
+    errno.EHOSTUNREACH: "No route to host", errno.EHOSTDOWN: "Host is down",
+    errno.ENETUNREACH: "Network is unreachable",
+}  # fmt: skip
 _SYSTEM = re.compile(
-    "|".join(
-        rf"(?P<E{number}>{re.escape(os.strerror(number))}|\b{errno.errorcode[number]}\b)"
-        for number in _ERRNOS
-    ),
+    "|".join(rf"(?P<E{code}>{words}|\b{errno.errorcode[code]}\b)" for code, words in _SYSTEM_ERRORS.items()),
     re.IGNORECASE,
 )
 """System errors that show a cause, by the system's words and by their names: all languages print these."""
+_OF_NODE = re.compile(
+    r"shared object|\.so\b|\bsocket|\.sock\b|connect|\bdial\b|(?<![\w.])/(dev|proc|sys|run|var/run)/"
+)
+"""What a node or a service lacks, where the system's words are those of a missing file."""
 _OF_PROGRAM = re.compile(r"(?!.*(?:line \d+: |run command|exec))(?:[\w./-]+: )+(.*)$")
 """A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
 
@@ -371,9 +374,12 @@ def _of_report(name: str, text: str, whole: str, mistakes: re.Pattern[str]) -> C
         mistakes: classes and messages of mistakes in the program.
     """
     cause = cause_of_exception((*with_bases(name.replace("::", ".")), "RuntimeError"), text)
-    if cause is Cause.UNKNOWN and (mistakes.match(name) or mistakes.match(text)):
-        return Cause.CODE
-    return _of_system(whole) if cause is Cause.UNKNOWN else cause
+    if cause not in DETERMINISTIC | {Cause.UNKNOWN}:
+        return cause
+    of_system = _of_system(whole)
+    if of_system in OF_MACHINES or cause is not Cause.UNKNOWN:
+        return of_system if of_system in OF_MACHINES else cause
+    return Cause.CODE if mistakes.match(name) or mistakes.match(text) else of_system
 
 
 def _of_system(text: str) -> Cause:
@@ -382,6 +388,8 @@ def _of_system(text: str) -> Cause:
     if match is None or match.lastgroup is None:
         return Cause.UNKNOWN
     number = int(match.lastgroup[1:])
+    if number == errno.ENOENT and _OF_NODE.search(text):
+        return Cause.UNKNOWN
     names = [base.__name__ for base in type(OSError(number, "")).__mro__]
     return cause_of_exception(names, f"[Errno {number}] {text}")
 
