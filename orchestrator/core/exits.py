@@ -99,8 +99,8 @@ _REPORTS = tuple(
          r"std::(out_of_range|length_error|logic_error|bad_(\w*cast|typeid|\w+_access|function_call))\b"),
         # Rust: the message follows in the next line since 1.73
         (r"thread 'main' (?:\(\d+\) )?panicked at (?:'(?P<text>.*)', )?[^\s']+:\d+:\d+:?$", r"^", "",
-         r".*?\b(index out of bounds|range (start|end) index|attempt to (add|subtract|multiply|divide|negate|shift"
-         r"|calculate)|on a `None` value|assertion `?\w*|not (yet )?implemented|entered unreachable code"
+         r".*?\b(index out of bounds|range (start|end) index|attempt to (add|subtract|multiply|divide|negate"
+         r"|shift|calculate)|on a `None` value|assertion `?\w*|not (yet )?implemented|entered unreachable code"
          r"|already (mutably )?borrowed)"),
         # Julia: a stack trace follows
         (r"ERROR: (?:LoadError: |InitError: )*(?:(?P<name>[A-Z]\w*(?:Error|Exception|Mismatch))\b(?:\(.*\))?"
@@ -146,7 +146,7 @@ _SYSTEM = re.compile(
 )
 """System errors that show a cause, by the system's words and by their names: all languages print these."""
 _OF_NODE = re.compile(
-    r"shared object|\.so\b|\bsocket|\.sock\b|connect|\bdial\b|(?<![\w.])/(dev|proc|sys|run|var/run)/"
+    r"shared object|\.so\b|\bsocket|\.sock\b|\bconnect\b|\bdial\b|(?<![\w.])/(dev|proc|sys|run|var/run)/"
 )
 """What a node or a service lacks, where the system's words are those of a missing file."""
 _OF_PROGRAM = re.compile(r"(?!.*(?:line \d+: |run command|exec))(?:[\w./-]+: )+(.*)$")
@@ -329,10 +329,8 @@ def _last_words(
     has_usage = may_be_usage and any(map(_USAGE.match, lines[-_NUM_USAGE_LINES:]))
     for line in reversed(lines[-_NUM_LAST_LINES:]):
         is_last = line is lines[-1]
-        found = (
-            (cause, match.group(1)) for words, cause in _LAST_WORDS if (match := words.match(line.strip()))
-        )
-        known = next(found, None)
+        found = ((cause, words.match(line.strip())) for words, cause in _LAST_WORDS)
+        known = next(((cause, match.group(1)) for cause, match in found if match), None)
         if known is None and (is_missing or is_last) and (match := _MISSING.match(line.strip())):
             known = Cause.CONFIG, match.group(1)
         if (
