@@ -99,8 +99,8 @@ _REPORTS = tuple(
          r"std::(out_of_range|length_error|logic_error|bad_(\w*cast|typeid|\w+_access|function_call))\b"),
         # Rust: the message follows in the next line since 1.73
         (r"thread 'main' (?:\(\d+\) )?panicked at (?:'(?P<text>.*)', )?[^\s']+:\d+:\d+:?$", r"^", "",
-         r".*?\b(index out of bounds|range (start|end) index|attempt to (add|subtract|multiply|divide|negate"
-         r"|shift|calculate)|on a `None` value|assertion `?\w*|not (yet )?implemented|entered unreachable code"
+         r".*?\b(index out of bounds|range (start|end) index|attempt to (add|subtract|multiply|divide"
+         r"|negate|shift|calculate)|on a `None`|assertion|not (yet )?implemented|entered unreachable code"
          r"|already (mutably )?borrowed)"),
         # Julia: a stack trace follows
         (r"ERROR: (?:LoadError: |InitError: )*(?:(?P<name>[A-Z]\w*(?:Error|Exception|Mismatch))\b(?:\(.*\))?"

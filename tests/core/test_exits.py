@@ -245,7 +245,7 @@ REPORTS = {
     "julia, own words": (1, "ERROR: LoadError: it failed" + STACK, Cause.UNKNOWN),
     "no stack trace": (1, "ERROR: UndefVarError: `lr` not defined", Cause.UNKNOWN),
     "r, a warning": (1, "Error in f(x) : no\nWarning message:\n  {ENOSPC}\nExecution halted", Cause.STORAGE),
-    "r, a file": (1, "Error in f(x) : cannot open the connection\n 'a': {ENOENT}\nExecution halted", Cause.DATA),
+    "r, a file": (1, "Error in f(x) : open the connection\na: {ENOENT}\nExecution halted", Cause.DATA),
     "r, a mistake": (1, "Error in f(x) : \n  object 'lr' not found\nExecution halted", Cause.CODE),
     "rust, a mistake": (101, PANIC + "index out of bounds: the len is 3", Cause.CODE),
     "rust, of old": (101, "thread 'main' panicked at 'attempt to divide by zero', src/a.rs:1:2", Cause.CODE),
