@@ -343,10 +343,10 @@ def _outcome(ledger: Ledger, key: str) -> ChildOutcome | None:
     return outcome if outcome is not None and outcome.outcome == "failed" else None
 
 
-def work_of(ledger: Ledger, instance: StageInstance, attempt: Attempt) -> Path:
-    """Return the path of an attempt's work folder, whether or not it exists."""
-    key = layout.payload(instance, attempt.number)
-    return ledger.objects.folder(key) / layout.WORK
+def work_of(ledger: Ledger, instance: StageInstance, attempt: Attempt) -> Path | None:
+    """Return the path of an attempt's work folder, which may not exist; None in a bucket, which has none."""
+    folder = ledger.objects.shared_folder(layout.payload(instance, attempt.number))
+    return None if folder is None else folder / layout.WORK
 
 
 def foresee(ledger: Ledger, instance: StageInstance, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
@@ -362,8 +362,7 @@ def foresee(ledger: Ledger, instance: StageInstance, spec: StageSpec, earlier: S
         if is_whole(ledger, candidate):
             parts.append(f"step {candidate.step} of attempt {candidate.attempt}")
             break
-    # A bucket has no work folders; a folder found there is only in this node's cache.
-    with_work = [a.number for a in sound if work_of(ledger, instance, a).is_dir()]
-    if with_work and ledger.objects.in_place:
+    with_work = [a.number for a in sound if (work := work_of(ledger, instance, a)) and work.is_dir()]
+    if with_work:
         parts.append(f"the work folder of attempt {with_work[-1]}")
     return f"goes on from {' and '.join(parts)}" if parts else ""

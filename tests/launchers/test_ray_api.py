@@ -17,11 +17,11 @@ import pytest
 
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable, UserError
 from orchestrator.jobs.judgement import Phase
-from orchestrator.jobs.records import Resources, Submission
 from orchestrator.launchers.base import Verdict
 from orchestrator.launchers.ray.api import MAX_BYTES, Api, Redirected, Unanswered
 from orchestrator.launchers.ray.launcher import RayLauncher
 from orchestrator.launchers.ray.scheduler import RayScheduler
+from tests.store.builders import submission_of
 
 VARIABLES = (
     "RAY_API_SERVER_ADDRESS",
@@ -97,17 +97,7 @@ def dashboard(command: str, path: str) -> Answer:
     return 500, {}, b"a list of all jobs was asked for"
 
 
-SUBMISSION = Submission(
-    nonce="n",
-    number=1,
-    revision=1,
-    request=1,
-    launcher="ray",
-    cluster="",
-    name="s.1",
-    tasks=(("a",),),
-    resources=Resources(),
-)
+SUBMISSION = submission_of(launcher="ray", cluster="")
 
 
 def submit(address: str) -> Any:

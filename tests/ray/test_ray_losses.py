@@ -11,8 +11,8 @@ import pytest
 
 from tests.cli.launches import records, wait_for
 from tests.cli.test_training_survives import CELL, weights
-from tests.execution.waiting import lives
-from tests.ray.sweeps import OnRay, inside, parent_of
+from tests.execution.waiting import lives, parent_of
+from tests.ray.sweeps import OnRay, inside
 
 APART = "launcher.resources=[{custom: {apart: 1}}]"
 
