@@ -1,4 +1,4 @@
-"""Provenance for records: code, packages, host, process and command line, without secrets."""
+"""Provenance for records: code, packages, host, disks, process and command line, without secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,6 @@ from orchestrator.core.records import Process
 from orchestrator.core.secrets import known_values, redacted
 
 if TYPE_CHECKING:
-    import ast
     from importlib.metadata import Distribution
 
 ENVIRONMENT = (
@@ -51,6 +50,8 @@ _ELSEWHERE = (
 
 MAX_DIFF_BYTES = 1_000_000
 """Length at which a recorded diff is cut."""
+
+NETWORK_TYPES = tuple("nfs cifs smb lustre gpfs beegfs ceph glusterfs wekafs fuse. 9p afs".split())
 
 
 def now() -> str:
@@ -98,47 +99,6 @@ def stage_files(targets: Iterable[str], import_paths: Sequence[str]) -> list[Pat
                 files.extend(sorted(package.rglob("*.py")))
                 break
     return files
-
-
-def imported_files(script: str) -> Iterator[str]:
-    """Yield the modules beside a script that it imports, also through one another.
-
-    Python searches the folder of a script before all others.
-
-    Args:
-        script: path of the script, without symbolic links.
-    """
-    import ast
-
-    home, todo, seen = os.path.dirname(script), [script], {script}  # noqa: PTH120
-    while todo:
-        path = todo.pop()
-        try:
-            tree = ast.parse(Path(path).read_bytes())
-        except (OSError, SyntaxError, ValueError):
-            continue
-        for name in _modules_named(tree, path, home):
-            for found in (f"{name}.py", f"{name}/__init__.py"):
-                if found not in seen and os.path.isfile(found):  # noqa: PTH113
-                    seen.add(found)
-                    todo.append(found)
-                    yield found
-
-
-def _modules_named(tree: ast.Module, path: str, home: str) -> Iterator[str]:
-    """Yield the paths, without suffix, of the modules that a file's imports may mean."""
-    import ast
-
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            named, folder = [alias.name for alias in node.names], home
-        elif isinstance(node, ast.ImportFrom):
-            folder = str(Path(path).parents[node.level - 1]) if node.level else home
-            named = [f"{node.module or ''}.{alias.name}".lstrip(".") for alias in node.names]
-        else:
-            continue
-        for parts in (name.split(".") for name in named):
-            yield from (os.path.join(folder, *parts[:end]) for end in range(1, len(parts) + 1))  # noqa: PTH118
 
 
 def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
@@ -395,3 +355,23 @@ def is_gone(process: Process) -> bool | None:
     except PermissionError:
         return None
     return None if sys.platform == "linux" else True
+
+
+def is_network(path: Path, mounts: str = "/proc/mounts") -> bool:
+    """Return whether a folder lies on a network file system; False where mounts cannot be read.
+
+    Args:
+        path: Absolute path, which need not exist.
+        mounts: File in the format of Linux's /proc/mounts.
+    """
+    try:
+        lines = [line.split() for line in Path(mounts).read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return False
+    holding = [(len(f[1]), f[2]) for f in lines if len(f) > 2 and path.is_relative_to(_unescaped(f[1]))]
+    # The longest mount point above the path is the one that holds it.
+    return bool(holding) and max(holding)[1].startswith(NETWORK_TYPES)
+
+
+def _unescaped(mount: str) -> str:
+    return mount.replace("\\040", " ")  # /proc/mounts writes a space as \040

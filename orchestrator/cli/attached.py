@@ -325,10 +325,9 @@ def _watch(view: SweepState, wanted: set[str] | None, launcher: Launcher, notifi
 
 def keep_logs(view: SweepState) -> None:
     """Upload the logs of the launcher and the workers to a bucket. In a folder, they are there already."""
-    if not view.ledger.objects.in_place:
-        # The logs decide nothing about the cells.
-        with contextlib.suppress(OSError), LongStep("uploading the logs"):
-            view.ledger.objects.upload(layout.logs(view.sweep.name))
+    # The logs decide nothing about the cells.
+    with contextlib.suppress(OSError), LongStep("uploading the logs"):
+        view.ledger.objects.share(layout.logs(view.sweep.name))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -65,7 +65,7 @@ Progress = Callable[[int, int], None]
 """Callback that takes the number of points composed so far, and the number of all points."""
 
 
-class Made(NamedTuple):
+class ComposedCells(NamedTuple):
     """The cells of a sweep, composed.
 
     Attributes:
@@ -136,6 +136,13 @@ def _given(name: str, tree: Mapping[str, Any], cwd: Path) -> SweepSource:
 def _composed(
     source: SweepSource, overrides: Sequence[str], name: str | None, cwd: Path, progress: Progress
 ) -> Composition:
+    """Compose a sweep: its axes, then the overrides, the stages and the run settings, and last its cells.
+
+    Args:
+        source: the sweep as written.
+        overrides, name, progress: as for `compose`.
+        cwd: the working folder.
+    """
     file, where, folder = source.file, source.where, source.folder
     sweep_id = sweep_name(source.name, name, where=where)
     refuse_secrets(sweep_id, key="the name")
@@ -150,15 +157,15 @@ def _composed(
     with contextlib.ExitStack() as stack:
         if file.app is not None:
             app = stack.enter_context(load(_APPS)(file, file_axes, words, folder=folder, where=where))
-            merged, configs, given = app
+            merged, configs, stages = app
         else:
             root = Root.of_cells(file, cwd, folder, where=where)
             merged = Overrides(dict(file_axes), conditional=conditions.names if conditions else ())
             merged.add_file(file.overrides, root, where=where)
             merged.add_command_line(words, root)
             configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
-            given = file.stages
-        specs = _specs(msgspec.structs.replace(file, stages=given), import_paths, where)
+            stages = file.stages
+        specs = _specs(msgspec.structs.replace(file, stages=stages), import_paths, where)
         _check_texts(file, specs, where)
         _check_reports(file.report, import_paths, where)
         # Check all that needs no composed cell before the grid is composed, which takes most of the time.
@@ -167,14 +174,14 @@ def _composed(
         _check_work(settings, specs)
         most = file.max_cells if merged.max_cells is None else merged.max_cells
         if file.phases or file.rungs:
-            made: Made = load(_PHASES)(file, specs, words, (cwd, folder), where, most, progress)
+            made: ComposedCells = load(_PHASES)(file, specs, words, (cwd, folder), where, most, progress)
         elif space is not None:
             made = load(_SEARCH)(file, space, merged, conditions, configs, specs, where, most, progress)
         else:
             # Labels of the file: to exclude one that the command line narrowed away is no mistake.
             selectors = Selectors.parse(file.exclude, file.include, labels_of(file_axes.values()))
             grid = Grid(selectors, file.columns, specs, where=where)
-            made = made_of(grid, configs, merged, conditions, file.columns, specs, most, where, progress)
+            made = fill_grid(grid, configs, merged, conditions, file.columns, specs, most, where, progress)
     notes = made.notes + _check_count(made.num_cells, file.expect_cells, merged, made.sum_text, where)
     sealed = ComposedSweep(
         name=sweep_id,
@@ -190,7 +197,7 @@ def _composed(
     return Composition(sealed, settings, tuple(notes), source.text, import_paths)
 
 
-def made_of(
+def fill_grid(
     grid: Grid,
     configs: Configs,
     overrides: Overrides,
@@ -200,7 +207,7 @@ def made_of(
     max_cells: int,
     where: str,
     progress: Progress,
-) -> Made:
+) -> ComposedCells:
     """Compose the points of a grid that its early selectors keep, and return its cells.
 
     Args:
@@ -241,7 +248,7 @@ def made_of(
         grid.add(texts, ".".join(filter(None, (label.part for label in shown))), config)
     progress(len(points), len(points))
     cells, notes = grid.cells([len(axis.labels) for axis in axes], len(points))
-    return Made(cells, grid.stages, (), len(cells), notes, grid.sum_text)
+    return ComposedCells(cells, grid.stages, (), len(cells), notes, grid.sum_text)
 
 
 def _points(

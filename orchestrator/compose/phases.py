@@ -23,7 +23,7 @@ import msgspec
 from orchestrator.compose.axes import Axis, Label, axis_of
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.files import CONDITIONS, labels_of
-from orchestrator.compose.main import Made, Progress, made_of
+from orchestrator.compose.main import ComposedCells, Progress, fill_grid
 from orchestrator.compose.overrides import Overrides
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
@@ -51,7 +51,7 @@ class _Grown(NamedTuple):
 
     axes: dict[str, Axis]
     when: dict[str, str]
-    made: Made
+    made: ComposedCells
     merged: list[tuple[Mapping[str, str], Mapping[str, str]]]
 
     @property
@@ -68,7 +68,7 @@ def compose_phases(
     where: str,
     max_cells: int,
     progress: Progress,
-) -> Made:
+) -> ComposedCells:
     """Return all cells that a sweep with phases can have.
 
     Args:
@@ -110,7 +110,9 @@ def compose_phases(
         for index, ((phase, _), number) in enumerate(zip(made, numbers, strict=True))
     )
     notes = [note for _, grown in made for note in grown.made.notes]
-    return Made(cells, stages, tuple(phase for phase, _ in made), sum(numbers), [course, *notes], course)
+    return ComposedCells(
+        cells, stages, tuple(phase for phase, _ in made), sum(numbers), [course, *notes], course
+    )
 
 
 def _rungs_text(phase: SealedPhase, number: int) -> str:
@@ -180,7 +182,7 @@ def _grow(
     include = [text for each in both for text in each.include]
     selectors = Selectors.parse(exclude, include, labels_of({**inherited, **own}.values()))
     grid = Grid(selectors, file.columns, specs, where=where, cut=cut)
-    made = made_of(grid, configs, overrides, conditions, file.columns, specs, max_cells, where, progress)
+    made = fill_grid(grid, configs, overrides, conditions, file.columns, specs, max_cells, where, progress)
     return _Grown(dict(overrides.axes), when, made, grid.merged)
 
 

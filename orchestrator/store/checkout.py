@@ -31,10 +31,9 @@ from typing import NamedTuple
 from orchestrator import provenance
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import UserError
-from orchestrator.provenance import imported_files
 from orchestrator.spec import StageSpec
 from orchestrator.store.objects import ObjectStore
-from orchestrator.store.project import Ignored, git, is_hidden, is_installed, root_of
+from orchestrator.store.project import Ignored, git, imported_files, is_hidden, is_installed, root_of
 
 MAX_BYTES = 100_000_000
 MAX_ENTRIES, MAX_LISTED = 10_000, 50_000

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.jobs.records import Resources, Submission
+from orchestrator.jobs.records import Resources
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
 from orchestrator.launchers.slurm.options import unexpanded, unheeded
 from orchestrator.launchers.slurm.query import environment
 from orchestrator.launchers.slurm.script import script
 from orchestrator.launchers.slurm.settings import cluster_profile
 from orchestrator.processes import leave_step
+from tests.store.builders import submission_of
 
 SRUN = """#!/bin/bash
 { printf '%s\\0' "$@"; echo; env -0; } >"$SAID"
@@ -43,13 +44,7 @@ def text_of(
 ) -> str:
     """The script of a submission of two cells."""
     asked = Resources(gpus_per_node=2, cpus=4, memory_gib=8, **more)
-    submission = Submission(
-        nonce="n",
-        number=1,
-        revision=1,
-        request=1,
-        launcher="slurm",
-        cluster="lab",
+    submission = submission_of(
         name="s.1.ab",
         tasks=(("a",), ("b",)),
         resources=asked,

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.jobs.records import Resources, Submission
+from orchestrator.jobs.records import Submission
 from orchestrator.launchers.base import Verdict
 from orchestrator.launchers.slurm.query import _sacct
 from orchestrator.launchers.slurm.script import submit
 from orchestrator.provenance import now
 from tests.slurm.sweeps import OnSlurm
 from tests.slurm.testbed import Testbed
+from tests.store.builders import submission_of
 
 HELD = "cluster.sbatch.hold=true"
 SOON = "cluster.settle_s=0"
@@ -232,18 +233,7 @@ def test_the_number_of_a_job_is_found_whatever_a_wrapper_of_sbatch_prints_beside
 
 def intent(number: int) -> Submission:
     """A submission to the test bed."""
-    return Submission(
-        nonce="n",
-        number=number,
-        revision=1,
-        request=1,
-        launcher="slurm",
-        cluster="testbed",
-        name=f"noise.{number}.ab",
-        tasks=(("a",),),
-        resources=Resources(),
-        at=now(),
-    )
+    return submission_of(number, cluster="testbed", name=f"noise.{number}.ab", at=now())
 
 
 def test_a_job_that_only_accounting_calls_alive_holds_its_cell(jobs):

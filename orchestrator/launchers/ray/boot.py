@@ -35,8 +35,9 @@ from orchestrator.launchers.ray.actor import program
 from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
 from orchestrator.launchers.ray.lost_workers import Workers
 from orchestrator.launchers.ray.settings import RaySettings
-from orchestrator.store import archive, layout
 from orchestrator.store import code as snapshots
+from orchestrator.store import layout
+from orchestrator.store.bucket import ARCHIVE
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore
 
@@ -325,11 +326,10 @@ def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> tupl
         args: its arguments.
     """
     # -P: otherwise a file in the working folder could take the place of a module
-    if not objects.in_place:
-        key = f"{layout.code_archive(digest)}/{archive.NAME}"
+    if (code := objects.shared_folder(layout.code(digest))) is None:
+        key = f"{layout.code_archive(digest)}/{ARCHIVE}"
         return "-P", "-c", program(fetch, key, layout.CODE_PACKAGE), objects.url, digest, module, *args
-    package = str(snapshots.package_path(objects, digest))
-    return "-P", "-c", program(begin, package), module, *args
+    return "-P", "-c", program(begin, str(code / layout.CODE_PACKAGE)), module, *args
 
 
 @dataclass

@@ -310,8 +310,9 @@ class RayDriver:
             why = f"{name} {how}: {said}".rstrip(": ")
             if ended.slot in busy:
                 self._losses.add(ended.slot, ended.cause, why)
-        # the end of a node is no failure of its workers
-        if claimed or not ended.node or self._pool.lives(ended.node):
+        # the end of a node is no failure of its workers; one may die before its worker could name it
+        is_node_dead = ended.is_node_dead or bool(ended.node and not self._pool.lives(ended.node))
+        if claimed or not is_node_dead:
             self._say(why)
             self._failures.end_badly(ended.slot, ended.node, why, gives_up=not busy)
 

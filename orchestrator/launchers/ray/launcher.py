@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator.core.selector import Subject
 from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.jobs.judgement import SubmissionState
+from orchestrator.jobs.judgement import SubmissionState, same_controller
 from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, Verdict, overrides_of
 from orchestrator.launchers.local import host_hardware
@@ -180,9 +180,10 @@ class RayLauncher:
         """
         if self._settings.address == LOCAL:
             check_version(importlib.metadata.version("ray"))
-        else:
-            Api(self._cluster).version()
-        return Limits(self._cluster, ALL)
+            return Limits(self._cluster, ALL)
+        api = Api(self._cluster)
+        api.version()
+        return Limits(self._cluster, ALL, controller=api.address)
 
     def resources(
         self,
@@ -274,12 +275,14 @@ class RayLauncher:
         """Return the name of a submission's driver if the cluster has it, None otherwise.
 
         Raises:
-            InfrastructureError: the cluster does not answer.
+            InfrastructureError: the cluster does not answer, or another one may answer in its place.
         """
         answer = RayScheduler(submission.cluster).jobs([submission.name])
         if answer.problem:
             raise InfrastructureError(answer.problem)
         seen = answer.seen.get((submission.name, 0))
+        if seen is None and not same_controller(submission, answer.controller):
+            raise InfrastructureError(f"{answer.controller} may be another cluster than {submission.cluster}")
         # an embedded driver is found by its process alone: one that is over may never have started
         lives = seen is not None and not (seen.over and submission.cluster.startswith(EMBEDDED))
         return submission.name if lives else None

@@ -1,4 +1,4 @@
-"""What phases, rungs and searches lead to, decision by decision, is as recorded, see recording.py."""
+"""What phases, rungs and searches lead to, decision by decision, is as recorded, see ../recording.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 from msgspec.structs import replace
 
 from orchestrator.core.decisions import (
@@ -36,7 +35,7 @@ from orchestrator.core.selector import Subject
 from orchestrator.core.state import StageStatus, State, SweepFacts, Undecided
 from orchestrator.core.sweep import Cell
 from orchestrator.stage import StageSpec
-from tests.core.recording import Answers, compare
+from tests.core.recording import Answers
 from tests.core.test_phase_decisions import BEST, _cell, _done, _halving, _sweep, two_phases
 
 
@@ -300,8 +299,3 @@ def _shown(seen: object) -> Any:
 ASKED: Mapping[str, Callable[[], Answers]] = {
     "courses": courses, "waiting": waiting, "values": values, "points": points,
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_each_decision_leads_to_what_is_recorded(name: str) -> None:
-    compare(name, ASKED[name]())
