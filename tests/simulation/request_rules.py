@@ -110,6 +110,13 @@ class RequestRules:
                     since_s = None
         return since_s
 
+    def check_given(self, cells: Iterable[str], what: str) -> None:
+        """Check that no job or worker is given cells alone that were all cancelled long ago."""
+        since = [self._cancelled_s(cell) for cell in cells]
+        newest_s = max([at_s for at_s in since if at_s is not None], default=0.0)
+        if None not in since and self._world.now_s - newest_s > STOP_S and self._is_undisturbed(newest_s):
+            self._fail(2, f"{what} is for cells that were cancelled {self._world.now_s - newest_s:.1f} s ago")
+
     def _is_undisturbed(self, since_s: float) -> bool:
         process = self._world.current
         return process is not None and max(process.stopped_until_s, process.machine.cut_until_s) < since_s
