@@ -211,8 +211,14 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
 
 
 def words_of(error: object) -> str:
-    """Return the text of an exception or of any other object, even if its ``__str__`` fails."""
+    """Return the text of an exception or of any other object, even if its ``__str__`` fails.
+
+    The text of a group of exceptions holds that of its first member, which alone reveals what happened.
+    """
     try:
+        if isinstance(error, BaseExceptionGroup):
+            first = error.exceptions[0]
+            return f"{error}: {type(first).__name__}: {words_of(first)}"
         return str(error)
     except Exception as failure:  # noqa: BLE001 - the code of others
         return f"(its text cannot be had: __str__ raised {type(failure).__name__})"
