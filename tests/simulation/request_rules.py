@@ -55,6 +55,8 @@ class RequestRules:
         self._ends: dict[tuple[str, int], tuple[float, End]] = {}
         self._made_s: dict[tuple[str, int], float] = {}
         self._voided_s: dict[tuple[str, int], float] = {}
+        self._inputs: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
+        self._discarded: set[tuple[str, int]] = set()
         self._retired_s: dict[str, float] = {}
         self.discards: dict[str, frozenset[str]] = {}
 
@@ -78,6 +80,7 @@ class RequestRules:
             case ["done", _, _]:
                 done = formats.decode(data, Done)
                 self._made_s.setdefault((done.digest, done.generation), self._world.now_s)
+                self._inputs[done.digest, done.generation] = frozenset(done.inputs.items())
             case ["retired", _, _, name]:
                 self._retired_s[name.partition(".")[0]] = self._world.now_s
             case ["void", _, name]:
@@ -172,8 +175,10 @@ class RequestRules:
         self._voided_s.setdefault((digest, void.generation), self._world.now_s)
         if void.kind != "discarded":
             return
+        made_from = self._inputs.get((digest, void.generation), frozenset())
+        self._discarded.add((digest, void.generation))
         name = self._world.current.name if self._world.current else ""
-        if digest not in self.discards.get(name, ()):
+        if digest not in self.discards.get(name, ()) and not made_from & self._discarded:
             self._fail(4, f"{name} voids {digest[:8]}, which it did not name")
         attempts = self._attempts.get(digest, {}).values()
         if (digest, void.generation) not in self._made_s and not any(
@@ -259,4 +264,13 @@ class RequestRules:
                 self._fail(5, f"a reader sees the cancelled {cell} {found.state}")
 
     def _stays(self, keys: Iterable[tuple[str, int]], settled_s: float) -> bool:
-        return any(self._made_s[key] < settled_s and key not in self._voided_s for key in keys)
+        """Return whether a product counts: it is not void, and made from nothing that was discarded.
+
+        A discard through a cache of names may not see, and not void, what was made just before.
+        """
+        return any(
+            self._made_s[key] < settled_s
+            and key not in self._voided_s
+            and not self._inputs[key] & self._discarded
+            for key in keys
+        )
