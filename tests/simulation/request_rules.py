@@ -249,6 +249,9 @@ class RequestRules:
             # A cache of names may show that files are gone, and not yet the record that retires them.
             is_hidden = is_cached and self._retired_s.get(digest, 0.0) >= settled_s
             looks_open = status.state in (State.FAILED, *_TRIES_AGAIN) and not is_hidden
+            # A discard through such a cache may not see, and not void, what was made just before.
+            if status.state is not State.FAILED:
+                keys = [key for key in keys if not self._inputs[key] & self._discarded]
             if looks_open and self._stays(keys, settled_s):
                 self._fail(
                     5, f"a reader sees {name} {status.state} ({status.reason}), and its product counts"
@@ -264,13 +267,4 @@ class RequestRules:
                 self._fail(5, f"a reader sees the cancelled {cell} {found.state}")
 
     def _stays(self, keys: Iterable[tuple[str, int]], settled_s: float) -> bool:
-        """Return whether a product counts: it is not void, and made from nothing that was discarded.
-
-        A discard through a cache of names may not see, and not void, what was made just before.
-        """
-        return any(
-            self._made_s[key] < settled_s
-            and key not in self._voided_s
-            and not self._inputs[key] & self._discarded
-            for key in keys
-        )
+        return any(self._made_s[key] < settled_s and key not in self._voided_s for key in keys)

@@ -9,6 +9,7 @@ PLAN, LEDGER, DROPPING = (
     "orchestrator/store/ledger.py",
     "orchestrator/api/dropping.py",
 )
+RUN = "orchestrator/api/run.py"
 SUBMISSION, DRIVER = "orchestrator/api/submission.py", "orchestrator/launchers/ray/driver.py"
 LOOP, EVIDENCE = "orchestrator/execution/loop.py", "orchestrator/store/evidence.py"
 
@@ -124,6 +125,19 @@ REQUESTS = (
             ),
         ),
         kind="requests",
+    ),
+    Bug(
+        "cancel-closes-what-it-did-not-look-at",
+        "jobs 2",
+        "a cancel records that the jobs it cancelled are over, though one may have started just before",
+        (
+            Edit(
+                RUN,
+                "        if each.over is not None or (is_complete and index not in listed)\n",
+                "        if each.over is not None or is_complete\n",
+            ),
+        ),
+        kind="jobs+requests",
     ),
     Bug(
         "jobs-for-cancelled-cells",
