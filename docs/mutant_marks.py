@@ -1,6 +1,6 @@
 """Write down which marked lines run; docs/mutant_tests.py puts the marks and reads the file.
 
-A copy of this module lies in the folder in which the tests run. Each process appends to the file once for a line.
+A copy of this module lies in the folder in which the tests run. Each process appends to the file once a line.
 """
 
 from __future__ import annotations

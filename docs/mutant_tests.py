@@ -1,72 +1,60 @@
 """Run tests against small changes, several side by side; a plugin of pytest that docs/mutants.py starts.
 
-One pytest collects all tests and imports what they need. Each change runs in a process forked from it, in which
-the one function has the code of its change. A mount, which that process and all that it starts alone see, puts
-the changed file in the place of the file. So changes need no copy of the project each, and none waits for another.
+One pytest collects all tests and imports what they need. Each change runs in a process forked from it, in
+which the one function has the code of its change. A mount, which that process and all that it starts alone
+see, puts the changed file in the place of the file. So changes need no copy of the project each.
 
-First the tests run without a change but with marks: at each line of interest, the test that runs it is written
-down, in whichever process the line runs. Then each change runs the tests that reach its line until one fails. A
-test that fails without a change as well is left out and named.
+First the tests run without a change but with marks: at each line of interest, the test that runs it is
+written down, in whichever process the line runs. Then each change runs the tests that reach its line until
+one fails. A test that fails without a change as well is left out and named.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import ctypes
 import gc
 import hashlib
 import importlib
 import json
-import multiprocessing.process
 import os
-import resource
-import select
-import shutil
 import signal
-import socket
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mutant_marks
+from mutant_forks import apart, prepare, spread, start_server, temporary
 from mutating import Change, changed, line_of, marked, places_of, replace
 
 KILLED, SURVIVED, UNREACHED, TIMEOUT = "killed", "survived", "no test reaches it", "timeout"
-BROKEN = 77  # exit code where this module itself failed
-MEMORY = 3 << 30  # bytes that a change may make a process take
 CPU_S, TEST_S, UNIT_S = 120, 90, 900
 """Seconds: of processor for a process; for a test without a change; for all tests that share a fork."""
-MAX_PLAIN, MAX_COMMANDS = 25, 5
-"""Of a module, how many tests are tried that call its functions, and that run the command `sweep`."""
-NEW_MOUNTS, NEW_USER, BIND, PRIVATE, ALL_BELOW = 0x20000, 0x10000000, 0x1000, 0x40000, 0x4000
 
 
 class Plan(NamedTuple):
     """What one run of pytest measures; a JSON file holds it.
 
     Attributes:
-        changes: name to module and `Change`.
+        changes: name to module and `Change`; lines of all are marked, as a run that goes on needs them.
+        todo: the names of those to measure.
         folder: where results, reached lines and temporary files are kept.
         at_once: how many processes run tests at a time.
-        tests_s: a change is tried against its shortest tests, which together take so many seconds without it.
+        tests_s: a change is tried against its shortest tests, which together take so many seconds.
         until: the clock's time after which nothing new begins.
-        has_all: whether all tests are tried; else those whose files name the module, and few that run commands.
     """
 
     changes: dict[str, tuple[str, Change]]
+    todo: list[str]
     folder: Path
     at_once: int
     tests_s: float
     until: float
-    has_all: bool
 
 
 class Reached(NamedTuple):
-    """What a test was seen to do without a change: how long it took, how it failed, which lines it ran."""
+    """What a test did without a change: how long it took, how it failed, which lines it ran."""
 
     seconds: float
     failure: str
@@ -96,11 +84,16 @@ def pytest_runtestloop(session: Any) -> bool:
     for module, _ in plan.changes.values():
         with contextlib.suppress(ImportError):  # an extra that is not installed
             importlib.import_module(module)
-    _prepare()
+    prepare()
     gc.collect()
     gc.freeze()  # memory that is not touched is not copied
     lines = {name: _line(module, change) for name, (module, change) in plan.changes.items()}
-    _measure_all(plan, session.items, lines, _record(plan, session.items, lines))
+    reached = _record(plan, session.items, lines)
+    known = [(item, reached[_key(item)]) for item in session.items if _key(item) in reached]
+    if left := len(session.items) - len(known):
+        print(f"{left} tests have yet to run without a change: run again", file=sys.stderr)
+    else:
+        _measure_all(plan, known, lines)
     return True
 
 
@@ -124,62 +117,24 @@ def _key(item: Any) -> str:
 
 
 def _record(plan: Plan, items: Sequence[Any], lines: Mapping[str, str]) -> dict[str, Reached]:
-    """Return what each test reaches; what is not in the file of earlier runs is found by running it."""
+    """Return what each test reaches; what is not in the file of earlier runs, or failed there, is run."""
     wanted = sorted(set(lines.values()))
     file = plan.folder / f"reached-{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()[:12]}.jsonl"
     known = _reached(file)
-    modules = {line.split()[0].rpartition(".")[2] for line in wanted}
     units: dict[str, list[Any]] = {}
-    for item in items if plan.has_all else _likely(plan, items):
-        if _key(item) not in known:
+    for item in items:
+        if _key(item) not in known or known[_key(item)].failure:
             group = item.get_closest_marker("xdist_group")  # such tests share what is expensive to set up
-            name = group.args[0] if group and group.args else str(item.path)
-            units.setdefault(f"{name} {_has_command(item)}", []).append(item)
-
-    def order(unit: Sequence[Any]) -> tuple[bool, float]:
-        text = "".join({item.path.read_text() for item in unit})
-        return _has_command(unit[0]), -sum(module in text for module in modules) / (5 + len(unit))
-
+            units.setdefault(group.args[0] if group and group.args else str(item.path), []).append(item)
     edits = _marked(plan, wanted)
-    jobs = [(unit, wanted, edits, file) for unit in sorted(units.values(), key=order)]
-    until = time.time() + (plan.until - time.time()) / 3
-    for number, _ in enumerate(_spread(plan._replace(until=until), _record_unit, jobs), start=1):
-        print(
-            f"tests: {number} of {len(jobs)} groups, {sum(len(job[0]) for job in jobs)} tests",
-            file=sys.stderr,
-            flush=True,
-        )
+    jobs = [(plan, unit, wanted, edits, file) for unit in units.values()]
+    for number, _ in enumerate(spread(_record_unit, jobs, at_once=plan.at_once, until=plan.until), start=1):
+        print(f"tests without a change: {number} of {len(jobs)} groups", file=sys.stderr, flush=True)
     return _reached(file)
 
 
-def _has_command(item: Any) -> bool:
-    return any("sweep" in name for name in item.fixturenames)
-
-
-def _likely(plan: Plan, items: Sequence[Any]) -> list[Any]:
-    """Return the tests to try: of each module those about it, whose words name its changed functions first."""
-    texts = {item.path: item.path.read_text() for item in items}
-    parts = {path: path.relative_to(items[0].config.rootpath).parts for path in texts}
-    chosen: dict[Any, None] = {}
-    for module in dict.fromkeys(module for module, _ in plan.changes.values()):
-        functions = {change.function for its, change in plan.changes.values() if its == module}
-        names = [name.lstrip("_") for function in functions for name in function.split(".")]
-        parent, _, last = module.rpartition(".")
-        named = {
-            path
-            for path, text in texts.items()
-            if module in text or (f"from {parent} import" in text and last in text)
-        } or {path for path in texts if parts[path][1] == module.split(".")[1]}
-        about = [item for item in items if item.path in named]
-        ranked = sorted(about, key=lambda item, names=names: -_words(item, names))
-        for has_command, number in ((False, MAX_PLAIN), (True, MAX_COMMANDS)):
-            mine = [item for item in ranked if _has_command(item) is has_command]
-            chosen.update(dict.fromkeys(mine[:number]))
-    return [item for item in items if item in chosen]
-
-
 def _marked(plan: Plan, wanted: Sequence[str]) -> dict[str, tuple[Path, dict[str, str]]]:
-    """Return for each module a file of its source with marks, and the definitions of the changed functions in it."""
+    """Return for each module a file of its source with marks, and its changed functions with them."""
     numbers = dict[str, dict[int, int]]()
     for number, name in enumerate(wanted):
         module, _, line = name.split()
@@ -211,7 +166,7 @@ def _record_unit(
     file: Path,
 ) -> None:
     """Run some tests with marks, and append to a file what each reaches."""
-    with _folder() as folder:
+    with temporary() as folder:
         mounts = {_path(module): path for module, (path, _) in edits.items()}
         mounts[mutant_marks.FILE] = _written(folder / "marks", "")
 
@@ -221,14 +176,14 @@ def _record_unit(
                     vars(sys.modules[module])["_mutants_mark"] = mutant_marks.mark
                     for name, text in functions.items():
                         replace(sys.modules[module], name, text)
-            _start_server(unit)
-            _run_marked(unit, wanted, file)
+            start_server(unit)
+            _run_marked(unit, wanted, file, plan.until)
             return 0
 
-        _apart(work, mounts, folder, UNIT_S, UNIT_S)
+        apart(work, mounts, folder, UNIT_S, UNIT_S)
 
 
-def _run_marked(unit: Sequence[Any], wanted: Sequence[str], file: Path) -> None:
+def _run_marked(unit: Sequence[Any], wanted: Sequence[str], file: Path, until: float) -> None:
     """Run tests; what a fixture of several tests reaches counts for each of them."""
     shared: dict[str, set[str]] = {}
 
@@ -243,6 +198,8 @@ def _run_marked(unit: Sequence[Any], wanted: Sequence[str], file: Path) -> None:
 
     signal.signal(signal.SIGALRM, too_long)
     for item, following in zip(unit, [*unit[1:], None], strict=True):
+        if time.time() > until:
+            return
         before, start = marks(), time.monotonic()
         signal.alarm(TEST_S)
         in_setup: set[str] = set()
@@ -283,18 +240,16 @@ def _failure(item: Any, following: Any) -> str:
 # What becomes of a change
 
 
-def _measure_all(
-    plan: Plan, items: Sequence[Any], lines: Mapping[str, str], reached: Mapping[str, Reached]
-) -> None:
+def _measure_all(plan: Plan, known: Sequence[tuple[Any, Reached]], lines: Mapping[str, str]) -> None:
     """Measure all changes that were not measured with the same tests; add the results to a file."""
-    known = [(item, reached[_key(item)]) for item in items if _key(item) in reached]
     for item, found in known:
         if found.failure:
             print(f"fails without a change, and is left out: {item.nodeid} {found.failure}", file=sys.stderr)
     results, jobs = plan.folder / "results.jsonl", []
     texts = results.read_text().splitlines() if results.exists() else []
     before = {each[0]: each for each in map(json.loads, texts)}
-    for name, (module, change) in plan.changes.items():
+    for name in plan.todo:
+        module, change = plan.changes[name]
         mine = _chosen(
             change,
             [each for each in known if not each[1].failure and lines[name] in each[1].lines],
@@ -303,16 +258,16 @@ def _measure_all(
         digest = hashlib.sha256("".join(_key(item) for item, _ in mine).encode()).hexdigest()[:12]
         _, word, _, _, its_tests, _ = before.get(name, [""] * 6)
         if word not in (KILLED, TIMEOUT) and its_tests != digest:
-            jobs.append((name, module, change, mine, digest))
+            jobs.append((plan, name, module, change, mine, digest))
     (plan.folder / "controls.jsonl").write_text("")
-    for number, result in enumerate(_spread(plan, _measure, jobs), start=1):
+    for number, result in enumerate(spread(_measure, jobs, at_once=plan.at_once, until=plan.until), start=1):
         with results.open("a") as stream:
             stream.write(json.dumps(result) + "\n")
         print(f"{number} of {len(jobs)}: {' '.join(map(str, result[:3]))}", file=sys.stderr, flush=True)
 
 
 def _chosen(change: Change, tests: Sequence[tuple[Any, Reached]], tests_s: float) -> list[tuple[Any, float]]:
-    """Return the tests for a change with their seconds: shortest first, those sooner whose words name its function."""
+    """Return the tests for a change, shortest first; those sooner whose words name its function."""
     names = [name.lstrip("_") for name in change.function.split(".") if not name.startswith("__")]
     chosen, sum_s = [], 0.0
     for item, found in sorted(tests, key=lambda each: each[1].seconds / (1 + 2 * _words(each[0], names))):
@@ -335,7 +290,7 @@ def _words(item: Any, names: Sequence[str]) -> int:
 def _measure(
     plan: Plan, name: str, module: str, change: Change, tests: Sequence[tuple[Any, float]], digest: str
 ) -> list[Any]:
-    """Return what became of a change: its name, a word, the test that noticed it, how, which tests, seconds."""
+    """Return a change's name, what became of it, the test that noticed it, how, which tests, seconds."""
     start = time.monotonic()
     while tests:
         code, place, message = _try(
@@ -364,8 +319,8 @@ def _passes(plan: Plan, item: Any, seconds: float) -> bool:
 
 
 def _try(items: Sequence[Any], seconds: float, of: tuple[str, str, Change] | None) -> tuple[int, int, str]:
-    """Run tests with a change until one fails; return the exit code, the last test's place, and its failure."""
-    with _folder() as folder:
+    """Run tests with a change until one fails; return the exit code, the last test and its failure."""
+    with temporary() as folder:
         mounts, text = dict[Path, Path](), ""
         if of is not None:
             name, module, change = of
@@ -381,7 +336,7 @@ def _try(items: Sequence[Any], seconds: float, of: tuple[str, str, Change] | Non
         def work() -> int:
             if of is not None and of[1] in sys.modules:
                 replace(sys.modules[of[1]], of[2].function, text)
-            _start_server(items)
+            start_server(items)
             for place, (item, following) in enumerate(zip(items, [*items[1:], None], strict=True)):
                 (folder / "place").write_text(str(place))
                 if failure := _failure(item, following):
@@ -389,20 +344,10 @@ def _try(items: Sequence[Any], seconds: float, of: tuple[str, str, Change] | Non
                     return 1
             return 0
 
-        code = _apart(work, mounts, folder, 60 + 4 * seconds, CPU_S)
+        code = apart(work, mounts, folder, 60 + 4 * seconds, CPU_S)
         place, message = (_text(folder / each) for each in ("place", "message"))
         assert place, f"{of} cannot be measured"
         return code, int(place), message
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """Make a folder, and remove it in this process alone: one that is forked runs what is to run at an exit."""
-    made = Path(tempfile.mkdtemp(prefix="m-", dir="/tmp"))  # short: paths of sockets have a limit
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _written(path: Path, text: str) -> Path:
@@ -412,128 +357,3 @@ def _written(path: Path, text: str) -> Path:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
-
-
-# Processes
-
-
-def _prepare() -> None:
-    """Import what commands need, so that processes forked from this one have it."""
-    from orchestrator.cli.main import VERBS, verb_of
-    from orchestrator.compose.root import Root
-    from tests import forked
-
-    for name in forked._PRELOADED:
-        importlib.import_module(name)
-    for verb in VERBS:
-        verb_of(verb)
-    Root("engine", [Path("conf").absolute()]).compose([])
-
-
-def _start_server(items: Sequence[Any]) -> None:
-    """Start the process that forks commands, see tests/forked.py, from this one, whose change it has then."""
-    from tests import forked
-
-    if not any("sweep" in item.fixturenames for item in items):
-        return
-    ours, theirs = socket.socketpair()
-    if os.fork():
-        theirs.close()
-        forked._server = lambda _: ours
-        return
-    code = BROKEN
-    try:
-        ours.close()
-        sys.path.insert(0, "")
-        forked._serve(theirs)
-        from orchestrator.cli.main import main
-
-        code = main()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-_JOBS: list[tuple[Plan, Callable[..., Any], tuple[Any, ...]]] = []
-
-
-def _spread(plan: Plan, work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """Yield the results of jobs, some of which run at a time; none after the plan's time."""
-    _JOBS[:] = [(plan, work, job) for job in jobs]
-    with multiprocessing.get_context("fork").Pool(plan.at_once) as pool:
-        for begun, result in pool.imap_unordered(_job, range(len(jobs))):
-            if begun:
-                yield result
-
-
-def _job(number: int) -> tuple[bool, Any]:
-    plan, work, job = _JOBS[number]
-    return (True, work(plan, *job)) if time.time() < plan.until else (False, None)
-
-
-def _apart(
-    work: Callable[[], int], mounts: Mapping[Path, Path], folder: Path, wall_s: float, cpu_s: int
-) -> int:
-    """Return the exit code of work in a forked process with mounts of its own; negative if a limit ended it."""
-    ready, go = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = BROKEN
-        try:
-            _enter(mounts, folder, cpu_s)
-            os.write(ready[1], b".")
-            os.read(go[0], 1)
-            code = work()
-        finally:
-            os._exit(code)
-    os.close(ready[1])
-    assert os.read(ready[0], 1), "mounts are not possible here"
-    handle, end = os.pidfd_open(child), time.monotonic() + wall_s
-    mounts_of = os.open(f"/proc/{child}/ns/mnt", os.O_RDONLY)  # while it is open, its number stays its own
-    os.write(go[1], b".")
-    select.select([handle], [], [], max(0.0, end - time.monotonic()))
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    _end_all_in(mounts_of)
-    for each in (*ready[:1], *go, handle, mounts_of):
-        os.close(each)
-    return code
-
-
-def _enter(mounts: Mapping[Path, Path], folder: Path, cpu_s: int) -> None:
-    """Give this process mounts, streams, limits and a folder for temporary files of its own."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    user, group = os.geteuid(), os.getegid()
-    assert libc.unshare(NEW_MOUNTS | (NEW_USER if user else 0)) == 0, os.strerror(ctypes.get_errno())
-    if user:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    assert libc.mount(b"none", b"/", None, ALL_BELOW | PRIVATE, None) == 0, os.strerror(ctypes.get_errno())
-    for target, source in mounts.items():
-        assert libc.mount(bytes(source), bytes(target.absolute()), None, BIND, None) == 0, target
-    os.setpgid(0, 0)
-    multiprocessing.process.current_process()._config.pop("daemon", None)  # it may have children
-    multiprocessing.process._parent_process = None
-    streams = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(streams, number)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 2))
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-
-
-def _end_all_in(mounts: int) -> None:
-    """End all processes that have the mounts."""
-    number, found = os.fstat(mounts).st_ino, True
-    while found:
-        found = False
-        for path in Path("/proc").glob("[0-9]*/ns/mnt"):
-            with contextlib.suppress(OSError):
-                if path.stat().st_ino == number:
-                    os.kill(int(path.parts[2]), signal.SIGKILL)
-                    found = True
-        time.sleep(0.01)

@@ -102,7 +102,7 @@ def sampled(files: Mapping[str, Path], arguments: argparse.Namespace) -> dict[st
     return {name: found[name] for name in names}
 
 
-def drawn(files: Mapping[str, Path], seed: int, draws: int = DRAWS) -> dict[str, tuple[str, Change]]:
+def drawn(files: Mapping[str, Path], seed: int) -> dict[str, tuple[str, Change]]:
     """Return random changes: of each drawn module `PER_DRAW`; larger modules are drawn more often.
 
     To make all changes first, of which a sample could be drawn evenly, takes longer than to measure these.
@@ -110,7 +110,7 @@ def drawn(files: Mapping[str, Path], seed: int, draws: int = DRAWS) -> dict[str,
     names = sorted(files)
     weights = [files[name].stat().st_size for name in names]
     found: dict[str, tuple[str, Change]] = {}
-    for draw, module in enumerate(random.Random(seed).choices(names, weights, k=DRAWS)[:draws]):
+    for draw, module in enumerate(random.Random(seed).choices(names, weights, k=DRAWS)):
         all_of = changes_of(files[module], WORK / "changes")
         sample = random.Random(f"{seed} {module} {draw}").sample(sorted(all_of), min(PER_DRAW, len(all_of)))
         for name in sample:
@@ -131,8 +131,8 @@ def measure(
     where, plan = copy(), WORK / "plan.json"
     named = {name: [f"orchestrator.{module}", change] for name, (module, change) in changes.items()}
     rest = {"at_once": arguments.at_once, "tests_s": TESTS_S, "until": time.time() + 60 * arguments.minutes}
-    rest["has_all"] = not arguments.rest
-    plan.write_text(json.dumps({"changes": named, "folder": str(WORK), **rest}))
+    todo = [name for name in changes if not arguments.rest or int(name.split()[0]) < arguments.draws]
+    plan.write_text(json.dumps({"changes": named, "todo": todo, "folder": str(WORK), **rest}))
     path = os.pathsep.join((str(where), str(where / "docs")))
     env = {**os.environ, "MUTANTS_PLAN": str(plan), "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     python = [sys.executable, "-m"]
@@ -246,8 +246,7 @@ take seconds together. What other tests notice counts as a survivor here.
 
 Five random changes to each of 60 modules, the larger ones drawn more often (`make mutants-rest`). Each is tried
 against the tests that reach its line, the shortest first, until one fails; together they take at most 30 seconds
-without it. Tests that reach it are looked for in the files that name the module, else in the folder of its package: 40 that call its functions and 12
-that run the command `sweep`. Tests of real Slurm and Ray clusters and tests of minutes do not run. So the share is a lower bound of what all tests notice.
+without it. Tests of real Slurm and Ray clusters and tests of minutes do not run. So the share is a lower bound of what all tests notice.
 """,
 }
 
@@ -322,9 +321,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.page:
         files = modules(rest=arguments.rest)
-        changes = (
-            drawn(files, arguments.seed, arguments.draws) if arguments.rest else sampled(files, arguments)
-        )
+        changes = drawn(files, arguments.seed) if arguments.rest else sampled(files, arguments)
         found = known()
         if any(found.get(key, [""])[-1] not in (KILLED, TIMEOUT) for key in changes):
             measure(changes, rest_tests() if arguments.rest else CORE_TESTS, arguments)

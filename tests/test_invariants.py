@@ -181,7 +181,7 @@ def test_a_mark_tells_whether_the_line_of_a_change_runs(
 
 @pytest.mark.usefixtures("docs")
 def test_what_runs_apart_sees_a_changed_file_and_leaves_no_process(tmp_path: Path) -> None:
-    mutant_tests = importlib.import_module("mutant_tests")
+    forks = importlib.import_module("mutant_forks")
     file, changed, pid = tmp_path / "file", tmp_path / "changed", tmp_path / "pid"
     file.write_text("old")
     changed.write_text("new")
@@ -194,7 +194,7 @@ def test_what_runs_apart_sees_a_changed_file_and_leaves_no_process(tmp_path: Pat
         return 5 if file.read_text() == "new" else 6
 
     try:
-        code = mutant_tests._apart(work, {file: changed}, tmp_path, 30, 30)
+        code = forks.apart(work, {file: changed}, tmp_path, 30, 30)
     except AssertionError as error:
         pytest.skip(str(error))
     assert code == 5
@@ -203,4 +203,4 @@ def test_what_runs_apart_sees_a_changed_file_and_leaves_no_process(tmp_path: Pat
         not Path("/proc", pid.read_text()).exists()
         or "Z" in Path("/proc", pid.read_text(), "stat").read_text()
     )
-    assert mutant_tests._apart(lambda: time.sleep(60) or 0, {}, tmp_path, 0.2, 30) < 0
+    assert forks.apart(lambda: time.sleep(60) or 0, {}, tmp_path, 0.2, 30) < 0
