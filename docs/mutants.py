@@ -6,8 +6,9 @@
     python docs/mutants.py --rest                 300 random changes to all other modules
     python docs/mutants.py --page                 only write the page again
 
-What was measured is kept in ``.mutants/``, so a run that was cut off goes on. A change that was noticed is not
-measured again unless its module changes. One that was not noticed is measured again, as a new test may notice it.
+What was measured is kept in ``.mutants/``, so a run that was cut off, or had its ``--minutes``, goes on. A change
+that was noticed is not measured again unless its module changes. One that was not noticed is measured again when
+other tests reach it.
 """
 
 from __future__ import annotations
@@ -178,8 +179,9 @@ def interval(killed: int, of: int) -> tuple[float, float]:
 def record(part: str, files: Mapping[str, Path], changes: Mapping[str, tuple[str, Change]]) -> None:
     """Put what was measured of core or the rest into docs/mutants.json."""
     found, each, draws, first = known(), dict[str, dict[str, Any]](), dict[str, list[int]](), 0
+    begun = {key.split()[0] for key in changes if part == "rest" and key not in found}
     for key, (module, change) in changes.items():
-        if key in found:
+        if key in found and key.split()[0] not in begun:  # parts of a draw alone would favour what is fast
             counts = each.setdefault(
                 module, {"digest": digest_of(files[module]), "counts": Counter(), "left": {}}
             )
@@ -192,6 +194,8 @@ def record(part: str, files: Mapping[str, Path], changes: Mapping[str, tuple[str
     total = (
         sum(len(changes_of(path, WORK / "changes")) for path in files.values()) if part == "core" else None
     )
+    if not each:
+        return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     shares = [sum(good) / len(good) for good in draws.values()] if part == "rest" else []
     by_module = dict(sorted(each.items()))
@@ -287,7 +291,7 @@ def _part(result: Mapping[str, Any]) -> Iterable[str]:
         low, high = interval(first, number)
         yield f" The share of all lies between {100 * low:.1f} and {100 * high:.1f} %, at 95 % "
         yield "([Wilson](https://doi.org/10.1080/01621459.1927.10502953))."
-    if result["shares"]:
+    if len(result["shares"]) > 1:
         share, half = (
             mean(result["shares"]),
             1.96 * stdev(result["shares"]) / math.sqrt(len(result["shares"])),
@@ -325,6 +329,8 @@ def main() -> None:
         found = known()
         if any(found.get(key, [""])[-1] not in (KILLED, TIMEOUT) for key in changes):
             measure(changes, rest_tests() if arguments.rest else CORE_TESTS, arguments)
+        if left := changes.keys() - known().keys():
+            print(f"{len(left)} of {len(changes)} changes are left: run again", file=sys.stderr)
         record("rest" if arguments.rest else "core", files, changes)
     PAGE.write_text(page())
 
