@@ -84,10 +84,55 @@ HELD_OUT: Truths = {
     Cause.BAD_NODE: ("old_driver", "no_device_handle", "xid"),
     Cause.UNKNOWN: ("illegal_instruction", "last_words"),
 }
-PARTS: Mapping[str, Truths] = {"seen": SEEN, "unseen": UNSEEN, "fresh": FRESH, "held_out": HELD_OUT}
+SHAPES: Truths = {
+    Cause.CONFIG: ("noted_setting",),
+    Cause.DATA: ("group_of_rows", "pool_of_rows", "chained_rows", "julia_file", "r_file", "shell_file"),
+    Cause.CODE: (
+        *("group_of_code", "noted_code", "torchrun_code", "pytest_code", "syntax_caret", "rust_panic"),
+        *("device_assert_aborted", "cpp_out_of_range", "julia_code", "r_code"),
+    ),
+    Cause.OOM_GPU: ("group_of_gpu_memory", "terminated_gpu_memory", "julia_gpu_memory"),
+    Cause.OOM_HOST: ("pool_of_memory", "r_memory", "rust_memory", "java_memory"),
+    Cause.NAN: ("group_of_nan", "noted_nan"),
+    Cause.COMMUNICATION: (
+        *("group_of_refused", "watchdog_aborted", "torchrun_refused", "rust_refused", "curl_refused"),
+    ),
+    Cause.STORAGE: ("group_of_full_disk", "shell_full_disk", "rust_full_disk", "cpp_full_disk"),
+    Cause.BAD_NODE: ("terminated_ecc", "group_of_ecc"),
+    Cause.UNKNOWN: ("faulthandler_crash", "group_of_two", "cpp_own_words"),
+}
+APART: Truths = {
+    Cause.CONFIG: ("group_of_settings", "hydra_app", "rust_option", "shell_option"),
+    Cause.DATA: (
+        *("nested_group_of_rows", "executor_of_archives", "julia_csv", "r_json", "rust_utf8"),
+        *("shell_archive", "handled_rows"),
+    ),
+    Cause.CODE: (
+        *("star_group", "group_of_anyio", "executor_of_code", "julia_method", "r_type", "cpp_assert"),
+        *("node_js", "unittest_code", "spawned_code", "pytest_short", "indentation", "java_null"),
+        "go_index",
+    ),
+    Cause.OOM_GPU: ("spawned_gpu_memory", "cuda_check_of_memory", "noted_gpu_memory"),
+    Cause.OOM_HOST: ("group_of_memory", "go_memory", "julia_memory", "shell_memory"),
+    Cause.NAN: ("executor_of_nan", "spawned_nan"),
+    Cause.COMMUNICATION: (
+        *("nested_group_of_reset", "spawned_refused", "go_refused", "julia_refused", "ssh_timed_out"),
+        *("git_host", "java_refused", "nccl_aborted"),
+    ),
+    Cause.STORAGE: (
+        *("executor_of_full_disk", "julia_quota", "r_disk", "go_read_only", "shell_tee", "java_disk"),
+        "noted_stale",
+    ),
+    Cause.BAD_NODE: ("spawned_ecc", "cuda_check_of_ecc", "lost_in_shell"),
+    Cause.UNKNOWN: ("faulthandler_abort", "julia_own_words", "group_of_own_words", "go_own_words"),
+}
+PARTS: Mapping[str, Truths] = {
+    **{"seen": SEEN, "unseen": UNSEEN, "fresh": FRESH, "held_out": HELD_OUT},
+    **{"shapes": SHAPES, "apart": APART},
+}
 """When they were written, to cause, to the programs that fail for it; nobody can know that of the last.
 
-The rules of `orchestrator.core.failure` were mended by what all but `held_out` showed.
+The rules of `orchestrator.core.failure` were mended by what all but `held_out` and `apart` showed.
 """
 CAUSES: Mapping[str, Cause] = {
     name: cause for part in PARTS.values() for cause, names in part.items() for name in names

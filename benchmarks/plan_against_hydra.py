@@ -63,8 +63,8 @@ def by_hydra(cells: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Times both ways and compares the configs."""
-    from orchestrator.compose.files import Schema
     from orchestrator.compose.main import compose
+    from orchestrator.compose.root import Schema
 
     with tempfile.TemporaryDirectory() as name:
         path = write_sweep(Path(name))

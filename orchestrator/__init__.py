@@ -34,7 +34,8 @@ __all__ = [
 _HOME: Final = {
     **dict.fromkeys(("Store", "Sweep"), "api.sweep"),
     "State": "core.state",
-    **dict.fromkeys(("Checkpoint", "Config", "Context", "StageSpec"), "stage"),
+    **dict.fromkeys(("Config", "StageSpec"), "spec"),
+    **dict.fromkeys(("Checkpoint", "Context"), "stage"),
     "log": "saving",
     **dict.fromkeys(("InfrastructureError", "StageFailure", "SweepError", "UserError"), "errors"),
 }

@@ -7,10 +7,10 @@ from orchestrator.errors import InfrastructureError as InfrastructureError
 from orchestrator.errors import StageFailure as StageFailure
 from orchestrator.errors import SweepError as SweepError
 from orchestrator.errors import UserError as UserError
+from orchestrator.spec import Config as Config
+from orchestrator.spec import StageSpec as StageSpec
 from orchestrator.stage import Checkpoint as Checkpoint
-from orchestrator.stage import Config as Config
 from orchestrator.stage import Context as Context
-from orchestrator.stage import StageSpec as StageSpec
 
 __version__: str
 __all__: list[str]

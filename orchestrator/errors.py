@@ -20,6 +20,7 @@ import errno
 import re
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SweepError(Exception):
@@ -211,8 +212,14 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
 
 
 def words_of(error: object) -> str:
-    """Return the text of an exception or of any other object, even if its ``__str__`` fails."""
+    """Return the text of an exception or of any other object, even if its ``__str__`` fails.
+
+    The text of a group of exceptions holds that of its first member, which alone reveals what happened.
+    """
     try:
+        if isinstance(error, BaseExceptionGroup):
+            first = error.exceptions[0]
+            return f"{error}: {type(first).__name__}: {words_of(first)}"
         return str(error)
     except Exception as failure:  # noqa: BLE001 - the code of others
         return f"(its text cannot be had: __str__ raised {type(failure).__name__})"
@@ -236,3 +243,10 @@ def retry_after_s(value: str) -> float | None:
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return None
+
+
+def home_expanded(path: str | Path) -> Path:
+    """Return a path that a user typed, with ``~`` replaced; that of an unknown user stays as it is."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)

@@ -92,7 +92,7 @@ REMEMBERED = Digests()
 """The digests that this process has computed or received."""
 
 
-TRANSIENT = re.compile(r"\.(nfs|fuse_hidden|panfs|smb|__afs)[0-9A-Fa-f.]{4,}")
+TRANSIENT = re.compile(r"\.(nfs|fuse_hidden|panfs|smb|__afs)[0-9A-Fa-f.]{4,}|\.smbdelete[0-9A-Za-z.]{4,}")
 """Names under which network file systems keep a deleted file while it is still open."""
 
 

@@ -23,7 +23,15 @@ from pathlib import Path
 
 from orchestrator.core.records import Process
 from orchestrator.entry import MARK
-from orchestrator.provenance import PROC, ProcessEntry, boot_id, entry_of, is_gone, pid_namespace, start_of
+from orchestrator.provenance import (
+    PROC,
+    ProcessEntry,
+    boot_id,
+    entry_of,
+    is_gone,
+    pid_namespace,
+    start_of,
+)
 
 PATIENCE_S, POLL_S = 10.0, 0.02
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -68,12 +76,20 @@ def end_attempt(mark: str, *, leader: int) -> bool:
         False if some processes still run after `PATIENCE_S`, or this user may not kill them.
     """
 
-    def find(table: dict[int, ProcessEntry]) -> set[int]:
-        marked = {pid for pid in table if _mark(pid) == mark} if mark else set()
-        led = {pid for pid, entry in table.items() if leader in (pid, entry.group, entry.session)}
-        return marked | led | _adopted(table, ())
+    return _end_all(lambda table: _of_attempt(mark, leader, table), waited=[leader])
 
-    return _end_all(find, waited=[leader])
+
+def started(mark: str, *, leader: int) -> dict[int, ProcessEntry]:
+    """Return the running processes that an attempt started, by process id; see `end_attempt`."""
+    table = process_table()
+    pids = _with_descendants(_of_attempt(mark, leader, table), table) - {leader}
+    return {pid: table[pid] for pid in pids if table[pid].runs}
+
+
+def _of_attempt(mark: str, leader: int, table: dict[int, ProcessEntry]) -> set[int]:
+    marked = {pid for pid in table if _mark(pid) == mark} if mark else set()
+    led = {pid for pid, entry in table.items() if leader in (pid, entry.group, entry.session)}
+    return marked | led | _adopted(table, ())
 
 
 def end_outlived() -> None:
@@ -122,7 +138,7 @@ def children(parent: int) -> set[int]:
     if texts:
         return {int(word) for text in texts for word in text.split()}
     # This kernel has no lists of children: search all processes.
-    return {pid for pid, entry in _table().items() if entry.parent == parent}
+    return {pid for pid, entry in process_table().items() if entry.parent == parent}
 
 
 def _adopted(table: dict[int, ProcessEntry], keep: Collection[int]) -> set[int]:
@@ -138,7 +154,8 @@ def _adopted(table: dict[int, ProcessEntry], keep: Collection[int]) -> set[int]:
     return {p for p, e in table.items() if e.parent == adopter and e.session != session and p not in keep}
 
 
-def _table() -> dict[int, ProcessEntry]:
+def process_table() -> dict[int, ProcessEntry]:
+    """Return what the kernel shows of all processes, by process id."""
     pids = (int(path.name) for path in PROC.iterdir() if path.name.isdigit()) if PROC.exists() else ()
     return {pid: entry for pid in pids if (entry := entry_of(pid)) is not None}
 
@@ -187,7 +204,7 @@ def _end_all(
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
         # Each round reads the table again, because a process may fork while it is being killed.
-        table = _table()
+        table = process_table()
         roots = find(table) - set(keep)
         running = {pid for pid in _with_descendants(roots, table) if table[pid].runs} - {os.getpid(), *keep}
         if not running:

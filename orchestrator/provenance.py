@@ -1,4 +1,4 @@
-"""Provenance for records: code, packages, host, process and command line, without secrets."""
+"""Provenance for records: code, packages, host, disks, process and command line, without secrets."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ _ELSEWHERE = (
 
 MAX_DIFF_BYTES = 1_000_000
 """Length at which a recorded diff is cut."""
+
+NETWORK_TYPES = tuple("nfs cifs smb lustre gpfs beegfs ceph glusterfs wekafs fuse. 9p afs".split())
 
 
 def now() -> str:
@@ -353,3 +355,23 @@ def is_gone(process: Process) -> bool | None:
     except PermissionError:
         return None
     return None if sys.platform == "linux" else True
+
+
+def is_network(path: Path, mounts: str = "/proc/mounts") -> bool:
+    """Return whether a folder lies on a network file system; False where mounts cannot be read.
+
+    Args:
+        path: Absolute path, which need not exist.
+        mounts: File in the format of Linux's /proc/mounts.
+    """
+    try:
+        lines = [line.split() for line in Path(mounts).read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return False
+    holding = [(len(f[1]), f[2]) for f in lines if len(f) > 2 and path.is_relative_to(_unescaped(f[1]))]
+    # The longest mount point above the path is the one that holds it.
+    return bool(holding) and max(holding)[1].startswith(NETWORK_TYPES)
+
+
+def _unescaped(mount: str) -> str:
+    return mount.replace("\\040", " ")  # /proc/mounts writes a space as \040

@@ -116,11 +116,22 @@ def axes_of(rows: Sequence[Row], known: Iterable[str]) -> list[str]:
 
 
 def axes_of_table(rows: Sequence[Row]) -> list[str]:
-    """Return the columns between ``cell`` and ``sweep``, where `collect` writes the axes, if any."""
+    """Return the columns between ``cell`` and ``sweep``, where `collect` writes the axes, if any.
+
+    A table of several sweeps or revisions may hold cells of the same labels that differ in what no label
+    shows. Then ``sweep`` and ``revision`` are axes too, so that such cells are not taken for repetitions.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     if "cell" not in names or "sweep" not in names:
         return []
-    return names[names.index("cell") + 1 : names.index("sweep")]
+    axes = names[names.index("cell") + 1 : names.index("sweep")]
+    for name in ("sweep", "revision"):
+        cells: dict[tuple[str, ...], set[str]] = {}
+        for row in rows:
+            cells.setdefault(tuple(str(row.get(axis)) for axis in axes), set()).add(str(row.get("cell")))
+        if any(len(alike) > 1 for alike in cells.values()) and axes_of(rows, [name]):
+            axes.append(name)
+    return axes
 
 
 def labelled(rows: Sequence[Row], labels: Mapping[str, Mapping[str, str]]) -> Sequence[Row]:

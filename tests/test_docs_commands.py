@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from orchestrator.cli.main import VERBS, verb_of, with_store
+from orchestrator.cli.main import VERBS, parsed, verb_of
 from orchestrator.errors import UserError
 from tests import test_readme
 
@@ -137,7 +137,7 @@ def sweep_problem(words: list[str], *, is_whole: bool) -> str:
     try:
         _, parser = verb_of(words[0])
         if is_whole:
-            parser.parse_intermixed_args(with_store(_without_redirection(words[1:])))
+            parsed(parser, _without_redirection(words[1:]))
     except UserError as error:
         return str(error)
     named = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from orchestrator.results import (
+    axes_of_table,
     by_cell,
     direction,
     is_seed,
@@ -16,6 +18,7 @@ from orchestrator.results import (
     spread_over,
     spread_text,
 )
+from orchestrator.store.table import _columns
 
 
 def row(cell: str, stage: str = "fit", **more: object) -> dict[str, object]:
@@ -58,6 +61,23 @@ def test_of_rows_that_nothing_tells_apart_the_last_counts_and_of_very_many_the_m
     }
     many = [row("a", item=f"i{k}", right=k % 2 == 0) for k in range(10)]
     assert by_cell(many, axes=[])[0].metrics == {"right (mean)": 0.5}
+
+
+def test_a_table_of_several_sweeps_pools_no_cells_that_differ_in_what_the_first_sweep_has_not() -> None:
+    def one(sweep: str, cell: str, loss: float, revision: int = 1, **labels: Any) -> dict[str, Any]:
+        engine = {"sweep": sweep, "revision": revision, "stage": "fit"}
+        return {"cell": cell, **labels, **engine, "loss": loss}
+
+    mixed = [one("a", "1", 1.0, rate=1), *(one("b", str(w), w, rate=1, width=w) for w in (2, 3))]
+    columns = _columns(mixed)
+    assert columns[:4] == ["cell", "rate", "width", "sweep"]
+    rows = [{name: row.get(name) for name in columns} for row in mixed]  # as a table file has them
+    assert axes_of_table(rows) == ["rate", "width"]
+    twins = [one("a", "1", 1.0, rate=1, seed=0), one("b", "2", 3.0, rate=1, seed=0)]
+    assert axes_of_table(twins) == ["rate", "seed", "sweep"]
+    again = [one("a", "1", 1.0, rate=1), one("a", "1", 1.0, 2, rate=1), one("a", "2", 3.0, 2, rate=2)]
+    assert axes_of_table(again) == ["rate"]
+    assert axes_of_table([*again, one("a", "3", 4.0, 3, rate=1)]) == ["rate", "revision"]
 
 
 def test_spread_is_over_the_cells_that_agree_in_the_other_axes() -> None:

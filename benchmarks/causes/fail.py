@@ -6,10 +6,10 @@ import subprocess
 import sys
 from typing import Any
 
-from causes import fresh, fresh_machines, held_out, seen, unseen
+from causes import apart, apart_machines, fresh, fresh_machines, held_out, seen, shapes, unseen
 from causes.programs import FAILURES
 
-MODULES = (fresh, fresh_machines, held_out, seen, unseen)
+MODULES = (apart, apart_machines, fresh, fresh_machines, held_out, seen, shapes, unseen)
 
 
 def main(config: Any, inputs: Any, context: Any) -> list[dict[str, Any]]:

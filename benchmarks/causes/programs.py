@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import os
 import socket
+import subprocess
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 Failure = Callable[[Any], object]
 FAILURES: dict[str, Failure] = {}
@@ -61,3 +65,45 @@ def answering(status: int) -> str:
 def answered(status: int) -> object:
     """Ask a server that answers with a status."""
     return urllib.request.urlopen(answering(status))
+
+
+def printed(text: str, code: int = 1) -> NoReturn:
+    """Write what a program of another language prints, and end with its exit code."""
+    print(text, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def terminated(text: str) -> NoReturn:
+    """Write the last words of a program in C++ or Rust, and abort as it does."""
+    print(text, file=sys.stderr, flush=True)
+    os.abort()
+
+
+def ran(*command: str) -> NoReturn:
+    """Run a program, and end with its exit code."""
+    sys.exit(subprocess.run(command, check=False).returncode)
+
+
+def python(name: str, text: str, *module: str) -> NoReturn:
+    """Run a file of Python, with a module such as ``pytest`` if one is named."""
+    ran(sys.executable, *(part for each in module for part in each.split()), scratch(name, text.encode()))
+
+
+def in_task(step: Callable[[], object]) -> object:
+    """Take a step in a task of a group, whose exception is one of a group."""
+
+    async def task() -> None:
+        step()
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(task())
+
+    return asyncio.run(main())
+
+
+def noted(error: Exception, *notes: str) -> NoReturn:
+    """Raise an error with notes."""
+    for note in notes:
+        error.add_note(note)
+    raise error

@@ -20,7 +20,7 @@ from orchestrator.errors import SweepError, UserError
 from orchestrator.jobs.records import Shortfalls
 from orchestrator.launchers.base import Launcher, LaunchGpus, Submitter, hardware_for
 from orchestrator.registry import importable, load, missing_extra
-from orchestrator.stage import Config
+from orchestrator.spec import Config
 
 
 def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ from orchestrator.provenance import age_s
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.objects import Listing, levels
+from orchestrator.store.objects import Listing
 
 SETTLE_S = 3.0
 """Age at which an event is shown, in seconds: one for the resolution of times, the rest for the write."""
@@ -185,7 +185,7 @@ class History:
             if name.partition(".")[0] in instances
         ]
         for prefix, paths in objects.trees(map(layout.stage_records, stages)).items():
-            listings |= levels(prefix, paths)
+            listings |= layout.levels(prefix, paths)
             keys += [
                 f"{prefix}/{path}"
                 for path in paths

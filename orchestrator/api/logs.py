@@ -61,19 +61,8 @@ def interesting_stage(view: SweepState, cell: Cell) -> StageInstance:
 
 def end_of(objects: ObjectStore, key: str, limit: int = MAX_TAIL) -> tuple[str, int]:
     """Return the last `limit` bytes of a log as text, and the number of bytes before them."""
-    skipped = max(0, size_of(objects, key) - limit)
+    skipped = max(0, objects.size(key) - limit)
     return objects.read_from(key, skipped, limit).decode(errors="replace"), skipped
-
-
-def size_of(objects: ObjectStore, key: str) -> int:
-    """Return the size of a payload file in bytes, 0 if it does not exist."""
-    folder, _, name = key.rpartition("/")
-    if not objects.in_place:
-        return objects.trees([folder])[folder].get(name, 0)
-    try:
-        return (objects.folder(folder) / name).stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
 
 
 class LogTail(msgspec.Struct, frozen=True, kw_only=True):

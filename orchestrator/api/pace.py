@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 
-from orchestrator.api.logs import is_number, size_of
+from orchestrator.api.logs import is_number
 from orchestrator.api.state import SweepState
 from orchestrator.core.schedule import PlannedStage, lower_bound_hours
 from orchestrator.core.state import FINAL, State
@@ -95,7 +95,7 @@ def speed_of(view: SweepState, running: Sequence[str]) -> float | None:
     objects, speeds = view.ledger.objects, []
     for digest in running if objects.in_place else ():
         key = layout.metrics(view.instances[digest], view.stages[digest].attempts)
-        if size := size_of(objects, key):
+        if size := objects.size(key):
             end = objects.read_from(key, max(0, size - TAIL_BYTES), TAIL_BYTES).decode(errors="replace")
             found = [row[name] for row in parse_metrics(end) for name in SPEEDS if is_number(row.get(name))]
             speeds += [float(speed) for speed in found if 0 < speed < math.inf][-1:]

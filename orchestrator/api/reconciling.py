@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 from orchestrator import provenance
 from orchestrator.api.state import Notify, SweepState
 from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs
-from orchestrator.core.decisions import SweepFacts
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import GOOD, State
@@ -240,9 +239,7 @@ def decide_now(view: SweepState) -> SweepState:
     """Record the decisions that can be made, and return the state with the cells that follow from them."""
     if view.open_decision is None or not view.sealed:
         return view
-    cancelled, evidence = view.request_summary.cancelled, view.reader.evidence
-    facts = SweepFacts(view.stages.__getitem__, evidence, cancelled, view.holds)
-    news = view.decisions.advance(facts, by=f"{provenance.user()} on {platform.node()}")
+    news = view.decisions.advance(view.facts, by=f"{provenance.user()} on {platform.node()}")
     return view.fresh() if news else view
 
 
@@ -306,7 +303,7 @@ def is_well(view: SweepState, cells: Sequence[Cell]) -> bool:
 def undecided_lines(view: SweepState) -> list[str]:
     """Return a line on the decision that is left open, with the reason; none if there is none."""
     found = view.open_decision
-    return [] if found is None else [f"\n{found.question.title}: not decided: {found.reason}"]
+    return [] if found is None else [f"\n{found.title}: not decided: {found.reason}"]
 
 
 class JobPasses:

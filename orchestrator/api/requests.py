@@ -23,11 +23,10 @@ from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, gates_among
 from orchestrator.costs import Hardware, Need
 from orchestrator.errors import InfrastructureError, UserError, counted, one_line
 from orchestrator.registry import importable, load
-from orchestrator.stage import Config
+from orchestrator.spec import Config
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
-from orchestrator.store.archive import ArchiveMember
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.retention import retain
@@ -184,7 +183,7 @@ def plan_code(
     )
 
 
-def _credentials(items: Iterable[ArchiveMember]) -> Iterator[tuple[str, str]]:
+def _credentials(items: Iterable[snapshots.PlannedFile]) -> Iterator[tuple[str, str]]:
     """Yield lines of the user's files that hold a credential, as ``FILE:LINE``, each with the reason."""
     left = MAX_TOTAL_BYTES
     for item in items:

@@ -16,7 +16,7 @@ from orchestrator.compose.search import SearchFile
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.sweep import SweepFile
 from orchestrator.registry import load
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

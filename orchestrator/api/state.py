@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, cast
 
 from orchestrator.core import holding, state
-from orchestrator.core.decisions import SweepFacts, Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import GateRule, gates_of_requests, with_gates
@@ -273,14 +272,16 @@ class SweepState:
             )
         return found
 
-    @cached_property
-    def open_decision(self) -> Undecided | None:
-        """The next decision, with the reason why it was not made yet; None if no decision is left."""
-        if self.decisions is None or (question := self.decisions.unfolded.question) is None:
-            return None
+    @property
+    def facts(self) -> state.SweepFacts:
+        """What decisions follow from."""
         cancelled, evidence = self.request_summary.cancelled, self.reader.evidence
-        seen = self.decisions.look(SweepFacts(self.stages.__getitem__, evidence, cancelled, self.holds))
-        return seen if isinstance(seen, Undecided) else Undecided(question, "its cells have ended", True)
+        return state.SweepFacts(self.stages.__getitem__, evidence, cancelled, self.holds)
+
+    @cached_property
+    def open_decision(self) -> state.Undecided | None:
+        """The next decision, with the reason why it was not made yet; None if no decision is left."""
+        return None if self.decisions is None else self.decisions.open(self.facts)
 
     @cached_property
     def chosen_gpus(self) -> dict[str, int]:

@@ -335,7 +335,7 @@ def explain(view: SweepState, cell: Cell, *, content: bool = True) -> dict[str, 
         found.digest for instance, found in view.failures(cell) if instance.digest in view.gates.instances
     ]
     left = view.open_decision
-    is_seen = left is not None and cell.id in [each.id for each in left.question.cells]
+    is_seen = left is not None and cell.id in left.cells
     named = f"failure={gates[0]}" if gates else shlex.quote(cell.id)
     again = f"sweep rerun {view.sweep.name} --only {named}{view.hint}"
     return {

@@ -76,10 +76,9 @@ def rendered(work: Work, wanted: TemplateOptions) -> str:
 
 def _refuse_folder(work: Work, kind: str) -> None:
     """Raise if the store is a folder, which machines of a cloud do not mount."""
-    objects = work.view.ledger.objects
-    if objects.in_place:
+    if (folder := work.view.ledger.objects.shared_folder("")) is not None:
         raise UserError(
-            f"workers of --as {kind} would not see the folder {objects.url}",
+            f"workers of --as {kind} would not see the folder {folder}",
             where="their containers and machines mount no folder of this one",
             allowed="a store in a bucket",
             fix=f"sweep launch {work.view.sweep.name} launcher=external --store s3://BUCKET/PREFIX",
@@ -215,7 +214,8 @@ def _pbs(work: Work, wanted: TemplateOptions) -> str:
     if wanted.queue:
         lines.append(f"#PBS -q {wanted.queue}")
     lines += ["#PBS -j oe", "#PBS -r y"]
-    where = "every node must see this folder" if work.view.ledger.objects.in_place else "credentials: ~/.aws"
+    is_folder = work.view.ledger.objects.shared_folder("") is not None
+    where = "every node must see this folder" if is_folder else "credentials: ~/.aws"
     return "\n".join(
         [
             "#!/bin/bash",

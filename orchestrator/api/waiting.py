@@ -36,7 +36,7 @@ def next_decision(view: SweepState) -> DecisionFacts | None:
     """Return the decision that a sweep waits for; None if none is left."""
     if (left := view.open_decision) is None:
         return None
-    question, made = left.question, view.decisions.unfolded.decisions
+    question, made = view.decisions.unfolded.question, view.decisions.unfolded.decisions
     begun = [request.at for request in view.requests if request.revision == view.number]
     return {
         "number": question.number,

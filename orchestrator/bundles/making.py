@@ -104,7 +104,7 @@ def check_bundle(view: SweepState, out: Path, options: BundleOptions) -> None:
         )
     if (left := view.open_decision) is not None and not options.partial:
         raise UserError(
-            f"{view.title} is not finished: {left.question.title} is not decided: {left.reason}",
+            f"{view.title} is not finished: {left.title} is not decided: {left.reason}",
             fix=f"sweep launch {view.sweep.name}, or --partial",
         )
 

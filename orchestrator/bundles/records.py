@@ -41,7 +41,7 @@ def record_faults(view: SweepState, manifest: BundleManifest) -> Iterator[str]:
         if status.state is not State.DONE and not manifest.partial:
             yield f"cell {cell.id} is {status.state}, and the bundle is not partial"
     if (left := view.open_decision) is not None and not manifest.partial:
-        yield f"{left.question.title} is not decided, and the bundle is not partial"
+        yield f"{left.title} is not decided, and the bundle is not partial"
     yield from view.warnings()
     known = {"store.json"}
     for instance, done in products(view):

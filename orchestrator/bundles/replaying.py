@@ -28,6 +28,7 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.execution.audit import machine
 from orchestrator.registry import REPLAYED
 from orchestrator.store import layout
+from orchestrator.store.code import python_path
 
 LIMIT_S = 1800.0
 """Longest time that a segment may take, in seconds."""
@@ -159,7 +160,8 @@ def _replay(opened: Zip, manifest: BundleManifest, view: SweepState, segment: Ke
 
 
 def _run(folder: Path, code: Path, module: str, order: dict[str, Any]) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": str(order["num_threads"])}
+    path = python_path(code, os.environ)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(order["num_threads"])}
     if order["device"] == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     words = [sys.executable, "-P", "-m", module, str(folder / "order.json")]

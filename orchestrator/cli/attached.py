@@ -238,7 +238,7 @@ def go_on_in_the_snapshot(objects: ObjectStore, code: Code, words: Sequence[str]
     sys.stdout.flush()
     sys.stderr.flush()
     give_back_output()
-    environment = {**os.environ, "PYTHONPATH": str(package)}
+    environment = {**os.environ, "PYTHONPATH": snapshots.python_path(package, os.environ)}
     os.execve(sys.executable, [sys.executable, "-P", "-m", *words], environment)
 
 
@@ -325,10 +325,9 @@ def _watch(view: SweepState, wanted: set[str] | None, launcher: Launcher, notifi
 
 def keep_logs(view: SweepState) -> None:
     """Upload the logs of the launcher and the workers to a bucket. In a folder, they are there already."""
-    if not view.ledger.objects.in_place:
-        # The logs decide nothing about the cells.
-        with contextlib.suppress(OSError), LongStep("uploading the logs"):
-            view.ledger.objects.upload(layout.logs(view.sweep.name))
+    # The logs decide nothing about the cells.
+    with contextlib.suppress(OSError), LongStep("uploading the logs"):
+        view.ledger.objects.share(layout.logs(view.sweep.name))
 
 
 def main(argv: list[str] | None = None) -> int:

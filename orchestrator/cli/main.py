@@ -127,20 +127,25 @@ def _run(words: list[str]) -> int:
         print(f"polysweep {__version__}")
         return 0
     run, parser = verb_of(words[0])
-    args = parser.parse_intermixed_args(with_store(words[1:]))
+    args = parsed(parser, words[1:])
     if words[0] in ("best", "collect", "failures", "query", "show", "status", "why"):
         # A third of the time of reading 10,000 cells went into searches for garbage, of which there is none.
         gc.disable()
     return run(args)
 
 
-def with_store(words: Sequence[str]) -> list[str]:
-    """Return a verb's words with ``--store URL`` as the setting that it is short for, ``store.url=URL``.
+def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse a verb's words, and append the store to those that take settings, as ``store.url=URL``.
+
+    ``--store URL`` is short for that. Both may stand anywhere, so neither may be taken for the sweep or cell
+    that is expected in its place.
 
     Raises:
-        UserError: no URL follows.
+        UserError: the words are wrong, or no URL follows.
     """
-    found: list[str] = []
+    if "--store" not in parser.format_usage():
+        return parser.parse_intermixed_args(words)
+    stores, others = list[str](), list[str]()
     rest = iter(words)
     for word in rest:
         if word == "--store":
@@ -148,8 +153,14 @@ def with_store(words: Sequence[str]) -> list[str]:
         url = word.removeprefix("--store=")
         if word == "--store=":
             raise UserError("--store names no store", fix="--store URL")
-        found.append(word if url == word else f"store.url={url}")
-    return found
+        if url != word or word.startswith("store.url="):
+            stores.append(word if url == word else f"store.url={url}")
+        else:
+            others.append(word)
+    args = parser.parse_intermixed_args(others)
+    (taker,) = [a.dest for a in parser._actions if not a.option_strings and a.nargs in ("*", "+")]
+    setattr(args, taker, [*getattr(args, taker), *stores])
+    return args
 
 
 class Verb(NamedTuple):

@@ -69,8 +69,6 @@ def run_collect(args: argparse.Namespace) -> int:
     named = [view for word in words for view in _revisions(word, url)]
     # A revision that is named twice counts once.
     views = list({(view.sweep.name, view.number): view for view in named}.values())
-    if not views:
-        raise UserError("collect of which sweep?", fix="sweep collect SWEEP")
     rows: Rows = []
     with LongStep("collecting") as step:
         for number, view in enumerate(views):

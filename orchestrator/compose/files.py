@@ -17,17 +17,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 import orchestrator
 from orchestrator.compose.axes import Axis, KeyValue, axis_of, cut, texts_of
 from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweep import SweepFile, check_name, parse
-from orchestrator.core.tree import MISSING, convert, pick
-from orchestrator.errors import UnknownSweep, UserError, nearest
+from orchestrator.core.tree import MISSING, pick
+from orchestrator.errors import UnknownSweep, UserError, home_expanded, nearest
 from orchestrator.manifest import Stamp, file_digest, scan, stamps
-from orchestrator.registry import importable, load
+from orchestrator.registry import load
 
 CONDITIONS: Final = "orchestrator.compose.conditions:Conditions"
 """Loaded by name: only sweeps with the key `when` need it."""
@@ -85,7 +83,7 @@ def locate(sweep: str, cwd: Path) -> Path:
         UserError: there is no file at the path.
     """
     if "/" in sweep or sweep.endswith(_SUFFIXES):
-        path = (cwd / Path(sweep).expanduser()).resolve()
+        path = (cwd / home_expanded(sweep)).resolve()
         if not _is_file(path):
             others = _files(path.parent) if path.parent.is_dir() else []
             raise UserError(
@@ -154,6 +152,40 @@ def _other(name: str, path: Path) -> Path:
     # Later entries win, so a file beside this one hides a built-in sweep of the same name.
     beside = {file.stem: file for file in [*_files(shipped("sweeps").resolve()), *_files(path.parent)]}
     return beside[name].resolve() if name in beside else locate(name, path.parent)
+
+
+class SweepSource(NamedTuple):
+    """A sweep as written.
+
+    Attributes:
+        file: its content.
+        text: the same as text, which is recorded.
+        name: of the sweep.
+        folder: where it lies, and its stages run.
+        where: how messages name it.
+    """
+
+    file: SweepFile
+    text: str
+    name: str
+    folder: Path
+    where: str
+
+
+def source_in_file(sweep: str, cwd: Path) -> SweepSource:
+    """Return a sweep from its file.
+
+    Args:
+        sweep: a name, or a path to a YAML file.
+        cwd: the working folder.
+
+    Raises:
+        UserError: there is no such file, or a mistake in it.
+    """
+    path = locate(sweep, cwd)
+    where = str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)
+    file = read_sweep(path, where=where)
+    return SweepSource(file, path.read_text(encoding="utf-8"), path.stem, path.parent, where)
 
 
 def sweep_name(stem: str, name: str | None, *, where: str = "") -> str:
@@ -240,52 +272,6 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
 
 
-class Schema:
-    """A converter that applies a schema to resolved trees.
-
-    Args:
-        target: ``module:Struct``, a `msgspec.Struct`.
-        import_paths: folders from which it, and what its checks load, may be imported, besides `sys.path`.
-        where: what to name in errors.
-
-    Raises:
-        UserError: there is no such struct.
-    """
-
-    def __init__(self, target: Any, *, import_paths: Sequence[str] = (), where: str = "") -> None:
-        if not isinstance(target, str):
-            raise UserError(f"schema is {target!r}", where=where, allowed="module:Struct")
-        self._import_paths = import_paths
-        with importable(import_paths):
-            self._struct = load(target, where=f"schema, {where}")
-        if not (isinstance(self._struct, type) and issubclass(self._struct, msgspec.Struct)):
-            raise UserError(f"schema {target!r} is no msgspec.Struct", where=where)
-
-    def __call__(self, tree: dict[str, Any], *, where: str = "") -> dict[str, Any]:
-        """Return the tree with converted values and defaults.
-
-        Args:
-            tree: the resolved config.
-            where: the cell, for messages.
-
-        Raises:
-            UserError: a key is unknown, a type is wrong, or the struct's own `check` refuses the config.
-        """
-        config = convert(tree, self._struct, where=where)
-        check = getattr(config, "check", None)
-        if callable(check):
-            try:
-                with importable(self._import_paths):
-                    check()
-            except UserError as error:
-                raise UserError(
-                    error.what, where=error.where or where, allowed=error.allowed, fix=error.fix
-                ) from None
-        # Identities are digests of plain trees, so the struct itself is not kept.
-        plain: dict[str, Any] = msgspec.to_builtins(config)
-        return plain
-
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LOCAL_KEY = re.compile(r"(.*_)?(dir|folder|file)s?")
 """Keys that always name a local folder or file, so their values are never hub ids."""
@@ -343,7 +329,7 @@ class Fingerprints:
     def _one(self, key: str, value: Any, revision: Any) -> str:
         if not isinstance(value, str):
             raise UserError(f"{key} is {value!r}", where=self._where, allowed="a path")
-        path = (self._cwd / Path(value).expanduser()).resolve()
+        path = (self._cwd / home_expanded(value)).resolve()
         if path.exists():
             return content_fingerprint(path)
         is_hub_id = _HUB_ID.fullmatch(value) and not _LOCAL_KEY.fullmatch(key.rpartition(".")[2])

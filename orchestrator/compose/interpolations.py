@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from orchestrator.compose.axes import Axis, Label, leaf_keys
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 KeyPath = tuple[str, ...]
 

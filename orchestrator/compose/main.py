@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,34 +16,30 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from omegaconf import OmegaConf
 
-from orchestrator.compose.axes import axis_of
+from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, cut, texts_of
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.files import (
     CONDITIONS,
+    SweepSource,
     config_folders,
     labels_of,
-    locate,
-    read_sweep,
-    shipped,
+    source_in_file,
     sweep_name,
 )
+from orchestrator.compose.interpolations import refuse_varying
 from orchestrator.compose.overrides import Overrides, composed_run_settings, escaped, refuse_secrets
-from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid
+from orchestrator.core.sealed import Cell, SealedPhase, SealedSearch, StageInstance
 from orchestrator.core.selector import Selectors
 from orchestrator.core.settings import RunSettings, split_store
-from orchestrator.core.sweep import (
-    ComposedSweep,
-    SweepFile,
-    parse,
-    stage_specs,
-)
+from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, parse, stage_specs
+from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, importable, is_known, known, load, lookup
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,32 @@ class Composition:
     notes: tuple[str, ...]
     source: str
     import_paths: tuple[str, ...]
+
+
+Progress = Callable[[int, int], None]
+"""Callback that takes the number of points composed so far, and the number of all points."""
+
+
+class ComposedCells(NamedTuple):
+    """The cells of a sweep, composed.
+
+    Attributes:
+        cells: all that it can have.
+        stages: digest to stage instance.
+        phases: with the ids of their cells.
+        num_cells: the most cells that can exist.
+        notes: remarks for the user.
+        sum_text: how their number came about.
+        search: whose later points follow from results.
+    """
+
+    cells: tuple[Cell, ...]
+    stages: dict[str, StageInstance]
+    phases: tuple[SealedPhase, ...]
+    num_cells: int
+    notes: list[str]
+    sum_text: str
+    search: SealedSearch | None = None
 
 
 # Loaded by name: few sweeps need them.
@@ -97,46 +121,28 @@ def compose(
     """
     with noting() as words:
         here = (cwd or Path.cwd()).resolve()
-        source = _given(sweep, given, here) if given is not None else _in_file(sweep, here)
+        source = _given(sweep, given, here) if given is not None else source_in_file(sweep, here)
         composition = _composed(source, overrides, name, here, progress)
     shown = list(dict.fromkeys(words))
     more = [f"and {len(shown) - _NUM_WORDS} more such words"] if len(shown) > _NUM_WORDS else []
     return replace(composition, notes=(*composition.notes, *shown[:_NUM_WORDS], *more))
 
 
-class _Source(NamedTuple):
-    """A sweep as written.
-
-    Attributes:
-        file: its content.
-        text: the same as text, which is recorded.
-        name: of the sweep.
-        folder: where it lies, and its stages run.
-        where: how messages name it.
-    """
-
-    file: SweepFile
-    text: str
-    name: str
-    folder: Path
-    where: str
-
-
-def _in_file(sweep: str, cwd: Path) -> _Source:
-    path = locate(sweep, cwd)
-    where = str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)
-    file = read_sweep(path, where=where)
-    return _Source(file, path.read_text(encoding="utf-8"), path.stem, path.parent, where)
-
-
-def _given(name: str, tree: Mapping[str, Any], cwd: Path) -> _Source:
+def _given(name: str, tree: Mapping[str, Any], cwd: Path) -> SweepSource:
     text = OmegaConf.to_yaml(OmegaConf.create(escaped(dict(tree))))
-    return _Source(parse(tree, where="the command line"), text, name, cwd, "the command line")
+    return SweepSource(parse(tree, where="the command line"), text, name, cwd, "the command line")
 
 
 def _composed(
-    source: _Source, overrides: Sequence[str], name: str | None, cwd: Path, progress: Progress
+    source: SweepSource, overrides: Sequence[str], name: str | None, cwd: Path, progress: Progress
 ) -> Composition:
+    """Compose a sweep: its axes, then the overrides, the stages and the run settings, and last its cells.
+
+    Args:
+        source: the sweep as written.
+        overrides, name, progress: as for `compose`.
+        cwd: the working folder.
+    """
     file, where, folder = source.file, source.where, source.folder
     sweep_id = sweep_name(source.name, name, where=where)
     refuse_secrets(sweep_id, key="the name")
@@ -151,15 +157,15 @@ def _composed(
     with contextlib.ExitStack() as stack:
         if file.app is not None:
             app = stack.enter_context(load(_APPS)(file, file_axes, words, folder=folder, where=where))
-            merged, configs, given = app
+            merged, configs, stages = app
         else:
-            root = cell_root(file, cwd, folder, where)
+            root = Root.of_cells(file, cwd, folder, where=where)
             merged = Overrides(dict(file_axes), conditional=conditions.names if conditions else ())
             merged.add_file(file.overrides, root, where=where)
             merged.add_command_line(words, root)
             configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
-            given = file.stages
-        specs = _specs(msgspec.structs.replace(file, stages=given), import_paths, where)
+            stages = file.stages
+        specs = _specs(msgspec.structs.replace(file, stages=stages), import_paths, where)
         _check_texts(file, specs, where)
         _check_reports(file.report, import_paths, where)
         # Check all that needs no composed cell before the grid is composed, which takes most of the time.
@@ -168,14 +174,14 @@ def _composed(
         _check_work(settings, specs)
         most = file.max_cells if merged.max_cells is None else merged.max_cells
         if file.phases or file.rungs:
-            made: Made = load(_PHASES)(file, specs, words, (cwd, folder), where, most, progress)
+            made: ComposedCells = load(_PHASES)(file, specs, words, (cwd, folder), where, most, progress)
         elif space is not None:
             made = load(_SEARCH)(file, space, merged, conditions, configs, specs, where, most, progress)
         else:
             # Labels of the file: to exclude one that the command line narrowed away is no mistake.
             selectors = Selectors.parse(file.exclude, file.include, labels_of(file_axes.values()))
             grid = Grid(selectors, file.columns, specs, where=where)
-            made = made_of(grid, configs, merged, conditions, file.columns, specs, most, where, progress)
+            made = fill_grid(grid, configs, merged, conditions, file.columns, specs, most, where, progress)
     notes = made.notes + _check_count(made.num_cells, file.expect_cells, merged, made.sum_text, where)
     sealed = ComposedSweep(
         name=sweep_id,
@@ -191,20 +197,112 @@ def _composed(
     return Composition(sealed, settings, tuple(notes), source.text, import_paths)
 
 
-def cell_root(file: SweepFile, cwd: Path, folder: Path, where: str) -> Root:
-    """Return the config root of a sweep's cells.
+def fill_grid(
+    grid: Grid,
+    configs: Configs,
+    overrides: Overrides,
+    conditions: Any,
+    columns: Mapping[str, str],
+    specs: Mapping[str, StageSpec],
+    max_cells: int,
+    where: str,
+    progress: Progress,
+) -> ComposedCells:
+    """Compose the points of a grid that its early selectors keep, and return its cells.
 
     Args:
-        file: the sweep file.
-        cwd: the working folder.
-        folder: of the sweep file.
+        grid: without points.
+        configs: composes them.
+        overrides: with the axes of the grid.
+        conditions: at which points they count; None for all.
+        columns: column name to config key.
+        specs: stage name to spec.
+        max_cells: most points that there may be.
         where: the sweep file, for messages.
+        progress: called before each point, and at the end.
+
+    Raises:
+        UserError: there are too many points, or one of them cannot be composed.
     """
-    folders = config_folders(cwd, folder)
-    also = [*file.axes, *(axis for phase in file.phases for axis in phase.axes)]
-    if file.config is not None:
-        return Root.inline(file.config, folders, where=where, also=also)
-    return Root("config", [*folders, shipped("conf")], where=where, also=also)
+    axes = list(overrides.axes.values())
+    for axis in axes:
+        check_axis(axis.name)
+    # Before any loop over the points: a mistyped range may give billions of them.
+    points = _points(axes, conditions, overrides.touched, max_cells, where)
+    grid.check_labels(texts_of(axes, labels) for labels in points)
+    for number, labels in enumerate(points):
+        progress(number, len(points))
+        if not grid.admits(texts_of(axes, labels)):
+            continue
+        named = (
+            f"{axis.name}={cut(label.text)}"
+            for axis, label in zip(axes, labels, strict=True)
+            if label is not ABSENT
+        )
+        place = " ".join(["cell", *named]) + f", {where}"
+        config = configs.config(labels, where=place)
+        refuse_varying(specs, configs.varying, where=place)
+        shown = configs.shown(labels, config, where=place)
+        texts = texts_of(axes, shown)
+        _check_columns(columns, texts, config, where)
+        grid.add(texts, ".".join(filter(None, (label.part for label in shown))), config)
+    progress(len(points), len(points))
+    cells, notes = grid.cells([len(axis.labels) for axis in axes], len(points))
+    return ComposedCells(cells, grid.stages, (), len(cells), notes, grid.sum_text)
+
+
+def _points(
+    axes: Sequence[Axis], conditions: Any, touched: Sequence[str], max_cells: int, where: str
+) -> list[tuple[Label, ...]]:
+    """Return the points of the grid, after a check that they are not too many."""
+    if conditions is None:
+        _check_size(axes, max_cells, where)
+        return list(itertools.product(*(axis.labels for axis in axes)))
+    conditions.refuse_idle(axes, touched)
+    points = list(itertools.islice(conditions.points(axes), max_cells + 1))
+    if len(points) > max_cells:
+        _check_size(axes, max_cells, where)
+    return points
+
+
+def _check_size(axes: Sequence[Axis], max_cells: int, where: str) -> None:
+    num_points = math.prod(len(axis.labels) for axis in axes)
+    if num_points > max_cells:
+        product = " x ".join(f"{len(axis.labels):,}" for axis in axes)
+        raise UserError(
+            f"the grid has {product} = {num_points:,} points, more than max_cells: {max_cells:,}",
+            where=where,
+            fix=f"max_cells={num_points} if that is what you mean",
+        )
+
+
+def _check_columns(
+    columns: Mapping[str, str], labels: Mapping[str, str], config: Mapping[str, Any], where: str
+) -> None:
+    for column, key in columns.items():
+        value = pick(config, key)
+        _check_column_name(column, key, value, labels, config, where)
+        if isinstance(value, Mapping):
+            raise UserError(
+                f"the column {column!r} is of {key!r}, a section of the config and not a value",
+                where=where,
+                allowed=nearest(key, [f"{key}.{name}" for name in value]),
+            )
+
+
+def _check_column_name(
+    column: str, key: str, value: Any, labels: Mapping[str, str], config: Mapping[str, Any], where: str
+) -> None:
+    """Refuse a column that shows another value than the axis or config key of the same name."""
+    own = labels.get(column, pick(config, column))
+    text = scalar_text(value)
+    if own is MISSING or isinstance(own, Mapping) or value is MISSING or scalar_text(own) == text:
+        return
+    raise UserError(
+        f"the column {column!r} shows {key}, which is {text}, but {column!r} itself is {scalar_text(own)}",
+        where=where,
+        fix="give the column another name",
+    )
 
 
 def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str, StageSpec]:

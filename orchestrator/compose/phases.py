@@ -23,9 +23,8 @@ import msgspec
 from orchestrator.compose.axes import Axis, Label, axis_of
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.files import CONDITIONS, labels_of
-from orchestrator.compose.main import cell_root
+from orchestrator.compose.main import ComposedCells, Progress, fill_grid
 from orchestrator.compose.overrides import Overrides
-from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid
@@ -34,7 +33,7 @@ from orchestrator.core.selector import Selectors
 from orchestrator.core.sweep import PhaseFile, RungsFile, SweepFile, gates_among
 from orchestrator.errors import UserError, counted, nearest
 from orchestrator.registry import load
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 AXIS = "phase"
 """Name of the axis whose label is the name of a cell's phase."""
@@ -52,7 +51,7 @@ class _Grown(NamedTuple):
 
     axes: dict[str, Axis]
     when: dict[str, str]
-    made: Made
+    made: ComposedCells
     merged: list[tuple[Mapping[str, str], Mapping[str, str]]]
 
     @property
@@ -69,7 +68,7 @@ def compose_phases(
     where: str,
     max_cells: int,
     progress: Progress,
-) -> Made:
+) -> ComposedCells:
     """Return all cells that a sweep with phases can have.
 
     Args:
@@ -87,7 +86,7 @@ def compose_phases(
     """
     _check(file, where)
     cwd, folder = folders
-    root = cell_root(file, cwd, folder, where)
+    root = Root.of_cells(file, cwd, folder, where=where)
     made: list[tuple[SealedPhase, _Grown]] = []
     left = max_cells
     only = PhaseFile(
@@ -111,7 +110,9 @@ def compose_phases(
         for index, ((phase, _), number) in enumerate(zip(made, numbers, strict=True))
     )
     notes = [note for _, grown in made for note in grown.made.notes]
-    return Made(cells, stages, tuple(phase for phase, _ in made), sum(numbers), [course, *notes], course)
+    return ComposedCells(
+        cells, stages, tuple(phase for phase, _ in made), sum(numbers), [course, *notes], course
+    )
 
 
 def _rungs_text(phase: SealedPhase, number: int) -> str:
@@ -181,7 +182,7 @@ def _grow(
     include = [text for each in both for text in each.include]
     selectors = Selectors.parse(exclude, include, labels_of({**inherited, **own}.values()))
     grid = Grid(selectors, file.columns, specs, where=where, cut=cut)
-    made = made_of(grid, configs, overrides, conditions, file.columns, specs, max_cells, where, progress)
+    made = fill_grid(grid, configs, overrides, conditions, file.columns, specs, max_cells, where, progress)
     return _Grown(dict(overrides.axes), when, made, grid.merged)
 
 

@@ -1,4 +1,7 @@
-"""Config roots, composed by Hydra's public API, and the translation of its errors into the user's terms."""
+"""Config roots, composed by Hydra's public API, and the schemas that resolved configs must match.
+
+Errors of Hydra and OmegaConf are translated into the user's terms.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml  # type: ignore[import-untyped]
 from hydra import compose as hydra_compose
 from hydra import initialize
@@ -30,10 +34,12 @@ from omegaconf.errors import (
 )
 
 from orchestrator.compose.axes import cut
+from orchestrator.compose.files import config_folders, shipped
 from orchestrator.compose.reading import SCHEME, register, yaml_error
-from orchestrator.core.tree import dotted_keys, pick
+from orchestrator.core.sweep import SweepFile
+from orchestrator.core.tree import convert, dotted_keys, pick
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import load
+from orchestrator.registry import importable, load
 
 _INLINE = "polysweep_inline_config"
 _VERSION_BASE = "1.3"
@@ -73,6 +79,22 @@ class Root:
         root = cls(_INLINE, folders if "defaults" in tree else (), where=where, also=also)
         root._tree = OmegaConf.create(tree)
         return root
+
+    @classmethod
+    def of_cells(cls, file: SweepFile, cwd: Path, folder: Path, *, where: str) -> Root:
+        """Return the root of a sweep's cells: the config in its file, or the primary config of the folders.
+
+        Args:
+            file: the sweep file.
+            cwd: the working folder.
+            folder: of the sweep file.
+            where: the sweep file, for messages.
+        """
+        folders = config_folders(cwd, folder)
+        also = [*file.axes, *(axis for phase in file.phases for axis in phase.axes)]
+        if file.config is not None:
+            return cls.inline(file.config, folders, where=where, also=also)
+        return cls("config", [*folders, shipped("conf")], where=where, also=also)
 
     def options(self, group: str) -> list[str]:
         """Return the options of a config group. For a name that is no group the list is empty."""
@@ -323,3 +345,49 @@ def translated(where: str = "") -> Iterator[None]:
         if isinstance(error, InterpolationResolutionError) and missing:
             raise _not_set(missing[1], where) from None
         raise UserError(what, where=f"{error.full_key}, {where}" if error.full_key else where) from None
+
+
+class Schema:
+    """A converter that applies a schema to resolved trees.
+
+    Args:
+        target: ``module:Struct``, a `msgspec.Struct`.
+        import_paths: folders from which it, and what its checks load, may be imported, besides `sys.path`.
+        where: what to name in errors.
+
+    Raises:
+        UserError: there is no such struct.
+    """
+
+    def __init__(self, target: Any, *, import_paths: Sequence[str] = (), where: str = "") -> None:
+        if not isinstance(target, str):
+            raise UserError(f"schema is {target!r}", where=where, allowed="module:Struct")
+        self._import_paths = import_paths
+        with importable(import_paths):
+            self._struct = load(target, where=f"schema, {where}")
+        if not (isinstance(self._struct, type) and issubclass(self._struct, msgspec.Struct)):
+            raise UserError(f"schema {target!r} is no msgspec.Struct", where=where)
+
+    def __call__(self, tree: dict[str, Any], *, where: str = "") -> dict[str, Any]:
+        """Return the tree with converted values and defaults.
+
+        Args:
+            tree: the resolved config.
+            where: the cell, for messages.
+
+        Raises:
+            UserError: a key is unknown, a type is wrong, or the struct's own `check` refuses the config.
+        """
+        config = convert(tree, self._struct, where=where)
+        check = getattr(config, "check", None)
+        if callable(check):
+            try:
+                with importable(self._import_paths):
+                    check()
+            except UserError as error:
+                raise UserError(
+                    error.what, where=error.where or where, allowed=error.allowed, fix=error.fix
+                ) from None
+        # Identities are digests of plain trees, so the struct itself is not kept.
+        plain: dict[str, Any] = msgspec.to_builtins(config)
+        return plain

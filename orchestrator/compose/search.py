@@ -17,8 +17,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 
 from orchestrator.compose.axes import ABSENT, Axis, Label, axis_of, list_axis, parse_override, plain
+from orchestrator.compose.main import ComposedCells, Progress, fill_grid
 from orchestrator.compose.overrides import Overrides
-from orchestrator.compose.points import Made, Progress, made_of
 from orchestrator.core.grid import Grid
 from orchestrator.core.sealed import CellTemplate, ConfigSlot, SealedSearch, SearchParameter, Select
 from orchestrator.core.search import Point, drawn, filled, rounded, slots_of
@@ -27,7 +27,7 @@ from orchestrator.core.sweep import SweepFile
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, counted
 from orchestrator.registry import require
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 MAX_TEMPLATES: Final = 1000
 """Maximum number of choices of options of a search whose points follow from results."""
@@ -166,7 +166,7 @@ def compose_search(
     where: str,
     max_cells: int,
     progress: Progress,
-) -> Made:
+) -> ComposedCells:
     """Return the first cells of a search, or all, if none follows from results.
 
     Args:
@@ -193,14 +193,14 @@ def compose_search(
         configs.numbers = itertools.repeat(0)
     overrides.axes = {axis.name: axis for axis in plan.axes}
     grid = Grid(Selectors((), (), {}), file.columns, specs, where=where)
-    made = made_of(grid, configs, overrides, plan, file.columns, specs, max_cells, where, progress)
+    made = fill_grid(grid, configs, overrides, plan, file.columns, specs, max_cells, where, progress)
     search, first = plan.search, tuple(cell.id for cell in made.cells)
     if len(search.start) < search.num_cells:
         search = _sealed(plan, configs, where)
         rounds = math.ceil(search.num_cells / search.batch)
         text = f"a search: {counted(search.num_cells, 'cell')} in {rounds} rounds, the first of {len(first)}"
         search = msgspec.structs.replace(search, first=first)
-        return Made(made.cells, made.stages, (), search.num_cells, [*made.notes, text], text, search)
+        return ComposedCells(made.cells, made.stages, (), search.num_cells, [*made.notes, text], text, search)
     return made._replace(sum_text=f"{counted(len(search.start), 'point')} of the space")
 
 

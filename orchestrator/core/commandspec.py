@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.core.failure import Cause
 from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import UserError, nearest
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 _ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
 

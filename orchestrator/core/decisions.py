@@ -13,14 +13,13 @@ that it lists and on nothing else, so all of them would record the same one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.core.evidence import NO_HOLDS, Evidence, Holds
 from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select
-from orchestrator.core.state import StageStatus, State
+from orchestrator.core.state import State, SweepFacts, Undecided
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.registry import load
 
@@ -77,6 +76,11 @@ class SweepQuestion(NamedTuple):
     def cells(self) -> list[Cell]:
         """The cells that are looked at, in the order of the grid."""
         return [cell for cells in self.candidates.values() for cell in cells]
+
+    def undecided(self, reason: str, is_passing: bool) -> Undecided:
+        """Return that the decision waits, with the reason; see `Undecided`."""
+        cells = tuple(cell.id for cell in self.cells)
+        return Undecided(self.number, self.title, cells, reason, is_passing)
 
 
 class Unfolded(NamedTuple):
@@ -234,39 +238,7 @@ class _Course:
         return SweepQuestion(self.num_used + 1, phase, 0, select, select.top, candidates, phase.groups)
 
 
-class Undecided(NamedTuple):
-    """A question that cannot be answered yet.
-
-    Attributes:
-        question: the question.
-        reason: why, for people.
-        is_passing: whether that may end without a request of a user.
-        waits_for: ids of the cells that have not ended.
-    """
-
-    question: SweepQuestion
-    reason: str
-    is_passing: bool
-    waits_for: tuple[str, ...] = ()
-
-
 _NOT_ENDED = frozenset({State.RUNNING, State.QUEUED, State.PENDING, State.RELEASED, State.LOST})
-
-
-class SweepFacts(NamedTuple):
-    """What is known of the stages of a sweep.
-
-    Attributes:
-        status_of: returns a stage's own state by digest.
-        evidence_of: returns a stage's evidence by digest.
-        cancelled: ids of cancelled cells.
-        holds: what is held back in the sweep.
-    """
-
-    status_of: Callable[[str], StageStatus]
-    evidence_of: Callable[[str], Evidence]
-    cancelled: Collection[str] = ()
-    holds: Holds = NO_HOLDS
 
 
 def observe(
@@ -283,7 +255,7 @@ def observe(
         facts: of the sweep now.
     """
     if not question.cells:
-        return Undecided(question, "no cell is left", False)
+        return question.undecided("no cell is left", False)
     seen: list[SeenCell] = []
     for cell in question.cells:
         statuses = {digest: facts.status_of(digest) for digest in cell.stage_digests}
@@ -292,11 +264,11 @@ def observe(
         if failed is None and left is not None:
             status, what = statuses[left], f"{cell.id} {instances[left].name}"
             if cell.id in facts.cancelled:
-                return Undecided(question, f"{cell.id} is cancelled", False)
+                return question.undecided(f"{cell.id} is cancelled", False)
             hold = facts.holds.of(cell.id, left)
             if hold is not None and hold.is_final:
-                return Undecided(question, f"{what} is held back", False)
-            return Undecided(question, f"{what} is {status.state}", status.state in _NOT_ENDED)
+                return question.undecided(f"{what} is held back", False)
+            return question.undecided(f"{what} is {status.state}", status.state in _NOT_ENDED)
         done = {d: facts.evidence_of(d).done for d, status in statuses.items() if status.state is State.DONE}
         products = {digest: one.generation for digest, one in done.items() if one is not None}
         if failed is not None:
@@ -309,7 +281,7 @@ def observe(
     if all(each.value is None for each in seen) and not (question.is_search and question.number > 1):
         reasons = list(dict.fromkeys(each.why for each in seen))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
-        return Undecided(question, f"no cell has a value: {reasons[0]}{more}", False)
+        return question.undecided(f"no cell has a value: {reasons[0]}{more}", False)
     return tuple(seen)
 
 

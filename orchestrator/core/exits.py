@@ -7,13 +7,14 @@ handled. What Python prints beside it, as for an exception in ``__del__``, never
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, OF_MACHINES, Cause, cause_of, cause_of_exception
-from orchestrator.core.tracebacks import Shown, exceptions_in, ranked, with_bases
+from orchestrator.core.tracebacks import Raised, Shown, exceptions_in, marked, with_bases
 
 
 class CommandFailure(NamedTuple):
@@ -72,6 +73,10 @@ _LAST_WORDS = tuple(
         (r"(?:\S+: )*(error while loading shared libraries: .*)", Cause.UNKNOWN),
         (r"(?:[\w./-]+: )+(can't open file .*\[Errno 2\].*)$", Cause.CODE),
         (r"(?:\S*\bpython[\d.]*: )(No module named .*)$", Cause.CODE),
+        (r"(memory allocation of \d+ bytes failed)$", Cause.OOM_HOST),
+        (r"(curl: \((?:5|6|7|16|18|28|35|52|55|56|92)\) .*)", Cause.COMMUNICATION),
+        (r"(?:[\w./-]+: )+(.*(?:Temporary failure in name resolution|Name or service not known))$",
+         Cause.COMMUNICATION),
     )
 )  # fmt: skip
 """Last lines of programs that are not Python, or whose interpreter did not start."""
@@ -86,10 +91,69 @@ _USAGE_CODE, _OTHER_STATUS = 2, re.compile(r".*exit status (?!2\b)")
 _NOT_RUN_CODES, _NOT_RUN_STATUS = (126, 127), re.compile(r"exit (?:status|code) 12[67]\b")
 """Exit codes by which shells report a program that cannot be run, and how Python's errors name them."""
 
-_WHAT = re.compile(r"\s*what\(\):\s+(.+)")
-"""What C++ prints of an exception that nothing caught."""
+_REPORTS = tuple(
+    (re.compile(heading), re.compile(certain, re.MULTILINE), module, re.compile(mistakes))
+    for heading, certain, module, mistakes in (
+        # C++: the message follows in the next line
+        (r"terminate called after throwing an instance of '(?P<name>[\w:]+)", r"^", "",
+         r"std::(out_of_range|length_error|logic_error|bad_(\w*cast|typeid|\w+_access|function_call))\b"),
+        # Rust: the message follows in the next line since 1.73
+        (r"thread 'main' (?:\(\d+\) )?panicked at (?:'(?P<text>.*)', )?[^\s']+:\d+:\d+:?$", r"^", "",
+         r".*?\b(index out of bounds|range (start|end) index|attempt to (add|subtract|multiply|divide"
+         r"|negate|shift|calculate)|on a `None`|assertion|not (yet )?implemented|entered unreachable code"
+         r"|already (mutably )?borrowed)"),
+        # Julia: a stack trace follows
+        (r"ERROR: (?:LoadError: |InitError: )*(?:(?P<name>[A-Z]\w*(?:Error|Exception|Mismatch))\b(?:\(.*\))?"
+         r"(?:: |$))?(?P<text>.*)", r"^Stacktrace:", "julia.",
+         r"julia\.(UndefVar|Method|Bounds|UndefRef|UndefKeyword|Inexact|StackOverflow|Divide|Field)Error"
+         r"|julia\.DimensionMismatch"),
+        # R: warnings may follow, which name the reason
+        (r"Error(?: in .+?)? ?: ?(?P<text>.*)", r"^Execution halted", "",
+         r".*(object '.*' not found|could not find function|subscript out of bounds|unused argument"
+         r"|argument .* is missing|non-numeric argument|non-conformable|undefined columns"
+         r"|there is no package called)"),
+        # pytest: the summary of its tests
+        (r"(?:FAILED|ERROR) \S+::.*? - (?:(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z]\w*): )?(?P<text>.*)",
+         r"^(?:=+ )?.*\d+ (?:failed|errors?)\b.* in [\d.]+s", "", r"assert "),
+        # Java
+        (r'Exception in thread "main" (?P<name>[\w.$]+)(?:: (?P<text>.*))?$', r"^", "",
+         r"java\.lang\.(NullPointer|ClassCast|Arithmetic|NegativeArraySize|ClassNotFound|\w*IndexOutOfBounds)"
+         r"Exception|java\.lang\.(NoClassDefFound|NoSuch\w+|StackOverflow|Assertion)Error"),
+    )
+)  # fmt: skip
+"""How other languages report an error that nothing caught, and which errors are mistakes in the program.
+
+Each has the report's first line, what a report must contain, the module of the class, and the mistakes.
+"""
+
+_WHAT = re.compile(r"\s*what\(\):\s+")
+"""What C++ prints before the message of an exception."""
+
+_SYSTEM_ERRORS = {
+    errno.ENOENT: "No such file or directory", errno.EISDIR: "Is a directory",
+    errno.ENOTDIR: "Not a directory", errno.ENOMEM: "Cannot allocate memory",
+    errno.EIO: "Input/output error", errno.ENOSPC: "No space left on device",
+    errno.EROFS: "Read-only file system", errno.ESTALE: "Stale file handle",
+    errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large",
+    errno.ECONNREFUSED: "Connection refused", errno.ECONNRESET: "Connection reset by peer",
+    errno.ECONNABORTED: "Software caused connection abort", errno.ETIMEDOUT: "Connection timed out",
+    errno.EHOSTUNREACH: "No route to host", errno.EHOSTDOWN: "Host is down",
+    errno.ENETUNREACH: "Network is unreachable",
+}  # fmt: skip
+_SYSTEM = re.compile(
+    "|".join(rf"(?P<E{code}>{words}|\b{errno.errorcode[code]}\b)" for code, words in _SYSTEM_ERRORS.items()),
+    re.IGNORECASE,
+)
+"""System errors that show a cause, by the system's words and by their names: all languages print these."""
+_OF_NODE = re.compile(
+    r"shared object|\.so\b|\bsocket|\.sock\b|\bconnect\b|\bdial\b|(?<![\w.])/(dev|proc|sys|run|var/run)/"
+)
+"""What a node or a service lacks, where the system's words are those of a missing file."""
+_OF_PROGRAM = re.compile(r"(?!.*(?:line \d+: |run command|exec))(?:[\w./-]+: )+(.*)$")
+"""A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
 
 _NUM_LAST_LINES, _NUM_USAGE_LINES, _NUM_TRACEBACK_LINES = 8, 40, 100
+_NUM_TEXT_LINES = 8
 """How far from the end the reason may stand, in lines. Launchers and trackers print a few lines after it."""
 
 
@@ -110,7 +174,7 @@ def cause_of_exit(exit_code: int, log: str, *, oom_killed: bool) -> tuple[Cause,
     how = f"the stage's process was killed by {name}"
     if name != "SIGABRT":
         return Cause.UNKNOWN, how
-    lines = [ranked(line)[1] for line in log.splitlines() if line.strip()]
+    lines = [marked(line).text for line in log.splitlines() if line.strip()]
     last = _last_words(lines, may_be_usage=False)
     return (last[0], f"{how}: {last[1]}") if last is not None else (Cause.UNKNOWN, how)
 
@@ -149,9 +213,9 @@ def _judged(exit_code: int, name: str, how: str, log: str) -> CommandFailure:
         name: of the signal that ended it, "" without one.
         how: the beginning of the message.
     """
-    marked = [ranked(line.rstrip()) for line in log.split("\n") if line.strip()]
-    lines = [line.removeprefix(rank) for rank, line in marked]
-    shown = list(exceptions_in(marked))
+    of_log = [marked(line.rstrip()) for line in log.split("\n") if line.strip()]
+    lines = [line.text for line in of_log]
+    shown = exceptions_in(of_log)
     # A process that a signal killed raised nothing: a traceback in its log was handled before.
     may_have_raised = not name and exit_code not in _EXIT_CODES
     found = _last_exception(shown, len(lines), exit_code) if may_have_raised else None
@@ -175,8 +239,23 @@ def _judged(exit_code: int, name: str, how: str, log: str) -> CommandFailure:
     return CommandFailure(cause, "", f"{how}: {words}" if words else how)
 
 
+def cause_of_raised(raised: Raised, log: str) -> Cause:
+    """Return the cause of an exception that ended a stage; of a program that it started, by the log's end.
+
+    Args:
+        raised: the exception.
+        log: the end of the stage's output, with the exception's traceback unless it is a `SystemExit`.
+    """
+    cause = cause_of(raised)
+    if cause is not Cause.UNKNOWN or raised.classes[0] not in _WRAPPERS:
+        return cause
+    code = int(raised.text) if raised.text.isdecimal() else 1
+    return cause_of_command(code, log, oom_killed=False).cause if code else cause
+
+
 def _as_failure(shown: Shown, how: str) -> CommandFailure:
-    name, text = shown.raised.classes[0], shown.raised.text.partition("\n")[0]
+    first = shown.raised.first  # the name of a group reveals nothing
+    name, text = first.classes[0], first.text.partition("\n")[0]
     message = f"{how}: {name}: {text}" if text else f"{how}: {name}"
     return CommandFailure(cause_of(shown.raised), name, message)
 
@@ -245,17 +324,14 @@ def _last_words(
         may_be_usage: whether the program may have ended because of wrong arguments.
         is_missing: whether a shell reported by its exit code that a program cannot be run.
     """
+    if (reported := _reported(lines)) is not None:
+        return reported
     has_usage = may_be_usage and any(map(_USAGE.match, lines[-_NUM_USAGE_LINES:]))
     for line in reversed(lines[-_NUM_LAST_LINES:]):
-        if (match := _WHAT.match(line)) and (
-            cause := cause_of_exception(["RuntimeError"], match.group(1))
-        ) is not Cause.UNKNOWN:
-            return cause, match.group(1)
-        found = (
-            (cause, match.group(1)) for words, cause in _LAST_WORDS if (match := words.match(line.strip()))
-        )
-        known = next(found, None)
-        if known is None and (is_missing or line is lines[-1]) and (match := _MISSING.match(line.strip())):
+        is_last = line is lines[-1]
+        found = ((cause, words.match(line.strip())) for words, cause in _LAST_WORDS)
+        known = next(((cause, match.group(1)) for cause, match in found if match), None)
+        if known is None and (is_missing or is_last) and (match := _MISSING.match(line.strip())):
             known = Cause.CONFIG, match.group(1)
         if (
             has_usage
@@ -263,9 +339,57 @@ def _last_words(
             and (match := _USAGE_ERROR.match(line))
         ):
             return Cause.CONFIG, match.group(1)
+        if known is None and is_last and not is_missing and (match := _OF_PROGRAM.match(line.strip())):
+            cause = _of_system(match.group(1))
+            known = None if cause is Cause.UNKNOWN else (cause, match.group(1))
         if known is not None:
             return known
     return None
+
+
+def _reported(lines: Sequence[str]) -> tuple[Cause, str] | None:
+    """Return the cause of the last error that a program in another language reported, and its message."""
+    for number in range(len(lines) - 1, max(-1, len(lines) - 1 - _NUM_TRACEBACK_LINES), -1):
+        for heading, certain, module, mistakes in _REPORTS:
+            match = heading.match(lines[number])
+            if match is None or not certain.search("\n".join(lines[number:])):
+                continue
+            told = match.groupdict()
+            rest = [_WHAT.sub("", line).strip() for line in lines[number + 1 :][:_NUM_TEXT_LINES]]
+            name, text = module + (told.get("name") or "Error"), told.get("text") or " ".join(rest[:1])
+            cause = _of_report(name, text, "\n".join((text, *rest)), mistakes)
+            return None if cause is Cause.UNKNOWN else (cause, text or name)
+    return None
+
+
+def _of_report(name: str, text: str, whole: str, mistakes: re.Pattern[str]) -> Cause:
+    """Return the cause of an error of another language.
+
+    Args:
+        name: of its class.
+        text: its message.
+        whole: the message and the lines after it.
+        mistakes: classes and messages of mistakes in the program.
+    """
+    cause = cause_of_exception((*with_bases(name.replace("::", ".")), "RuntimeError"), text)
+    if cause not in DETERMINISTIC | {Cause.UNKNOWN}:
+        return cause
+    of_system = _of_system(whole)
+    if of_system in OF_MACHINES or cause is not Cause.UNKNOWN:
+        return of_system if of_system in OF_MACHINES else cause
+    return Cause.CODE if mistakes.match(name) or mistakes.match(text) else of_system
+
+
+def _of_system(text: str) -> Cause:
+    """Return the cause that a system error in a message shows, as the exception of Python for it does."""
+    match = _SYSTEM.search(text)
+    if match is None or match.lastgroup is None:
+        return Cause.UNKNOWN
+    number = int(match.lastgroup[1:])
+    if number == errno.ENOENT and _OF_NODE.search(text):
+        return Cause.UNKNOWN
+    names = [base.__name__ for base in type(OSError(number, "")).__mro__]
+    return cause_of_exception(names, f"[Errno {number}] {text}")
 
 
 def _signal_name(number: int) -> str:

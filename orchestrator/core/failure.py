@@ -172,7 +172,7 @@ _TRY_AGAIN = frozenset({"408", "425", "429"})
 _BY_MESSAGE = tuple(
     (re.compile(pattern, re.IGNORECASE), cause)
     for pattern, cause in (
-        (r"(\w+ error: )?(CUDA|HIP|XPU|MPS)( backend)?( error:)? out of memory", Cause.OOM_GPU),
+        (r"(\w+ error: )?(CUDA|HIP|XPU|MPS)( backend)?( error:)? out of memory|out of GPU m", Cause.OOM_GPU),
         (r"(\w+ error: )?CU[A-Z]+_STATUS_ALLOC_FAILED", Cause.OOM_GPU),
         (r"RESOURCE_EXHAUSTED: out of memory|No available memory for the cache blocks|Free memory on device ",
          Cause.OOM_GPU),
@@ -180,7 +180,8 @@ _BY_MESSAGE = tuple(
         (r"NCCL\b[\s\S]*No space left on device", Cause.STORAGE),
         (r"(task|actor|worker)\b.* (node|host) (running low on|out of) memory", Cause.OOM_HOST),
         (r"\[enforce fail at \S*alloc_cpu\S*\]|DefaultCPUAllocator: ", Cause.OOM_HOST),
-        (r"std::bad_alloc|\[Errno 12\]|(can't|cannot) allocate memory|not enough memory", Cause.OOM_HOST),
+        (r"std::bad_alloc|\[Errno 12\]|(can't|cannot) allocate (memory|vector)|not enough memory",
+         Cause.OOM_HOST),
         (r"DataLoader worker .*out of shared memory", Cause.OOM_HOST),
         (r"(\[[^\]]*\]:? ?)*(NCCL|nccl[A-Z]\w+|Watchdog caught collective)\b", Cause.COMMUNICATION),
         (r"(\[[^\]]*\]:? ?|[\w .()/-]+: )*Connection (reset|closed) by peer", Cause.COMMUNICATION),
@@ -262,6 +263,9 @@ def cause_of(raised: Raised) -> Cause:
 
 def _judged(raised: Raised) -> tuple[Cause, bool]:
     """Return the cause by an exception's own evidence, and whether more than a general class shows it."""
+    if raised.members:  # a group: which of several causes came first is not known
+        causes = {cause_of(member) for member in raised.members}
+        return (causes.pop(), True) if len(causes) == 1 else (Cause.UNKNOWN, True)
     for rule in _RULES:
         cause = rule(raised)
         if cause is Cause.DATA and _OF_NODE.match(raised.text):

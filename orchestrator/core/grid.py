@@ -36,7 +36,7 @@ from orchestrator.core.tree import (
     scalar_text,
 )
 from orchestrator.errors import UserError, nearest
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 _NUM_NAMED = 3
 """Number of merged cells that a note lists by name."""

@@ -11,7 +11,7 @@ import itertools
 import math
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from orchestrator.core.evidence import (
@@ -30,8 +30,8 @@ from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State, is_disk_full
-from orchestrator.core.sweep import Cell, ComposedSweep
-from orchestrator.core.tracebacks import Alike, Fingerprint, common_axes, fingerprint, varying_axes
+from orchestrator.core.sweep import Cell, ComposedSweep, common_axes, varying_axes
+from orchestrator.core.tracebacks import Alike, Fingerprint, fingerprint
 from orchestrator.errors import UserError, counted, one_line
 
 MAX_MESSAGE = 120
@@ -82,7 +82,6 @@ def with_space(records: SweepRecords) -> Holds:
     While space is scarce, nothing starts. A quota, or what a stage needs, may not be seen. So where space
     seems to be there, stages of the same name wait for a time that doubles with each failure of one::
 
-        train[a] failed 10 s ago for the first time     all of `train` waits for 50 more seconds
         train[a] failed 30 s ago for the third time     all of `train` waits for 210 more seconds
 
     Failures before the newest launch or rerun do not count: its user may have made room.
@@ -107,8 +106,9 @@ def with_space(records: SweepRecords) -> Holds:
     for name, (times, last) in full.items():
         pause_s = pause_for_space_s(records.policy, times)
         if last and records.now - last < pause_s:
-            # It may be another disk than the store's, such as that of a node's temporary files.
-            why = f"{name} lacked space on a disk: the next one starts {pause_s:.0f} s later"
+            # The disk may be another one, such as that of a node's temporary files.
+            until = f"{datetime.fromtimestamp(last + pause_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            why = f"{name} lacked space on a disk: the next starts at {until}, or at the next launch"
             held[name] = Hold(why, False, Cause.STORAGE, pause_s=pause_s)
     return Holds(stages={d: held[s.stage] for d, s in records.sweep.stages.items() if s.stage in held})
 

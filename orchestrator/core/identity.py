@@ -19,7 +19,7 @@ from orchestrator.core.sweep import ComposedSweep, Input, StageInstance
 from orchestrator.core.tree import MISSING, dotted_keys, pick, place, without_key
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.registry import FORMER, STAGES, load
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 ALL = "*"
 """In `reads`: the whole config."""

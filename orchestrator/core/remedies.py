@@ -36,7 +36,7 @@ from orchestrator.core.state import STARTABLE, StageStatus, State, is_disk_full,
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import MISSING, pick, with_value
 from orchestrator.registry import REMEDIES, load
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 Rung = Mapping[str, Any]
 """The operations of a rung: ``halve``, ``double``, ``set``, and how many ``times`` it is repeated.

@@ -18,7 +18,7 @@ import msgspec
 
 from orchestrator.core.tree import with_value
 from orchestrator.formats import SINCE_2, Stored
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 
 class Select(Stored, frozen=True, kw_only=True):

@@ -38,7 +38,8 @@ _FORMS = {
         r"|(?=[\w-]{0,200}?[A-Za-z0-9]{16})(?=[\w-]{0,200}?\d)[\w-]{20,})"
     ),
     "a Slack token": (
-        r"\bxox[a-z]-[A-Za-z0-9-]{8,}|\bxapp-\d-[A-Za-z0-9-]{8,}|hooks\.slack\.com/services/[\w/]{20,}"
+        r"\bxox[a-z]-[A-Za-z0-9-]{8,}|\bxapp-\d-[A-Za-z0-9-]{8,}"
+        r"|hooks\.slack\.com/(?:services|workflows|triggers)/[\w/]{20,}"
     ),
     "a Stripe key": r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{10,}",
     "a Google key": r"\bAIza[\w-]{35}|\bGOCSPX-[\w-]{20,}|\bya29\.[\w-]{20,}",
@@ -47,15 +48,18 @@ _FORMS = {
     "a credential in an address": (
         r"[?&](?i:api[_-]?key|(?:access|auth|refresh)[_-]?token|token|(?:client[_-]?)?secret|password)"
         r"=[\w.~%+-]{8,}"
+        # alone before the host, but not an image before @sha256:
+        r"|(?<=://)(?=[A-Za-z_-]{0,99}\d)[\w-]{20,200}(?=@(?!sha\d))"
+        r"|\b(?:discord(?:app)?\.com/api/webhooks/\d|\w+\.webhook\.office\.com/)[\w/@-]{20,}"
     ),
-    "a token of a package registry": r"\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{40,}",
     "an access token": (
-        r"\b(?:dapi[a-f0-9]{32}|dop_v1_[a-f0-9]{40,}|r8_[A-Za-z0-9]{30,}|gsk_[A-Za-z0-9]{40,})"
+        r"\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{40,}|\bdckr_pat_[\w-]{20,}"
+        r"|\b(?:dapi[a-f0-9]{32}|dop_v1_[a-f0-9]{40,}|r8_[A-Za-z0-9]{30,}|gsk_[A-Za-z0-9]{40,}"
+        r"|(?:nvapi|pplx|tskey-[a-z]+|xai)-(?=[\w-]{0,60}?\d)[\w-]{24,}|hv[bs]\.[\w-]{20,}|ATATT3[\w=-]{30,}"
+        r"|(?:figd|lin_api|lsv2_(?:pt|sk)|ntn|pcsk|sbp|shp(?:at|ca|pa|ss)|tgp_v1|whsec)_(?=\w{0,40}?\d)\w{24,})"
+        r"|\bSG\.[\w-]{16,}\.[\w-]{16,}|\b\d{8,10}:AA[\w-]{30,}|\bAGE-SECRET-KEY-1[A-Z0-9]{40,}"
     ),
-    "a SendGrid key": r"\bSG\.[\w-]{16,}\.[\w-]{16,}",
-    "a Telegram token": r"\b\d{8,10}:AA[\w-]{30,}",
-    "an age key": r"\bAGE-SECRET-KEY-1[A-Z0-9]{40,}",
-    "a JSON web token": r"\beyJ[\w-]{6,}\.eyJ[\w-]{4,}(?:\.[\w-]+)?",
+    "a JSON web token": r"\beyJ[\w-]{6,}\.(?:eyJ[\w-]{4,}(?:\.[\w-]+)?|[\w-]*\.[\w-]{8,}\.[\w-]{8,})",
     "a Neptune token": r"\beyJhcGlfYWRkcmVzcyI6[\w+/=-]{20,}",
     "an authorization header": (
         r"\b(?i:bearer)\s+(?=[\w.~+/=-]{0,200}?\d)[\w.~+/=-]{16,}"
@@ -81,7 +85,7 @@ _URL_PASSWORD = re.compile(
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # Words of names, by what they imply about the value; `_level` combines them.
 _ALWAYS = re.compile(
-    r"secrets?|passwords?|passwd|passphrase|credentials?|(?:api|auth|access|secret|private)keys?"
+    r"secrets?|[a-z]*passwords?|passwd|passphrase|credentials?|(?:api|auth|access|secret|private)keys?"
     r"|(?:api|auth|access|bearer|refresh)tokens?"
 )
 _SHORT = re.compile(r"(?:(?:admin|db|ftp|http|login|mysql|postgres|proxy|redis|root|smtp|user)pass|\w*pwd)")
@@ -92,11 +96,11 @@ _PROVIDERS = re.compile(
 _QUALIFIERS = re.compile(
     _PROVIDERS.pattern
     + r"|access|account|api|auth|bearer|bot|deploy|encryption|oauth|private|refresh|registry"
-    r"|secret|session|signing|ssh|webhook"
+    r"|kms|secret|session|signing|ssh|webhook"
 )
 _SECTIONS = re.compile(_PROVIDERS.pattern + r"|api|auth|credentials?|login|secrets?")
 _VOCABULARY = re.compile(
-    r"audio|begin|bos|cls|end|eos|image|mask|max|min|new|num|pad|sep|special|start|stop|unk|video|vocab"
+    r"audio|begin|bos|change|cls|end|eos|image|mask|max|min|new|next|num|pad|page|sep|special|start|stop|unk|video|vocab"
 )
 # Values that are no credentials under any name, up to `_VARIABLE`; `_is_exempt` combines them.
 _EMPTY = re.compile(
@@ -107,7 +111,7 @@ _EMPTY = re.compile(
 
 _NUMBER = re.compile(r"[+-]?(?:\d[\d_]*)?\.?\d+(?:[eE][+-]?\d+)?")
 _REFERENCE = re.compile(
-    r"\$\w+|\$[({].*|\{[\w.:,/ -]*\}|`.*|%\w+%|<.*>|\[.*\]|[*x.•-]{3,}|\W{1,4}", re.DOTALL
+    r"\$\w+|\$[({].*|\{[\w.:,/ -]*\}?|`.*|%\w+%|<.*>|\[.*\]|[*x.•-]{3,}|\W{1,4}", re.DOTALL
 )
 _PLACE = re.compile(
     r"(?:~\w*|\.{1,2})?/[\w.@%+ -]+(?:/[\w.@%+ -]*)*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://\S*|arn:\S*"
@@ -123,25 +127,27 @@ _SHELL_KEYS = re.compile(r"args|argv|cmd|command|env|environment|script|setup")
 
 _SETTING = re.compile(  # name: value, "name": "value", NAME=value, --name value
     r"(?<![\w.-])(?P<dashes>--)?(?P<name>(?:[A-Za-z_][\w.-]{0,100}?)?"
-    r"(?i:key|token|secret|password|passwd|passphrase|credential)s?)\\?[\"'\]]{0,2}"
+    r"(?i:key|token|secret|password|passwd|passphrase|credential|pass|pwd)s?)\\?[\"'\]]{0,2}"
     r"(?:[ \t]{0,3}(?P<sign>:|=>|={1,2})[ \t]{0,3}|(?(dashes)[ \t]+|(?!)))"
     r"(?:[bBfFrRuU]{0,2}\\?(?P<quote>[\"'])(?P<quoted>[^\"'\n]{1,400})\\?(?P=quote)"
     r"|(?P<bare>[^\s\"',;&|)}\]]{1,400}+)(?!\s*=\s))"
 )
 # Code that computes a value, by a call, an index or an attribute, does not contain the value.
 _EXPRESSION = re.compile(r"[A-Za-z_][\w.]*[(\[].*|(?:self|args|config|cfg|os)\.[\w.]+")
-_LOGIN = re.compile(r"(?P<before>\blogin\s{1,9}\S{1,100}\s{1,9}password\s{1,9})(?P<value>\S{1,300})")
+# What logs in by other words than a name and a sign: netrc files, and options of some programs.
+_LOGIN = re.compile(
+    r"(?P<before>\blogin\s{1,9}\S{1,100}\s{1,9}password\s{1,9}|\bsshpass[ ]{1,9}-p[ ]{0,9}[\"']?"
+    r"|\bwandb[ ]{1,9}login[ ]{1,9}(?:--?[\w-]{1,30}[ ]{1,9}){0,4}(?=[\w-]{40})"
+    r"|\bcurl\b[^\n|;]{0,200}?[ ](?:-[uUx]|--(?:proxy-)?user|--proxy)[ =]{0,9}[\"']?[^\s:/\"']{1,100}:(?!/)"
+    r"|\bdocker[ ]{1,9}login\b[^\n|;]{0,200}?[ ]-p[ ]{1,9}[\"']?|\bmysql\w{0,9}\b[^\n|;]{0,200}?[ ]-p[\"']?)"
+    r"(?P<value>[^\s\"']{1,300})"
+)
+_EXAMPLE = re.compile(r":(?:pass(?:word|wd)?|pwd|secret|token)@", re.IGNORECASE)
+_COMMENT = re.compile(r"(?:^|\s)(?:#+|//|;+)\s.*")
 
 
 class _Name(IntEnum):
-    """What a name implies about its value. At higher levels, more values count as credentials.
-
-    Attributes:
-        PLAIN: no value is a credential.
-        RANDOM: a value that looks random is one.
-        NO_WORDS: a value that is not made of words is one.
-        ANY: any text is one.
-    """
+    """Which values under a name are credentials: none, random ones, those not made of words, or any text."""
 
     PLAIN = 0
     RANDOM = 1
@@ -163,15 +169,11 @@ def reason_of(name: str, value: object) -> str:
 def _reason(name: str, value: str) -> str:
     if len(value) >= 8 and (kind := form_of(value)):
         return kind
-    if _WANDB_KEY.fullmatch(value) and _is_of_wandb(name):
+    # W&B keys look like SHA-1 digests, so the name must mention W&B and no digest.
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if _WANDB_KEY.fullmatch(value) and "wandb" in words and not _DIGESTS.fullmatch(words[-1]):
         return "a W&B key"
     return "its name" if _counts(_level(name), value) else ""
-
-
-def _is_of_wandb(name: str) -> bool:
-    """Return whether a name mentions W&B and does not name a digest. W&B keys look like SHA-1 digests."""
-    words = [word.lower() for word in _WORDS.findall(name)]
-    return "wandb" in words and not _DIGESTS.fullmatch(words[-1])
 
 
 def form_of(text: str) -> str:
@@ -187,6 +189,8 @@ def line_reason(text: str) -> str:
     """Return why a shell line or a command contains a credential, "" if it contains none."""
     if kind := form_of(text):
         return kind
+    if any(not _is_exempt(found["value"]) for found in _LOGIN.finditer(text)):
+        return "a login"
     return next((f"the value of {name}" for name, _, _ in _settings(text)), "")
 
 
@@ -200,7 +204,14 @@ def lines_with(text: str, *, by_name: bool) -> Iterator[tuple[int, str]]:
     if not by_name and not form_of(text):
         return
     for number, line in enumerate(text.splitlines(), start=1):
-        if reason := line_reason(line) if by_name else form_of(line):
+        reason = form_of(_EXAMPLE.sub("", line))
+        if by_name and not reason:
+            said = _COMMENT.search(line)
+            reason = line_reason(_EXAMPLE.sub("", line[: said.start()] if said else line))
+            # A comment is prose, in which a word after a colon is no value.
+            if not reason and said and (named := next(_settings(said[0], _Name.NO_WORDS), None)):
+                reason = f"the value of {named[0]}"
+        if reason:
             yield number, reason
 
 
@@ -239,7 +250,8 @@ def found_in(
             for value in tree:
                 yield from found_in(value, key, known=known, shell=shell)
         case str():
-            reason = reason_of(key, tree) or ("a credential of the environment" if _has(tree, known) else "")
+            is_known = len(tree) >= 8 and any(value in tree for value in known)
+            reason = reason_of(key, tree) or ("a credential of the environment" if is_known else "")
             if not reason and (shell or _SHELL_KEYS.fullmatch(key.rpartition(".")[2].lower())):
                 reason = line_reason(tree)
             if reason:
@@ -260,23 +272,21 @@ def known_values(environment: Mapping[str, str]) -> frozenset[str]:
 
 
 def redacted(text: str, known: Collection[str] = ()) -> str:
-    """Return a text with all credentials in it replaced by ``***``.
-
-    Args:
-        text: a message, a traceback, a command line or a diff.
-        known: values of credentials, see `known_values`.
-    """
+    """Return a text with all credentials in it, and these known values of some, replaced by ``***``."""
     for value in known:
         text = text.replace(value, MASK)
     text = _ANY_FORM.sub(MASK, text)
-    text = _URL_PASSWORD.sub(
-        lambda found: found[0] if _is_exempt(found["value"]) else f"{found['user']}:{MASK}@", text
-    )
-    text = _LOGIN.sub(rf"\g<before>{MASK}", text)
+    for pattern in (_URL_PASSWORD, _LOGIN):
+        text = pattern.sub(_without_value, text)
     # From the end, so that the positions of the earlier settings stay valid.
     for _, start, end in reversed([*_settings(text)]):
         text = f"{text[:start]}{MASK}{text[end:]}"
     return text
+
+
+def _without_value(found: re.Match[str]) -> str:
+    start, end = (place - found.start() for place in found.span("value"))
+    return found[0] if _is_exempt(found["value"]) else f"{found[0][:start]}{MASK}{found[0][end:]}"
 
 
 def masked(tree: Any, key: str = "") -> Any:
@@ -294,33 +304,34 @@ def masked(tree: Any, key: str = "") -> Any:
             return tree
 
 
-def _settings(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield each setting of a text that is a credential: its name, start and end of its value."""
+def _settings(text: str, most: _Name = _Name.ANY) -> Iterator[tuple[str, int, int]]:
+    """Yield each setting of a text that is a credential: its name, start and end of its value.
+
+    Args:
+        text: to search.
+        most: the highest level that a name may have here.
+    """
     position = 0
     while found := _SETTING.search(text, position):
         kind = "quoted" if found["quoted"] else "bare"
         position = found.start(kind)  # a value may itself be a setting: --env NAME=...
-        if _sets(found):
+        if _sets(found, most):
             yield found["name"], position, (position := found.end(kind))
 
 
-def _sets(found: re.Match[str]) -> bool:
+def _sets(found: re.Match[str], most: _Name) -> bool:
     value, level = found["quoted"] or found["bare"], _level(found["name"])
     if found["bare"] and (_EXPRESSION.fullmatch(value) or _is_argument(found)):
         return False
     if found["name"] == "TOKEN" and found["sign"] == "=":
         level = _Name.ANY  # a variable that a shell sets
-    return _counts(level, value)
+    return _counts(min(level, most), value)
 
 
 def _is_argument(found: re.Match[str]) -> bool:
     """Return whether the value is a variable of code, named like a credential: ``api_key=api_key``."""
     is_code = not found["dashes"] and not found["name"].isupper()
     return is_code and found["bare"].isidentifier() and _level(found["bare"]) is not _Name.PLAIN
-
-
-def _has(text: str, known: Collection[str]) -> bool:
-    return len(text) >= 8 and any(value in text for value in known)
 
 
 @lru_cache(maxsize=20_000)

@@ -12,7 +12,7 @@ The scheduler's evidence about jobs is added in `orchestrator.jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -363,3 +363,38 @@ def failed_end(status: StageStatus, evidence: Evidence) -> End | None:
     is_over = status.state not in (State.DONE, State.RUNNING, State.UNKNOWN)
     end = evidence.attempts[-1].end if is_over and evidence.attempts else None
     return end if end is not None and end.outcome == "failed" else None
+
+
+class SweepFacts(NamedTuple):
+    """What is known of the stages of a sweep.
+
+    Attributes:
+        status_of: returns a stage's own state by digest.
+        evidence_of: returns a stage's evidence by digest.
+        cancelled: ids of cancelled cells.
+        holds: what is held back in the sweep.
+    """
+
+    status_of: Callable[[str], StageStatus]
+    evidence_of: Callable[[str], Evidence]
+    cancelled: Collection[str] = ()
+    holds: Holds = NO_HOLDS
+
+
+class Undecided(NamedTuple):
+    """A decision of a sweep with phases or a search that cannot be made yet.
+
+    Attributes:
+        number, title: of the decision; the title is for people.
+        cells: ids of the cells from which it follows.
+        reason: why it waits, for people.
+        is_passing: whether that may end without a request of a user.
+        waits_for: ids of the cells that have not ended.
+    """
+
+    number: int
+    title: str
+    cells: tuple[str, ...]
+    reason: str
+    is_passing: bool
+    waits_for: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -17,7 +17,7 @@ from orchestrator.core.sealed import Select
 from orchestrator.core.sealed import StageInstance as StageInstance
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, nearest
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 MAX_NAME = 128
@@ -378,3 +378,13 @@ def parse_reference(word: str) -> SweepReference:
         file = source.rstrip("/").rpartition("/")[2]
         name = file.rpartition(".")[0] or file
     return SweepReference(name, source, int(number) if number else None)
+
+
+def common_axes(axes: Mapping[str, str] | None, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the axes that have the same value in both; all of `more` if there is nothing to compare."""
+    return {k: v for k, v in more.items() if axes is None or axes.get(k) == v}
+
+
+def varying_axes(cells: Sequence[Cell]) -> set[str]:
+    """Return the axes on which cells differ."""
+    return {name for cell in cells for name, value in cell.axes.items() if value != cells[0].axes.get(name)}

@@ -17,7 +17,12 @@ OUT_OF_MEMORY = re.compile(r"OutOf\w*Memory")
 
 _RANK = re.compile(r"(\[?(?:rank|default)\s?\d*\]?:\s?)+|\d+: ", re.IGNORECASE)
 _BOX = re.compile(r"╭─+ Traceback \(most recent call last\) ─+╮")  # the heading that the library rich draws
-_HEADING = re.compile(r"(Original )?Traceback \(most recent call last\):")
+_HEADING = re.compile(r"(?:Original |Exception Group )?Traceback \(most recent call last\):")
+_MARGIN = re.compile(
+    r"(?P<indent> {2,40})(?:\| ?|\+ (?=Exception Group Traceback )|(?=\+(?P<first>-\+)?-{16}[ -]))"
+)
+_EDGE = re.compile(r"\+(?:-\+)?-{16}(?:(?P<member> (?:\d+|\.{3}) -{16})|-{20})$")
+"""What Python draws beside the lines of a group of exceptions, and between its members."""
 _LINKS = {"The above exception was the direct cause": True, "During handling of the above exception": False}
 """Beginnings of the lines between an exception and the next one, and whether that was raised from it."""
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z_a-z]\w*)(?::(?: (.*))?)?$")
@@ -31,10 +36,8 @@ _SIDE = re.compile(
 _DETAIL = re.compile(r"(future|handle|task|protocol|transport): ")
 """What asyncio prints between such a line and the traceback."""
 _MAX_TEXT, _NUM_TEXT_LINES, _MAX_LINE = 65536, 12, 2000
-"""Characters of an exception, lines of its message in a log, and characters of a line that are judged.
-
-Further lines may be another program's. Some patterns take quadratic time, so long lines are cut.
-"""
+"""Characters of an exception, lines of its message (further ones may be another program's), and characters
+of a line that are judged: some patterns take quadratic time."""
 
 
 class Frame(NamedTuple):
@@ -66,9 +69,10 @@ class Raised(NamedTuple):
     Attributes:
         names: its class and the base classes, nearest first, each with its module unless that is unknown.
         text: its message.
-        frames: where it was raised, the innermost last; empty if this is unknown.
+        frames: where it was raised, the innermost last.
         before: the exception that was handled when this one was raised, None without one.
         is_declared: whether it was raised ``from`` the one before.
+        members: the exceptions of a group, such as those of a ``TaskGroup``.
     """
 
     names: tuple[str, ...]
@@ -76,6 +80,12 @@ class Raised(NamedTuple):
     frames: tuple[Frame, ...] = ()
     before: Raised | None = None
     is_declared: bool = False
+    members: tuple[Raised, ...] = ()
+
+    @property
+    def first(self) -> Raised:
+        """The first member of a group that is no group, else the exception itself."""
+        return self.members[0].first if self.members else self
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -91,12 +101,8 @@ class Raised(NamedTuple):
     @property
     def is_stated(self) -> bool:
         """Whether a ``raise`` statement raised it, and not an operation or a compiled function."""
-        return not self.line or self.line.startswith(("raise ", "assert "))
-
-    @property
-    def line(self) -> str:
-        """The source line that raised it."""
-        return self.frames[-1].line if self.frames else ""
+        line = self.frames[-1].line if self.frames else ""
+        return not line or line.startswith(("raise ", "assert "))
 
     @property
     def is_of_library(self) -> bool:
@@ -112,7 +118,7 @@ def exception_in(text: str, names: Sequence[str], message: str) -> Raised:
         names: full names of its class and base classes, nearest first.
         message: its text.
     """
-    lines = [("", line[:_MAX_LINE]) for line in text[-_MAX_TEXT:].splitlines()]
+    lines = [marked(line)._replace(rank="") for line in text[-_MAX_TEXT:].splitlines()]
     found = [shown.raised for shown in exceptions_in(lines)]
     last = found[-1] if found else None
     message = "\n".join(line[:_MAX_LINE] for line in message[:_MAX_TEXT].split("\n"))
@@ -122,14 +128,30 @@ def exception_in(text: str, names: Sequence[str], message: str) -> Raised:
     return last._replace(names=tuple(names), text=message if len(found) == 1 else last.text)
 
 
-def ranked(line: str) -> tuple[str, str]:
-    """Return the rank mark before a line, as torch and launchers write it, "" without one, and the line.
+class Line(NamedTuple):
+    """A line of a log without what launchers and Python write before it.
 
-    Of a long line only the beginning is returned.
+    Attributes:
+        rank: the mark of its rank, as torch and launchers write it, "" without one.
+        text: the line itself.
+        level: 1 for the members of a group of exceptions, 2 for those of a group in it; else 0.
     """
+
+    rank: str
+    text: str
+    level: int = 0
+
+
+def marked(line: str) -> Line:
+    """Return a line without its marks; of a long line only the beginning."""
     line = line[:_MAX_LINE]
     match = _RANK.match(line)
-    return (match.group() if match else "", line)
+    rank = match.group() if match else ""
+    text = line[len(rank) :]
+    if (margin := _MARGIN.match(text)) is None:
+        return Line(rank, text)
+    level = len(margin["indent"]) // 2 - 1 + (margin["first"] is not None)
+    return Line(rank, text[margin.end() :], level)
 
 
 class Shown(NamedTuple):
@@ -149,64 +171,118 @@ class Shown(NamedTuple):
     side: str
 
 
-def exceptions_in(lines: Sequence[tuple[str, str]]) -> Iterator[Shown]:
-    """Yield the exception of each traceback, in the order in which the tracebacks end.
+def exceptions_in(lines: Sequence[Line]) -> list[Shown]:
+    """Return the exception of each traceback, in the order in which the tracebacks end.
 
-    The lines of several ranks may alternate, so each rank's traceback is followed separately.
-
-    Args:
-        lines: of a log, each with its rank mark, as `ranked` returns them.
+    The lines of several ranks may alternate, so each rank's traceback is followed separately. So are the
+    members of a group, which stand behind a margin: ``  | `` for the group itself, ``    | `` for a member.
     """
-    inside: dict[str, list[Frame]] = {}
-    before: dict[str, Raised] = {}
-    links: dict[str, bool] = {}
-    sides: dict[str, str] = {}
-    for number, (rank, marked) in enumerate(lines):
-        line = marked.removeprefix(rank)
-        if _HEADING.match(line) or _BOX.match(line):
-            inside[rank] = []
-            if rank not in links:  # else it goes on with what the earlier exception belongs to
-                sides[rank] = _side_before(lines[max(0, number - _NUM_TEXT_LINES) : number], rank)
+    reader = _Reader(lines)
+    for number in range(len(lines)):
+        reader.read(number)
+    return reader.shown
+
+
+_Key = tuple[str, int]  # the rank and the level of a traceback's lines
+
+
+class _Reader:
+    """Follows the tracebacks of a log."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.shown: list[Shown] = []
+        self._lines = lines
+        self._last: dict[str, int] = {}  # of each rank, the number of its last exception
+        self._inside: dict[_Key, list[Frame]] = {}
+        self._before: dict[_Key, Raised] = {}
+        self._links: dict[_Key, bool] = {}
+        self._sides: dict[_Key, str] = {}
+
+    def read(self, number: int) -> None:
+        """Read a line, the next one."""
+        shown = self._lines[number]
+        line, key = shown.text, (shown.rank, shown.level)
+        inside = self._inside.get(key)
+        if shown.level and (edge := _EDGE.match(line)):
+            self._begin_member(number, key, is_next=edge["member"] is not None)
+        elif _HEADING.match(line) or _BOX.match(line):
+            self._inside[key] = []
+            if key not in self._links:  # else it goes on with what the earlier exception belongs to
+                self._sides[key] = _side_before(
+                    self._lines[max(0, number - _NUM_TEXT_LINES) : number], shown.rank
+                )
         elif line == "Call stack:":
             # The module logging prints the stack of its caller, which ends with `Message: ...`.
-            inside[rank] = []
-            sides[rank] = "ignored"
+            self._inside[key] = []
+            self._sides[key] = "ignored"
         elif match := _PLACE.match(line):
             # A syntax error in the program's own file has no heading, only the line `File "..."`.
-            if rank not in inside:
-                sides[rank] = ""
-            inside.setdefault(rank, []).append(Frame(match["file"], (match["name"] or "").strip()))
-        elif rank in inside and line and not (line[0].isspace() or line[0] in "│╰"):
-            frames = inside.pop(rank)
+            if inside is None:
+                self._sides[key] = ""
+            frame = Frame(match["file"], (match["name"] or "").strip())
+            self._inside.setdefault(key, []).append(frame)
+        elif inside is not None and line and not (line[0].isspace() or line[0] in "│╰"):
+            del self._inside[key]
             if match := _EXCEPTION.match(line):
-                text = "\n".join([(match[2] or "").strip(), *_more(lines[number + 1 :], rank)])
-                earlier = before.get(rank) if rank in links else None
-                raised = Raised(with_bases(match[1]), text, tuple(frames), earlier, links.pop(rank, False))
-                before[rank] = raised
-                yield Shown(number, rank, raised, sides.get(rank, ""))
-        elif rank in inside and inside[rank] and not inside[rank][-1].line and line.strip():
-            inside[rank][-1] = inside[rank][-1]._replace(line=line.strip())
+                text = "\n".join([(match[2] or "").strip(), *_more(self._lines[number + 1 :], shown)])
+                earlier = self._before.get(key) if key in self._links else None
+                is_declared = self._links.pop(key, False)
+                raised = Raised(with_bases(match[1]), text, tuple(inside), earlier, is_declared)
+                self._add(number, key, raised)
+        elif inside and not inside[-1].line and line.strip():
+            inside[-1] = inside[-1]._replace(line=line.strip())
         else:
-            links |= [(rank, is_cause) for words, is_cause in _LINKS.items() if line.startswith(words)]
+            self._links |= [(key, is_cause) for words, is_cause in _LINKS.items() if line.startswith(words)]
+
+    def _begin_member(self, number: int, key: _Key, *, is_next: bool) -> None:
+        """Begin the next member of a group, or end the last one."""
+        for known in (self._before, self._links, self._inside):
+            known.pop(key, None)
+        if is_next:
+            self._inside[key] = []  # a member that was never raised has no heading
+            self._sides[key] = ""
+        elif (last := self._last.get(key[0])) is not None:
+            self.shown[last] = self.shown[last]._replace(line=number)
+
+    def _add(self, number: int, key: _Key, raised: Raised) -> None:
+        """Add an exception, to the group whose member it is if there is one."""
+        rank, level = key
+        self._before[key] = raised
+        old, new = raised.before, raised
+        for above in range(level - 1, -1, -1):
+            group = self._before.get((rank, above))
+            if group is None:  # its beginning is not in the log
+                break
+            members = group.members[:-1] if group.members and group.members[-1] is old else group.members
+            old, new = group, group._replace(members=(*members, new))
+            self._before[rank, above] = new
+        else:
+            if level:
+                last = self._last[rank]
+                self.shown[last] = self.shown[last]._replace(line=number, raised=new)
+                return
+        self._last[rank] = len(self.shown)
+        self.shown.append(Shown(number, rank, raised, self._sides.get(key, "")))
 
 
-def _side_before(lines: Sequence[tuple[str, str]], rank: str) -> str:
+def _side_before(lines: Sequence[Line], rank: str) -> str:
     """Return what the line before a heading states of its traceback, as `Shown.side`."""
-    for mark, marked in reversed(lines):
-        line = marked.removeprefix(mark)
-        if mark == rank and not _DETAIL.match(line):
-            match = _SIDE.match(line)
+    for line in reversed(lines):
+        if line.rank == rank and not _DETAIL.match(line.text):
+            match = _SIDE.match(line.text)
             return (match.lastgroup or "") if match else ""
     return ""
 
 
-def _more(lines: Sequence[tuple[str, str]], rank: str) -> Iterator[str]:
-    """Yield the further lines of a message."""
-    for mark, marked in lines[:_NUM_TEXT_LINES]:
-        line = marked.removeprefix(mark)
-        if mark != rank or _HEADING.match(line) or line.startswith(tuple(_LINKS)):
+def _more(lines: Sequence[Line], first: Line) -> Iterator[str]:
+    """Yield the further lines of the message that begins with a line."""
+    for line in lines[:_NUM_TEXT_LINES]:
+        is_other = (line.rank, line.level) != (first.rank, first.level) or (
+            line.level and _EDGE.match(line.text)
+        )
+        if is_other or _HEADING.match(line.text) or line.text.startswith(tuple(_LINKS)):
             return
-        yield line
+        yield line.text
 
 
 def with_bases(name: str) -> tuple[str, ...]:
@@ -240,8 +316,6 @@ _IDS = re.compile(
     r"\b(?:0x[0-9a-fA-F]+|(?=[0-9a-f]*\d)[0-9a-f]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\b"
 )
 _NUMBERS = re.compile(r"[-+]?\b\d[\d_,.]*(?:[eE][-+]?\d+)?(?:\s?[KMGT]i?B\b)?")
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)')
-_FOREIGN = re.compile(r"(^|[/\\])(site-packages|dist-packages|lib[/\\]python\d)|^<")
 
 
 class Fingerprint(NamedTuple):
@@ -249,8 +323,7 @@ class Fingerprint(NamedTuple):
 
     Attributes:
         digest: the first hexadecimal digits of a SHA-256 over the other fields.
-        stage: that failed.
-        cause: of the failure.
+        stage, cause: that failed, and of the failure.
         exception: class name; "" if no exception was raised.
         message: without numbers, ids and paths.
         frames: the innermost frames of the user's own code, as ``file:function``, the innermost last.
@@ -268,20 +341,13 @@ def fingerprint(stage: str, end: End) -> Fingerprint:
     """Return the fingerprint of a failed attempt, equal for failures that look alike.
 
     Ten cells that fail on ten different rows of one broken file are one problem. Their messages differ in
-    numbers and paths, so these are taken out. The form is ours::
+    numbers and paths, so these are taken out::
 
         ValueError: row 17 of /data/en.jsonl has no answer  ->  ValueError: row # of <path> has no answer
-        ValueError: row 93 of /data/de.jsonl has no answer  ->  the same
-
-    Args:
-        stage: name of the stage in the sweep file.
-        end: record of the attempt's end.
     """
     cause = str(end.cause or "unknown")
-    message, frames = (
-        without_particulars(end.message.removeprefix(f"{end.exception}: ")),
-        own_frames(end.log_tail),
-    )
+    message = without_particulars(end.message.removeprefix(f"{end.exception}: "))
+    frames = own_frames(end.log_tail)
     parts = "\0".join((stage, cause, end.exception, message, *frames))
     digest = hashlib.sha256(parts.encode()).hexdigest()[:FINGERPRINT_LENGTH]
     return Fingerprint(digest, stage, cause, end.exception, message, frames)
@@ -298,20 +364,14 @@ def without_particulars(message: str) -> str:
 def own_frames(log: str) -> tuple[str, ...]:
     """Return the innermost frames of the last traceback of a log that are not of installed packages.
 
-    Line numbers are left out: an edit above a function moves them. If all frames are of packages, the
-    innermost of those are returned.
+    Line numbers are left out: an edit above a function moves them. If all are of packages, those count.
     """
-    frames: list[tuple[str, str]] = []
-    is_inside = False
-    for line in log.splitlines():
-        if "Traceback (most recent call last):" in line:
-            frames, is_inside = [], True
-        elif is_inside and (match := _FRAME.search(line)):
-            frames.append((match["file"], match["name"].strip()))
-    own = [frame for frame in frames if not _FOREIGN.search(frame[0])] or frames
-    return tuple(
-        f"{file.replace(chr(92), '/').rpartition('/')[2]}:{name}" for file, name in own[-NUM_FRAMES:]
-    )
+    lines = [*map(marked, log.splitlines()), Line("", "Cut")]  # ends a traceback that the log's end cuts
+    shown = [each.raised for each in exceptions_in(lines) if each.side != "ignored"]
+    frames = [frame for frame in shown[-1].first.frames if frame.function] if shown else []
+    own = [frame for frame in frames if not frame.module] or frames
+    names = (each.file.replace("\\", "/").rpartition("/")[2] for each in own)
+    return tuple(f"{name}:{each.function}" for name, each in zip(names, own, strict=True))[-NUM_FRAMES:]
 
 
 class Alike(NamedTuple):
@@ -336,13 +396,3 @@ class Alike(NamedTuple):
         for name, value in self.axes.items():
             cells = [cell for cell in cells if cell.axes.get(name) == value]
         return list(cells)
-
-
-def common_axes(axes: Mapping[str, str] | None, more: Mapping[str, str]) -> dict[str, str]:
-    """Return the axes that have the same value in both; all of `more` if there is nothing to compare."""
-    return {k: v for k, v in more.items() if axes is None or axes.get(k) == v}
-
-
-def varying_axes(cells: Sequence[Cell]) -> set[str]:
-    """Return the axes on which cells differ."""
-    return {name for cell in cells for name, value in cell.axes.items() if value != cells[0].axes.get(name)}

@@ -26,7 +26,7 @@ from orchestrator.formats import SINCE_2, Stored
 from orchestrator.jobs.records import JobContext
 from orchestrator.manifest import File
 from orchestrator.provenance import process_of
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 from orchestrator.store import layout
 
 

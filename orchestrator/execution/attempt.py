@@ -231,7 +231,8 @@ class AttemptRun:
             for name in (layout.OUTPUT, layout.SCRATCH):
                 shutil.rmtree(self._folder / name, ignore_errors=True)
         end = self._end(decision)
-        if facts.refusal == "" and not self._keeps_checkpoints:
+        is_published = facts.refusal == ""  # else it was refused, or never tried
+        if is_published and not self._keeps_checkpoints:
             claimed = self._claimed
             attempts = [a for a in self._ledger.attempts(claimed.instance) if a.number <= claimed.number]
             drop_work(self._ledger, claimed.instance, attempts, generation=claimed.claim.generation)

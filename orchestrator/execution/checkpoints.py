@@ -21,7 +21,8 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import ChildOutcome
-from orchestrator.manifest import contain, damage_by_size
+from orchestrator.execution.command_output import Arrivals
+from orchestrator.manifest import TRANSIENT, contain, damage_by_size
 from orchestrator.saving import MANIFEST, CheckpointManifest, step_of
 from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
@@ -153,6 +154,9 @@ class Sealer:
         write tmp/a, tmp/b; rename tmp -> 300    change time of 300 is later than a and b: complete
         mkdir 300; write 300/a, 300/b            change time of 300 is earlier than b: maybe incomplete
 
+    Times alone do not suffice: files that are copied keep theirs, and two small writes may share one. So what
+    the kernel reports to be made in place is not sealed either (`Arrivals`).
+
     Args:
         context: the attempt's context. Its adopted checkpoint is sealed already.
         before: called before each check, with whether the command has ended by itself.
@@ -169,6 +173,7 @@ class Sealer:
         self._newest: tuple[Path, _Stamp] | None = None
         self._reported: set[Path] = set()
         self._adopted = context.resume.folder if context.resume else None
+        self._arrivals = Arrivals(self._folder)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sealer", daemon=True)
         self.superseded = ""
@@ -188,6 +193,7 @@ class Sealer:
         if not self.superseded:
             self.look(is_last=True, by_itself=by_itself)
             self._name_others()
+        self._arrivals.close()
 
     def _run(self) -> None:
         while not self._end.wait(LOOK_S) and not self.superseded:
@@ -209,6 +215,7 @@ class Sealer:
         except OSError:
             return
         steps = [(step, path) for path in paths if (step := step_of(path.name)) is not None]
+        in_place = self._arrivals.in_place()
         for step, path in sorted(steps, reverse=True):  # the newest first, because time may run out
             if self._is_sealed(path, step):
                 continue
@@ -216,7 +223,8 @@ class Sealer:
                 stamp = _stamp(path)
                 self._seen[path] = stamp
                 is_same = is_last or seen.get(path) == stamp
-                if is_same and (by_itself or _was_renamed(path, stamp)):
+                is_renamed = path.name not in in_place and _was_renamed(path, stamp)
+                if is_same and (by_itself or is_renamed):
                     self._seal(path, step, stamp)
             except StopRequested as stopped:
                 self.superseded = stopped.why
@@ -284,7 +292,7 @@ def _stamp(folder: Path, *, without: str = "") -> _Stamp:
     found = []
     for root, folders, names in os.walk(folder, onerror=_raise):
         for name in [*folders, *names]:
-            if root == str(folder) and name == without:
+            if (root == str(folder) and name == without) or TRANSIENT.fullmatch(name):
                 continue
             path = os.path.join(root, name)  # noqa: PTH118 - of each file at each look
             stat = os.lstat(path)
@@ -335,10 +343,10 @@ def _outcome(ledger: Ledger, key: str) -> ChildOutcome | None:
     return outcome if outcome is not None and outcome.outcome == "failed" else None
 
 
-def work_of(ledger: Ledger, instance: StageInstance, attempt: Attempt) -> Path:
-    """Return the path of an attempt's work folder, whether or not it exists."""
-    key = layout.payload(instance, attempt.number)
-    return ledger.objects.folder(key) / layout.WORK
+def work_of(ledger: Ledger, instance: StageInstance, attempt: Attempt) -> Path | None:
+    """Return the path of an attempt's work folder, which may not exist; None in a bucket, which has none."""
+    folder = ledger.objects.shared_folder(layout.payload(instance, attempt.number))
+    return None if folder is None else folder / layout.WORK
 
 
 def foresee(ledger: Ledger, instance: StageInstance, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
@@ -354,8 +362,7 @@ def foresee(ledger: Ledger, instance: StageInstance, spec: StageSpec, earlier: S
         if is_whole(ledger, candidate):
             parts.append(f"step {candidate.step} of attempt {candidate.attempt}")
             break
-    # A bucket has no work folders; a folder found there is only in this node's cache.
-    with_work = [a.number for a in sound if work_of(ledger, instance, a).is_dir()]
-    if with_work and ledger.objects.in_place:
+    with_work = [a.number for a in sound if (work := work_of(ledger, instance, a)) and work.is_dir()]
+    if with_work:
         parts.append(f"the work folder of attempt {with_work[-1]}")
     return f"goes on from {' and '.join(parts)}" if parts else ""

@@ -24,12 +24,13 @@ from typing import Any, TextIO
 import msgspec
 
 from orchestrator import formats
-from orchestrator.core.failure import Cause, cause_named, cause_of
+from orchestrator.core.exits import cause_of_raised
+from orchestrator.core.failure import Cause, cause_named
 from orchestrator.core.tracebacks import exception_in
 from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, StageFailure, StopRequested, one_line, words_of
-from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message
+from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message, end_of_log
 from orchestrator.execution.audit import context_for
 from orchestrator.execution.checkpoints import UNREAD
 from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
@@ -68,7 +69,7 @@ def main(order_json: bytes, pipe: Connection) -> None:
     _limit_threads(order.num_threads)
     sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
     stop = StopSignal()
-    received = ReceivedSignals(on_term=lambda: stop.ask("stopped"))
+    received = ReceivedSignals(lambda: stop.ask("stopped"), (lambda: stop.asked) if order.in_job else None)
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline, received)
     lifeline.report()  # a checkpoint may have been completed since the last message
@@ -177,18 +178,16 @@ def run(
         )
     except SystemExit as error:
         if isinstance(error.code, int | None):
-            how = f" with code {error.code}"
+            how = f"the stage exited with code {error.code}"
         else:
-            how = f": {_line(error.code)}"
+            how = one_line(f"the stage exited: {_line(error.code)}")
             _print(without_secrets(f"{words_of(error.code)}\n"))  # as Python does
-        return ChildOutcome(outcome="failed", cause=_cause(error), message=one_line(f"the stage exited{how}"))
+        return ChildOutcome(outcome="failed", cause=_cause(error, folder), message=how)
     except BaseException as error:  # noqa: BLE001 - the worker's edge: every exception becomes data
         _print_exception()
-        name = type(error).__name__
-        return ChildOutcome(
-            outcome="failed", cause=_cause(error), exception=one_line(name),
-            message=one_line(f"{one_line(name, 100)}: {_line(error)}"),
-        )  # fmt: skip
+        name, cause = one_line(type(error).__name__), _cause(error, folder)
+        message = one_line(f"{name[:100]}: {_line(error)}")
+        return ChildOutcome(outcome="failed", cause=cause, exception=name, message=message)
 
 
 def _durable(output: Path) -> tuple[File, ...]:
@@ -388,10 +387,11 @@ def _redirect_output(path: Path) -> None:
     sys.stdout, sys.stderr = stream(1), stream(2)
 
 
-def _cause(error: BaseException) -> Cause:
+def _cause(error: BaseException, folder: Path) -> Cause:
     with contextlib.suppress(Exception):  # a fault of the judging is none of the stage's
         names = [f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__]
-        return cause_of(exception_in(traceback.format_exc(), names, words_of(error)))
+        told = exception_in(traceback.format_exc(), names, words_of(error))
+        return cause_of_raised(told, end_of_log(folder / layout.LOG))
     return Cause.UNKNOWN
 
 

@@ -24,9 +24,11 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.core.exits import cause_of_command
+from orchestrator.entry import MARK
 from orchestrator.errors import StageFailure, StopRequested, one_line
 from orchestrator.execution.assignment import end_of_log
 from orchestrator.execution.checkpoints import Sealer
@@ -45,13 +47,14 @@ from orchestrator.execution.command_text import (
     values_of,
 )
 from orchestrator.execution.keeper import HINT_S, await_news
-from orchestrator.processes import oom_kills
+from orchestrator.processes import children, oom_kills, started
+from orchestrator.provenance import ProcessEntry
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
 from orchestrator.trackers.base import parse_metrics
 
 GRACE_S = 30.0
-POLL_S, PROGRESS_S = 0.05, 1.0
+POLL_S, REST_POLL_S, PROGRESS_S = 0.05, 0.2, 1.0
 RUMOUR_S = 0.2
 """Seconds to wait, after the end of any command, for news of a stop that may have caused it.
 
@@ -59,6 +62,7 @@ Where a stop is likely (death by SIGTERM, or code 0 in a scheduler's job), the w
 """
 
 _SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
+_FILTERS = frozenset("tee cat grep sed awk gawk mawk ts tr cut head tail sort uniq gzip zstd".split())
 _SHELL = ("bash", "-e", "-o", "pipefail", "-c")
 
 
@@ -228,6 +232,7 @@ class _Running:
         self._printed = PrintedMetrics(context)
         self._metrics, self._offset, self._progress_s = context.folder / layout.METRICS, 0, 0.0
         self._stopped_s: float | None = None
+        self._signalled: set[int] = set()
 
     def wait(self) -> int:
         """Wait for the end of the command and return its exit code.
@@ -248,7 +253,7 @@ class _Running:
             elif self._context.stop_asked or self._sealer.superseded:
                 self._stopped_s = time.monotonic()
                 for pid in _receivers(self._process.pid):
-                    _send(pid, signal.SIGTERM)
+                    self._signal(pid)
         if self._stopped_s is not None:
             self._end_rest(self._stopped_s + self._grace_s)
         self._report_progress(at_once=True)
@@ -259,13 +264,24 @@ class _Running:
         return code
 
     def _end_rest(self, until_s: float) -> None:
-        """Pass the stop on to the processes that the stopped command left running, and wait for them."""
-        rest = _rest_of_group(self._process.pid)
-        for pid in rest:
-            _send(pid, signal.SIGTERM)
-        while rest and time.monotonic() < until_s:
-            time.sleep(POLL_S)
-            rest = _rest_of_group(self._process.pid)
+        """Pass the stop on to the processes that the stopped command left running, and wait for them.
+
+        Each gets SIGTERM once: many programs save at the first one, and end at once at the second. One whose
+        parent got it is left to that parent, as the program of ``timeout`` is.
+        """
+        while True:
+            rest = started(os.environ.get(MARK, ""), leader=os.getpid())
+            if not rest or time.monotonic() > until_s:
+                return
+            for pid in rest:
+                if self._signalled.isdisjoint(_line(pid, rest)) and not _ends_with_its_input(pid):
+                    self._signal(pid)
+            time.sleep(REST_POLL_S)
+
+    def _signal(self, pid: int) -> None:
+        self._signalled.add(pid)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
 
     def _report_progress(self, *, at_once: bool = False) -> None:
         """Report the step of the last complete line of the command's metrics."""
@@ -294,34 +310,33 @@ class _Running:
 def _receivers(pid: int) -> list[int]:
     """Return the processes that receive a stop: the command, and for a shell its children.
 
-    A shell that waits for a program does not pass a signal on to it. Children come first in the list.
+    A shell that waits for a program does not pass a signal on to it. Children come first in the list. The
+    ``tee`` of ``train | tee log`` is left out: without it, the program could not print while it saves.
     """
+    below = children(pid) if _name(pid) in _SHELLS else ()
+    return [
+        *(one for child in below if not _ends_with_its_input(child) for one in _receivers(child)),
+        pid,
+    ]
+
+
+def _ends_with_its_input(pid: int) -> bool:
+    """Return whether a process is a filter at the end of a pipe, which ends when its input does."""
     try:
-        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
-        children = (
-            Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-            if name in _SHELLS
-            else []
-        )
+        return _name(pid) in _FILTERS and str(Path(f"/proc/{pid}/fd/0").readlink()).startswith("pipe:")
     except OSError:
-        children = []
-    return [*(one for child in children for one in _receivers(int(child))), pid]
+        return False
 
 
-def _rest_of_group(group: int) -> list[int]:
-    """Return the running processes of a command's process group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        # Fields after the command name: state, parent, group. Z and X mark processes that have ended.
-        if int(fields[2]) == group and fields[0] not in "ZX":
-            found.append(int(path.parent.name))
-    return found
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
-def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
+def _line(pid: int, table: Mapping[int, ProcessEntry]) -> Iterator[int]:
+    """Yield a process and those of its ancestors that a table holds."""
+    while pid in table:
+        yield pid
+        pid = table[pid].parent

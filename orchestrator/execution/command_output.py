@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
+import os
 import re
 import shutil
+import struct
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +23,8 @@ from orchestrator.store import layout
 KEPT = 2
 """Number of an attempt's copies of checkpoint files that stay."""
 
+_UNFINISHED = re.compile(r"^\.|^tmp|~$|\.(tmp|temp|part|partial|incomplete|swp|lock|md5|sha\d+)$", re.I)
+"""Names of files that are being written, or stand beside a checkpoint, whatever pattern they match."""
 _DIGITS = re.compile(r"\d+")
 _NUMBER = r"([+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf))(?![\w.])"
 _STEP = re.compile(r"(?<![\w.-])(?:global_?)?step[ \t]*[=:][ \t]*(\d{1,15})(?:/(\d{1,15}))?(?![\w.])", re.I)
@@ -94,6 +100,8 @@ class CheckpointFiles:
     def _files(self, pattern: str) -> Iterator[_File]:
         for name in (layout.OUTPUT, layout.WORK):
             for path in (self._folder / name).glob(pattern):
+                if _UNFINISHED.search(path.name) and not _UNFINISHED.search(pattern):
+                    continue
                 if path.is_file() and (state := _state(path)) is not None:
                     yield state
 
@@ -112,6 +120,48 @@ def checkpoint_file(context: Context) -> str:
         return ""
     files = [path for path in context.resume.folder.iterdir() if path.name != "manifest.json"]
     return str(files[0] if len(files) == 1 else context.resume.folder)
+
+
+_CREATE, _MOVED_TO = 0x100, 0x80
+"""Events of inotify(7): an entry was made under its name, or got the name by renaming."""
+_EVENT = struct.Struct("iIII")
+
+
+class Arrivals:
+    """How the entries of a folder got their names, as the kernel reports it.
+
+    It reports what this machine does, so on a network file system not what others do.
+
+    Args:
+        folder: an existing folder; without one nothing is reported.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._handle = -1
+        self._in_place: set[str] = set()
+        if sys.platform == "linux" and folder.is_dir():
+            libc = ctypes.CDLL(None)
+            self._handle = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)  # negative: too many are open
+            if self._handle >= 0:
+                libc.inotify_add_watch(self._handle, os.fsencode(folder), _CREATE | _MOVED_TO)
+
+    def in_place(self) -> set[str]:
+        """Return the names that were not given by renaming, as far as was reported."""
+        with contextlib.suppress(BlockingIOError):
+            while self._handle >= 0:
+                data = os.read(self._handle, 2**16)
+                while data:
+                    _, mask, _, length = _EVENT.unpack_from(data)
+                    name = os.fsdecode(data[_EVENT.size : _EVENT.size + length].rstrip(b"\0"))
+                    (self._in_place.add if mask & _CREATE else self._in_place.discard)(name)
+                    data = data[_EVENT.size + length :]
+        return self._in_place
+
+    def close(self) -> None:
+        """Stop the reports."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
 
 
 class PrintedMetrics:

@@ -218,6 +218,7 @@ def _text(value: Any) -> str:
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,4000})")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_MISSING = frozenset({"", "NA", "N/A", "null", "None"})
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _SPACE = re.compile(r"\s*")
 
@@ -313,12 +314,31 @@ def _table(text: str) -> list[Row]:
         lines.append(fields)
     if not lines and len(names) == 1:
         raise ValueError(f"it is neither JSON nor a table, but the line {names[0]!r}")
+    if len(names) == 1:
+        _check_column(names[0], [fields[0] for fields in lines])
     columns = [_column([fields[number] for fields in lines]) for number in range(len(names))]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
+def _check_column(name: str, fields: Sequence[str]) -> None:
+    """Raise if the single column of a table is several, in a format that is not read here.
+
+    Raises:
+        ValueError: as in ``loss: 0.5`` on each line, or ``a|b``.
+    """
+    for sign in "|:=":
+        if sign in name and all(field.count(sign) == name.count(sign) for field in fields):
+            raise ValueError(
+                f"line 1: {name!r} is no name of a column; a table has ',', ';' or tabs between its columns"
+            )
+
+
 def _column(fields: Sequence[str]) -> list[Any]:
     """Convert the fields of one column: to numbers or booleans if all are, else to text."""
+    # R and others write a missing number as NA. Among texts it may be one, as the country code of Namibia.
+    given = [field for field in fields if field.strip() not in _MISSING]
+    if len(given) < len(fields) and given and all(_NUMBER.fullmatch(field.strip()) for field in given):
+        fields = ["" if field.strip() in _MISSING else field for field in fields]
     filled = [field.strip() for field in fields if field.strip()]
     is_number = [bool(_NUMBER.fullmatch(field)) for field in filled]
     if filled and all(

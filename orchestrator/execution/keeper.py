@@ -84,16 +84,19 @@ class ReceivedSignals:
 
     Args:
         on_term: called at SIGTERM, unless a library replaced our handler.
+        is_told: whether the news of a stop came in another way. A library such as asyncio replaces both our
+            handler and our pipe. Where that happened, this decides whether SIGTERM was received.
     """
 
-    def __init__(self, on_term: Callable[[], None]) -> None:
+    def __init__(self, on_term: Callable[[], None], is_told: Callable[[], bool] | None = None) -> None:
         self._on_term = on_term
-        self._reader, writer = os.pipe()
-        for handle in (self._reader, writer):
+        self._is_told = is_told
+        self._reader, self._writer = os.pipe()
+        for handle in (self._reader, self._writer):
             os.set_blocking(handle, False)
         self._numbers: set[int] = set()
         self._masks = threading.local()
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._handle)
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._unblock, after_in_child=self._share_nothing
@@ -110,7 +113,13 @@ class ReceivedSignals:
                 self._numbers.update(data)
         except BlockingIOError:
             pass
+        is_open = number == signal.SIGTERM and number not in self._numbers
+        if is_open and self._is_told and self._is_replaced() and await_news(self._is_told):
+            self._numbers.add(signal.SIGTERM)
         return number in self._numbers
+
+    def _is_replaced(self) -> bool:
+        return signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False) != self._writer
 
     def _before_fork(self) -> None:
         """Block SIGTERM until the forked child has the default handler.

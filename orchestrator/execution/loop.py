@@ -9,14 +9,14 @@ from functools import cached_property, partial
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.decisions import SweepFacts, decided
+from orchestrator.core.decisions import decided
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
-from orchestrator.core.records import Claim, Owner, Revision, Supersedes
+from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes
 from orchestrator.core.remedies import pause_after, status_in_job
-from orchestrator.core.state import NO_GATES, StageStatus, is_disk_full
+from orchestrator.core.state import NO_GATES, StageStatus, SweepFacts, is_disk_full
 from orchestrator.core.sweep import StageInstance, gates_among
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
@@ -333,8 +333,18 @@ class Worker:
         run = AttemptRun(self._ledger, claimed, hooks)
         end = run.run(attempts)
         self._products.unpin(instance, reader)
+        self._learn(claimed, run, end, attempts)
+        if end.outcome == "succeeded":
+            self._retain(claimable)
+        said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
+        self._say(f"{claimable.cell.id} {instance.name}: {said}")
+        return True
+
+    def _learn(self, claimed: ClaimedAttempt, run: AttemptRun, end: End, earlier: Sequence[Attempt]) -> None:
+        """Conclude from an attempt's end what this worker leaves alone, and for how long."""
+        instance = claimed.instance
         gave_way = end.why == "superseded" and is_replaced(self._ledger.attempts(instance), self._owner)
-        what = f"{claimable.cell.id} {instance.name} attempt {number}"
+        what = f"{claimed.cell.id} {instance.name} attempt {claimed.number}"
         self._history.add(instance.digest, run, end, what, is_replaced=gave_way)
         self._history.report_faults(self._nodes, self._owner, self._order.sweep, self._say)
         if end.outcome == "failed":
@@ -342,15 +352,10 @@ class Worker:
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._scanner.leave_out(instance.digest)
-        if pause_s := pause_after(end, attempts):
+        if pause_s := pause_after(end, earlier):
             if is_disk_full(end):  # files that no stage needs any more may make room
                 self._retain()
             self._leaving.back_off(instance.digest, pause_s, f"a pause of {pause_s:.0f} s: {end.message}")
-        if end.outcome == "succeeded":
-            self._retain(claimable)
-        said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
-        self._say(f"{claimable.cell.id} {instance.name}: {said}")
-        return True
 
     def _claim(self, claimable: Claimable, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
         """Return the claim for the next attempt; it records why the previous one is taken for dead."""

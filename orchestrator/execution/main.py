@@ -54,7 +54,7 @@ class WorkerSummary:
     """Facts about a worker that has ended: the last line of its log, and how many stages it claimed."""
 
     def __init__(self) -> None:
-        self.said, self.num_claims = "", 0
+        self.last_line, self.num_claims = "", 0
 
 
 def run(
@@ -80,47 +80,12 @@ def run(
     ending = _Ending(order, lifeline)
 
     def say(line: str) -> None:
-        summary.said = line = provenance.without_secrets(line)
+        summary.last_line = line = provenance.without_secrets(line)
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
     try:
-        ledger = _opened(order, ending, say)
-        revision = _revision(ledger, order)
-        if order.code is not None:
-            paths = import_paths(ledger.objects, order.code)
-            order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
-            # It was set for this process only: a command may import modules that lie beside it.
-            os.environ.pop("PYTHONSAFEPATH", None)
-        sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
-        checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
-        # Before the first claim: a worker that cannot work must cost no attempt.
-        if problem := (
-            _code_problem(ledger, order, revision.sweep, checkout)
-            or _store_problem(ledger, order, ending, say)
-            or _package_problem(ledger, order)
-        ):
-            say(f"{problem.what}: this worker claims nothing")
-            return problem.code
-        # A job that is to claim nothing should give its GPUs back before it imports anything large.
-        for module in () if _is_spent(ledger, order) else preload(revision.sweep):
-            with contextlib.suppress(ImportError):  # the stage that needs it fails with the full error
-                importlib.import_module(module)
-        worker = Worker(
-            ledger=ledger,
-            revision=revision,
-            order=order,
-            owner=this_owner(order, os.getpid()),
-            children=ForkedChildren(multiprocessing.get_context("fork")),
-            stop_asked=ending.why,
-            shortage=shortage,
-            say=say,
-            checkout=checkout if order.code is None and order.code_digest else None,
-        )
-        try:
-            return worker.run()
-        finally:
-            summary.num_claims = worker.num_claims
+        return _work(order, summary, ending, shortage, say)
     except DamagedRecord as error:
         say(f"{error.what}; {error.fix}")
         return DAMAGED
@@ -135,6 +100,56 @@ def run(
         say(f"error: the store does not answer: {error}")
         _outlast(order.store, ending)
         return InfrastructureError.exit_code
+
+
+def _work(
+    order: Assignment,
+    summary: WorkerSummary,
+    ending: _Ending,
+    shortage: Callable[[], Shortage | None],
+    say: Callable[[str], None],
+) -> int:
+    """Check that this worker may claim stages, and work; return the exit code.
+
+    Raises:
+        SweepError, OSError: The sweep cannot be read, or the store does not answer.
+    """
+    ledger = _opened(order, ending, say)
+    revision = _revision(ledger, order)
+    if order.code is not None:
+        paths = import_paths(ledger.objects, order.code)
+        order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
+        # It was set for this process only: a command may import modules that lie beside it.
+        os.environ.pop("PYTHONSAFEPATH", None)
+    sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
+    checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
+    # Before the first claim: a worker that cannot work must cost no attempt.
+    if problem := (
+        _code_problem(ledger, order, revision.sweep, checkout)
+        or _store_problem(ledger, order, ending, say)
+        or _package_problem(ledger, order)
+    ):
+        say(f"{problem.what}: this worker claims nothing")
+        return problem.code
+    # A job that is to claim nothing should give its GPUs back before it imports anything large.
+    for module in () if _is_spent(ledger, order) else preload(revision.sweep):
+        with contextlib.suppress(ImportError):  # the stage that needs it fails with the full error
+            importlib.import_module(module)
+    worker = Worker(
+        ledger=ledger,
+        revision=revision,
+        order=order,
+        owner=this_owner(order, os.getpid()),
+        children=ForkedChildren(multiprocessing.get_context("fork")),
+        stop_asked=ending.why,
+        shortage=shortage,
+        say=say,
+        checkout=checkout if order.code is None and order.code_digest else None,
+    )
+    try:
+        return worker.run()
+    finally:
+        summary.num_claims = worker.num_claims
 
 
 def _print_to(log: Path) -> None:
@@ -178,10 +193,10 @@ class _Ending:
     def __init__(self, order: Assignment, lifeline: int | None) -> None:
         self._job, self._asked, self._lifeline = order.job, "", lifeline
         for number in STOP_SIGNALS:
-            signal.signal(number, self._heed)
+            signal.signal(number, self._note_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
-    def _heed(self, number: int, frame: FrameType | None) -> None:
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
         # In a job, SIGUSR1 is the scheduler's notice of the time limit. One that comes far too early is
         # ignored: `why` stops the worker in time.
         if number != signal.SIGUSR1 or self._job is None:

@@ -78,12 +78,10 @@ def take_over(
     Raises:
         OSError: the folder did not stop changing, or the file system refused.
     """
-    if not ledger.objects.in_place:
-        return None
     target = folder / layout.WORK
     for attempt in reversed(attempts):
         source = work_of(ledger, instance, attempt)
-        if not source.is_dir() or is_discarded(ledger, instance, attempt):
+        if source is None or not source.is_dir() or is_discarded(ledger, instance, attempt):
             continue
         # Renaming under a live owner would let it write on in our folder through its open files.
         is_gone = attempt.end is not None or inspect_owner(instance, attempt).liveness is Liveness.GONE
@@ -234,7 +232,7 @@ def undo(made: Sequence[Path]) -> None:
 def _files(path: Path) -> list[Path]:
     """Return the files of a path: the file itself, or all files of a folder."""
     if not path.is_dir():
-        return [] if path.name.startswith(".nfs") else [path]
+        return [] if TRANSIENT.fullmatch(path.name) else [path]
     return [file for child in sorted(path.iterdir()) if child.exists() for file in _files(child)]
 
 

@@ -214,29 +214,16 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
     seen = None if answer.problem else answer.seen.get((accepted.job, index))
     report = filed.reports.get(index)
     if seen is not None and seen.name not in ("", filed.submission.name):
-        ours = None if gap else is_ours(filed, seen)
-        # Accounting keeps earlier jobs of the same number, so only a current listing proves the loss.
-        if ours is False and not gap and seen.listed:
-            lost = f"the scheduler lost it, and gave its number to {seen.name}"
-            return ended(JobEnd(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost))
-        if ours is None and not gap and seen.over is None:
-            why = f"job {name} is {seen.word} under the name {seen.name}: it was renamed, or is another job"
-            return judgement(Phase.UNKNOWN, why, seen._replace(phase=Phase.UNKNOWN))
+        if not gap and (other := _of_another_name(filed, index, seen)) is not None:
+            return other
         # An observation that may be another job's is ignored.
-        seen = None if gap or not ours else seen
+        seen = None if gap or not is_ours(filed, seen) else seen
     if seen is not None and seen.over is not None and not (seen.may_return and gap):
         return ended(_completed(seen.over, filed, report), seen)
     # Accounting may show a job as running for ever, for example after a controller's loss of data.
     last_words = report is not None and not report.requeued
     if seen is not None and not (seen.phase in (Phase.UNKNOWN, Phase.OVER) and last_words):
-        if seen.over is not None:
-            told = seen._replace(phase=Phase.UNKNOWN, over=None)
-            return judgement(
-                Phase.UNKNOWN, f"job {name} ended {seen.word}, and may be started anew: {gap}", told
-            )
-        if gap and not seen.listed:
-            return judgement(Phase.UNKNOWN, f"job {name} is {seen.word} by its accounts: {gap}", seen)
-        return judgement(seen.phase, _living(name, seen) + _of_driver(filed.driver), seen)
+        return _not_over(filed, index, seen, gap)
     if report is not None and last_words:
         return ended(_reported(index, report))
     if answer.problem:
@@ -244,6 +231,31 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
     why = gap or "the scheduler does not list it"
     absence = "" if gap else f"{answer.scope} lists all jobs of {_user(filed.submission)}, and not this one"
     return judgement(Phase.UNKNOWN, f"job {name}, accepted at {accepted.at}: {why}", absence=absence)
+
+
+def _of_another_name(filed: SubmissionState, index: int, seen: JobObservation) -> Judgement | None:
+    """Judge a task whose number a complete listing shows under another name; None if the job is ours."""
+    ours, name = is_ours(filed, seen), filed.name(index)
+    # Accounting keeps earlier jobs of the same number, so only a current listing proves the loss.
+    if ours is False and seen.listed:
+        lost = f"the scheduler lost it, and gave its number to {seen.name}"
+        over = JobEnd(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost)
+        return Judgement(filed, index, Phase.OVER, ending(name, over), None, over)
+    if ours is None and seen.over is None:
+        why = f"job {name} is {seen.word} under the name {seen.name}: it was renamed, or is another job"
+        return Judgement(filed, index, Phase.UNKNOWN, why, seen._replace(phase=Phase.UNKNOWN))
+    return None
+
+
+def _not_over(filed: SubmissionState, index: int, seen: JobObservation, gap: str) -> Judgement:
+    """Judge a task that the scheduler reports, and whose end is not proven."""
+    judgement, name = partial(Judgement, filed, index), filed.name(index)
+    if seen.over is not None:
+        ended = f"job {name} ended {seen.word}, and may be started anew: {gap}"
+        return judgement(Phase.UNKNOWN, ended, seen._replace(phase=Phase.UNKNOWN, over=None))
+    if gap and not seen.listed:
+        return judgement(Phase.UNKNOWN, f"job {name} is {seen.word} by its accounts: {gap}", seen)
+    return judgement(seen.phase, _living(name, seen) + _of_driver(filed.driver), seen)
 
 
 def listing_gap(submission: Submission, answer: JobListing, asker: Asker) -> str:

@@ -223,7 +223,7 @@ class DriverRecords:
             restart=self._restart, beat=self._written.beat, text=text, lost=tuple(lost), at=now()
         )
         self._submissions.drive(self._number, status)
-        self._upload_log()
+        self._objects.share(self._logs)
 
     def write_report(self, code: int, why: str, *, claimed: bool) -> None:
         """Write the exit report, if the store answers.
@@ -245,12 +245,7 @@ class DriverRecords:
         )
         with contextlib.suppress(OSError):
             self._submissions.report(self._number, 0, self._restart, report)
-            self._upload_log()
-
-    def _upload_log(self) -> None:
-        """Upload the log to a bucket, where others cannot see it as it grows."""
-        if not self._objects.in_place:
-            self._objects.upload(self._logs)
+            self._objects.share(self._logs)
 
 
 class WorkerRecords:

@@ -19,7 +19,6 @@ from orchestrator.api.logs import (
     interesting_stage,
     metrics_of,
     named_stage,
-    size_of,
 )
 from orchestrator.api.status import explain
 from orchestrator.api.waiting import decision_line
@@ -171,7 +170,7 @@ def log_text(site: Site, served: Served, request: Request) -> Response:
     cell = seen.cell(request.query_params.get("cell", ""))
     instance, number = _log_of(seen, cell, request)
     key, objects = layout.log(instance, number), seen.view.ledger.objects
-    if not number or not size_of(objects, key):
+    if not number or not objects.size(key):
         raise Unknown(f"{instance.name} of {cell.id} has no log")
 
     def parts() -> Iterator[bytes]:
@@ -311,7 +310,7 @@ class LogPart(NamedTuple):
 
 def last_part(objects: ObjectStore, key: str) -> LogPart:
     """Return the end of a log, from the beginning of a line on."""
-    start = max(0, size_of(objects, key) - LOG_TAIL)
+    start = max(0, objects.size(key) - LOG_TAIL)
     part = part_from(objects, key, start)
     if not start:
         return part

@@ -57,15 +57,13 @@ def stamp_of(view: SweepState) -> Stamp:
     Args:
         view: the sweep state.
     """
-    objects = view.ledger.objects
-    if not objects.in_place:
-        return None
     name = view.sweep.name
     stages = {instance.stage for instance in view.sweep.stages.values()}
     keys = [layout.requests(name), layout.revisions(name), layout.submissions(name)]
     keys += [layout.void_index(stage) for stage in sorted(stages)]
     keys += [layout.retired_index(stage, policy) for stage in sorted(stages) for policy in RETIRING]
-    return tuple(_changed_ns(objects.folder(key)) for key in keys)
+    folders = [folder for key in keys if (folder := view.ledger.objects.shared_folder(key)) is not None]
+    return tuple(map(_changed_ns, folders)) if folders else None
 
 
 def _changed_ns(folder: Path) -> int:

@@ -51,7 +51,7 @@ from orchestrator.sft.workload import (
     speed_of,
     training,
 )
-from orchestrator.stage import Config, plain
+from orchestrator.spec import Config, plain
 
 _AGAIN = {
     True: "computes layers again",
@@ -229,8 +229,8 @@ class _Training(NamedTuple):
 START_S, COMPILE_S = 25.0, 30.0
 """Seconds of a rehearsal: starts of processes, scoring and two answers; and to compile layers, once.
 
-Together 80 were measured with 0.4 B parameters on an H100 (docs/gpu.md), with interpreters of their own and
-answers of 512 tokens. That forks and answers of 128 tokens save 25 of them is predicted.
+Together 45 were measured with 0.4 B parameters on an H100 with 16 cores (docs/gpu.md); ten more are left for
+slower file systems.
 """
 REREAD_GB_S = 1.5
 """Bandwidth at which a node reads what it has just written or read, as measured (docs/gpu.md)."""

@@ -225,11 +225,12 @@ def prepare() -> None:
     can grow prevent that memory is lost between tensors of different sizes.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if hasattr(torch.cuda.memory, "_set_allocator_settings"):
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    if change is not None:
+        change("expandable_segments:True")
         # Pages of host memory are touched by several threads, outside of the driver's lock.
         with contextlib.suppress(RuntimeError, ValueError):  # other names in another version
-            torch.cuda.memory._set_allocator_settings(
+            change(
                 "expandable_segments:True,pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
             )
     # Compiled kernels outlast a job, whose /tmp may be its own, and serve all cells.

@@ -11,6 +11,8 @@ import ast
 import contextlib
 import functools
 import importlib.util
+import json
+import math
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,10 +25,10 @@ LFS = b"version https://git-lfs.github.com/spec/"
 """First bytes of a git-lfs pointer, which a clone without git-lfs has in place of a large file."""
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER = "tokenizer.json"
-_PREFIXES = ("_orig_mod.", "module.")
-"""Prefixes of weight names that were saved through the wrappers of torch.compile and DDP."""
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-"""Element types of weights that are not quantised."""
+_PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
+"""Prefixes of weight names that were saved through the wrappers of torch.compile, DDP, FSDP and PEFT."""
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Element types of weights that are not quantised, and their sizes in bytes."""
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes without a default end token."""
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
@@ -46,6 +48,8 @@ _CONTEXT = (
     *("max_target_positions", "max_sequence_length", "max_seq_length", "n_ctx"),
 )
 """Names that architectures use for their number of positions, the most common first."""
+_MAX_FACTOR = 1e6
+"""Factor of rotary scaling from which a number is a mistake, our choice."""
 _EXTENDED = ("llama3", "longrope", "su", "mrope", "default", "proportional")
 """Kinds of rotary embeddings whose `max_position_embeddings` is the extended length, as in vLLM."""
 
@@ -101,12 +105,8 @@ def _state_of(folder: Path, paths: Iterable[Path]) -> _State:
 
 @functools.lru_cache(maxsize=256)
 def _lfs_pointers(folder: Path, state: _State) -> list[str]:
-    return [name for name, size, _ in state if size < 1024 and _is_pointer(folder / name)]
-
-
-def _is_pointer(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(LFS)) == LFS
+    small = [name for name, size, _ in state if size < 1024]
+    return [name for name in small if (folder / name).read_bytes().startswith(LFS)]
 
 
 @functools.lru_cache(maxsize=256)
@@ -116,10 +116,12 @@ def _inspect(folder: Path, state: _State) -> ModelFolder:
         names = {name for name, _, _ in state}
         if pointers := [name for name in _lfs_pointers(folder, state) if _NEEDED.fullmatch(name)]:
             raise _Wrong(f"{pointers[0]} is a git-lfs pointer, not the file: git lfs pull")
+        if "adapter_config.json" in names:
+            raise _Wrong("adapter_config.json: an adapter; merge it into its model's weights first")
         config = _json(folder / "config.json")
         text = text_config(config)
         context = context_tokens(text)
-        _check_architecture(config, text, names)
+        _check_architecture(config, text)
         rows = _check_weights(_weights(folder, names), text)
         _check_tokenizer(folder, names, config, text, rows)
     except _Wrong as wrong:
@@ -131,10 +133,11 @@ def _inspect(folder: Path, state: _State) -> ModelFolder:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = msgspec.json.decode(path.read_bytes())
+        # Not msgspec: transformers writes Infinity and NaN, as in the `time_step_limit` of Mamba 2.
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise _Wrong(f"no {path.name}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _Wrong(f"{path.name} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise _Wrong(f"{path.name} is no JSON object")
@@ -151,8 +154,7 @@ def context_tokens(text: Mapping[str, Any]) -> int | None:
     """Return the positions of a model, including those that scaled rotary embeddings add.
 
     Linear, dynamic and YaRN scaling multiply the original length (``original_max_position_embeddings``, else
-    the config's own). Other kinds state the extended length. With YaRN, a factor of 4 and an original length
-    of 32,768, a model has 131,072 positions.
+    the config's own): 32,768 by 4 makes 131,072 positions. Other kinds state the extended length.
     """
     named = (text.get(key) for key in _CONTEXT)
     found = next((value for value in named if isinstance(value, int)), 0)
@@ -163,7 +165,7 @@ def context_tokens(text: Mapping[str, Any]) -> int | None:
         return found  # gemma3 states the extended length for all kinds of layers
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     factor = scaling.get("factor")
-    if kind in _EXTENDED or not isinstance(factor, int | float):
+    if kind in _EXTENDED or not isinstance(factor, int | float) or not factor < _MAX_FACTOR:
         return found
     original = scaling.get("original_max_position_embeddings")
     return max(found, int((original if isinstance(original, int) else found) * factor))
@@ -172,12 +174,13 @@ def context_tokens(text: Mapping[str, Any]) -> int | None:
 # The architecture
 
 
-def _check_architecture(config: Mapping[str, Any], text: Mapping[str, Any], names: set[str]) -> None:
+def _check_architecture(config: Mapping[str, Any], text: Mapping[str, Any]) -> None:
     """Check that the installed transformers can fine-tune this kind of model."""
-    model_type = config.get("model_type")
+    for name in ("vocab_size", "num_hidden_layers", "n_layer"):
+        if (value := text.get(name)) is not None and (type(value) is not int or value < 1):
+            raise _Wrong(f"config.json: {name} is {value!r}, not a whole number from 1")
+    model_type = str(config.get("model_type"))
     known, causal = _architectures()
-    if "adapter_config.json" in names:
-        raise _Wrong("adapter_config.json: an adapter beside the weights; merge it into them first")
     if config.get("quantization_config") or text.get("quantization_config"):
         raise _Wrong("config.json: quantization_config; full fine-tuning takes unquantised weights")
     # Without its source, as in a zip archive, nothing is known and no model is refused here.
@@ -249,6 +252,8 @@ def _weights(folder: Path, names: set[str]) -> dict[str, _Tensor]:
         there = there or (f"; there is {others[0]}" if others else "")
         raise _Wrong(f"no model.safetensors or {_INDEX}{there}")
     found = {name: tensor for file in files for name, tensor in _header(folder / file).items()}
+    if not found:
+        raise _Wrong(f"{files[0]} holds no weights")
     if absent := [name for name in index if name not in found]:
         raise _Wrong(f"{index[absent[0]]} has no {absent[0]}: {_INDEX} says that it does")
     return found
@@ -268,7 +273,13 @@ def _header(path: Path) -> dict[str, _Tensor]:
         tensors = {name: msgspec.json.decode(value, type=_Tensor) for name, value in header.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _Wrong(f"{path.name} is no safetensors file: {error}") from None
-    end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
+        start, next_start = tensor.data_offsets
+        num_bytes = math.prod(tensor.shape) * _FLOATS.get(tensor.dtype, 0) or next_start - start
+        if start != end or next_start - start != num_bytes:
+            raise _Wrong(f"{path.name} is damaged: {name} does not have the bytes of its shape")
+        end = next_start
     # A download that was cut off leaves a whole header and too few bytes after it.
     if 8 + length + end != size:
         raise _Wrong(f"{path.name} is truncated or damaged: {size:,} bytes instead of {8 + length + end:,}")
@@ -285,7 +296,9 @@ def _check_weights(weights: Mapping[str, _Tensor], text: Mapping[str, Any]) -> i
                 f" {first.removeprefix(prefix)} is missing; save the model without its wrapper"
             )
     for name, tensor in weights.items():
-        if name.endswith(".weight") and tensor.dtype not in _FLOATS:
+        # Of other types are buffers such as masks. No buffer is a weight or of 8-bit floats.
+        is_weight = "weight" in name.rpartition(".")[2] or tensor.dtype.startswith(("F8", "F4"))
+        if is_weight and tensor.dtype not in _FLOATS:
             raise _Wrong(
                 f"{name} is of type {tensor.dtype}: quantised; full fine-tuning takes unquantised weights"
             )
@@ -295,27 +308,27 @@ def _check_weights(weights: Mapping[str, _Tensor], text: Mapping[str, Any]) -> i
             layers.setdefault(match[1], set()).add(int(match[2]))
     number = text.get("num_hidden_layers", text.get("n_layer"))
     for path, found in layers.items():
-        if isinstance(number, int) and (missing := set(range(number)) - found):
+        # Counted, not listed: the number may be absurd.
+        there = sorted(layer for layer in found if isinstance(number, int) and layer < number)
+        if isinstance(number, int) and (missing := number - len(there)) > 0:
+            absent = next((n for n, layer in enumerate(there) if n != layer), len(there))
+            more = f" and {missing - 1} more layers" if missing > 1 else ""
             raise _Wrong(
-                f"config.json: {number} layers, but the weights of {path}.{min(missing)}"
-                + (f" and {len(missing) - 1} more layers" if len(missing) > 1 else "")
-                + " are missing"
+                f"config.json: {number} layers, but the weights of {path}.{absent}{more} are missing"
             )
     return _check_embedding(weights, text)
 
 
 def _check_embedding(weights: Mapping[str, _Tensor], text: Mapping[str, Any]) -> int | None:
     """Check that the embedding has a row per token of the vocabulary. Return the number of rows."""
-    named = [
-        (name, tensor.shape)
-        for name, tensor in weights.items()
-        if _EMBEDDINGS.search(name) and not _OTHER_TOWERS.search(name)
-    ]
     size = text.get("vocab_size")
-    for name, shape in named:
-        if isinstance(size, int) and shape[0] != size:
-            raise _Wrong(f"config.json: vocab_size {size}, but {name} has {shape[0]} rows")
-        return shape[0]
+    for name, tensor in weights.items():
+        if not _EMBEDDINGS.search(name) or _OTHER_TOWERS.search(name):
+            continue
+        rows = tensor.shape[0] if len(tensor.shape) == 2 else 0
+        if rows != (size or rows or 1):
+            raise _Wrong(f"config.json: vocab_size {size}, but {name} has {rows} rows")
+        return rows
     return size if isinstance(size, int) else None
 
 
@@ -355,12 +368,10 @@ def _check_tokenizer(
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise _Wrong(f"{_TOKENIZER} is no tokenizer: {error}") from None
         vocabulary = tokenizer.model.vocab
-        largest = (
-            max(vocabulary.values(), default=-1) if isinstance(vocabulary, dict) else len(vocabulary) - 1
-        )
+        ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+        largest = max(ids.values(), default=-1) if ids else len(vocabulary) - 1
         if rows is not None and largest >= rows:
             raise _Wrong(f"{_TOKENIZER}: tokens up to id {largest}, but the embedding has {rows} rows")
-        ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
         ids.update((token.content, token.id) for token in tokenizer.added_tokens)
     for name in ("eos_token", "pad_token", "bos_token"):
         token = settings.get(name)
@@ -372,7 +383,9 @@ def _check_tokenizer(
             )
     end = settings.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
-    known = {*ids, *(token.get("content") for token in (settings.get("added_tokens_decoder") or {}).values())}
+    added = settings.get("added_tokens_decoder")
+    tokens = added.values() if isinstance(added, dict) else ()
+    known = [*ids, *(token.get("content") for token in tokens if isinstance(token, dict))]
     if ids and end and end not in known:
         raise _Wrong(f"tokenizer_config.json: eos_token {end!r} is no token of {_TOKENIZER}")
     is_generic = settings.get("tokenizer_class") in _GENERIC  # other classes have a default end token
@@ -381,5 +394,7 @@ def _check_tokenizer(
     for key in ("pad_token_id", "eos_token_id"):
         numbers = text.get(key, config.get(key))
         for number in numbers if isinstance(numbers, list) else [numbers]:
-            if rows is not None and isinstance(number, int) and number >= rows:
+            if number is not None and type(number) is not int:
+                raise _Wrong(f"config.json: {key} is {number!r}, not the id of a token")
+            if rows is not None and number is not None and number >= rows:
                 raise _Wrong(f"config.json: {key} {number} is outside the vocabulary of {rows}")

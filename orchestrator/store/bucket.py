@@ -1,224 +1,28 @@
 """A store in a bucket. Records are objects; payload is prepared in, and downloaded to, a node-local cache.
 
-The cache is shared by all processes of the node. It evicts whole units, such as one attempt's folder or one
-code snapshot, least recently used first, when its size exceeds the limit. A unit in use is never evicted:
-each process that uses it holds a shared lock on a file, and child processes inherit that lock.
+A code snapshot is one tar archive. Equal files give equal bytes on every machine.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
+import io
 import os
-import shutil
-import time
+import tarfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from orchestrator.errors import UserError
+from orchestrator.core.records import CodeFile
 from orchestrator.manifest import File, damage
+from orchestrator.store import layout
+from orchestrator.store.cache import Cache
 from orchestrator.store.client import Connection, Move, Transfer
+from orchestrator.store.code import PlannedFile
 from orchestrator.store.objects import TEMPORARY, Keepalive, Listing, idle
 from orchestrator.store.publishing import BucketPublisher
 
-ROOT, LIMIT = "SWEEP_CACHE", "SWEEP_CACHE_GIB"
-DEFAULT_ROOT, DEFAULT_GIB = "~/.cache/polysweep", 100.0
-SHRINK_S, WAIT_S = 60.0, 0.2
-_LOCKS, _TRASH = ".locks", ".trash"
-_UNITS = {"payload": 4, "code": 2}
-"""First part of a key to the number of parts that name one unit: ``payload/<stage>/<digest>/<n>`` and
-``code/<digest>``. Files under other keys are never evicted.
-"""
-
-
-class Unit(NamedTuple):
-    """A folder that is evicted as a whole. Units sort by last use, oldest first.
-
-    Attributes:
-        used_s: Time of the last use, in seconds since 1970; 0 when unknown.
-        size: Size in bytes.
-        folder: The folder.
-        lock: File that its users lock.
-    """
-
-    used_s: float
-    size: int
-    folder: Path
-    lock: Path
-
-
-class Cache:
-    """The part of the node's cache that belongs to one store.
-
-    Args:
-        url: Address of the store.
-        home: Folder of the caches of all stores; None for the one that the environment names.
-
-    Raises:
-        UserError: The size limit in the environment is not a number.
-    """
-
-    def __init__(self, url: str, home: Path | None = None) -> None:
-        self.home = home or Path(os.environ.get(ROOT) or DEFAULT_ROOT).expanduser().absolute()
-        # Buckets of two servers may have the same name, so the server is part of the cache's name.
-        server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-        digest = hashlib.sha256(f"{url} {server}".encode()).hexdigest()
-        self.root = self.home / f"{url.partition('://')[2].partition('/')[0]}-{digest[:12]}"
-        self.limit_bytes = _limit_bytes()
-        self._held: dict[str, int] = {}
-        self._shrunk_s = -SHRINK_S
-
-    def folder(self, prefix: str) -> Path:
-        """Return the local folder of a prefix, which may not exist."""
-        return self.root / prefix
-
-    def hold(self, prefix: str) -> Path:
-        """Mark the unit of a prefix as in use by this process, and return the prefix's folder.
-
-        The mark lasts until `release`, or until the process and all children that inherited it have exited.
-        """
-        unit = _unit(prefix)
-        if unit and unit not in self._held:
-            # A shared lock: any number of processes may use a unit. Eviction needs the exclusive one.
-            handle = _open_lock(_lock_of(self.root, unit))
-            # Without file locks, the recent time of use still makes this unit one of the last to be evicted.
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_SH)
-            self._held[unit] = handle
-        if unit:
-            with contextlib.suppress(OSError):
-                # The lock file's modification time is the time of last use, for the eviction order.
-                os.utime(_lock_of(self.root, unit))
-        return self.folder(prefix)
-
-    def release(self, prefix: str) -> None:
-        """Drop this process's hold on the unit of a prefix."""
-        handle = self._held.pop(_unit(prefix), None)
-        if handle is not None:
-            os.close(handle)
-
-    def clear(self, prefix: str) -> None:
-        """Remove the local files under a prefix."""
-        path = self.folder(prefix)
-        # A link is removed itself; the folder that it points to may lie outside the cache.
-        if path.is_dir() and not path.is_symlink():
-            _remove(path, self.home)
-        else:
-            path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def filling(self, prefix: str, keepalive: Keepalive) -> Iterator[None]:
-        """Let one process at a time download a unit, so that no file is downloaded twice.
-
-        Args:
-            prefix: Prefix of the files to download.
-            keepalive: Called repeatedly while another process downloads.
-        """
-        handle = _open_lock(_lock_of(self.root, _unit(prefix) or prefix).with_suffix(".filling"))
-        try:
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    keepalive()
-                    time.sleep(WAIT_S)
-                    continue
-                except OSError:  # a file system without locks: the file may be downloaded twice
-                    pass
-                break
-            yield
-        finally:
-            os.close(handle)
-
-    def shrink(self) -> None:
-        """Evict the least recently used units until the cache fits its limit; at most once a minute."""
-        if time.monotonic() - self._shrunk_s < SHRINK_S:
-            return
-        self._shrunk_s = time.monotonic()
-        # Processes that were killed in the middle of a removal leave folders in the trash.
-        shutil.rmtree(self.home / _TRASH, ignore_errors=True)
-        units = sorted(self._units())
-        left = sum(unit.size for unit in units)
-        for unit in units:
-            if left <= self.limit_bytes:
-                return
-            if _remove_unused(unit, self.home):
-                left -= unit.size
-
-    def _units(self) -> Iterator[Unit]:
-        # The limit applies to the caches of all stores together.
-        for store in self.home.glob("*/"):
-            for first, depth in _UNITS.items():
-                for folder in store.glob("/".join([first, *"*" * (depth - 1)])):
-                    lock = _lock_of(store, folder.relative_to(store).as_posix())
-                    with contextlib.suppress(OSError):
-                        used_s = lock.stat().st_mtime if lock.exists() else 0.0
-                        yield Unit(used_s, _size(folder), folder, lock)
-
-
-def _limit_bytes() -> float:
-    text = os.environ.get(LIMIT) or str(DEFAULT_GIB)
-    try:
-        gib = float(text)
-    except ValueError:
-        gib = -1.0
-    if not gib >= 0:
-        raise UserError(f"{LIMIT} is {text!r}", allowed="a number of GiB, such as 100", fix=f"unset {LIMIT}")
-    return gib * 2**30
-
-
-def _unit(prefix: str) -> str:
-    parts = prefix.split("/")
-    depth = _UNITS.get(parts[0], 0)
-    return "/".join(parts[:depth]) if depth and len(parts) >= depth else ""
-
-
-def _lock_of(store: Path, unit: str) -> Path:
-    return store / _LOCKS / f"{unit.replace('/', '+')}.used"
-
-
-def _open_lock(path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-
-
-def _remove_unused(unit: Unit, home: Path) -> bool:
-    handle = _open_lock(unit.lock)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(unit.folder, home)
-    except OSError:  # in use
-        return False
-    finally:
-        os.close(handle)
-    return True
-
-
-def _remove(folder: Path, home: Path) -> None:
-    """Rename a folder into the trash, then delete it.
-
-    The rename is atomic, so no process sees a folder that is half deleted.
-    """
-    trash = home / _TRASH / uuid.uuid4().hex
-    # Repeated because another process may empty the trash between mkdir and rename.
-    while folder.exists():
-        trash.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            folder.replace(trash)
-    shutil.rmtree(trash, ignore_errors=True)
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += Path(place, name).lstat().st_size
-    return total
-
+ARCHIVE = "files.tar"
+"""Name of the archive of a code snapshot, in its folder."""
 
 LEASE_S = 120.0
 """Shortest lease in seconds. A live worker may be silent for a heartbeat interval and its time limit (20 s),
@@ -300,9 +104,17 @@ class RemoteStore:
 
     # Payload
 
+    def size(self, key: str) -> int:
+        """List the folder of the file."""
+        folder, _, name = key.rpartition("/")
+        return self.trees([folder])[folder].get(name, 0)
+
     def folder(self, prefix: str) -> Path:
         """Return the place in the cache."""
         return self.cache.folder(prefix)
+
+    def shared_folder(self, prefix: str) -> None:
+        """Return None: the cache is this node's alone."""
 
     def workspace(self, prefix: str) -> Path:
         """Return a folder in the cache; for payload, it is empty at first use."""
@@ -327,6 +139,10 @@ class RemoteStore:
         if moves:
             self.connection.call("upload", moves=moves, keepalive=keepalive)
 
+    def share(self, prefix: str) -> None:
+        """Upload the files."""
+        self.upload(prefix)
+
     def begin_upload(self, prefix: str, paths: Iterable[str], *, folder: Path | None = None) -> Transfer:
         """Start an upload of some files, and return at once.
 
@@ -344,6 +160,10 @@ class RemoteStore:
     def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> BucketPublisher:
         """Return the uploads of an attempt; see `BucketPublisher`."""
         return BucketPublisher(self, key, adopted=adopted, warn=warn)
+
+    def archives(self) -> BucketArchives:
+        """Return the archives of the code snapshots in the bucket."""
+        return BucketArchives(self)
 
     def discard(self, prefix: str) -> None:
         """Delete objects, but keep the local files, which belong to their writer."""
@@ -398,3 +218,115 @@ def _is_held(folder: Path, file: File, *, content: bool) -> bool:
         return damage(folder, [file], content=content) is None
     except OSError:
         return False
+
+
+class BucketArchives:
+    """The code snapshots in a bucket, each an archive.
+
+    Args:
+        objects: The bucket.
+    """
+
+    def __init__(self, objects: RemoteStore) -> None:
+        self._objects = objects
+
+    def keep(self, digest: str, items: Sequence[PlannedFile]) -> None:
+        """Store the files of a snapshot, unless the bucket already has exactly these bytes.
+
+        Args:
+            digest: Digest of the snapshot.
+            items: Its files, links and empty folders, in the order of the archive.
+
+        Raises:
+            OSError: The bucket did not answer.
+        """
+        objects, prefix, archive = self._objects, layout.code_archive(digest), _packed(items)
+        found = self._fetched(digest)
+        if found == archive:
+            return
+        if found is not None:
+            # The upload skips files whose size matches, so a damaged archive must be deleted first.
+            objects.delete(prefix)
+        folder = objects.workspace(prefix)
+        # Write and rename, so that a process that is killed leaves no half archive for the upload.
+        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        temporary.write_bytes(archive)
+        temporary.replace(folder / ARCHIVE)
+        objects.upload(prefix)
+        objects.release(prefix)
+
+    def files(self, digest: str, files: Sequence[CodeFile]) -> list[PlannedFile] | None:
+        """Return the listed files of a snapshot, whose content is not checked; None without an archive.
+
+        Args:
+            digest: Digest of the snapshot.
+            files: Files to return, as recorded in its manifest.
+
+        Raises:
+            OSError: The bucket did not answer.
+            ValueError: The bytes are not an archive, or a listed file is missing from it.
+        """
+        data = self._fetched(digest)
+        return None if data is None else _unpacked(data, files)
+
+    def _fetched(self, digest: str) -> bytes | None:
+        """Return the archive of a snapshot; None when there is none."""
+        objects, prefix = self._objects, layout.code_archive(digest)
+        size = objects.trees([prefix])[prefix].get(ARCHIVE)
+        if size is None:
+            return None
+        # The digest is left empty: the caller checks the files after it has unpacked them.
+        folder = objects.fetch(prefix, [File(ARCHIVE, size, "")])
+        try:
+            return (folder / ARCHIVE).read_bytes()
+        except FileNotFoundError:
+            return None
+        finally:
+            objects.release(prefix)
+
+
+def _packed(items: Sequence[PlannedFile]) -> bytes:
+    """Return a tar archive of the given files, links and empty folders, in the given order."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for file, data, mode in items:
+            # A new TarInfo has time 0 and no owner, so that equal code gives an equal archive.
+            info = tarfile.TarInfo(file.path)
+            info.mode = mode & 0o777
+            if file.kind == "folder":
+                info.type = tarfile.DIRTYPE
+            elif file.kind == "link":
+                info.type, info.linkname = tarfile.SYMTYPE, os.fsdecode(data)
+            else:
+                info.size = len(data)
+            archive.addfile(info, io.BytesIO(data if info.isreg() else b""))
+    return stream.getvalue()
+
+
+def _unpacked(data: bytes, files: Sequence[CodeFile]) -> list[PlannedFile]:
+    """Return the listed files of a snapshot from its archive; ignore all other members.
+
+    The content is not checked here.
+
+    Args:
+        data: Bytes of the archive.
+        files: Files to extract, as recorded in the snapshot's manifest.
+
+    Raises:
+        ValueError: The bytes are not an archive, or a listed file is missing from it.
+    """
+    items = []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            members = {member.name: member for member in archive}
+            # Only recorded files are taken: a damaged archive may hold absolute paths or "..".
+            for file in files:
+                member = members[file.path]
+                stream = archive.extractfile(member) if member.isreg() else None
+                content = stream.read() if stream is not None else os.fsencode(member.linkname)
+                items.append(PlannedFile(file, content, member.mode))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ValueError(str(error)) from error
+    except KeyError as error:
+        raise ValueError(f"{error} is not in it") from error
+    return items

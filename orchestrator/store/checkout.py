@@ -31,9 +31,9 @@ from typing import NamedTuple
 from orchestrator import provenance
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import UserError
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 from orchestrator.store.objects import ObjectStore
-from orchestrator.store.project import Ignored, git, is_hidden, is_installed, root_of
+from orchestrator.store.project import Ignored, git, imported_files, is_hidden, is_installed, root_of
 
 MAX_BYTES = 100_000_000
 MAX_ENTRIES, MAX_LISTED = 10_000, 50_000
@@ -67,6 +67,13 @@ _MAKES = re.compile(
     r"(?:[_-][\w-]+)?[\s=])\s*['\"]?$"
 )
 """Matches before a word that names an output: a redirection, ``tee``, or an option such as ``--out``."""
+
+
+_TAKES = re.compile(
+    r"(?:(?<!<)<|(?:^|[\s.])-{0,2}(?:[\w-]+[_-])?(?:data|dataset|inputs?|in|source|src|train|valid|validation|eval|test"
+    r"|vocab|vocabulary|dict|corpus|prompts?|tokenizer|labels?)(?:[_-][\w-]+)?[\s=])\s*['\"]?$"
+)
+"""Matches before a word that names an input of any suffix: ``<``, or an option such as ``--train-file``."""
 
 
 class _Seen(NamedTuple):
@@ -187,15 +194,23 @@ class Checkout:
         return {word: os.path.normpath(self._paths[0] / word) for word in words}
 
     def _named(self, words: Mapping[str, str]) -> Iterator[str]:
-        """Yield the words that name code, or settings that no command writes."""
-        made = {m[0] for c in self._commands for m in _WORD.finditer(c) if _MAKES.search(c, 0, m.start())}
+        """Yield the words that name code, and settings or data that no command writes."""
+        made, taken = (
+            {m[0] for c in self._commands for m in _WORD.finditer(c) if before.search(c, 0, m.start())}
+            for before in (_MAKES, _TAKES)
+        )
         for word, path in words.items():
             suffix = os.path.splitext(word)[1].lower()  # noqa: PTH122
             is_code = suffix in _SOURCES
+            is_given = suffix in _SETTINGS or word in taken or os.access(path, os.X_OK)
             if os.path.isfile(path) and (  # noqa: PTH113 - False for an impossible file name
-                is_code or (word not in made and (suffix in _SETTINGS or os.access(path, os.X_OK)))
+                is_code or (word not in made and is_given)
             ):
                 yield word
+                real = os.path.realpath(path)
+                # A script outside of the project finds its modules beside itself.
+                if suffix == ".py" and not any(Path(real).is_relative_to(root) for root in self._roots):
+                    yield from (os.path.relpath(each, self._paths[0]) for each in imported_files(real))
 
     def _digests(self, found: Mapping[str, tuple[str, os.stat_result]]) -> dict[str, str]:
         left, digests = MAX_BYTES, {}

@@ -30,8 +30,7 @@ from orchestrator.core.records import Code, CodeFile, CodeManifest
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.manifest import file_digest
-from orchestrator.store import archive, layout
-from orchestrator.store.archive import ArchiveMember
+from orchestrator.store import layout
 from orchestrator.store.objects import TEMPORARY, ObjectStore
 from orchestrator.store.project import (
     Found,
@@ -47,11 +46,25 @@ MAX_BYTES, MAX_FILES = 200_000_000, 20_000
 _IMPORTABLE = (".py", ".so")
 
 
+class PlannedFile(NamedTuple):
+    """One file of a planned snapshot.
+
+    Attributes:
+        file: Path, kind, size and digest.
+        data: Content of a file; target of a link; empty for a folder.
+        mode: Permission bits.
+    """
+
+    file: CodeFile
+    data: bytes
+    mode: int
+
+
 class SnapshotPlan(NamedTuple):
     """A snapshot ready to be stored: each file has been read once, and nothing has been written."""
 
     code: Code
-    items: tuple[ArchiveMember, ...]
+    items: tuple[PlannedFile, ...]
 
     @property
     def num_bytes(self) -> int:
@@ -103,9 +116,8 @@ def plan(
         mapped.append(PurePosixPath(places[root], path.relative_to(root).as_posix()).as_posix())
         # An import path without files is recorded as an empty folder, so that it exists in the snapshot too.
         if mapped[-1] not in folders:
-            items[mapped[-1]] = ArchiveMember(
-                CodeFile(path=mapped[-1], kind="folder", size=0, sha256=""), b"", 0
-            )
+            empty = CodeFile(path=mapped[-1], kind="folder", size=0, sha256="")
+            items[mapped[-1]] = PlannedFile(empty, b"", 0)
     files = [item.file for item in items.values()]
     git = provenance.without_diff(provenance.git_state(str(import_paths[0]))) if import_paths else {}
     code = Code(digest=digest_of(files), import_paths=tuple(mapped), git=git, version=version)
@@ -127,23 +139,23 @@ def version_of(code: Code, sweep: ComposedSweep, paths: Sequence[str]) -> str:
 
 
 def store(objects: ObjectStore, planned: SnapshotPlan) -> Code:
-    """Store a planned snapshot, or only its missing and damaged files. A whole snapshot is left as it is.
+    """Store a planned snapshot, or only its missing and damaged files; return its digest and paths.
 
-    Returns:
-        Its digest and paths.
+    A whole snapshot is left as it is.
 
     Raises:
         InfrastructureError: The store does not keep the snapshot.
     """
     digest = planned.code.digest
     items = sorted(planned.items, key=lambda item: item.file.path)
+    archives = objects.archives()
     try:
-        if not objects.in_place:
-            archive.keep(objects, digest, archive.packed(items))
+        if archives is not None:
+            archives.keep(digest, items)
         # Another launch may have stored the same code already.
         if not damage(objects, digest):
             return planned.code
-        if objects.in_place:
+        if archives is None:
             key = layout.code(digest)
             _write_all(objects.workspace(key), items)
             objects.upload(key)
@@ -177,14 +189,14 @@ def damage(objects: ObjectStore, digest: str) -> str:
         return "its record is not the one that was written"
     root = objects.fetch(layout.code(digest), ())
     problem = _damage(root, files)
-    if problem and not objects.in_place:
-        data = archive.fetched(objects, digest)
-        if data is None:
-            return "its archive is not in the store"
+    if problem and (archives := objects.archives()) is not None:
         try:
-            _write_all(root, archive.unpacked(data, files))
+            items = archives.files(digest, files)
         except ValueError as error:
             return f"its archive in the store is damaged ({error})"
+        if items is None:
+            return "its archive is not in the store"
+        _write_all(root, items)
         problem = _damage(root, files)
     return problem
 
@@ -212,6 +224,16 @@ def folder(objects: ObjectStore, digest: str) -> Path:
 def package_path(objects: ObjectStore, digest: str) -> Path:
     """Return the local folder with the `orchestrator` package, a worker's PYTHONPATH."""
     return folder(objects, digest) / layout.CODE_PACKAGE
+
+
+def python_path(package: Path, environment: Mapping[str, str]) -> str:
+    """Return a PYTHONPATH on which a package comes first, and then what an environment names.
+
+    Args:
+        package: folder with the package.
+        environment: whose own folders stay: packages may be installed there.
+    """
+    return os.pathsep.join(filter(None, (str(package), environment.get("PYTHONPATH"))))
 
 
 def import_paths(objects: ObjectStore, code: Code) -> tuple[str, ...]:
@@ -254,7 +276,7 @@ def _innermost(path: Path, roots: Iterable[Path]) -> Path:
     return max((root for root in roots if path.is_relative_to(root)), key=lambda root: len(root.parts))
 
 
-def _read(place: str, file: Found) -> ArchiveMember | None:
+def _read(place: str, file: Found) -> PlannedFile | None:
     path = f"{place}/{file.path}"
     try:
         # The digest is over UTF-8 text, so every name must be valid UTF-8.
@@ -269,7 +291,7 @@ def _read(place: str, file: Found) -> ArchiveMember | None:
     except OSError as error:
         raise unreadable(file.source, error) from error
     digest = hashlib.sha256(data).hexdigest()
-    return ArchiveMember(CodeFile(path=path, kind=file.kind, size=len(data), sha256=digest), data, file.mode)
+    return PlannedFile(CodeFile(path=path, kind=file.kind, size=len(data), sha256=digest), data, file.mode)
 
 
 def _check_size(found: Sequence[tuple[str, Found]], roots: Iterable[Path]) -> None:
@@ -331,7 +353,7 @@ def _problem(path: Path, file: CodeFile) -> str:
         return f"{file.path} cannot be read ({error.strerror})"
 
 
-def _write_all(root: Path, items: Sequence[ArchiveMember]) -> None:
+def _write_all(root: Path, items: Sequence[PlannedFile]) -> None:
     """Write missing and damaged files, and remove files that are not part of the snapshot."""
     root.mkdir(parents=True, exist_ok=True)
     for item in items:
@@ -340,7 +362,7 @@ def _write_all(root: Path, items: Sequence[ArchiveMember]) -> None:
         stray.unlink(missing_ok=True)
 
 
-def _write(root: Path, item: ArchiveMember) -> None:
+def _write(root: Path, item: PlannedFile) -> None:
     """Write a file under a temporary name and rename it, unless it exists with the right content."""
     path = root / item.file.path
     _make_folder(root, path if item.file.kind == "folder" else path.parent)

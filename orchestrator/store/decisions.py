@@ -12,9 +12,7 @@ from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.decisions import (
-    SweepFacts,
     SweepQuestion,
-    Undecided,
     Unfolded,
     answer,
     observe,
@@ -23,7 +21,7 @@ from orchestrator.core.decisions import (
 from orchestrator.core.records import Revision
 from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Value
 from orchestrator.core.search import is_round, trials_of
-from orchestrator.core.state import StageStatus, State
+from orchestrator.core.state import StageStatus, State, SweepFacts, Undecided
 from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
 from orchestrator.registry import load, require
 from orchestrator.store import layout
@@ -175,12 +173,19 @@ class DecisionLog:
                 raise InfrastructureError(f"{key} was created and cannot be read")
         return None
 
+    def open(self, facts: SweepFacts) -> Undecided | None:
+        """Return the next decision, with the reason why it was not made yet; None if no decision is left."""
+        if (question := self.unfolded.question) is None:
+            return None
+        seen = self.look(facts)
+        return seen if isinstance(seen, Undecided) else question.undecided("its cells have ended", True)
+
     def look(self, facts: SweepFacts) -> tuple[SeenCell, ...] | Undecided:
         """Return what the next decision sees, or why it waits."""
         question = self.unfolded.question
         assert question is not None
         if self.damage is not None:
-            return Undecided(question, f"its record is damaged: {self.damage.fix}", False)
+            return question.undecided(f"its record is damaged: {self.damage.fix}", False)
         seen = observe(question, self.unfolded.sweep.stages, facts)
         if isinstance(seen, Undecided):
             return seen._replace(waits_for=_waiting_cells(question, facts.status_of))
@@ -188,7 +193,7 @@ class DecisionLog:
             try:
                 require("search", what=_WHAT)
             except UserError as error:
-                return Undecided(question, f"its cells have ended; {error.what} here: {error.fix}", True)
+                return question.undecided(f"its cells have ended; {error.what} here: {error.fix}", True)
         return seen
 
     def _proposed(self, seen: Sequence[SeenCell]) -> tuple[tuple[dict[str, Value], ...], str]:

@@ -22,11 +22,11 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.provenance import is_gone
 from orchestrator.registry import KEPT, load
-from orchestrator.stage import StageSpec
+from orchestrator.spec import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched, StageIndex, error_line, is_transient
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.objects import PosixStore, levels
+from orchestrator.store.objects import PosixStore
 
 
 def read_ahead(
@@ -57,7 +57,7 @@ def read_ahead(
     above = [layout.stage_records(stage) for stage in stages]
     listings = objects.list_many([*prefixes, *(() if counted else above)])
     for prefix, paths in objects.trees(above if counted else ()).items():
-        listings |= levels(prefix, paths)
+        listings |= layout.levels(prefix, paths)
     known = ledger.knowing(Prefetched({}, listings))
 
     products = _products(known, instances)

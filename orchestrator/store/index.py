@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from orchestrator.store.objects import is_network
+from orchestrator.provenance import is_network
 from orchestrator.store.table import Rows, arrow_table
 
 KEY = "__key"

@@ -29,7 +29,10 @@ These functions build the keys, so that the whole layout can be seen in one plac
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
+
+from orchestrator.store.objects import Listing
 
 
 class Named(Protocol):
@@ -278,3 +281,19 @@ def parse_generation(name: str) -> tuple[str, int] | None:
     digest, _, rest = name.partition(".")
     generation, _, suffix = rest.partition(".")
     return (digest, int(generation)) if suffix == "json" and generation.isdigit() else None
+
+
+def levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
+    """Return the listing of each level under a prefix, given all paths below it."""
+    files: dict[str, set[str]] = {prefix: set()}
+    folders: dict[str, set[str]] = {prefix: set()}
+    for path in paths:
+        *above, name = path.split("/")
+        place = prefix
+        for part in above:
+            folders.setdefault(place, set()).add(part)
+            place = f"{place}/{part}"
+            files.setdefault(place, set())
+        files[place].add(name)
+    folder_names = {place: tuple(sorted(folders.get(place, ()))) for place in files}
+    return {place: Listing(tuple(sorted(files[place])), folder_names[place]) for place in files}

@@ -34,7 +34,7 @@ from orchestrator.store.access import Prefetched
 from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.index import Index, index_folder, name_of
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.objects import Listing, levels
+from orchestrator.store.objects import Listing
 
 _FINAL = re.compile(
     r"((done|void|retired)/.+"
@@ -119,7 +119,7 @@ class IndexedBucket(RemoteStore):
         paths: list[str] = self.connection.call("span", sweep, "requests", "submissions")
         for part in ("requests", "submissions"):
             mine = [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
-            self._journals |= levels(f"{sweep}/{part}", mine)
+            self._journals |= layout.levels(f"{sweep}/{part}", mine)
 
 
 class IndexedLedger(Ledger):
@@ -199,7 +199,7 @@ class _Look:
 
     def _list_whole(self, *prefixes: str) -> None:
         for prefix, paths in self._bucket.trees(prefixes).items():
-            self._listings |= levels(prefix, paths)
+            self._listings |= layout.levels(prefix, paths)
 
     def _at(self, prefix: str) -> Listing:
         return self._listings.get(prefix, _NOTHING)

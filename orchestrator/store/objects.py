@@ -11,11 +11,16 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from orchestrator.manifest import NO_FILE, File, fsync_path, fsync_tree
+from orchestrator.provenance import is_network
+
+if TYPE_CHECKING:
+    from orchestrator.core.records import CodeFile
+    from orchestrator.store.code import PlannedFile
 
 
 class Listing(NamedTuple):
@@ -23,24 +28,6 @@ class Listing(NamedTuple):
 
     files: tuple[str, ...]
     folders: tuple[str, ...]
-
-
-def levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
-    """Return the listing of each level under a prefix, given all paths below it."""
-    files: dict[str, set[str]] = {prefix: set()}
-    folders: dict[str, set[str]] = {prefix: set()}
-    for path in paths:
-        *above, name = path.split("/")
-        place = prefix
-        for part in above:
-            folders.setdefault(place, set()).add(part)
-            place = f"{place}/{part}"
-            files.setdefault(place, set())
-        files[place].add(name)
-    return {
-        place: Listing(tuple(sorted(names)), tuple(sorted(folders.get(place, ()))))
-        for place, names in files.items()
-    }
 
 
 def idle() -> None:
@@ -66,6 +53,16 @@ class Publisher(Protocol):
         """Upload what a later attempt needs after a failure."""
 
 
+class CodeArchives(Protocol):
+    """Code snapshots as archives, see `orchestrator.store.bucket.BucketArchives`."""
+
+    def keep(self, digest: str, items: Sequence[PlannedFile]) -> None:
+        """Store the files of a snapshot, unless they are there."""
+
+    def files(self, digest: str, files: Sequence[CodeFile]) -> Sequence[PlannedFile] | None:
+        """Return the listed files of a snapshot; None if it is not there."""
+
+
 class ObjectStore(Protocol):
     """A shared place for small records and payload folders. Keys use ``/``.
 
@@ -82,9 +79,7 @@ class ObjectStore(Protocol):
     home: Path
     """Local folder that holds the store's files, or copies of them. It holds no code."""
     in_place: bool
-    """Whether payload is written directly in the shared place. Others then see it grow, and nothing is
-    downloaded.
-    """
+    """Whether payload is written directly in the shared place, where others see it grow."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write only if absent, atomically and durably; return False when the key exists."""
@@ -113,8 +108,14 @@ class ObjectStore(Protocol):
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
         """Return, for each prefix, the path and size in bytes of each file under it, at any depth."""
 
+    def size(self, key: str) -> int:
+        """Return the size of a payload file in bytes, 0 if it does not exist."""
+
     def folder(self, prefix: str) -> Path:
         """Return the local folder of the files under `prefix`, without downloading or creating it."""
+
+    def shared_folder(self, prefix: str) -> Path | None:
+        """Return `folder` where others see its files as they are written; None where files are uploaded."""
 
     def workspace(self, prefix: str) -> Path:
         """Return a local folder in which this process prepares the payload under `prefix`."""
@@ -122,8 +123,14 @@ class ObjectStore(Protocol):
     def upload(self, prefix: str, *, keepalive: Keepalive = idle) -> None:
         """Make the files in `workspace(prefix)` durable and visible; call `keepalive` meanwhile."""
 
+    def share(self, prefix: str) -> None:
+        """Show others the files in `workspace(prefix)` as they are now, where they do not see them yet."""
+
     def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> Publisher | None:
         """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
+
+    def archives(self) -> CodeArchives | None:
+        """Return what keeps code snapshots as archives; None where their files are written in place."""
 
     def fetch(
         self, prefix: str, files: Sequence[File], *, content: bool = True, keepalive: Keepalive = idle
@@ -147,11 +154,8 @@ class ObjectStore(Protocol):
 
 
 TEMPORARY = ".tmp-"
-NETWORK_TYPES = tuple("nfs cifs smb lustre gpfs beegfs ceph glusterfs wekafs fuse. 9p afs".split())
 NETWORK_LEASE_S = 180.0
-"""Shortest lease on a network file system, in seconds. NFS clients cache attributes for up to a minute, and a
-dead owner is declared only after three reads, each of which must be able to see a change.
-"""
+"""Shortest lease in seconds on a network file system: three reads of what NFS may cache for a minute."""
 
 
 class PosixStore:
@@ -225,8 +229,10 @@ class PosixStore:
         try:  # a buffered stream takes twice the time
             data = os.read(handle, _RECORD_BYTES)
             return data if len(data) < _RECORD_BYTES else data + b"".join(_rest(handle))
+        except IsADirectoryError:
+            return b""  # in the place of a record: unreadable, and not absent
         except OSError as error:
-            # An error of os.read has no file name, and its message would not show which record failed.
+            # An error of os.read has no file name.
             raise OSError(error.errno, error.strerror, path) from None
         finally:
             os.close(handle)
@@ -261,7 +267,8 @@ class PosixStore:
                 for entry in entries:
                     # Hidden names are temporary files, and files that NFS keeps for deleted ones.
                     if not entry.name.startswith("."):
-                        (folders if entry.is_dir() else files).append(entry.name)
+                        is_record = entry.name.endswith(".json")  # even if a folder took its place
+                        (folders if entry.is_dir() and not is_record else files).append(entry.name)
         except (FileNotFoundError, NotADirectoryError):
             return Listing((), ())
         return Listing(tuple(sorted(files)), tuple(sorted(folders)))
@@ -303,9 +310,17 @@ class PosixStore:
                     raise
         return found
 
+    def size(self, key: str) -> int:
+        """Ask the file system."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return os.stat(self._at(key)).st_size  # noqa: PTH116 - `Path` is slow
+        return 0
+
     def folder(self, prefix: str) -> Path:
         """Return the path itself."""
         return self.path(prefix)
+
+    shared_folder = folder
 
     def workspace(self, prefix: str) -> Path:
         """Create and return the folder itself: payload is written in place."""
@@ -317,8 +332,14 @@ class PosixStore:
         """Sync the files that were written in place."""
         fsync_tree(self.path(prefix))
 
+    def share(self, prefix: str) -> None:
+        """Do nothing: others see the files as they are written."""
+
     def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> None:
         """Return None: the payload is written in place."""
+
+    def archives(self) -> None:
+        """Return None: the files of snapshots are written in place."""
 
     def fetch(
         self, prefix: str, files: Sequence[File], *, content: bool = True, keepalive: Keepalive = idle
@@ -368,26 +389,6 @@ class PosixStore:
             folder.mkdir(parents=True, exist_ok=True)
         fsync_path(folder.parent)
         self._at_step("made folder")
-
-
-def is_network(path: Path, mounts: str = "/proc/mounts") -> bool:
-    """Return whether a folder lies on a network file system; False where mounts cannot be read.
-
-    Args:
-        path: Absolute path, which need not exist.
-        mounts: File in the format of Linux's /proc/mounts.
-    """
-    try:
-        lines = [line.split() for line in Path(mounts).read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return False
-    holding = [(len(f[1]), f[2]) for f in lines if len(f) > 2 and path.is_relative_to(_unescaped(f[1]))]
-    # The longest mount point above the path is the one that holds it.
-    return bool(holding) and max(holding)[1].startswith(NETWORK_TYPES)
-
-
-def _unescaped(mount: str) -> str:
-    return mount.replace("\\040", " ")  # /proc/mounts writes a space as \040
 
 
 _RECORD_BYTES = 1 << 16

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import stat
@@ -350,3 +351,40 @@ def _ignored(tree: str, names: Sequence[str]) -> set[str]:
         half = len(names) // 2
         return _ignored(tree, names[:half]) | _ignored(tree, names[half:]) if half else set()
     return {os.fsdecode(name) for name in (listing or b"").split(b"\0") if name}
+
+
+def imported_files(script: str) -> Iterator[str]:
+    """Yield the modules beside a script that it imports, also through one another.
+
+    Python searches the folder of a script before all others.
+
+    Args:
+        script: path of the script, without symbolic links.
+    """
+    home, todo, seen = os.path.dirname(script), [script], {script}  # noqa: PTH120
+    while todo:
+        path = todo.pop()
+        try:
+            tree = ast.parse(Path(path).read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        for name in _modules_named(tree, path, home):
+            for found in (f"{name}.py", f"{name}/__init__.py"):
+                if found not in seen and os.path.isfile(found):  # noqa: PTH113
+                    seen.add(found)
+                    todo.append(found)
+                    yield found
+
+
+def _modules_named(tree: ast.Module, path: str, home: str) -> Iterator[str]:
+    """Yield the paths, without suffix, of the modules that a file's imports may mean."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named, folder = [alias.name for alias in node.names], home
+        elif isinstance(node, ast.ImportFrom):
+            folder = str(Path(path).parents[node.level - 1]) if node.level else home
+            named = [f"{node.module or ''}.{alias.name}".lstrip(".") for alias in node.names]
+        else:
+            continue
+        for parts in (name.split(".") for name in named):
+            yield from (os.path.join(folder, *parts[:end]) for end in range(1, len(parts) + 1))  # noqa: PTH118

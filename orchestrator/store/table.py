@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -165,7 +166,13 @@ def _unnested(value: Any) -> Any:
 
 
 def _columns(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
+    """Return the columns of all rows: first all labels, which rows have before ``sweep``.
+
+    Rows of several sweeps, or phases, differ in their axes. Readers find the axes by this place.
+    """
+    labels = (takewhile(lambda name: name != "sweep", row) for row in rows if "sweep" in row)
+    names = (name for row in rows for name in row)
+    return list(dict.fromkeys(chain(chain.from_iterable(labels), names)))
 
 
 Row = dict[str, Any]

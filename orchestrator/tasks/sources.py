@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, home_expanded
 from orchestrator.registry import TASKS, lookup
 from orchestrator.tasks.base import LANGUAGES, Split
 
@@ -76,7 +76,7 @@ def open_source(path: Path, task: str) -> Source:
     Raises:
         UserError: it does not exist, or nothing in it is recognised.
     """
-    path = path.expanduser()
+    path = home_expanded(path)
     if not path.exists():
         raise UserError(f"no file or folder {str(path)!r}", fix=f"sweep data describe {task}")
     source: Source | None = lookup(TASKS, task, kind="task").source(path)
@@ -147,7 +147,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, json.loads(line)
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text: {error.reason}", where=str(path)) from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a whole number of more than 4,300 digits
         raise UserError(f"not JSON: {error}", where=f"{path}:{number}") from None
 
 
@@ -166,6 +166,8 @@ def _array(path: Path) -> Iterator[Any]:
                 while text[at : at + 1] in (" ", "\n", "\r", "\t", ","):
                     at += 1
                 if text[at : at + 1] == "]":
+                    if rest := (text[at + 1 :] + file.read(PIECE_CHARS)).strip():
+                        raise ValueError(f"there is more after its end: {rest[:20]!r}")
                     return
                 try:
                     row, at = decoder.raw_decode(text, at)
@@ -177,7 +179,7 @@ def _array(path: Path) -> Iterator[Any]:
                     text, at, is_over = text[at:] + more, 0, not more
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text: {error.reason}", where=str(path)) from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not a JSON array of rows: {error}", where=str(path)) from None
 
 

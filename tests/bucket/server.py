@@ -58,7 +58,7 @@ def start_server(log: Path) -> Server:
 
 
 class Proxy:
-    """Passes requests on to the server, unless told otherwise.
+    """Passes requests on to the server, with the faults that a test sets.
 
     Conditional puts go one at a time: moto looks whether a key exists and then writes it, in several threads,
     so that two creators may both win, once in some hundred races. S3 decides in one step.
@@ -80,7 +80,8 @@ class Proxy:
         self.seen: list[tuple[str, str]] = []
         self._faults: list[tuple[str, str, str, int]] = []
         self._lock, self.one_at_a_time = threading.Lock(), threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, port))
+        handler = type("Handler", (_Handler,), {"proxy": self, "port": port})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -111,75 +112,77 @@ class Proxy:
         return ""
 
 
-def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - of all its methods together
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    """Passes requests on to the server, with the faults of a proxy; a subclass has the proxy and the port."""
 
-        def setup(self) -> None:
-            super().setup()
-            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    proxy: Proxy
+    port: int
+    protocol_version = "HTTP/1.1"
 
-        def pass_on(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            fault = proxy.fault_of(self.command, self.path)
-            while proxy.hangs is not None and re.search(proxy.hangs, self.path):
-                time.sleep(0.05)
-            time.sleep(proxy.latency_s)
-            if proxy.is_down or fault == "reset before":
-                return self._reset()
-            if proxy.denies:
-                return self._answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
-            if fault.isdigit():
-                return self._answer(int(fault), {}, b"<Error><Code>InternalError</Code></Error>")
-            headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection",)}
-            if proxy.ignores_conditions:
-                headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
-            is_create = self.command == "PUT" and "If-None-Match" in self.headers
-            with proxy.one_at_a_time if is_create else contextlib.nullcontext():
-                reply, data = self._ask(body, headers)
-            if fault == "lost reply":
-                return self._reset()
-            kept = {k: v for k, v in reply.getheaders() if k.lower() not in _HOP}
-            if self.command == "HEAD":
-                kept["Content-Length"] = reply.getheader("Content-Length") or "0"
-            self._answer(reply.status, kept, data)
+    def setup(self) -> None:
+        super().setup()
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-        def _ask(self, body: bytes, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
-            upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            try:
-                upstream.request(self.command, self.path, body, headers)
-                reply = upstream.getresponse()
-                return reply, reply.read()
-            finally:
-                upstream.close()
+    def pass_on(self) -> None:
+        proxy = self.proxy
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = proxy.fault_of(self.command, self.path)
+        while proxy.hangs is not None and re.search(proxy.hangs, self.path):
+            time.sleep(0.05)
+        time.sleep(proxy.latency_s)
+        if proxy.is_down or fault == "reset before":
+            return self._reset()
+        if proxy.denies:
+            return self._answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
+        if fault.isdigit():
+            return self._answer(int(fault), {}, b"<Error><Code>InternalError</Code></Error>")
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection",)}
+        if proxy.ignores_conditions:
+            headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
+        is_create = self.command == "PUT" and "If-None-Match" in self.headers
+        with proxy.one_at_a_time if is_create else contextlib.nullcontext():
+            reply, data = self._ask(body, headers)
+        if fault == "lost reply":
+            return self._reset()
+        kept = {k: v for k, v in reply.getheaders() if k.lower() not in _HOP}
+        if self.command == "HEAD":
+            kept["Content-Length"] = reply.getheader("Content-Length") or "0"
+        self._answer(reply.status, kept, data)
 
-        def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            if self.command != "HEAD":
-                self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def _ask(self, body: bytes, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
+        upstream = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            upstream.request(self.command, self.path, body, headers)
+            reply = upstream.getresponse()
+            return reply, reply.read()
+        finally:
+            upstream.close()
 
-        def _reset(self) -> None:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if self.command != "HEAD":
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except (OSError, ValueError):  # the client left, or we left it
             self.close_connection = True
-            self.connection.close()
 
-        def handle_one_request(self) -> None:
-            try:
-                super().handle_one_request()
-            except (OSError, ValueError):  # the client left, or we left it
-                self.close_connection = True
+    def finish(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().finish()
 
-        def finish(self) -> None:
-            with contextlib.suppress(OSError, ValueError):
-                super().finish()
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on
-
-    return Handler
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.manifest import File, damage, scan
-from orchestrator.store import bucket as caches
+from orchestrator.store import cache as caches
 from orchestrator.store.bucket import RemoteStore
 from tests.bucket.buckets import Bucket
 from tests.bucket.server import Proxy

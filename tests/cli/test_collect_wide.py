@@ -52,7 +52,7 @@ def test_one_row_a_cell_and_key_and_rows_of_revisions_and_sweeps_in_one_table(sw
             ("other", "1"),
         }
     assert "was never launched here" in sweep("collect", "nothing@*", code=2)
-    assert "of which sweep" in sweep("collect", f"store.url={sweep.store}", code=2)
+    assert "required: SWEEP" in sweep("collect", f"store.url={sweep.store}", code=2)
 
 
 def row(stage: str, **more: Any) -> dict[str, Any]:

@@ -80,14 +80,22 @@ def test_launches_with_nothing_edited_show_no_drift_whatever_the_stages_wrote_be
     assert "code" not in output and "2 done" in output
 
 
-def test_a_launch_from_a_snapshot_runs_the_code_as_it_was(edited: Any, background: Any) -> None:
+def test_a_launch_from_a_snapshot_runs_the_code_as_it_was_with_packages_of_ones_own(
+    edited: Any, background: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "packages"  # as `pip install --target` fills it
+    packages.mkdir()
+    (packages / "elsewhere.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    command = f"import elsewhere\n{COMMAND}"
+    (edited.folder / "s.py").write_text(command)
     launch = background("launch", "act.yaml", "launcher.workers=1", "launcher.snapshot=true")
     wait_for(lambda: records(edited.store, "end.json"))
     edit(edited)
     code, output = launch.end()
     assert code == 0 and "3 done" in output, output
     assert {row["version"] for row in edited.json("collect", "act")} == {1}
-    edited.folder.joinpath("s.py").write_text(COMMAND)
+    edited.folder.joinpath("s.py").write_text(command)
     assert "made by" not in edited("launch", "act.yaml")  # the version is that of the checkout
 
 
@@ -179,8 +187,17 @@ WRITES = [
     "python s.py trainer.save='made.json'",
     "python s.py | tee made.log",
     "python s.py data.csv",
+    "python s.py --data-out data.csv",
 ]
-READS = ["python s.py made.json", "python s.py --config made.json", "python s.py --layout=made.json"]
+READS = [
+    "python s.py made.json",
+    "python s.py --config made.json",
+    "python s.py --layout=made.json",
+    "python s.py --data data.csv",
+    "python s.py --train-file='data.csv'",
+    "python s.py data.vocab=data.csv",
+    "python s.py < data.csv",
+]
 
 
 @pytest.mark.parametrize("command", [*WRITES, *READS])
@@ -192,6 +209,27 @@ def test_a_named_file_is_code_unless_the_command_writes_it(tmp_path: Path, comma
     for name in ("made.json", "made.log", "data.csv"):
         (tmp_path / name).write_text("22")
     assert (code.digest() != before) is (command in READS), code.changed()
+
+
+@pytest.mark.parametrize("name", ["../lib/s.py", "linked.py"])
+@pytest.mark.parametrize("changed", ["helper.py", "deep/inner.py", "deep/__init__.py", "deep/other.py"])
+def test_what_a_script_outside_of_the_project_imports_is_code(
+    tmp_path: Path, name: str, changed: str
+) -> None:
+    lib, project = tmp_path / "lib", tmp_path / "project"
+    (lib / "deep").mkdir(parents=True)
+    project.mkdir()
+    (lib / "s.py").write_text("import json, helper\nfrom deep import inner\n")
+    (lib / "deep" / "inner.py").write_text("from . import other\nfrom .nothing import x\n")
+    for each in ("helper.py", "deep/__init__.py", "deep/other.py", "stranger.py"):
+        (lib / each).write_text("x = 1\n")
+    (project / "linked.py").symlink_to(lib / "s.py")
+    code = checkout(project, f"python {name}")
+    before = code.digest()
+    (lib / "stranger.py").write_text("x = 3\n")
+    assert code.digest() == before
+    (lib / changed).write_text("y = 22\n")
+    assert code.digest() != before and code.changed() == [f"../lib/{changed}"]
 
 
 def test_a_worker_that_starts_later_takes_no_output_for_code(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.launches import records, wait_for
+from tests.execution.waiting import parent_of
 
 FAILING = """
 description: every way to fail beside a cell that does not
@@ -65,7 +66,7 @@ def test_the_death_of_the_fork_server_costs_attempts_but_no_result(slow, backgro
     children = [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"forkserver" in path.read_bytes() and parent_of(path.parent) == launch.process.pid
+        if b"forkserver" in path.read_bytes() and parent_of(int(path.parent.name)) == launch.process.pid
     ]
     assert children
     os.kill(children[0], signal.SIGKILL)
@@ -74,10 +75,6 @@ def test_the_death_of_the_fork_server_costs_attempts_but_no_result(slow, backgro
         assert "cells:" in output or "worker" in output
         slow("launch", "slow.yaml", "policy.retries.unknown=5")
     assert slow.json("status", "slow")["counts"] == {"done": 6}
-
-
-def parent_of(process: Path) -> int:
-    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 FULL = """

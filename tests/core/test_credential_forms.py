@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from orchestrator.core.secrets import (
     found_in,
     known_values,
     line_reason,
+    lines_with,
     masked,
     reason_of,
     redacted,
@@ -45,6 +47,16 @@ FORMS = [
     "https://b.s3.amazonaws.com/k?X-Amz-Signature=" + HEX,
     "Authorization: Basic dXNlcjpwYXNzd29yZA==",
     "https://host/x?v=2&api_key=a1b2c3d4e5",
+    "https://a1b2c3d4e5f6a7b8c9d0e1f2@o123.ingest.sentry.io/45",
+    "https://discord.com/api/webhooks/123456789012345678/" + "aB1_-" * 13,
+    "https://hooks.slack.com/workflows/T0000/A0000/123456789/abcdefghijklmnop",
+    "eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..5eym8TW_c8SuK0lt.aB1aB1aB1aB1",
+    "nvapi-" + "aB1_" * 16,
+    "dckr_pat_" + "aB1c" * 7,
+    "hvs.CAESIJ" + "aB1" * 20,
+    "lsv2_pt_" + "a1b2" * 8 + "_a1b2c3d4e5",
+    "tskey-auth-" + "aB1c" * 8,
+    "shpat_" + "a1b2" * 8,
 ]
 
 
@@ -93,6 +105,8 @@ NAMED = [
     ("aws_secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
     ("encryption_key", "deadbeefdeadbeefdeadbeefdeadbeef"),
     ("some_key", "Zk3p9QvT81xLmW04cYbR7sN2"),
+    ("PGPASSWORD", "letmein"),
+    ("kms_key", "hunter2"),
     ("store.account_key", "Zk3p9QvT81xLmW04cYbR7sN2"),
 ]
 
@@ -181,10 +195,22 @@ def test_numbers_paths_digests_words_and_references_are_no_credentials(name: str
         "mysql --password hunter2",
         "export API_KEY=my_secret_key",
         "run --api-key my_secret_key",
+        "PGPASSWORD=hunter2 psql",
+        "export DB_PASS=hunter2 MYSQL_PWD=$X",
+        "curl -u me:hunter2 http://h",
+        "curl -s --proxy-user 'me:hunter2' http://h",
+        "curl -x me:hunter2@proxy:8080 http://h",
+        "sshpass -p hunter2 ssh h",
+        "docker login -u me -p hunter2 registry",
+        "mysql -u root -p'hunter2'",
+        f"wandb login --relogin {HEX}",
+        f"echo machine api.wandb.ai login user password {HEX} >> ~/.netrc",
     ],
 )
 def test_a_shell_line_that_sets_a_credential_is_found(line: str) -> None:
     assert line_reason(line)
+    clean = redacted(line)
+    assert "***" in clean and "hunter2" not in clean and HEX not in clean
     assert [*found_in({"setup": [line]})] and [*found_in({"x": [line]}, shell=True)]
 
 
@@ -199,6 +225,13 @@ def test_a_shell_line_that_sets_a_credential_is_found(line: str) -> None:
         "python t.py --api-key $KEY --max-new-tokens 5 --sort-key loss --pad_token=<pad>",
         "export NCCL_SOCKET_IFNAME=ib0 OMP_NUM_THREADS=4",
         "python t.py --token-file x --key {config.key}",
+        "curl -u $USER:$PASS http://h:8080/x",
+        "curl -x proxy:8080 http://h -u me",
+        "mysql -p -u root",
+        "sshpass -p $PW ssh h",
+        "docker run -p 8080:80 x && docker login --password-stdin",
+        "wandb login",
+        "PWD=build make compass=north bypass=never first_pass=greedy",
         "python -c 'c = Client(api_key=api_key, token=hf_token); password = getpass()'",
     ],
 )
@@ -250,7 +283,9 @@ def test_a_config_of_before_is_masked_and_else_the_same() -> None:
     assert masked(tree) == {"wandb": {"api_key": "***", "n": 1}, "urls": ["***", "x"], "lr": 0.1}
 
 
-@pytest.mark.parametrize("unit", ["://", "sk-", "a", "-----BEGIN PRIVATE KEY-----", "key=", "token "])
+@pytest.mark.parametrize(
+    "unit", ["://", "sk-", "a", "-----BEGIN PRIVATE KEY-----", "key=", "token ", "curl -u ", "# "]
+)
 def test_hostile_text_takes_linear_time(unit: str) -> None:
     start_s = time.process_time()
     redacted(unit * (100_000 // len(unit)))
@@ -278,3 +313,30 @@ def test_an_option_and_its_value_as_two_items_are_found() -> None:
 def test_a_credential_is_found_where_name_and_value_are_two_settings() -> None:
     tree = {"env": [{"name": "SEED", "value": "3"}, {"name": "API_KEY", "value": "letmein"}]}
     assert [key for key, _ in found_in(tree)] == ["env.value"]
+
+
+SETTINGS = """# Addresses are credentials: they stay in the environment. The token: see above.
+"description": "``KEY={checkpoint}``, set in an attempt that resumes"
+api_key: ${oc.env:WANDB_API_KEY}   # the key: never in this file
+url: https://user:password@host/   ; secret: as always
+sort_key: loss
+"""
+SECRETS = """#api_key: letmein
+# password: hunter2
+api_key: letmein  # the key
+lr: 1  # export TOKEN=a1b2c3d4e5f6
+url: https://me:hunter2@host/
+"""
+
+
+def test_prose_placeholders_and_examples_in_files_are_no_credentials_and_real_ones_are_found() -> None:
+    assert not [*lines_with(SETTINGS, by_name=True)]
+    assert [number for number, _ in lines_with(SECRETS, by_name=True)] == [1, 2, 3, 4, 5]
+    assert [number for number, _ in lines_with(SECRETS, by_name=False)] == [5]
+    assert [*found_in({"url": "https://user:password@host/"})]  # where it is a setting it would be used
+
+
+@pytest.mark.parametrize("folder", ["conf", "schema"])
+def test_no_file_of_this_project_s_settings_looks_like_a_credential(folder: str) -> None:
+    for path in (Path(__file__).parents[2] / folder).rglob("*.*"):
+        assert not [*lines_with(path.read_text(encoding="utf-8"), by_name=True)], path

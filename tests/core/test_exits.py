@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from orchestrator.core.exits import cause_of_command, cause_of_exit
-from orchestrator.core.failure import Cause
+from orchestrator.core.exits import cause_of_command, cause_of_exit, cause_of_raised
+from orchestrator.core.failure import Cause, cause_of
+from orchestrator.core.tracebacks import Raised, exception_in, exceptions_in, marked, own_frames
+from orchestrator.errors import words_of
 from orchestrator.execution import child
 from tests.core.test_failure import DURING, FULL, RICH, TRACEBACK, of_rank, raised
 
@@ -50,7 +58,7 @@ def test_a_log_that_cannot_be_judged_is_no_fault_of_the_user() -> None:
     assert failure.message == "exited with code 1: its log cannot be judged (RecursionError)"
 
 
-def test_an_exception_that_cannot_be_judged_is_no_fault_of_the_user() -> None:
+def test_an_exception_that_cannot_be_judged_is_no_fault_of_the_user(tmp_path: Path) -> None:
     class Kind(type):
         @property
         def __module__(cls) -> str:  # type: ignore[override]
@@ -62,7 +70,7 @@ def test_an_exception_that_cannot_be_judged_is_no_fault_of_the_user() -> None:
     try:
         raise Odd("bad")
     except Odd as error:
-        assert child._cause(error) is Cause.UNKNOWN
+        assert child._cause(error, tmp_path) is Cause.UNKNOWN
 
 
 @pytest.mark.parametrize("beside", [*BESIDE.values(), *PARALLEL.values()], ids=[*BESIDE, *PARALLEL])
@@ -158,3 +166,116 @@ def test_a_long_line_is_judged_by_its_beginning_in_no_time(word: str) -> None:
 )
 def test_a_shell_goes_on_after_a_program_that_is_not_there(code: int, log: str, cause: Cause) -> None:
     assert cause_of_command(code, log, oom_killed=False).cause is cause
+
+
+def group(*members: Exception | Sequence[Exception]) -> ExceptionGroup[Exception]:
+    """Return a group as it is raised, whose members were raised too; a sequence is a group in it."""
+    try:
+        raise ExceptionGroup("tasks failed", [_raised(each) for each in members])
+    except ExceptionGroup as error:
+        return error
+
+
+def _raised(error: Exception | Sequence[Exception]) -> Exception:
+    if not isinstance(error, Exception):
+        return group(*error)
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+FULL_DISK, NO_KEY = OSError(28, "No space left on device"), KeyError("lr")
+GROUPS = {
+    "one": (group(NO_KEY), Cause.CODE),
+    "alike": (group(NO_KEY, TypeError("no len()")), Cause.CODE),
+    "in a group": (group([FULL_DISK], FULL_DISK), Cause.STORAGE),
+    "a machine's and the user's": (group(FULL_DISK, NO_KEY), Cause.UNKNOWN),
+    "the user's deep inside": (group([FULL_DISK, NO_KEY]), Cause.UNKNOWN),
+    "never raised": (ExceptionGroup("x", [MemoryError()]), Cause.OOM_HOST),
+    "more than shown": (group(*[FULL_DISK] * 20), Cause.STORAGE),
+}
+
+
+@pytest.mark.parametrize("mark", ["", "[rank1]: "])
+@pytest.mark.parametrize(("error", "cause"), GROUPS.values(), ids=[*GROUPS])
+def test_a_group_of_exceptions_has_the_cause_on_which_its_members_agree(
+    error: ExceptionGroup[Exception], cause: Cause, mark: str
+) -> None:
+    text = "".join(traceback.format_exception(error))
+    log = "".join(f"{mark}{line}\n" for line in text.splitlines())
+    found = cause_of_command(1, f"step 3\n{log}", oom_killed=False)
+    assert found.cause is cause and found.exception not in ("", "ExceptionGroup")
+    names = [f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__]
+    assert cause_of(exception_in(text, names, words_of(error))) is cause
+
+
+def test_members_of_groups_keep_their_frames_their_messages_and_what_led_to_them() -> None:
+    def step() -> None:
+        try:
+            raise ValueError("bad row")
+        except ValueError as error:
+            raise KeyError("lr") from error
+
+    try:
+        step()
+    except KeyError as error:
+        inner = group(error, [OSError("disk")])
+    text = "".join(traceback.format_exception(inner))
+    *_, shown = exceptions_in([marked(line) for line in f"step 3\n{text}done\n".splitlines()])
+    first, nested = shown.raised.members
+    assert (first.classes[0], first.text, first.is_declared) == ("KeyError", "'lr'", True)
+    assert first.before is not None and first.before.text.strip() == "bad row"
+    assert [member.text for member in nested.members] == ["disk"]
+    assert own_frames(text)[-1] == "test_exits.py:step" and shown.line == len(text.splitlines())
+    assert words_of(inner).endswith("KeyError: 'lr'")
+    cut = text[text.index("KeyError: 'lr'") :]
+    assert cause_of_command(1, cut, oom_killed=False).cause is not Cause.CODE  # its beginning is lost
+
+
+STACK = "\nStacktrace:\n [1] f()"
+PANIC = "thread 'main' panicked at src/a.rs:1:2:\n"
+THROWN = "terminate called after throwing an instance of 'std::runtime_error'\n  what():  "
+JAVA, AT = 'Exception in thread "main" ', "\n\tat A.main(A.java:1)"
+REPORTS = {
+    "julia, a file": (1, 'ERROR: LoadError: SystemError: opening file "a.csv": {ENOENT}' + STACK, Cause.DATA),
+    "julia, a setting": (1, 'ERROR: SystemError: opening file "train.yaml": {ENOENT}' + STACK, Cause.CONFIG),
+    "julia, a mistake": (1, "ERROR: UndefVarError: `lr` not defined" + STACK, Cause.CODE),
+    "julia, memory": (1, "ERROR: LoadError: OutOfMemoryError()" + STACK, Cause.OOM_HOST),
+    "julia, own words": (1, "ERROR: LoadError: it failed" + STACK, Cause.UNKNOWN),
+    "no stack trace": (1, "ERROR: UndefVarError: `lr` not defined", Cause.UNKNOWN),
+    "r, a warning": (1, "Error in f(x) : no\nWarning message:\n  {ENOSPC}\nExecution halted", Cause.STORAGE),
+    "r, a file": (1, "Error in f(x) : open the connection\na: {ENOENT}\nExecution halted", Cause.DATA),
+    "r, a mistake": (1, "Error in f(x) : \n  object 'lr' not found\nExecution halted", Cause.CODE),
+    "rust, a mistake": (101, PANIC + "index out of bounds: the len is 3", Cause.CODE),
+    "rust, of old": (101, "thread 'main' panicked at 'attempt to divide by zero', src/a.rs:1:2", Cause.CODE),
+    "rust, a socket": (101, PANIC + "an `Err` value: {ECONNREFUSED}", Cause.COMMUNICATION),
+    "rust, own words": (101, PANIC + "it failed", Cause.UNKNOWN),
+    "c++, a mistake": (-6, THROWN.replace("runtime_error", "out_of_range") + "map::at", Cause.CODE),
+    "c++, a disk": (-6, THROWN + "{EROFS}", Cause.STORAGE),
+    "c++, own words": (-6, THROWN + "no", Cause.UNKNOWN),
+    "java, a mistake": (1, JAVA + "java.lang.NullPointerException" + AT, Cause.CODE),
+    "java, its own": (1, JAVA + "org.x.Failed: no" + AT, Cause.UNKNOWN),
+    "a program's file": (1, "wc: /data/a.txt: {ENOENT}", Cause.DATA),
+    "a program that is missing": (1, "nohup: failed to run command 'trian': {ENOENT}", Cause.UNKNOWN),
+    "a shell that went on": (1, "rm: cannot remove 'x': {ENOENT}\nstep 3", Cause.UNKNOWN),
+    "a library of a node": (1, "x: libcuda.so.1: cannot open shared object file: {ENOENT}", Cause.UNKNOWN),
+    "a service of a node": (1, "docker: dial unix /var/run/docker.sock: connect: {ENOENT}", Cause.UNKNOWN),
+    "a device": (1, "train: cannot open /dev/nvidia0: {ENOENT}", Cause.UNKNOWN),
+    "a mistake beside a disk": (101, PANIC + "assertion failed: save().is_ok(): {ENOSPC}", Cause.STORAGE),
+    "pytest": (1, "FAILED t.py::test - TypeError: no len()\n== 1 failed in 0.1s ==", Cause.CODE),
+    "pytest's assertion": (1, "FAILED t.py::test_x - assert 1 == 2\n1 failed in 0.1s", Cause.CODE),
+    "no pytest": (1, "FAILED t.py::test - TypeError: no len()", Cause.UNKNOWN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "log", "cause"), REPORTS.values(), ids=[*REPORTS])
+def test_what_programs_in_other_languages_report_counts(code: int, log: str, cause: Cause) -> None:
+    named = re.sub(r"\{(E\w+)\}", lambda name: os.strerror(getattr(errno, name[1])), log)
+    assert cause_of_command(code, f"step 2\n{named}\n", oom_killed=False).cause is cause
+    # a stage that started the program and exits with its code, or raises for it, has the same cause
+    ended = Raised(("SystemExit", "BaseException"), str(abs(code)))
+    if code == 1:
+        assert cause_of_raised(ended, f"step 2\n{named}\n") is cause
+        died = raised(DIED)
+        assert cause_of_command(1, f"step 2\n{named}\n{died}", oom_killed=False).cause is cause

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.decisions import SweepFacts, Undecided, answer, decided, observe, unfold
+from orchestrator.core.decisions import answer, decided, observe, unfold
 from orchestrator.core.evidence import Evidence, Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Done
@@ -23,7 +23,7 @@ from orchestrator.core.sealed import (
     StageInstance,
     most_cells,
 )
-from orchestrator.core.state import GOOD, StageStatus, State, cell_status
+from orchestrator.core.state import GOOD, StageStatus, State, SweepFacts, Undecided, cell_status
 from orchestrator.formats import canonical, decode, encode
 
 BEST = Select(metric="score", mode="max")
@@ -254,7 +254,7 @@ def test_after_each_rung_a_third_goes_on_and_the_others_are_stopped():
     }
     store.scores = {f"p{i}.9": float(i) for i in range(9)}
     found = store.decide()
-    assert found is not None and "rung 2 of train, step 27" in found.question.title
+    assert found is not None and "rung 2 of train, step 27" in found.title
     unfolded = unfold(store.sweep, store.decisions)
     chains = {cell.id: cell.stage_digests for cell in unfolded.sweep.cells}
     assert chains["c8"] == ("p8.9", "p8.27") and chains["c0"] == ("p0.9",)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 from orchestrator.errors import StageFailure
 from orchestrator.execution.checkpoints import Sealer
 from orchestrator.execution.command import run_command
+from orchestrator.execution.command_output import CheckpointFiles
 from orchestrator.saving import MANIFEST, step_of
 from orchestrator.stage import Config, Context, Inputs, StageSpec
 from tests.execution.jobs import Jobs
@@ -135,10 +134,7 @@ def test_a_manifest_that_was_copied_along_or_is_the_commands_own_is_no_seal(
 def test_a_checkpoint_that_is_written_to_after_all_loses_its_seal_until_it_is_whole(tmp_path: Path) -> None:
     context = Context(tmp_path)
     sealer = Sealer(context)
-    folder = tmp_path / "checkpoints" / "5"
-    subprocess.run(
-        [sys.executable, "-c", f"import os; os.mkdir({str(folder)!r}); open({str(folder / 'a')!r}, 'w')"]
-    )
+    folder = renamed(context, "5")
     sealer.look()
     sealer.look()
     assert sealed(context) == ["5"]
@@ -149,6 +145,67 @@ def test_a_checkpoint_that_is_written_to_after_all_loses_its_seal_until_it_is_wh
     sealer.look(is_last=True, by_itself=True)
     assert sealed(context) == ["5"]
     assert len(json.loads((folder / MANIFEST).read_text())["files"]) == 2
+
+
+def renamed(context: Context, name: str, *files: str) -> Path:
+    part = context.folder / "checkpoints" / "part"
+    part.mkdir(parents=True)
+    for each in ("a", *files):
+        (part / each).write_text("x")
+    return part.rename(part.with_name(name))
+
+
+def test_files_that_keep_their_times_do_not_make_a_folder_that_grows_in_its_place_look_whole(
+    tmp_path: Path,
+) -> None:
+    context = Context(tmp_path)
+    sealer = Sealer(context)
+    folder = context.folder / "checkpoints" / "5"
+    folder.mkdir()
+    (folder / "a").write_text("x")
+    os.utime(folder / "a", (1e9, 1e9))  # as `cp -p`, `rsync -a` and `shutil.move` between file systems
+    sealer.look()
+    sealer.look()
+    assert sealed(context) == []
+    folder.rename(folder.with_name("part")).rename(folder)
+    sealer.look()
+    sealer.look()
+    assert sealed(context) == ["5"]
+
+
+def test_a_deleted_file_that_is_still_open_elsewhere_costs_a_checkpoint_no_seal(tmp_path: Path) -> None:
+    context = Context(tmp_path)
+    sealer = Sealer(context)
+    folder = renamed(context, "5", ".nfs00000000deadbeef", ".smbdeleteAAA1c.4")
+    sealer.look()
+    sealer.look()
+    (folder / ".nfs00000000deadbeef").unlink()
+    sealer.look()
+    assert sealed(context) == ["5"]
+    assert [file["path"] for file in json.loads((folder / MANIFEST).read_text())["files"]] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("beside", "pattern", "taken"),
+    [
+        ("ckpt-7.pt.tmp", "ckpt-*", "ckpt-6.pt"),
+        (".ckpt-7.pt.swp", "*ckpt-*", "ckpt-6.pt"),
+        ("ckpt-6.pt.sha256", "ckpt-*", "ckpt-6.pt"),
+        ("ckpt-7.pt", "ckpt-*", "ckpt-7.pt"),
+        ("ckpt-7.tmp", "*.tmp", "ckpt-7.tmp"),
+    ],
+)
+def test_of_files_that_a_pattern_matches_those_that_are_being_written_are_no_checkpoints(
+    tmp_path: Path, beside: str, pattern: str, taken: str
+) -> None:
+    context = Context(tmp_path)
+    files = CheckpointFiles(StageSpec(command="x", checkpoints=pattern), context)
+    for number, name in enumerate(("ckpt-6.pt", beside)):
+        (context.output / name).write_text("x")
+        os.utime(context.output / name, (1e9 + number, 1e9 + number))
+    files.look()
+    files.look()
+    assert [path.name for path in context.folder.glob("checkpoints/*/*")] == [taken]
 
 
 @pytest.mark.parametrize(

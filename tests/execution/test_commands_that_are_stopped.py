@@ -122,20 +122,29 @@ def test_a_command_without_its_file_is_tried_again_even_if_nobody_here_knows_of_
     assert (end.outcome, end.cause) == ("failed", "unknown") and "'finished'" in end.message
 
 
-def test_a_program_behind_a_shell_gets_the_stop_and_the_time_to_save(store: Path, run: Jobs) -> None:
-    saves = AS_LIGHTNING.replace(
-        "        sys.exit(0)", "        time.sleep(1); print('saved', flush=True); sys.exit(3)"
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bash -c '{python} fit.py {output}; echo through'",
+        "timeout 99 {python} fit.py {output} && echo through",  # in a process group of its own
+        "{python} fit.py {output} | tee {scratch}/log",  # without `tee` a program could not print
+        pytest.param("setsid -w {python} fit.py {output}; echo through", marks=pytest.mark.long),
+        pytest.param("set -m; {python} fit.py {output} & wait", marks=pytest.mark.long),
+        pytest.param("xargs -n1 {python} fit.py <<< {output}; true", marks=pytest.mark.long),
+    ],
+)
+def test_a_program_behind_a_shell_gets_one_stop_and_the_time_to_save(
+    store: Path, run: Jobs, line: str
+) -> None:
+    saves = AS_LIGHTNING.replace("received.append(1)", "(print('stop', flush=True), received.append(1))")
+    saves = saves.replace(
+        "        sys.exit(0)", "        time.sleep(0.7); print('saved', flush=True); sys.exit(3)"
     )
-    for number, line in enumerate(
-        ("bash -c '{python} fit.py {output}; echo through'", "{python} fit.py {output}")
-    ):
-        folder = store.parent / str(number)
-        folder.mkdir()
-        job = Jobs(folder / "store")(python(folder, saves, command=line, shell=number == 1))
-        job.wait_for("runs")
-        stop(job.process.pid)
-        assert job.end().outcome == "released"
-        assert "saved" in job.log() and "through" not in job.log()
+    job = run(python(store.parent, saves, command=line, shell=True))
+    job.wait_for("runs")
+    stop(job.process.pid)
+    assert job.end().outcome == "released"
+    assert [each for each in job.log() if each in ("stop", "saved", "through")] == ["stop", "saved"]
 
 
 FUNCTION = """
@@ -176,6 +185,34 @@ def test_a_function_that_returns_is_done_unless_a_signal_cut_it_short(
     job.wait_for("runs")
     send(job.process.pid)  # type: ignore[operator]
     assert job.end().outcome == outcome
+
+
+ASYNC = """
+import asyncio, signal
+
+async def fit():
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    print("runs", flush=True)
+    try:
+        await asyncio.wait_for(stopped.wait(), 20)
+    except TimeoutError:
+        pass
+
+def main(config, inputs, context):
+    asyncio.run(fit())
+    return [{"steps": 1}]
+"""
+
+
+def test_a_function_that_returns_in_a_job_is_not_done_where_asyncio_took_the_signal(
+    store: Path, run: Jobs
+) -> None:
+    (store.parent / "fit_asyncio.py").write_text(ASYNC)
+    job = run(StageSpec(run="fit_asyncio:main"), IN_JOB)
+    job.wait_for("runs")
+    signal_everyone(job.process.pid)
+    assert job.end().outcome == "released"
 
 
 @pytest.mark.parametrize("thread", [False, True])

@@ -44,6 +44,12 @@ TWO = [{"name": "a", "loss": 0.5, "n": 1}, {"name": "b", "loss": 2.0, "n": None}
         ("r.json", "[]", []),
         ("r.csv", "a,b\n", []),
         ("r.csv", "n\n18446744073709551617\n", [{"n": 2**64 + 1}]),
+        (
+            "r.csv",
+            "n,c\n1,NA\nNA,DE\n,US\n",
+            [{"n": 1, "c": "NA"}, {"n": None, "c": "DE"}, {"n": None, "c": "US"}],
+        ),
+        ("r.csv", "test loss\n0.5\n", [{"test loss": 0.5}]),
     ],
 )
 def test_rows_are_read_from_json_of_any_layout_and_from_tables(
@@ -73,6 +79,8 @@ def test_rows_are_read_from_json_of_any_layout_and_from_tables(
         ("r.txt", "0.5\n", "a table needs a header"),
         ("r.csv", "0.1,0.2\n0.3,0.4\n", "a table needs a header"),
         ("r.txt", "loss = 0.5\n", "neither JSON nor a table"),
+        ("r.txt", "loss: 0.5\nacc: 0.7\n", "'loss: 0.5' is no name of a column"),
+        ("r.psv", "a|b\n1|2\n", "'a|b' is no name of a column"),
         ("r.csv", "loss\nnan\n", "row 1, key 'loss'"),
         ("r.csv", "loss,n\n-inf,1\n,2\n", "row 1, key 'loss': -inf"),
         ("r.json", '{"a": 1, "b": {"c": 1, "c": 2}}', "a mapping holds 'c' twice"),

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.processes import process_table
+from orchestrator.provenance import entry_of
+
 
 def until(true: Callable[[], object], *, timeout_s: float = 60.0) -> None:
     """Waits for something that another process does."""
@@ -25,19 +28,21 @@ def pid_in(file: Path) -> int:
 
 def lives(pid: int) -> bool:
     """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    return (entry := entry_of(pid)) is not None and entry.runs
+
+
+def parent_of(pid: int) -> int:
+    """The process that started another one, which runs."""
+    entry = entry_of(pid)
+    assert entry is not None
+    return entry.parent
 
 
 def tree(pid: int) -> list[int]:
     """Returns a process and all its descendants, children before their parents."""
     children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(path.parent.name))
+    for process, entry in process_table().items():
+        children.setdefault(entry.parent, []).append(process)
 
     def below(process: int) -> list[int]:
         return [pid for child in children.get(process, []) for pid in (*below(child), child)]

@@ -19,9 +19,9 @@ from orchestrator.jobs.records import (
     JobExitReport,
     LostSlot,
     Resources,
-    Submission,
 )
 from orchestrator.launchers.slurm.launcher import bad_nodes
+from tests.store.builders import submission_of
 
 SMALL, LARGE = Resources(), Resources(gpus_per_node=8)
 PROCESS = Process(boot_id="b", namespace="n", pid=1, start="1")
@@ -37,14 +37,10 @@ def filed(
     reports=None,
     resources=None,
 ) -> SubmissionState:
-    submission = Submission(
-        nonce="n",
-        number=number,
+    submission = submission_of(
+        number,
         revision=revision,
         request=request,
-        launcher="slurm",
-        cluster="lab",
-        name=f"s.{number}",
         tasks=tasks,
         resources=resources or SMALL,
         at="2026-01-01T00:00:00Z",

@@ -6,7 +6,8 @@ import pytest
 
 from orchestrator.core.failure import Cause
 from orchestrator.jobs.judgement import Asker, JobListing, JobObservation, Phase, SubmissionState, judge
-from orchestrator.jobs.records import Accepted, JobEnd, JobExitReport, Resources, Submission
+from orchestrator.jobs.records import Accepted, JobEnd, JobExitReport
+from tests.store.builders import submission_of
 
 ANN, BEN = Asker(1000, "ann"), Asker(1001, "ben")
 NAME = "s.1.ab"
@@ -28,21 +29,7 @@ AGAIN = JobExitReport(code=75, requeued=True)
 def submitted(
     by: str = "ann@login1", uid: int | None = 1000, job: str = "12", controller: str = "head:6817"
 ) -> SubmissionState:
-    submission = Submission(
-        nonce="n",
-        number=1,
-        revision=1,
-        request=1,
-        launcher="slurm",
-        cluster="lab",
-        name=NAME,
-        tasks=(("a",),),
-        resources=Resources(),
-        by=by,
-        uid=uid,
-        controller=controller,
-        at="2026-01-01T00:00:00Z",
-    )
+    submission = submission_of(name=NAME, by=by, uid=uid, controller=controller, at="2026-01-01T00:00:00Z")
     return SubmissionState(submission, Accepted(nonce="n", job=job, at=ACCEPTED_AT) if job else None)
 
 

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable, UserError
-from orchestrator.jobs.judgement import Phase
-from orchestrator.jobs.records import Resources, Submission
+from orchestrator.jobs.judgement import Asker, Phase, SubmissionState, judge
+from orchestrator.jobs.records import Accepted
 from orchestrator.launchers.base import Verdict
 from orchestrator.launchers.ray.api import MAX_BYTES, Api, Redirected, Unanswered
 from orchestrator.launchers.ray.launcher import RayLauncher
 from orchestrator.launchers.ray.scheduler import RayScheduler
+from orchestrator.provenance import now
+from tests.store.builders import submission_of
 
 VARIABLES = (
     "RAY_API_SERVER_ADDRESS",
@@ -97,17 +100,7 @@ def dashboard(command: str, path: str) -> Answer:
     return 500, {}, b"a list of all jobs was asked for"
 
 
-SUBMISSION = Submission(
-    nonce="n",
-    number=1,
-    revision=1,
-    request=1,
-    launcher="ray",
-    cluster="",
-    name="s.1",
-    tasks=(("a",),),
-    resources=Resources(),
-)
+SUBMISSION = submission_of(launcher="ray", cluster="")
 
 
 def submit(address: str) -> Any:
@@ -235,6 +228,26 @@ def test_an_address_that_could_not_be_used_or_kept_is_refused(
     with pytest.raises(UserError, match=said) as refused:
         RayLauncher({"name": "ray"}, 1).limits()
     assert "hunter2" not in str(refused.value)
+
+
+def test_absence_from_the_cluster_that_the_environment_names_is_no_end_of_another_clusters_job(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = serve(lambda *_: (404, {}, b"Job s.1 does not exist"))
+    given = replace(SUBMISSION, cluster="http://head:8265", controller="http://head:8265")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", empty.address)
+    listing = RayScheduler(given.cluster).jobs([given.name])
+    filed = SubmissionState(given, Accepted(nonce="n", job=given.name, at=now()))
+    found = judge(filed, 0, listing, Asker())
+    assert (found.phase, found.absence) == (Phase.UNKNOWN, "") and empty.address in found.reason
+    with pytest.raises(InfrastructureError, match="may be another cluster"):
+        RayLauncher({"name": "ray"}, 1).find(given)
+    with pytest.raises(InfrastructureError, match="may be another cluster"):
+        RayScheduler(given.cluster).cancel([f"{given.name}_0"])
+    RayScheduler(empty.address).cancel([f"{given.name}_0"])  # there it has ended
+    same = replace(given, controller=empty.address)
+    assert judge(filed._replace(submission=same), 0, listing, Asker()).absence
+    assert RayLauncher({"name": "ray"}, 1).find(same) is None
 
 
 def test_a_server_whose_certificate_is_trusted_by_a_variable_alone_is_reached(

@@ -16,7 +16,7 @@ from orchestrator.core.selector import Subject
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.judgement import Phase, SubmissionState
-from orchestrator.jobs.records import Accepted, JobEnd, Resources, Submission
+from orchestrator.jobs.records import Accepted, JobEnd, Resources
 from orchestrator.jobs.submissions import gone_of
 from orchestrator.launchers.base import overrides_of
 from orchestrator.launchers.ray import lost_workers
@@ -33,6 +33,7 @@ from orchestrator.launchers.ray.settings import (
     resources_of,
     waits_for,
 )
+from tests.store.builders import submission_of
 
 
 @pytest.mark.parametrize(
@@ -310,17 +311,7 @@ def test_what_differs_between_here_and_a_cluster(python, packages, accept, said)
 
 
 def test_workers_may_save_a_checkpoint_after_their_job_was_found_over():
-    submission = Submission(
-        nonce="n",
-        number=1,
-        revision=1,
-        request=1,
-        launcher="ray",
-        cluster="http://head:8265",
-        name="s.1",
-        tasks=(("a",),),
-        resources=Resources(),
-    )
+    submission = submission_of(launcher="ray", cluster="http://head:8265")
     over = {0: JobEnd(index=0, word="VANISHED", cause=Cause.NODE_LOST)}
     filed = SubmissionState(submission, Accepted(nonce="n", job="s.1"), over, {}, {0: provenance.now()})
     assert [gone.slot for gone in gone_of([filed])] == [None]

@@ -27,6 +27,15 @@ POLICY = (
         (f"sbatch: error: AssocGrpSubmitJobsLimit {POLICY}", True, ""),
         (f"sbatch: error: QOSGrpSubmitJobsLimit {POLICY}", True, ""),
         (f"sbatch: error: MaxSubmitJobsPerAccount {POLICY}", True, ""),
+        ("Batch job submission failed: Required node not available (down, drained or reserved)", True, ""),
+        ("Batch job submission failed: Access/permission denied", False, "cluster.account"),
+        ("User's group not permitted to use this partition", False, "cluster.partitions"),
+        ("Batch job submission failed: Invalid license specification", False, "cluster.sbatch"),
+        ("Batch job submission failed: Invalid node name specified", False, "nodelist"),
+        ("Batch job submission failed: Job dependency problem", False, "dependency"),
+        ("Invalid Trackable RESource (TRES) specification", False, "cluster.gpu_option"),
+        ("Requested partition configuration not available now", False, "cluster.partitions"),
+        ("sbatch: error: Invalid --exclusive specification", False, "cluster.sbatch"),
         (POLICY, True, ""),  # which of the two it is, it does not say
         ("Slurm temporarily unable to accept job, sleeping and retrying", True, ""),
         (

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.jobs.records import Resources, Submission
+from orchestrator.jobs.records import Resources
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
 from orchestrator.launchers.slurm.options import unexpanded, unheeded
 from orchestrator.launchers.slurm.query import environment
 from orchestrator.launchers.slurm.script import script
 from orchestrator.launchers.slurm.settings import cluster_profile
 from orchestrator.processes import leave_step
+from tests.store.builders import submission_of
 
 SRUN = """#!/bin/bash
 { printf '%s\\0' "$@"; echo; env -0; } >"$SAID"
@@ -43,13 +44,7 @@ def text_of(
 ) -> str:
     """The script of a submission of two cells."""
     asked = Resources(gpus_per_node=2, cpus=4, memory_gib=8, **more)
-    submission = Submission(
-        nonce="n",
-        number=1,
-        revision=1,
-        request=1,
-        launcher="slurm",
-        cluster="lab",
+    submission = submission_of(
         name="s.1.ab",
         tasks=(("a",), ("b",)),
         resources=asked,
@@ -121,7 +116,15 @@ class Ran:
         ({"G": 1}, {"gpus": "1", "gres": None}),
         ({"G": 0}, {"gpus": "0", "gres": None}),
         ({"gres": "gpu:h100:1"}, {"gres": "gpu:h100:1"}),
+        ({"gres": "gres/gpu:1"}, {"gres": "gres/gpu:1"}),
+        ({"gres": "GPU:1"}, {"gres": "GPU:1"}),
         ({"gres": "lscratch:100"}, {"gres": "gpu:2,lscratch:100"}),
+        ({"tres-per-task": "gres/gpu:1"}, {"gres": None, "cpus-per-task": "4"}),
+        ({"tres-per-task": "cpu=4"}, {"gres": "gpu:2", "cpus-per-task": None}),
+        ({"part": "long"}, {"partition": "long", "part": None}),
+        ({"mem-per-c": "2G"}, {"mem-per-cpu": "2G", "mem": None}),
+        ({"S": 2, "m": "block"}, {"core-spec": "2", "distribution": "block"}),
+        ({"time-min": 5}, {"time-min": "5", "time": "60"}),
         ({"gres": None}, {"gres": None}),
         ({"ntasks": 4}, {"ntasks": "4", "ntasks-per-node": None}),
         ({"exclude": "node1"}, {"exclude": "node9,node1"}),
@@ -146,7 +149,8 @@ def test_a_job_that_would_wait_for_gates_starts_some_minutes_after_the_jobs_that
 
 
 @pytest.mark.parametrize(
-    "option", ["array", "job-name", "J", "output", "wait", "W", "time", "test-only", "wrap"]
+    "option",
+    ["array", "job-name", "J", "job", "arr", "output", "wait", "W", "time", "test-only", "wrap", "V", "help"],
 )
 def test_options_that_jobs_are_found_by_are_refused_with_what_to_set(option):
     with pytest.raises(UserError, match="ours to set") as refused:
@@ -226,7 +230,9 @@ def test_slurms_programs_get_no_option_from_the_environment_but_where_slurm_is()
         *("SCONTROL_ALL", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_JOB_ID", "SRUN_DEBUG", "SALLOC_GRES"),
     ]
     kept = ["SLURM_CONF", "SLURM_JWT", "PATH", "SLURMD", "LC_TIME"]
-    assert set(environment(dict.fromkeys([*foreign, *kept], "x"))) == set(kept)
+    given = environment(dict.fromkeys([*foreign, *kept, "SLURM_BITSTR_LEN"], "x"))
+    assert given.pop("SLURM_BITSTR_LEN") == "0"  # sacct shortens no list of tasks
+    assert set(given) == set(kept)
 
 
 def test_stages_see_the_job_and_nothing_of_the_task_that_runs_them():

@@ -117,11 +117,6 @@ def links(pid: int) -> list[Path]:
     return [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
 
 
-def parent_of(pid: int) -> int:
-    """The process that started another."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def inside(pid: int, leader: int) -> bool:
     """Whether a process has this number among those below another one, in their own count."""
     for each in group_of(leader):

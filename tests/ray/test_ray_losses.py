@@ -11,8 +11,8 @@ import pytest
 
 from tests.cli.launches import records, wait_for
 from tests.cli.test_training_survives import CELL, weights
-from tests.execution.waiting import lives
-from tests.ray.sweeps import OnRay, inside, parent_of
+from tests.execution.waiting import lives, parent_of
+from tests.ray.sweeps import OnRay, inside
 
 APART = "launcher.resources=[{custom: {apart: 1}}]"
 
@@ -89,6 +89,22 @@ def test_cells_of_a_node_that_died_go_on_within_seconds_on_another_that_cannot_s
     assert "the node of worker 1 is gone" in second["supersedes"]["evidence"]
     assert "was lost" in jobs.why() and jobs.starts()[1]["parent"]["attempt"] == 1
     assert len(jobs.submissions()) == 1
+
+
+@pytest.mark.long
+def test_a_driver_whose_nodes_all_die_gives_nothing_up_and_goes_on_with_the_next_node(jobs):
+    jobs.cluster.start_node("far", {"apart": 4})
+    jobs.cluster.wait_for_nodes(5)
+    jobs.launch(jobs.write(cells=4, steps=150, step_s=0.1), APART)
+    jobs.until_running(4)
+    jobs.cluster.kill("far")  # Ray starts the next workers on it until it notices
+    wait_for(lambda: len(jobs.driver()["lost"]) == 4, 120)
+    jobs.cluster.start_node("farther", {"apart": 4})
+    jobs.until_done(4)
+    jobs.assert_each_done_once(4)
+    taken_over = [claim["supersedes"] for claim in jobs.claims() if claim.get("supersedes")]
+    assert {each["cause"] for each in taken_over} == {"node_lost"}
+    assert len(jobs.submissions()) == 1 and "claimed nothing" not in log_of(jobs)
 
 
 @pytest.mark.long

@@ -107,6 +107,30 @@ def test_workers_on_one_node_see_gpus_of_their_own_or_share_them(jobs, asked, se
     assert sorted(done["rows"][0]["devices"] for done in jobs.products()) == list(seen)
 
 
+PATHS = """
+import os, added
+
+
+def paths(config, inputs, context):
+    return [{"added": added.NAME, "path": os.environ["PYTHONPATH"]}]
+"""
+
+
+@pytest.mark.long
+def test_packages_on_the_python_path_of_the_launcher_s_environment_are_found_behind_the_snapshot(jobs):
+    packages = jobs.folder.parent / "packages"
+    (packages / "orchestrator").mkdir(parents=True)
+    (packages / "orchestrator/__init__.py").write_text("raise SystemExit('not the code of the launch')")
+    (packages / "added.py").write_text("NAME = 'found'")
+    jobs.write_stages(PATHS)
+    name = jobs.write(cells=1, stage="paths")
+    (jobs.folder / name).write_text((jobs.folder / name).read_text().replace(", preload: [mine]", ""))
+    jobs.launch(name, f"launcher.environment={{PYTHONPATH: {packages}}}")
+    jobs.until_done(1)
+    (row,) = jobs.products()[0]["rows"]
+    assert row["added"] == "found" and row["path"].endswith(f"/polysweep:{packages}")
+
+
 @pytest.mark.long
 def test_the_type_of_an_accelerator_is_asked_for(jobs):
     asked = "launcher.resources=[{gpus: 1, cpus: 1, accelerator: H100}]"

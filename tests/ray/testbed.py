@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.processes import process_table
+
 PYTHON = sys.executable
 # Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and
 # listens to the world. So its processes are told that this is one (the environment below), the command is
@@ -216,12 +218,8 @@ class RayCluster:
 def group_of(leader: int) -> list[int]:
     """Returns a process and all that descend from it, the last first."""
     children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    for pid, entry in process_table().items():
+        children.setdefault(entry.parent, []).append(pid)
     found = [leader]
     for pid in found:
         found += children.get(pid, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -79,6 +80,37 @@ def in_eight_bits(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     save_file({**weights, name: weights[name].to(torch.int8)}, folder / "model.safetensors")
+
+
+def in_eight_bit_floats(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    part = weights["model.layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn)
+    weights["model.layers.0.mlp.experts.gate_up_proj"] = part
+    save_file(weights, folder / "model.safetensors")
+
+
+def prefixed(prefix: str) -> Callable[[Path], Any]:
+    def spoil(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        save_file({prefix + name: weights[name] for name in weights}, folder / "model.safetensors")
+
+    return spoil
+
+
+def header(shapes: str) -> Callable[[Path], Any]:
+    """A file with these shapes and numbers of bytes, by the names of weights."""
+    given = json.loads(shapes).items()
+    tensors = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]} for name, (shape, size) in given
+    }
+    text = json.dumps(tensors).encode()
+    data = len(text).to_bytes(8, "little") + text + b"\0" * sum(size for _, (_, size) in given)
+    return lambda folder: (folder / "model.safetensors").write_bytes(data)
+
+
+def adapter_alone(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "config.json").unlink()
 
 
 def no_shard(folder: Path) -> None:
@@ -169,6 +201,21 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     ),
     (lambda folder: config(folder, quantization_config={"quant_method": "gptq"}), "quantization_config"),
     (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter_config.json: an adapter"),
+    (adapter_alone, "adapter_config.json: an adapter; merge it into its model"),
+    (lambda folder: config(folder, num_hidden_layers=10**9), "1000000000 layers.* 999999997 more layers are"),
+    (lambda folder: config(folder, num_hidden_layers="2"), "num_hidden_layers is '2', not a whole number"),
+    (lambda folder: config(folder, model_type=["qwen3"]), "config.json: model_type .* is unknown"),
+    (lambda folder: config(folder, eos_token_id="</s>"), "eos_token_id is '</s>', not the id of a token"),
+    (
+        lambda folder: change(folder / "tokenizer_config.json", eos_token=["x"], added_tokens_decoder=[1]),
+        r"eos_token \['x'\] is no token of tokenizer.json",
+    ),
+    (header('{"model.embed_tokens.weight": [[400, 16], 4]}'), "is damaged: model.embed_tokens.weight does"),
+    (header('{"model.embed_tokens.weight": [[], 4]}'), "vocab_size 400, but .* has 0 rows"),
+    (header("{}"), "model.safetensors holds no weights"),
+    (in_eight_bit_floats, "mlp.experts.gate_up_proj is of type F8_E4M3: quantised"),
+    (prefixed("_fsdp_wrapped_module."), "all names of weights begin with '_fsdp_wrapped_module.'"),
+    (prefixed("base_model.model."), "all names of weights begin with 'base_model.model.'"),
 ]
 
 
@@ -193,6 +240,12 @@ def test_a_whole_folder_of_any_architecture_is_in_order(tmp_path: Path, model_ty
     assert inspect(tmp_path).problem == ""
     (tmp_path / "pytorch_model.bin").write_text(POINTER)  # what is not read may be missing
     assert inspect(tmp_path).problem == ""
+
+
+def test_what_transformers_writes_but_json_lacks_is_in_order(folder: Path) -> None:
+    config(folder, time_step_limit=[0.0, math.inf], rope_scaling={"type": "linear", "factor": math.inf})
+    assert "Infinity" in (folder / "config.json").read_text()
+    assert inspect(folder).problem == ""
 
 
 def test_the_longest_prompt_and_answer_may_fill_the_context_to_the_last_position(folder: Path) -> None:

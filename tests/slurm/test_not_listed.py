@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.jobs.records import Resources, Submission
+from orchestrator.jobs.records import Submission
 from orchestrator.launchers.base import Verdict
+from orchestrator.launchers.slurm.query import _sacct
 from orchestrator.launchers.slurm.script import submit
 from orchestrator.provenance import now
 from tests.slurm.sweeps import OnSlurm
 from tests.slurm.testbed import Testbed
+from tests.store.builders import submission_of
 
 HELD = "cluster.sbatch.hold=true"
 SOON = "cluster.settle_s=0"
@@ -231,18 +233,7 @@ def test_the_number_of_a_job_is_found_whatever_a_wrapper_of_sbatch_prints_beside
 
 def intent(number: int) -> Submission:
     """A submission to the test bed."""
-    return Submission(
-        nonce="n",
-        number=number,
-        revision=1,
-        request=1,
-        launcher="slurm",
-        cluster="testbed",
-        name=f"noise.{number}.ab",
-        tasks=(("a",),),
-        resources=Resources(),
-        at=now(),
-    )
+    return submission_of(number, cluster="testbed", name=f"noise.{number}.ab", at=now())
 
 
 def test_a_job_that_only_accounting_calls_alive_holds_its_cell(jobs):
@@ -255,6 +246,19 @@ def test_a_job_that_only_accounting_calls_alive_holds_its_cell(jobs):
     assert "1 queued, 1 unknown" in jobs("reconcile", "jobs")  # what is listed counts, and no absence does
     jobs.unwrap()
     assert_held(jobs, 2)
+
+
+def test_accounting_lists_all_waiting_tasks_of_an_array_with_gaps(jobs, monkeypatch):
+    run = jobs.cluster.run
+    array = run("sbatch", "--parsable", "--hold", "--array=0-89", "--wrap=true").strip()
+    gone = {index for index in range(90) if index % 2 or index % 7 == 0}
+    run("scancel", *(f"{array}_{index}" for index in sorted(gone)))
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, jobs.env[name])
+    wanted = {(array, index) for index in set(range(90)) - gone}
+    jobs.until(
+        lambda: {task for task, seen in _sacct("testbed", [array]).items() if seen.over is None} == wanted
+    )
 
 
 def test_a_job_in_a_hidden_partition_is_known_also_under_another_name(jobs):

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.jobs.records import Accepted, JobEnd, JobExitReport, Resources, Submission
+from orchestrator.jobs.records import Accepted, JobEnd, JobExitReport
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import records, wait_for
 from tests.slurm.sweeps import SLURM, OnSlurm
+from tests.store.builders import submission_of
 
 HELD = "cluster.sbatch.hold=true"
 SINGLE = ("--parsable", "--qos=single", "--output=/dev/null", "--wrap=sleep 300")
@@ -370,16 +371,8 @@ def file_submissions(jobs: OnSlurm, cells: list[str]) -> None:
         for start in range(1, len(cells), 100):
             number += 1
             tasks = tuple((cell,) for cell in cells[start : start + 100])
-            submission = Submission(
-                nonce=new_nonce(),
-                number=number,
-                revision=1,
-                request=1,
-                launcher="slurm",
-                cluster="testbed",
-                name=f"x.{number}",
-                tasks=tasks,
-                resources=Resources(),
+            submission = submission_of(
+                number, nonce=new_nonce(), cluster="testbed", name=f"x.{number}", tasks=tasks
             )
             ledger.create(layout.submission("jobs", number), submission, submission.nonce)
             accepted = Accepted(nonce=new_nonce(), job=str(900_000 + number))

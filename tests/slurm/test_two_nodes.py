@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.execution.waiting import lives, until
+from tests.execution.waiting import lives, parent_of, until
 from tests.sft import chain
 from tests.sft.conftest import STEPS, Ground, ground  # noqa: F401 - a fixture
 from tests.sft.test_training import MIXTURE, adopt, train
@@ -207,8 +207,7 @@ def test_a_killed_rank_is_named_though_its_node_reports_it_long_after_its_peer_h
     job = submit(function="fail", **{**told, "config": {**told["config"], "how": "meet", "rank": 1}})
     pids = job.pids(2)
     time.sleep(0.5)  # for its peer to come to where it waits
-    stat = Path(f"/proc/{pids['1']}/stat").read_text()
-    launcher = int(stat.rpartition(")")[2].split()[1])
+    launcher = parent_of(pids["1"])
     os.kill(launcher, signal.SIGSTOP)
     os.kill(pids["1"], signal.SIGKILL)
     until(lambda: not lives(pids["0"]))

@@ -15,6 +15,7 @@ from orchestrator.core.selector import Subject
 from orchestrator.core.settings import Policy, RunSettings, StoreSettings, TrackerSettings
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.count import COUNT
+from orchestrator.jobs.records import Resources, Submission
 from orchestrator.manifest import scan
 from orchestrator.provenance import process_of
 from orchestrator.stage import StageSpec
@@ -43,6 +44,13 @@ def sweep_of(
         chain = chains.chain(Subject(axes, {}, config))
         cells.append(Cell(id=f"seed{seed}", axes=axes, columns={}, config=config, stage_digests=chain))
     return ComposedSweep(name=name, specs=dict(chains.specs), stages=chains.stages, cells=tuple(cells))
+
+
+def submission_of(number: int = 1, **more: Any) -> Submission:
+    """A submission of one task to Slurm, with the cell ``a``; `more` are other fields, or other values."""
+    usual: dict[str, Any] = {"nonce": "n", "revision": 1, "request": 1, "launcher": "slurm", "cluster": "lab"}
+    usual |= {"name": f"s.{number}", "tasks": (("a",),), "resources": Resources()}
+    return Submission(**{**usual, "number": number, **more})
 
 
 def instance_of(sweep: ComposedSweep, cell: int = 0) -> StageInstance:

@@ -74,7 +74,17 @@ def assert_all_done(sweep: Sweep) -> None:
 
 
 ONE = ["cut short"]
-ALL = [pytest.param(kind, marks=() if kind in ONE else pytest.mark.long) for kind in GARBAGE]
+FOLDER = "a folder"
+ALL = [pytest.param(kind, marks=() if kind in ONE else pytest.mark.long) for kind in (*GARBAGE, FOLDER)]
+
+
+def spoil(path: Path, how: str) -> None:
+    """Put garbage in the place of a record, or a folder, as a copy that went wrong does."""
+    if how == FOLDER:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(GARBAGE[how](path.read_bytes()))
 
 
 @pytest.mark.parametrize("garbage", ALL)
@@ -84,7 +94,7 @@ def test_a_record_of_a_failed_attempt_that_cannot_be_read_is_named_and_does_not_
 ) -> None:
     digest = digest_of(copied, "bad")
     path = copied.store / layout.attempt(Input("count", "", digest), 1, record)
-    path.write_bytes(GARBAGE[garbage](path.read_bytes()))
+    spoil(path, garbage)
     copied("status", "counts")
     if record != layout.HEARTBEAT:  # of an attempt that has ended nobody reads it
         said = copied("why", "counts", "seed=bad")
@@ -98,7 +108,7 @@ def test_a_done_record_that_cannot_be_read_is_named_and_made_again_by_a_launch(
     copied: Sweep, garbage: str
 ) -> None:
     path = copied.store / layout.done(Input("count", "", digest_of(copied, "a")), 1)
-    path.write_bytes(GARBAGE[garbage](path.read_bytes()))
+    spoil(path, garbage)
     cell = cell_of(copied, "a")
     assert cell["state"] == "pending" and path.name in str(cell["reason"])
     assert path.name[:12] in copied("status", "counts")
@@ -110,17 +120,17 @@ def test_a_done_record_that_cannot_be_read_is_named_and_made_again_by_a_launch(
 def test_a_void_that_cannot_be_read_still_counts(copied: Sweep, garbage: str) -> None:
     copied("discard", "counts", "seed=a", "--stage", "count", "--reason", "a test")
     path = copied.store / layout.void(Input("count", "", digest_of(copied, "a")), 1)
-    path.write_bytes(GARBAGE[garbage](path.read_bytes()))
+    spoil(path, garbage)
     cell = cell_of(copied, "a")
     assert cell["state"] == "pending" and path.name in str(cell["reason"])
     copied("rerun", "counts", "--only", "seed!=b", "--yes", "launcher.workers=1")
     assert_all_done(copied)
 
 
-@pytest.mark.parametrize("garbage", ALL)
+@pytest.mark.parametrize("garbage", ALL[: len(GARBAGE)])  # it is written anew, and no folder is replaced
 def test_a_spec_that_cannot_be_read_is_in_nobodys_way(copied: Sweep, garbage: str) -> None:
     path = copied.store / layout.stage_spec(Input("count", "", digest_of(copied, "bad")))
-    path.write_bytes(GARBAGE[garbage](path.read_bytes()))
+    spoil(path, garbage)
     copied("why", "counts", "seed=bad")
     copied("rerun", "counts", "--yes", "launcher.workers=1")
     assert_all_done(copied)
@@ -129,7 +139,7 @@ def test_a_spec_that_cannot_be_read_is_in_nobodys_way(copied: Sweep, garbage: st
 @pytest.mark.parametrize("garbage", ALL)
 def test_a_request_that_cannot_be_read_does_not_stop_the_next(copied: Sweep, garbage: str) -> None:
     path = copied.store / layout.request("counts", 1)
-    path.write_bytes(GARBAGE[garbage](path.read_bytes()))
+    spoil(path, garbage)
     copied("status", "counts")
     copied("launch", "counts.yaml", "launcher.workers=1", code=None)
     copied("rerun", "counts", "--yes", "launcher.workers=1")
@@ -141,7 +151,7 @@ def test_a_revision_that_cannot_be_read_is_named_and_a_launch_seals_another(
     copied: Sweep, garbage: str
 ) -> None:
     path = copied.store / layout.revision("counts", 1)
-    path.write_bytes(GARBAGE[garbage](path.read_bytes()))
+    spoil(path, garbage)
     said = copied("status", "counts", code=3)
     assert "counts@1" in said and "unreadable" in said
     assert "counts@1" in copied("rerun", "counts", "--yes", code=3)
@@ -165,7 +175,7 @@ def test_fields_that_a_later_version_added_change_nothing(copied: Sweep) -> None
 @pytest.mark.parametrize("garbage", ALL)
 def test_a_store_whose_mark_cannot_be_read_is_refused(copied: Sweep, garbage: str) -> None:
     path = copied.store / layout.STORE
-    path.write_bytes(GARBAGE[garbage](path.read_bytes()))
+    spoil(path, garbage)
     for words in (["status", "counts"], ["launch", "counts.yaml"], ["rerun", "counts", "--yes"]):
         said = copied(*words, code=3)
         assert "mark cannot be trusted" in said and "store.json" in said
@@ -205,7 +215,7 @@ def test_a_record_of_an_attempt_that_was_lost_is_named_and_the_cell_finishes(
     (copied.store / layout.done(Input("count", "", digest), 1)).unlink()
     (copied.store / layout.attempt(Input("count", "", digest), 1, layout.END)).unlink()
     path = copied.store / layout.attempt(Input("count", "", digest), 1, record)
-    path.write_bytes(GARBAGE[garbage](path.read_bytes()))
+    spoil(path, garbage)
     cell = cell_of(copied, "a")
     if record == layout.CLAIM:
         assert cell["state"] == "running" and str(cell["reason"]).count(layout.CLAIM) == 1

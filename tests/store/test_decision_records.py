@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.decisions import SweepFacts
 from orchestrator.core.evidence import Evidence
 from orchestrator.core.records import Done
-from orchestrator.core.state import StageStatus, State
+from orchestrator.core.state import StageStatus, State, SweepFacts
 from orchestrator.errors import InfrastructureError
 from orchestrator.store.decisions import DecisionLog
 from orchestrator.store.ledger import Ledger, open_ledger

@@ -13,14 +13,14 @@ import pytest
 
 from orchestrator.compose.main import compose
 from orchestrator.core.sweep import Input
-from orchestrator.jobs.records import DAMAGED, Resources, Submission
+from orchestrator.jobs.records import DAMAGED
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.store import layout
 from orchestrator.store.code import damage, digest_of
 from orchestrator.store.ledger import Ledger, content_digest
 from orchestrator.store.objects import PosixStore
 from tests.conftest import Sweep
-from tests.store.builders import claim, instance_of, make_product, sweep_of
+from tests.store.builders import claim, instance_of, make_product, submission_of, sweep_of
 
 MINE = """
 description: mine
@@ -193,17 +193,7 @@ def test_a_seal_that_was_cut_short_is_named_and_stops_only_what_needs_it(launche
 def test_a_job_whose_request_is_damaged_ends_with_the_code_of_that_and_names_the_record(
     launched: Sweep, program: tuple[str, ...]
 ) -> None:
-    submission = Submission(
-        nonce="n",
-        number=1,
-        revision=1,
-        request=1,
-        launcher="slurm",
-        cluster="lab",
-        name="mine.1.ab",
-        tasks=(("a",),),
-        resources=Resources(),
-    )
+    submission = submission_of(name="mine.1.ab")
     assert Submissions(Ledger(PosixStore(launched.store)), "mine").file(submission)
     (launched.store / layout.request("mine", 1)).write_text("{}")
     name, *words = (word.format(store=launched.store) for word in program)

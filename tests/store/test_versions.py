@@ -20,14 +20,14 @@ from orchestrator.core.records import Heartbeat
 from orchestrator.core.settings import engine_from
 from orchestrator.execution.assignment import Assignment
 from orchestrator.formats import encode
-from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobEnd, Resources
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger, open_ledger
 from tests.cli.launches import Running, wait_for
 from tests.conftest import Sweep
-from tests.store.builders import claim, owner
+from tests.store.builders import claim, owner, submission_of
 from tests.store.test_reading import photograph
 
 BEFORE = "adb2300"
@@ -108,12 +108,9 @@ def file_a_job(ledger: Ledger, number: int, cell: str) -> Submissions:
     """Records a task of a scheduler and its loss, as a launch and a reconcile do."""
     submissions = Submissions(ledger, "counts")
     submissions.file(
-        Submission(
+        submission_of(
+            number,
             nonce=new_nonce(),
-            number=number,
-            revision=1,
-            request=1,
-            launcher="slurm",
             cluster="nowhere",
             name=f"counts-{number}",
             tasks=((cell,),),

@@ -99,6 +99,17 @@ def test_texts_are_in_nfc_and_keep_their_joiners(tmp_path: Path) -> None:
         ("en.jsonl", '{"question": "a"}', "no text 'answer'(.|\n)*en.jsonl:1"),
         ("en.jsonl", '{"id": 1, "question": "a", "answer": "#### 1"}\n' * 2, "the id '1' comes twice"),
         ("en.jsonl", b"\xff\xfe", "not UTF-8"),
+        (
+            "en.jsonl",
+            '{"question": "a", "answer": ' + "9" * 5000 + "}",
+            "not JSON: (.|\n)*4300(.|\n)*en.jsonl:1",
+        ),
+        ("en.jsonl", "[" + "9" * 5000 + "]", "not a JSON array of rows: (.|\n)*4300"),
+        (
+            "en.jsonl",
+            '[{"question": "a", "answer": "1"}]\n[{"question": "b"}]',
+            "more after its end: '.{2}\"quest",
+        ),
     ],
 )
 def test_a_bad_training_file_is_the_user_s_mistake(

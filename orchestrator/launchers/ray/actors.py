@@ -175,6 +175,7 @@ class Pool:
                 None,
                 why[:300],
                 cause=_cause(error, self._draining, worker.node),
+                is_node_dead=lost_workers.NODE_DIED.search(str(error)) is not None,
             )
         ray.kill(worker.actor)
         return Ended(

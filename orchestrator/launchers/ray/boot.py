@@ -24,7 +24,7 @@ import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -35,8 +35,9 @@ from orchestrator.launchers.ray.actor import program
 from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
 from orchestrator.launchers.ray.lost_workers import Workers
 from orchestrator.launchers.ray.settings import RaySettings
-from orchestrator.store import archive, layout
 from orchestrator.store import code as snapshots
+from orchestrator.store import layout
+from orchestrator.store.bucket import ARCHIVE
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore
 
@@ -295,20 +296,28 @@ def fetch(key: str, package: str, url: str, digest: str, *rest: str) -> None:
                     raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-    os.environ["PYTHONPATH"] = str(place / package)
+    paths = [str(place / package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     module = "orchestrator.launchers.ray.boot"
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, url, digest, *rest])
 
 
-class StartCommand(NamedTuple):
-    """A command without its interpreter, and the environment that it needs."""
+def begin(package: str, *rest: str) -> None:
+    """Replace this process by a module, and put a folder before the import paths of the node, which stay."""
+    import os
+    import sys
 
-    argv: tuple[str, ...]
-    environment: dict[str, str]
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", *rest])
 
 
-def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> StartCommand:
-    """Return the command that runs a module of a snapshot, on any node that reaches the store.
+ENVIRONMENT = {"PYTHONUTF8": "1"}
+"""What a command of `start_of` needs."""
+
+
+def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> tuple[str, ...]:
+    """Return the command, without its interpreter, that runs a module of a snapshot on any node.
 
     Args:
         objects: the store.
@@ -316,12 +325,11 @@ def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> Star
         module: what to run.
         args: its arguments.
     """
-    if not objects.in_place:
-        key = f"{layout.code_archive(digest)}/{archive.NAME}"
-        first = program(fetch, key, layout.CODE_PACKAGE)
-        return StartCommand(("-c", first, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
-    package = snapshots.package_path(objects, digest)
-    return StartCommand(("-P", "-m", module, *args), {"PYTHONPATH": str(package), "PYTHONUTF8": "1"})
+    # -P: otherwise a file in the working folder could take the place of a module
+    if (code := objects.shared_folder(layout.code(digest))) is None:
+        key = f"{layout.code_archive(digest)}/{ARCHIVE}"
+        return "-P", "-c", program(fetch, key, layout.CODE_PACKAGE), objects.url, digest, module, *args
+    return "-P", "-c", program(begin, str(code / layout.CODE_PACKAGE)), module, *args
 
 
 @dataclass
@@ -354,11 +362,11 @@ class Starter:
         self.num_started += 1
         code = self.submission.code.digest if self.submission.code else ""
         args = (self.objects.url, self.sweep, str(self.submission.number))
-        start = start_of(self.objects, code, WORKER, *args, str(self.num_started), str(self.restart))
+        argv = start_of(self.objects, code, WORKER, *args, str(self.num_started), str(self.restart))
         environment = {name: str(value) for name, value in self.environment.items()}
         environment |= workers.monitor()
-        environment |= start.environment
-        workers.start(self.num_started, list(start.argv), environment, self.submission.folder, avoid=avoid)
+        environment |= ENVIRONMENT
+        workers.start(self.num_started, list(argv), environment, self.submission.folder, avoid=avoid)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -373,7 +381,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # verifies the node's copy, and repairs it from the archive
         if problem := snapshots.damage(objects, digest):
             raise InfrastructureError(f"the code in the store is damaged: {problem}", where=url)
-        os.environ["PYTHONPATH"] = str(snapshots.package_path(objects, digest))
+        # The node's own import paths stay, and the first step's copy of the package does not.
+        own = os.environ.get("PYTHONPATH", "").partition(os.pathsep)[2]
+        package = snapshots.package_path(objects, digest)
+        os.environ["PYTHONPATH"] = snapshots.python_path(package, {"PYTHONPATH": own})
     except SweepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

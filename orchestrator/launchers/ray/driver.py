@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.decisions import SweepFacts
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import RequestSummary, code_of, summarize_requests
 from orchestrator.core.records import Owner, Request
 from orchestrator.core.remedies import status_in_job
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import StageStatus
+from orchestrator.core.state import StageStatus, SweepFacts
 from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
@@ -311,8 +310,9 @@ class RayDriver:
             why = f"{name} {how}: {said}".rstrip(": ")
             if ended.slot in busy:
                 self._losses.add(ended.slot, ended.cause, why)
-        # the end of a node is no failure of its workers
-        if claimed or not ended.node or self._pool.lives(ended.node):
+        # the end of a node is no failure of its workers; one may die before its worker could name it
+        is_node_dead = ended.is_node_dead or bool(ended.node and not self._pool.lives(ended.node))
+        if claimed or not is_node_dead:
             self._say(why)
             self._failures.end_badly(ended.slot, ended.node, why, gives_up=not busy)
 

@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator.core.selector import Subject
 from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.jobs.judgement import SubmissionState
+from orchestrator.jobs.judgement import SubmissionState, same_controller
 from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, Verdict, overrides_of
 from orchestrator.launchers.local import host_hardware
@@ -33,7 +33,7 @@ from orchestrator.launchers.ray.api import (
     checked_address,
     is_taken,
 )
-from orchestrator.launchers.ray.boot import start_of
+from orchestrator.launchers.ray.boot import ENVIRONMENT, start_of
 from orchestrator.launchers.ray.scheduler import EMBEDDED, RayScheduler, this_machine
 from orchestrator.launchers.ray.settings import (
     AUTO,
@@ -180,9 +180,10 @@ class RayLauncher:
         """
         if self._settings.address == LOCAL:
             check_version(importlib.metadata.version("ray"))
-        else:
-            Api(self._cluster).version()
-        return Limits(self._cluster, ALL)
+            return Limits(self._cluster, ALL)
+        api = Api(self._cluster)
+        api.version()
+        return Limits(self._cluster, ALL, controller=api.address)
 
     def resources(
         self,
@@ -239,9 +240,9 @@ class RayLauncher:
         """Return the request to the Jobs API, as JSON."""
         digest = submission.code.digest if submission.code else ""
         args = (store, sweep, str(submission.number), submission.name)
-        start = start_of(open_objects(store), digest, DRIVER, *args)
+        argv = start_of(open_objects(store), digest, DRIVER, *args)
         python = sys.executable if self._settings.address == LOCAL else self._settings.python
-        words = ["env", *(f"{key}={value}" for key, value in start.environment.items()), python, *start.argv]
+        words = ["env", *(f"{key}={value}" for key, value in ENVIRONMENT.items()), python, *argv]
         request = {
             "submission_id": submission.name,
             "entrypoint": shlex.join(["sh", "-c", _LOOP, submission.name, *words]),
@@ -274,12 +275,14 @@ class RayLauncher:
         """Return the name of a submission's driver if the cluster has it, None otherwise.
 
         Raises:
-            InfrastructureError: the cluster does not answer.
+            InfrastructureError: the cluster does not answer, or another one may answer in its place.
         """
         answer = RayScheduler(submission.cluster).jobs([submission.name])
         if answer.problem:
             raise InfrastructureError(answer.problem)
         seen = answer.seen.get((submission.name, 0))
+        if seen is None and not same_controller(submission, answer.controller):
+            raise InfrastructureError(f"{answer.controller} may be another cluster than {submission.cluster}")
         # an embedded driver is found by its process alone: one that is over may never have started
         lives = seen is not None and not (seen.over and submission.cluster.startswith(EMBEDDED))
         return submission.name if lives else None

@@ -40,7 +40,7 @@ _PREEMPTED = re.compile(
 )
 """A node was taken away on purpose."""
 
-_NODE = re.compile(
+NODE_DIED = re.compile(
     r"The actor died because its node has died|the actor's node was terminated"
     r"|^Job supervisor actor died|^(?:The )?[Nn]ode \S+ (?:has )?died"
 )
@@ -82,7 +82,7 @@ def cause_of_job(message: str, error_type: str) -> Cause:
     """
     if _MEMORY.search(message) or _PREEMPTED.search(message):
         return Cause.PREEMPTED  # a driver needs little memory, so another process is at fault
-    if error_type == "JOB_SUPERVISOR_ACTOR_DIED" or _NODE.search(message):
+    if error_type == "JOB_SUPERVISOR_ACTOR_DIED" or NODE_DIED.search(message):
         return Cause.NODE_LOST
     return Cause.UNKNOWN
 
@@ -105,6 +105,7 @@ class Ended(NamedTuple):
     said: str  # the end of its output, or the error by which it was lost
     told: bool = False  # whether this driver had stopped it
     cause: Cause = Cause.NODE_LOST
+    is_node_dead: bool = False  # whether Ray's error states that the node died, also of one that is not known
 
     def last_words(self) -> tuple[str, int]:
         """Return its last message and the number of its claims; without JSON, its last line and 0."""

@@ -45,7 +45,8 @@ class RayScheduler:
             return JobListing(problem=error.what)
         # a driver is a submission's only task, so its index is 0
         seen = {(name, 0): seen_of(job) for name, job in found.items() if job is not None}
-        return JobListing(seen, complete=True)
+        # RAY_API_SERVER_ADDRESS may lead to another cluster, where the absence of a job shows nothing
+        return JobListing(seen, complete=True, controller=api.address)
 
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return nothing: the driver's status contains what its workers wait for."""
@@ -67,9 +68,13 @@ class RayScheduler:
                 reply = api.send("POST", path)
             except (Unreached, Unanswered) as error:
                 raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
-            # 404: there is no such job any more
             if reply.status != 404:
                 api.expected(reply, path, Stopped)
+            elif api.address != self._cluster:
+                raise InfrastructureError(
+                    f"{name} is not known at {api.address}, which may be another cluster than {self._cluster}"
+                )
+            # 404 of the cluster itself: there is no such job any more
 
 
 def seen_of(job: JobDetails) -> JobObservation:

@@ -41,7 +41,7 @@ from orchestrator.jobs.records import DAMAGED, JobContext, Submission
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.settings import grace_of, ray_settings
-from orchestrator.processes import adopt_orphans
+from orchestrator.processes import adopt_orphans, process_table
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -158,12 +158,7 @@ def node_memory(root: Path = Path("/")) -> Usage:
 
 def worker_memory() -> dict[int, int]:
     """Return the bytes that each of Ray's workers here holds with its descendants, by process id."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            parents[int(path.parent.name)] = int(
-                path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]
-            )
+    parents = {pid: entry.parent for pid, entry in process_table().items()}
     workers = {pid for pid in parents if _runs_worker(pid)}
     # forks of a worker have the same command line
     mains = {pid for pid in workers if parents[pid] not in workers}
@@ -294,17 +289,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # the worker's result counts, not its log
             ledger.objects.upload(layout.job_logs(sweep, int(number)))
     except DamagedRecord as error:
-        code, summary.said = DAMAGED, f"{error.what}; {error.fix}"
+        code, summary.last_line = DAMAGED, f"{error.what}; {error.fix}"
     except SweepError as error:
-        code, summary.said = error.exit_code, f"error: {error}"
+        code, summary.last_line = error.exit_code, f"error: {error}"
     except OSError as error:
-        code, summary.said = InfrastructureError.exit_code, f"error: the store does not answer: {error}"
+        code, summary.last_line = InfrastructureError.exit_code, f"error: the store does not answer: {error}"
     finally:
         # a signal during the exit of Python would replace the exit code by a failure
         for late in STOP_SIGNALS:
             signal.signal(late, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.write(stdout, f"{json.dumps({'said': summary.said, 'claims': summary.num_claims})}\n".encode())
+        os.write(
+            stdout, f"{json.dumps({'said': summary.last_line, 'claims': summary.num_claims})}\n".encode()
+        )
     return code
 
 

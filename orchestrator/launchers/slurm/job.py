@@ -116,7 +116,7 @@ class SlurmJob:
             code = BROKEN_NODE if (problem := failed_check(self._cluster.node_check)) else self._work()
         if problem:
             self._report_node(problem)
-            self._summary.said = problem
+            self._summary.last_line = problem
             log_line(problem)
         # from here on the exit code is final, and the report explains it
         if code != RELEASED:
@@ -212,7 +212,7 @@ class SlurmJob:
             LocalLauncher(options, len(order.cells or ())), partial(self._launch, order)
         )
         self._summary.num_claims = 0 if ended.refusal else 1
-        self._summary.said = ended.refusal or f"{workers} workers ended"
+        self._summary.last_line = ended.refusal or f"{workers} workers ended"
         return ended.code
 
     def _launch(self, order: Assignment) -> Launch:
@@ -285,7 +285,7 @@ class SlurmJob:
         report = JobExitReport(
             code=code,
             cause=cause_of_code(code),
-            why=meaning_of_code(code) or self._summary.said,
+            why=meaning_of_code(code) or self._summary.last_line,
             claimed=self._summary.num_claims > 0 or code in (0, RELEASED, TOO_SHORT, NO_MEMORY),
             requeued=requeued,
             restart=self._place.restart,

@@ -24,6 +24,9 @@ OURS: Mapping[str, str] = {
     "wrap": "jobs run workers",
     "uid": "jobs are the user's own",
     "gid": "jobs are the user's own",
+    "help": "sbatch would submit nothing",
+    "usage": "sbatch would submit nothing",
+    "version": "sbatch would submit nothing",
 }
 """Options that a profile may not set, and what to use instead."""
 
@@ -32,27 +35,38 @@ VALUES: Mapping[str, str] = {"time": "cluster.hours", "signal": "cluster.signal_
 
 _SHORT: Mapping[str, str] = {
     "A": "account",
+    "B": "extra-node-info",
     "C": "constraint",
     "D": "chdir",
+    "F": "nodefile",
     "G": "gpus",
     "H": "hold",
     "J": "job-name",
     "L": "licenses",
     "M": "clusters",
     "N": "nodes",
+    "O": "overcommit",
+    "Q": "quiet",
+    "S": "core-spec",
+    "V": "version",
     "W": "wait",
     "a": "array",
     "b": "begin",
     "c": "cpus-per-task",
     "d": "dependency",
     "e": "error",
+    "h": "help",
+    "i": "input",
     "k": "no-kill",
+    "m": "distribution",
     "n": "ntasks",
     "o": "output",
     "p": "partition",
     "q": "qos",
     "s": "oversubscribe",
     "t": "time",
+    "u": "usage",
+    "v": "verbose",
     "w": "nodelist",
     "x": "exclude",
     "workdir": "chdir",
@@ -70,11 +84,20 @@ _ALTERNATIVES = (
 )
 """Groups of options of which one replaces another."""
 
+_KNOWN = sorted({*OURS, *VALUES, *_SHORT.values(), "qos", "reservation", "open-mode"}.union(*_ALTERNATIVES))
+_GPU = re.compile(r"(^|[,:/])\s*(gpu|shard|mps)\b", re.IGNORECASE)
+
 
 def long_name(option: str) -> str:
-    """Return the canonical spelling of an option: ``cpus_per_task`` and ``-c`` become ``cpus-per-task``."""
+    """Return the canonical spelling of an option: ``cpus_per_task`` and ``-c`` become ``cpus-per-task``.
+
+    sbatch takes the beginning of a name for the name, so that ``job`` would set the name of our jobs.
+    """
     bare = option.strip().lstrip("-")
-    return _SHORT.get(bare, bare.replace("_", "-"))
+    name = _SHORT.get(bare, bare.replace("_", "-"))
+    if name in _KNOWN or len(name) < 3:
+        return name
+    return next((known for known in _KNOWN if known.startswith(name)), name)
 
 
 def users(cluster: ClusterProfile) -> dict[str, Value]:
@@ -127,7 +150,7 @@ def options(submission: Submission, cluster: ClusterProfile, *, output: str) -> 
     """
     ours, user = _ours(submission, cluster, output), users(cluster)
     gres = user.get("gres")
-    if isinstance(gres, str) and "gres" in ours and not re.search(r"(^|,)\s*(gpu|shard|mps)\b", gres):
+    if isinstance(gres, str) and "gres" in ours and not _GPU.search(gres):
         user["gres"] = f"{ours['gres']},{gres}"  # it requests something else, so our request for GPUs stays
     if isinstance(more := user.get("exclude"), str) and ours.get("exclude"):
         user["exclude"] = f"{ours['exclude']},{more}"
@@ -136,6 +159,11 @@ def options(submission: Submission, cluster: ClusterProfile, *, output: str) -> 
         if any(user.get(name) is not None and user.get(name) is not False for name in group):
             # otherwise sbatch would receive two options that may contradict each other
             ours = {name: value for name, value in ours.items() if name not in group}
+    for name, value in user.items():
+        if name.startswith("tres-per-"):  # may ask for GPUs and CPUs
+            replaced = {"gres", "gpus-per-node"} if _GPU.search(str(value)) else set()
+            replaced |= {"cpus-per-task"} if "cpu" in str(value) else set()
+            ours = {name: value for name, value in ours.items() if name not in replaced}
     merged = {**ours, **user}
     return {name: value for name, value in merged.items() if value is not None and value is not False}
 

@@ -63,11 +63,11 @@ class Said(NamedTuple):
 def environment(inherited: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for Slurm's programs, without the variables that they read as options.
 
-    Slurm's programs take filters and options from the environment, such as ``SQUEUE_PARTITION``,
-    ``SCANCEL_STATE``, ``SBATCH_ACCOUNT`` or ``SLURM_CLUSTERS``. Inside of a job, Slurm sets variables of the
-    same names to describe that job. A filter that is not ours would make a listing incomplete, and missing
-    jobs would look as if they had ended. Only the variables that locate the controller, and authenticate to
-    it, stay.
+    These are filters and options such as ``SQUEUE_PARTITION`` or ``SLURM_CLUSTERS``; inside of a job, Slurm
+    sets some itself. A filter that is not ours would make a listing incomplete, and missing jobs would look
+    as if they had ended. Only the variables that locate the controller, and authenticate to it, stay.
+
+    One is set: by default sacct shortens the tasks of an array, ``12_[0,2,...]``, and would hide the rest.
 
     Args:
         inherited: the variables to filter; None for those of this process.
@@ -76,7 +76,7 @@ def environment(inherited: Mapping[str, str] | None = None) -> dict[str, str]:
         name: value
         for name, value in (os.environ if inherited is None else inherited).items()
         if name in _KEPT or not _INPUT.match(name)
-    }
+    } | {"SLURM_BITSTR_LEN": "0"}
 
 
 def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) -> Said:

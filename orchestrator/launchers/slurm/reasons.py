@@ -29,8 +29,8 @@ _FEWER_JOBS = re.compile(
 """Limits on the number of jobs. They pass when other jobs end, so they are no reason to change the
 request."""
 
-_LATER = re.compile(r"Required partition not available", re.IGNORECASE)
-"""A partition that is drained or inactive, usually for maintenance."""
+_LATER = re.compile(r"Required (partition|node) not available", re.IGNORECASE)
+"""A partition or a node that is drained, inactive or reserved, usually for maintenance."""
 
 _POLICY = re.compile(r"violates accounting/QOS policy", re.IGNORECASE)
 """The general message for a violated limit; a specific reason may stand beside it."""
@@ -148,6 +148,11 @@ _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"CPU count per node can not be satisfied", _CPUS),
         (r"Node count specification invalid|More processors requested than permitted", _NODES),
         (r"invalid (account|qos|partition)|account/partition combination|Invalid qos", _ACCESS),
+        (r"Access/permission denied|not permitted to use this partition", _ACCESS),
+        (
+            r"partition configuration not available",
+            "the partition takes no such job now: launcher.resources, cluster.partitions",
+        ),
         (
             r"Invalid (feature|generic resource|gres)",
             "cluster.constraint, cluster.gpu_type, cluster.gpu_option",
@@ -157,6 +162,13 @@ _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "no node has so much, or such GPUs: launcher.resources, cluster.gpu_type",
         ),
         (r"reservation", "cluster.reservation"),
+        (r"Trackable RESource|GRES option", "cluster.gpu_option, cluster.gpu_type, cluster.sbatch"),
+        (r"node name", "cluster.sbatch: nodelist and exclude"),
+        (r"dependency problem", "cluster.sbatch.dependency"),
+        (
+            r"(license|wckey|Burst Buffer|switch|--[\w-]+) (specification|request)",
+            "the option of that name in cluster.sbatch",
+        ),
         (r"(unrecognized|invalid|unknown) option", "cluster.sbatch: null or false drops an option"),
     )
 )

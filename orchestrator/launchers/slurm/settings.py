@@ -227,31 +227,21 @@ def resources_of(
     Raises:
         UserError: no partition is large enough.
     """
-    gpus = (
-        asked.gpus
-        if asked.gpus is not None
-        else estimate.num_gpus
-        if estimate and cluster.device != "cpu"
-        else 0
-    )
-    per_node = max(1, cluster.gpus_per_node)
+    gpus = asked.gpus
+    if gpus is None:
+        gpus = estimate.num_gpus if estimate and cluster.device != "cpu" else 0
     # with fewer GPUs than a node has, one node
-    nodes = asked.nodes or max(1, math.ceil(gpus / per_node))
+    nodes = asked.nodes or max(1, math.ceil(gpus / max(1, cluster.gpus_per_node)))
     # cells side by side each need all that one cell needs
     side = settings.workers_per_job
-    gpus_per_node = math.ceil(gpus / nodes) * side
     cpus = (asked.cpus or (cluster.cpus_per_gpu * math.ceil(gpus / nodes) if gpus else cluster.cpus)) * side
-    memory_gib = asked.memory_gib
-    if memory_gib is None and estimate is not None and estimate.host_memory_gib:
-        memory_gib = stepped(estimate.host_memory_gib / nodes)
-    memory_gib = memory_gib if memory_gib is not None else cluster.memory_gib
-    if memory_gib is not None:
-        # the need is unknown after a failure, so the request doubles until it suffices
-        memory_gib = memory_gib * side * 2.0**num_oom
+    memory_gib = _memory_gib(estimate, asked, cluster, nodes)
+    # the need is unknown after a failure, so the request doubles until it suffices
+    memory_gib = None if memory_gib is None else memory_gib * side * 2.0**num_oom
     rounds = math.ceil(settings.cells_per_job / side)
     wanted = Resources(
         num_nodes=nodes,
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=math.ceil(gpus / nodes) * side,
         cpus=cpus,
         memory_gib=memory_gib,
         hours=_hours(estimate, asked, settings, cluster, rounds, 2.0**num_late),
@@ -262,10 +252,30 @@ def resources_of(
     placed = _placed(wanted, partitions, named=asked.partition, cell=cell)
     limits = (cluster.max_hours, has.max_hours if (has := partitions.get(placed.partition)) else None)
     is_longest = asked.hours is not None or any(limit and placed.hours >= limit for limit in limits)
-    counts = {Cause.OOM_HOST: num_oom} if memory_gib is not None else {}
+    return msgspec.structs.replace(placed, rungs=_rungs(placed, num_oom, num_late, is_longest=is_longest))
+
+
+def _memory_gib(
+    estimate: Estimate | None, asked: ResourceOverride, cluster: ClusterProfile, nodes: int
+) -> float | None:
+    """Return the host memory that one cell requests of a node; None for the cluster's default."""
+    if asked.memory_gib is not None:
+        return asked.memory_gib
+    if estimate is not None and estimate.host_memory_gib:
+        return stepped(estimate.host_memory_gib / nodes)
+    return cluster.memory_gib
+
+
+def _rungs(
+    placed: Resources, num_oom: int, num_late: int, *, is_longest: bool
+) -> tuple[tuple[Cause, int, int], ...]:
+    """Return which requests double after a failure: the cause, how often this one was doubled, and at most.
+
+    Memory that nothing sets cannot double, nor can hours that are the longest allowed.
+    """
+    counts = {Cause.OOM_HOST: num_oom} if placed.memory_gib is not None else {}
     counts |= {} if is_longest and not num_late else {Cause.TIMEOUT: num_late}
-    rungs = ((cause, min(count, NUM_DOUBLINGS), NUM_DOUBLINGS) for cause, count in counts.items())
-    return msgspec.structs.replace(placed, rungs=tuple(rungs))
+    return tuple((cause, min(count, NUM_DOUBLINGS), NUM_DOUBLINGS) for cause, count in counts.items())
 
 
 def _signal_s(estimate: Estimate | None, cluster: ClusterProfile) -> float:

@@ -29,7 +29,7 @@ from typing import Any
 
 from orchestrator.entry import short_paths
 from orchestrator.errors import StopRequested
-from orchestrator.processes import oom_kills
+from orchestrator.processes import oom_kills, process_table
 from orchestrator.provenance import entry_of
 from orchestrator.registry import load
 from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
@@ -148,8 +148,8 @@ def _kill_ranks() -> None:
 
     These are the ranks, and what ranks started: the kernel's parent-death signal covers the ranks alone.
     """
-    for pid in _processes():
-        if (entry := entry_of(pid)) is not None and entry.parent == os.getpid():
+    for pid, entry in process_table().items():
+        if entry.parent == os.getpid():
             with contextlib.suppress(OSError):  # it has just ended, or leads no group
                 os.killpg(pid, signal.SIGKILL)
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import msgspec
 import numpy
-import pytest
 
 from orchestrator.core import secrets, settings, sweep, tree
 from orchestrator.core.failure import Cause
@@ -22,8 +21,8 @@ from orchestrator.core.sweep import (
     stage_specs,
 )
 from orchestrator.stage import StageSpec
-from tests.core.recording import Answers, answer, compare
-from tests.core.test_recorded_grids import sealed_sweep
+from tests.core.asked.grids import sealed_sweep
+from tests.core.recording import Answers, answer
 
 
 class Inner(msgspec.Struct, forbid_unknown_fields=True):
@@ -369,8 +368,3 @@ def configured() -> Answers:
 ASKED: Mapping[str, Callable[[], Answers]] = {
     "converted": trees, "credentials": credentials, "sweeps": sweeps, "configured": configured,
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_what_is_said_of_bad_input_is_as_recorded(name: str) -> None:
-    compare(name, ASKED[name]())

@@ -1,4 +1,4 @@
-"""Orders, times, numbers of GPUs, remedies and selected cells are as recorded, see recording.py."""
+"""Orders, times, numbers of GPUs, remedies and selected cells are as recorded, see ../recording.py."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from orchestrator.core.state import State, is_disk_full
 from orchestrator.core.sweep import StageInstance
 from orchestrator.registry import load
 from orchestrator.stage import StageSpec
-from tests.core.recording import Answers, answer, compare
-from tests.core.test_recorded_answers import HISTORIES
+from tests.core.asked.states import HISTORIES
+from tests.core.recording import Answers, answer
 
 
 def _works() -> dict[str, dict[str, PlannedStage]]:
@@ -289,8 +289,3 @@ def selections() -> Answers:
 ASKED: Mapping[str, Callable[[], Answers]] = {
     "schedules": schedules, "remedies": remedying, "selections": selections,
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_orders_remedies_and_selections_are_as_recorded(name: str) -> None:
-    compare(name, ASKED[name]())

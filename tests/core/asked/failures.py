@@ -1,11 +1,9 @@
-"""What is said of exceptions, exit codes, logs and failures is as recorded, see recording.py."""
+"""What is said of exceptions, exit codes, logs and failures is as recorded, see ../recording.py."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-
-import pytest
 
 from orchestrator.core.commandspec import lacks_results, open_quote, rung_keys
 from orchestrator.core.exits import cause_of_command, cause_of_exit
@@ -13,7 +11,7 @@ from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.records import End
 from orchestrator.core.tracebacks import fingerprint, own_frames, without_particulars
 from orchestrator.stage import StageSpec
-from tests.core.recording import Answers, compare
+from tests.core.recording import Answers
 from tests.core.test_failure import OOM, PEER, RICH, TORCHRUN, TRACEBACK, interleaved, of_rank
 
 LOGS = {
@@ -135,8 +133,3 @@ def rungs() -> Answers:
 
 
 ASKED: Mapping[str, Callable[[], Answers]] = {each.__name__: each for each in (commands, exits, alike, rungs)}
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_what_is_said_of_failures_is_the_recorded_one(name: str) -> None:
-    compare(name, ASKED[name]())

@@ -1,12 +1,10 @@
-"""What is held back, left out and forecast, for many records, is as recorded, see recording.py."""
+"""What is held back, left out and forecast, for many records, is as recorded, see ../recording.py."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import pytest
 
 from orchestrator.core.evidence import Evidence, Hold, Holds, Spending
 from orchestrator.core.failure import Cause
@@ -22,9 +20,9 @@ from orchestrator.core.nodes import AgedReport, NodeReport, left_out
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import Gate, Gates, StageStatus, State, failed_end
 from orchestrator.core.sweep import Input, StageInstance
-from tests.core.recording import Answers, answer, compare
+from tests.core.asked.states import HISTORIES
+from tests.core.recording import Answers, answer
 from tests.core.test_breaker import NEW, Records, failed, made
-from tests.core.test_recorded_answers import HISTORIES
 
 FULL = "[Errno 28] No space left on device: 'x'"
 
@@ -227,8 +225,3 @@ def _told(holds: Holds) -> object:
 ASKED: Mapping[str, Callable[[], Answers]] = {
     "held": breaker, "gated": gated, "space": space, "costs": costs, "reports": reports,
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_what_is_held_back_and_forecast_is_as_recorded(name: str) -> None:
-    compare(name, ASKED[name]())

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
-import pytest
-
 from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.notices import AlikeFailures, due_events, next_try, pause_after_refusal, within_limit
 from orchestrator.core.settings import NOTICE_KINDS, SpendingLimit
-from tests.core.recording import Answers, compare
+from tests.core.recording import Answers
 from tests.core.test_due_notices import facts, sent
 
 HOLDS = {
@@ -87,8 +85,3 @@ def limits() -> Answers:
 
 
 ASKED: Mapping[str, Callable[[], Answers]] = {"events": events, "tries": tries, "limits": limits}
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_which_notices_are_due_is_as_recorded(name: str) -> None:
-    compare(name, ASKED[name]())

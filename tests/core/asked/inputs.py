@@ -1,4 +1,4 @@
-"""Sweep files, stages and settings, good and bad ones, that tests/core/test_recorded_files.py asks about."""
+"""Sweep files, stages and settings, good and bad ones, that files.py asks about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays of jobs, and what many jobs with their ends and sights mean, are as recorded, see recording.py."""
+"""Arrays of jobs, and what many jobs with their ends and sights mean, are as recorded, see ../recording.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-import pytest
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.state import State
@@ -23,8 +22,8 @@ from orchestrator.jobs.records import (
     meaning_of_code,
     spending,
 )
-from tests.core.recording import Answers, compare
-from tests.core.test_recorded_answers import OWNER
+from tests.core.asked.states import OWNER
+from tests.core.recording import Answers
 from tests.jobs import test_dispatch as dispatch
 from tests.jobs.test_dispatch import LARGE, SMALL, filed, over, state_of
 
@@ -192,8 +191,3 @@ def worked() -> Answers:
 ASKED: Mapping[str, Callable[[], Answers]] = {
     "arrays": arrays, "lives": lives, "budgets_of_jobs": budgets_of_jobs, "worked": worked,
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ASKED)
-def test_what_jobs_mean_is_as_recorded(name: str) -> None:
-    compare(name, ASKED[name]())

@@ -1,0 +1,34 @@
+"""The answers of core to many questions are the recorded ones, see recording.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.core.asked import (
+    accounts,
+    decisions,
+    failures,
+    files,
+    grids,
+    holds,
+    jobs,
+    notices,
+    plans,
+    schedules,
+    states,
+    texts,
+)
+from tests.core.recording import FOLDER, compare
+
+MODULES = (accounts, decisions, failures, files, grids, holds, jobs, notices, plans, schedules, states, texts)
+ASKED = {name: ask for module in MODULES for name, ask in module.ASKED.items()}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_each_answer_is_the_recorded_one(name: str) -> None:
+    compare(name, ASKED[name]())
+
+
+def test_each_recorded_file_has_its_questions_and_no_two_have_one_name() -> None:
+    assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(ASKED)
+    assert len(ASKED) == sum(len(module.ASKED) for module in MODULES)
