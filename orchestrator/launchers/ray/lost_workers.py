@@ -333,7 +333,7 @@ MAX_FRUITLESS = 4
 """Workers in a row that may fail without a claim, before the driver gives up if none of its workers works."""
 
 MAX_LOST = 16
-"""Workers in a row that may go with their nodes without a claim. Ray needs up to a minute to notice that a node
+"""Workers in a row that may go with their nodes without a claim. Ray needs up to a minute to notice that one
 is gone, and starts workers on it until then."""
 
 MAX_BAD = 2
