@@ -37,8 +37,7 @@ from orchestrator.core.failure import Cause
 RESULTS = Path(__file__).parent / "causes/results.jsonl"
 FIRST = Path(__file__).parent / "causes/first.jsonl"
 """What was recorded of programs before the rules were changed by any of them."""
-GROUP = 40
-LIMIT_S = 45
+GROUP, LIMIT_S = 40, 45
 OF_USERS = (Cause.CONFIG, Cause.DATA, Cause.CODE)
 OF_MACHINES = (Cause.NODE_LOST, Cause.PREEMPTED, Cause.COMMUNICATION, Cause.STORAGE, Cause.BAD_NODE)
 
@@ -188,9 +187,8 @@ def programs(launcher: str, places: Places, failures: Sequence[tuple[str, str]])
                 for cell in trial.cells():
                     name = cell["axes"].get("failure", names[0])
                     if cell["state"] == "failed":  # others are tried again by the next run
-                        yield Found(
-                            launcher, form, name, CAUSES[name], str(cell["cause"]), cell["reason"], commit
-                        )
+                        cause, reason = str(cell["cause"]), cell["reason"].replace(f"{sys.prefix}/bin/", "")
+                        yield Found(launcher, form, name, CAUSES[name], cause, reason, commit)
 
 
 def _commit() -> str:
