@@ -20,6 +20,7 @@ import errno
 import re
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SweepError(Exception):
@@ -242,3 +243,10 @@ def retry_after_s(value: str) -> float | None:
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return None
+
+
+def home_expanded(path: str | Path) -> Path:
+    """Return a path that a user typed, with ``~`` replaced; that of an unknown user stays as it is."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)

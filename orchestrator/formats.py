@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -258,11 +258,11 @@ def _reduced(
         return whole(value)
     later = value.__dict__.get(_LATER) if isinstance(value, Stored) else None
     tree, added = {}, dict(later or {})
-    for attribute, name, since, default in _fields(type(value)):
+    for attribute, name, since, default, is_plain in _fields(type(value)):
         item = getattr(value, attribute)
         # `added` also holds words that this version could not read: their original text is written back.
         if since == 1 and name not in added:
-            tree[name] = inner(item)
+            tree[name] = whole(item) if is_plain else inner(item)
         elif since == 1 or item == default():
             continue
         elif since <= store_format:
@@ -290,11 +290,34 @@ def _sorted(value: Any) -> msgspec.Raw:
 
 
 @cache
-def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, str, int, Callable[[], Any]], ...]:
-    """Return of each field of a struct: attribute, name in records, first format, maker of its default."""
+def _fields(kind: type[msgspec.Struct]) -> tuple[_Field, ...]:
+    """Return what is known of each field of a struct."""
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
-    return tuple((f.name, f.encode_name, _since(f.type), _default(f)) for f in info.fields)
+    return tuple(
+        _Field(f.name, f.encode_name, _since(f.type), _default(f), isinstance(_bare(f.type), _PLAIN))
+        for f in info.fields
+    )
+
+
+class _Field(NamedTuple):
+    """A field of a struct.
+
+    Attributes:
+        attribute, name: its name in the struct, and in records.
+        since: format with which it came.
+        default: makes its default.
+        is_plain: whether its values hold no others.
+    """
+
+    attribute: str
+    name: str
+    since: int
+    default: Callable[[], Any]
+    is_plain: bool
+
+
+_PLAIN = (inspect.StrType, inspect.IntType, inspect.FloatType, inspect.BoolType, inspect.EnumType)
 
 
 def _since(info: inspect.Type) -> int:
@@ -328,4 +351,4 @@ def _evolved(kind: type[msgspec.Struct]) -> bool:
             for inside in getattr(info, name, None) or ():
                 yield from structs(inside)
 
-    return any(since > 1 for each in structs(inspect.type_info(kind)) for _, _, since, _ in _fields(each))
+    return any(field.since > 1 for each in structs(inspect.type_info(kind)) for field in _fields(each))

@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,7 +56,7 @@ NETWORK_TYPES = tuple("nfs cifs smb lustre gpfs beegfs ceph glusterfs wekafs fus
 
 def now() -> str:
     """Return the time for people: UTC, ISO 8601, to the second."""
-    return datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time()))
 
 
 def age_s(at: str) -> float:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -126,13 +127,80 @@ def test_a_change_changes_what_the_one_function_returns_wherever_it_is_referred_
     assert kept(1) == 4
     found = set()
     for change in mutating.changes_of(file, tmp_path / "cache").values():
-        start, end = mutating._places(source)[change.function]
+        start, end = mutating.places_of(source)[change.function]
         text = source[start : change.start] + change.text + source[change.end : end]
-        assert mutating._replace(module, change.function, text)
+        assert mutating.replace(module, change.function, text)
         try:
             found.add((change.function, kept(1)))
         except TypeError:
             found.add((change.function, None))
-        assert mutating._replace(module, change.function, source[start:end])
+        assert mutating.replace(module, change.function, source[start:end])
     assert kept(1) == 4
     assert found >= {("Sum.of", 6), ("Sum.of", 1.0), ("Sum.of", None), ("Sum._p", 0), ("Sum._p", 6)}
+
+
+MARKED = '''"""Text."""
+
+
+def one(a, b=2):
+    """Text."""
+    if a:
+        b += 1
+    elif b:
+        b = (
+            3 * b
+        )
+    return b
+'''
+
+
+@pytest.mark.usefixtures("docs")
+@pytest.mark.parametrize(
+    ("word", "arguments", "reached"),
+    [
+        ("3 * b", (0, 1), True),
+        ("3 * b", (1, 1), False),
+        ("elif b", (1,), True),
+        ("b += 1", (1,), True),
+        ("=2", (1,), True),
+    ],
+)
+def test_a_mark_tells_whether_the_line_of_a_change_runs(
+    word: str, arguments: tuple[int, ...], reached: bool
+) -> None:
+    mutating = importlib.import_module("mutating")
+    start = MARKED.index(word) + 1
+    line = mutating.line_of(MARKED, mutating.Change("one", start, start + 1, ""))
+    made: dict[str, Any] = {}
+    exec(mutating.marked(MARKED, {line: 7}), made)  # noqa: S102
+    seen: list[int] = []
+    made["_mutants_mark"] = seen.append
+    assert made["one"](*arguments) is not None
+    assert seen == ([7] if reached else [])
+
+
+@pytest.mark.usefixtures("docs")
+def test_what_runs_apart_sees_a_changed_file_and_leaves_no_process(tmp_path: Path) -> None:
+    forks = importlib.import_module("mutant_forks")
+    file, changed, pid = tmp_path / "file", tmp_path / "changed", tmp_path / "pid"
+    file.write_text("old")
+    changed.write_text("new")
+
+    def work() -> int:
+        read = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+        subprocess.Popen([sys.executable, "-c", read], start_new_session=True)
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.01)
+        return 5 if file.read_text() == "new" else 6
+
+    try:
+        code = forks.apart(work, {file: changed}, tmp_path, 30, 30)
+    except AssertionError as error:
+        pytest.skip(str(error))
+    assert code == 5
+    assert file.read_text() == "old"
+    assert (
+        not Path("/proc", pid.read_text()).exists()
+        or "Z" in Path("/proc", pid.read_text(), "stat").read_text()
+    )
+    assert forks.apart(lambda: time.sleep(60) or 0, {}, tmp_path, 0.2, 30) < 0

@@ -210,11 +210,15 @@ class Dispatch:
         return wanted
 
     def _open(self) -> list[Cell]:
-        """Return the cells of the request that run or have yet to run."""
-        asked, request, states = self._view.request_summary.asked, self._request, self._view.cells
+        """Return the cells of the request that run or have yet to run.
+
+        A cancelled cell is none of them, though it runs as long as one of its stages does for another cell.
+        """
+        summary, request, states = self._view.request_summary, self._request, self._view.cells
         cells: Sequence[Cell] = self._view.sweep.cells
         if request.number:
-            cells = [cell for cell in cells if asked.get(cell.id) == request.number]
+            named = {cell for cell, number in summary.asked.items() if number == request.number}
+            cells = [cell for cell in cells if cell.id in named - summary.cancelled]
         elif request.cells is not None:  # a request that is not recorded yet is the newest
             cells = [cell for cell in cells if cell.id in request.cells]
         wanted = (*_WANTED, State.QUEUED, State.UNKNOWN)

@@ -15,7 +15,7 @@ from orchestrator.cli.output import LongStep, print_lines, print_table, print_wa
 from orchestrator.compose.axes import grammar
 from orchestrator.core.settings import split_store
 from orchestrator.entry import outlive_the_reader
-from orchestrator.errors import UserError, counted, escaped
+from orchestrator.errors import UserError, counted, escaped, home_expanded
 from orchestrator.registry import DATA, load
 
 TRANSLATED = {"api_calling": "translate_api_calling"}
@@ -37,7 +37,7 @@ def translate(args: argparse.Namespace, task: str, source: str, overrides: Seque
     Raises:
         UserError: an option, the source, the endpoint or the destination is wrong; nothing was recorded.
     """
-    out = Path(args.out).expanduser()
+    out = home_expanded(args.out)
     refuse_existing(out, replaces=DATASET if args.force else None)
     outlive_the_reader()
     sweep = TRANSLATED[task]
@@ -93,7 +93,7 @@ def _overrides(args: argparse.Namespace, source: str) -> list[str]:
     languages = [code for word in args.to for code in word.split(",") if code]
     if not languages:
         raise UserError("no language to translate to", fix="--to es,ja")
-    path = Path(source).expanduser()
+    path = home_expanded(source)
     if not path.exists():
         raise UserError(f"no file or folder {source!r}", fix="sweep data describe api_calling")
     engine = args.engine or ENDPOINT
@@ -108,11 +108,11 @@ def _overrides(args: argparse.Namespace, source: str) -> list[str]:
         "sizes.seed": args.seed,
     }
     if engine != ENDPOINT:
-        folder = Path(args.model).expanduser()
+        folder = home_expanded(args.model)
         given["model.path"] = str(folder.resolve()) if folder.is_dir() else args.model
         given["model.revision"] = args.revision
     if args.overlay is not None:
-        given["overlay.path"] = str(Path(args.overlay).expanduser().resolve())
+        given["overlay.path"] = str(home_expanded(args.overlay).resolve())
     words = [f"{key}={grammar(value)}" for key, value in given.items() if value is not None]
     return [*words, f"language={','.join(map(grammar, (*languages, 'all')))}"]
 

@@ -23,7 +23,7 @@ from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweep import SweepFile, check_name, parse
 from orchestrator.core.tree import MISSING, pick
-from orchestrator.errors import UnknownSweep, UserError, nearest
+from orchestrator.errors import UnknownSweep, UserError, home_expanded, nearest
 from orchestrator.manifest import Stamp, file_digest, scan, stamps
 from orchestrator.registry import load
 
@@ -83,7 +83,7 @@ def locate(sweep: str, cwd: Path) -> Path:
         UserError: there is no file at the path.
     """
     if "/" in sweep or sweep.endswith(_SUFFIXES):
-        path = (cwd / Path(sweep).expanduser()).resolve()
+        path = (cwd / home_expanded(sweep)).resolve()
         if not _is_file(path):
             others = _files(path.parent) if path.parent.is_dir() else []
             raise UserError(
@@ -329,7 +329,7 @@ class Fingerprints:
     def _one(self, key: str, value: Any, revision: Any) -> str:
         if not isinstance(value, str):
             raise UserError(f"{key} is {value!r}", where=self._where, allowed="a path")
-        path = (self._cwd / Path(value).expanduser()).resolve()
+        path = (self._cwd / home_expanded(value)).resolve()
         if path.exists():
             return content_fingerprint(path)
         is_hub_id = _HUB_ID.fullmatch(value) and not _LOCAL_KEY.fullmatch(key.rpartition(".")[2])

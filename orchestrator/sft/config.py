@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec.structs import force_setattr
 
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, home_expanded, nearest
 from orchestrator.registry import GENERATORS, TASKS, is_known, known
 from orchestrator.sft import data
 from orchestrator.sft.workload import CostsConfig
@@ -388,7 +388,7 @@ def _check_items(
 
 
 def _languages_in(task: Task, folder: str, split: str) -> tuple[str, ...]:
-    path = Path(folder).expanduser()
+    path = home_expanded(folder)
     if not path.is_dir():
         raise UserError(f"data.{split}_dir={folder} is no folder")
     return tuple(task.languages_in(path, split))

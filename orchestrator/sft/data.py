@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import StageFailure, UserError
+from orchestrator.errors import StageFailure, UserError, home_expanded
 from orchestrator.stage import Config
 from orchestrator.tasks import dataset
 from orchestrator.tasks.base import Item, Split, Task
@@ -48,7 +48,7 @@ def root(cache_dir: str | None) -> Path:
     """Return the folder of fetched data sets: the setting, ``$POLYSWEEP_DATA``, or the user's cache."""
     where = cache_dir or os.environ.get(VARIABLE)
     if where:
-        return Path(where).expanduser()
+        return home_expanded(where)
     caches = os.environ.get("XDG_CACHE_HOME")
     return (Path(caches) if caches else Path.home() / ".cache") / "polysweep" / "data"
 
@@ -93,7 +93,7 @@ def _importer(*releases: Release | None) -> int:
 def folder_of(items: Any) -> Path | None:
     """Return the folder of a cell's data set, whether or not it exists; None if no data set is named."""
     if items["dir"] is not None:
-        return Path(items["dir"]).expanduser()
+        return home_expanded(items["dir"])
     return root(items["cache_dir"]) / items["cached"] if items["cached"] else None
 
 
@@ -110,7 +110,7 @@ def check(items: ItemsConfig, task_name: str, target: str | None = None) -> None
     """
     where = f"{dataset.setting(task_name)}={items.dir}"
     try:
-        info = dataset.load(Path(items.dir or "").expanduser())
+        info = dataset.load(home_expanded(items.dir or ""))
     except UserError as error:
         raise UserError(f"{where}: {error.what}", allowed=error.allowed, fix=error.fix) from None
     if info.task not in (task_name, target):
@@ -142,7 +142,7 @@ def _short(text: str) -> str:
 
 def _of_folder(items: ItemsConfig) -> dict[str, Any]:
     """Return what follows from the content of a data set's folder; nothing if it is not a data set."""
-    folder = Path(items.dir or "").expanduser()
+    folder = home_expanded(items.dir or "")
     if not dataset.is_dataset(folder):
         return {}  # `check` reports what is wrong with it
     info = dataset.load(folder)
@@ -196,7 +196,7 @@ def _read(task: Task, split: str, language: str, settings: Config, folders: Conf
             where = f"in {folder}" if folder else f"{dataset.setting(task.name)} is not set"
             raise UserError(f"the {task.name} data is not there", where=where, fix="sweep prefetch SWEEP")
         return task.read(folder, split, language, **numbers)
-    folder = Path(folders.test_dir if split == Split.TEST else folders.train_dir).expanduser()
+    folder = home_expanded(folders.test_dir if split == Split.TEST else folders.train_dir)
     if split != Split.TEST:
         # All languages, whatever the mixture: ids that exist in all of them are the same in every cell.
         numbers["languages"] = task.languages_in(folder, split)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import InfrastructureError, UserError, home_expanded
 from orchestrator.registry import TASKS, lookup
 from orchestrator.sft.data import is_commit
 from orchestrator.tasks import dataset, importing
@@ -201,7 +201,7 @@ def find(word: str, task: str, revision: str | None) -> Source:
         InfrastructureError: the hub cannot be reached.
         UserError: there is no such source.
     """
-    if not Path(word).expanduser().exists() and _HUB_ID.fullmatch(word):
+    if not home_expanded(word).exists() and _HUB_ID.fullmatch(word):
         return from_hub(word, revision or "main", task=task)
     if revision:
         raise UserError(f"{word} is no release of a hub: it has no revision")
@@ -320,7 +320,7 @@ def _tokenizer(name: str) -> tokenizers.Tokenizer:
     """
     import tokenizers
 
-    path = Path(name).expanduser()
+    path = home_expanded(name)
     if not path.exists() and (name.count("/") != 1 or name.startswith((".", "~", "/"))):
         raise UserError(f"no tokenizer {name!r}", allowed=KINDS)
     try:

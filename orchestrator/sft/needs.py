@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.costs import Need
-from orchestrator.errors import InfrastructureError, StageFailure, UserError, counted
+from orchestrator.errors import InfrastructureError, StageFailure, UserError, counted, home_expanded
 from orchestrator.registry import EXTRAS, install
 from orchestrator.sft import data, fetching, model_folder
 from orchestrator.sft.config import ItemsConfig, is_hub_id
@@ -72,7 +72,7 @@ def _files_of_items(config: Config) -> list[Need]:
         place = config["items"][f"{split}_dir"]
         if not languages or not place:
             continue  # `CellConfig.check` reports it, and a missing folder
-        folder = Path(place).expanduser()
+        folder = home_expanded(place)
         if not folder.is_dir() or model_folder.lfs_pointers(folder):
             continue  # `data_files` reports pointers
         # Training items are the same in all languages, which is checked with those of the first one.
@@ -156,7 +156,7 @@ def data_files(config: Config) -> list[Need]:
             problem=f"{pointers[0]} is a git-lfs pointer, not the file: git lfs pull",
         )
         for folder in folders
-        if (pointers := model_folder.lfs_pointers(Path(folder).expanduser()))
+        if (pointers := model_folder.lfs_pointers(home_expanded(folder)))
     ]
 
 

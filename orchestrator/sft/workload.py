@@ -11,13 +11,12 @@ import json
 import math
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from orchestrator.costs import Finished, Measured
-from orchestrator.errors import counted
+from orchestrator.errors import counted, home_expanded
 from orchestrator.sft.memory import SIZES, Decoder, decoder
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -202,7 +201,7 @@ def model_of(cell: Tree) -> Decoder | None:
 def _decoder_in(path: str) -> Decoder | None:
     """Read the sizes from a folder's config.json; None for a hub id, or a model of another kind."""
     try:
-        tree = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
+        tree = json.loads((home_expanded(path) / "config.json").read_text(encoding="utf-8"))
         # A multimodal model has the sizes of its text decoder in a section of its own.
         tree = tree.get("text_config", tree)
         heads = tree["num_attention_heads"]

@@ -19,6 +19,7 @@ ROOT = "/simulated"
 SHARED = f"{ROOT}/store"
 PROC = "/proc/"
 MOUNTS = f"{PROC}mounts"
+_ABSENT = os.strerror(errno.ENOENT)
 
 
 class Files:
@@ -111,7 +112,7 @@ class Files:
             above = above.rpartition("/")[0]
         if above and above != path and self._nodes[above].kind == stat.S_IFREG:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        raise FileNotFoundError(errno.ENOENT, _ABSENT, path)
 
     def _parent(self, path: str) -> None:
         parent = self._nodes.get(path.rpartition("/")[0])
@@ -174,6 +175,7 @@ class Files:
         self.changed("create", path)
         if "w" in mode:
             node.data = b""
+            node.status = None
         return WrittenFile(
             node.data if "a" in mode else b"",
             is_text=is_text,
@@ -188,6 +190,7 @@ class Files:
             return
         self._step("write", path)
         node.data = data
+        node.status = None
         node.written_s = self._world.now_s
         process = self._world.current
         if process is not None:
@@ -218,6 +221,7 @@ class Files:
         """Lose what a machine wrote and did not sync."""
         for node in machine.unsynced:
             node.data = node.synced
+            node.status = None
             node.written_s = self._world.now_s
         machine.unsynced.clear()
         machine.seen.clear()
@@ -308,11 +312,14 @@ class Files:
 
     def status_of(self, node: Node) -> os.stat_result:
         """Return what `os.fstat` does."""
+        if node.status is not None:
+            return node.status
         at_s = EPOCH_S + node.written_s
         at_ns = int(at_s * 1e9)
         size = len(node.data)
         values = (node.kind | node.mode, node.number, 1, 1, 0, 0, size, int(at_s), int(at_s), int(at_s))
-        return os.stat_result((*values, at_s, at_s, at_s, at_ns, at_ns, at_ns, 4096, 8, 0))
+        node.status = os.stat_result((*values, at_s, at_s, at_s, at_ns, at_ns, at_ns, 4096, 8, 0))
+        return node.status
 
     def scan(self, path: str) -> FolderScan:
         """Return what `os.scandir` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,9 +19,10 @@ class Node:
         names: of a folder, its entries.
         data: of a file, or the target of a link.
         synced: the content that outlives the machine that wrote it.
+        status: of its content, for `os.stat`; None until it is known.
     """
 
-    __slots__ = ("data", "kind", "mode", "names", "number", "synced", "written_s")
+    __slots__ = ("data", "kind", "mode", "names", "number", "status", "synced", "written_s")
 
     def __init__(self, kind: int, number: int, now_s: float) -> None:
         self.kind = kind
@@ -30,6 +32,7 @@ class Node:
         self.data = b""
         self.synced = b""
         self.written_s = now_s
+        self.status: os.stat_result | None = None
 
 
 class FolderEntry:

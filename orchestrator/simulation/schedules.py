@@ -283,6 +283,10 @@ class Play:
             machine = self.machines[number % len(self.machines)]
             self.start_worker(machine, number, after_s=self.world.random.random() * 3.0)
 
+    def changed(self, kind: str, key: str) -> None:
+        """Check a change of the store; see `Invariants.changed`."""
+        self.invariants.changed(kind, key)
+
     def end(self) -> None:
         """Start who must find a store from which the sweep can be completed, as at a later launch."""
         self.start_worker(Machine("the last"), 0)
@@ -295,7 +299,7 @@ class Play:
         """
         world = self.world
         with running(world, self.files):
-            self.place.watch(self.invariants.changed)
+            self.place.watch(self.changed)
             world.before_step = self._before_step
             self.begin()
             world.run(limit_s=LIMIT_S)
@@ -379,8 +383,6 @@ def play(
         _warm_up()
     manifest.REMEMBERED = manifest.Digests()  # no run knows the files of another
     run = kind(seed, is_calm=is_calm)
-    if lines is not None:
-        run.world.trace.lines = lines
     problem = ""
     with _quiet():
         try:
@@ -388,6 +390,8 @@ def play(
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is a finding
             problem = f"{type(error).__name__}: {error}"
     world = run.world
+    if lines is not None:
+        lines += world.trace.lines()
     return Played(
         seed, world.trace.digest(), world.num_steps, round(world.now_s, 3), dict(run.events), problem
     )

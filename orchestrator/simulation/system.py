@@ -30,13 +30,18 @@ NETWORK_LEASE_S = 6.0
 """Lease on a simulated network folder, in seconds: with a cache of names as much shorter as in reality."""
 
 
+@functools.lru_cache(8192)
+def _in_world(path: str) -> str | None:
+    return path.rstrip("/") if path.startswith((ROOT, PROC)) else None
+
+
 def _path(path: Any) -> str | None:
     """Return a path of the world; None for one of the real system."""
     if type(path) is not str:
         if not isinstance(path, PurePath):  # a number of an open file, or bytes
             return None
         path = str(path)
-    return path.rstrip("/") if path.startswith((ROOT, PROC)) else None
+    return _in_world(path)
 
 
 def _remembered(parse: Function) -> Function:
@@ -153,7 +158,7 @@ class _Calls:
         return [(module, name, make(getattr(module, name))) for module, name, make in wanted]
 
 
-_unlocked: set[str] = set()
+_unlocked: dict[str, None] = {}
 """Modules whose cached properties were looked at. To look at all of them takes as long as a run."""
 
 
@@ -163,8 +168,10 @@ def _without_locks() -> None:
     Before Python 3.12 a property locks while it is computed, for all objects of its class: a process that
     waits for its turn inside of one would keep all others out for ever.
     """
-    new = sys.modules.keys() - _unlocked
-    _unlocked.update(new)
+    if len(_unlocked) == len(sys.modules):
+        return
+    new = sys.modules.keys() - _unlocked.keys()
+    _unlocked.update(dict.fromkeys(new))
     for name in new:
         if not name.startswith("orchestrator."):
             continue

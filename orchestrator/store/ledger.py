@@ -97,11 +97,13 @@ class Ledger(Records):
         super().__init__(objects, known, store_format=store_format)
         self._done: dict[tuple[str, str, int], Done] = {}
         self._retired: dict[str, Retired] = {}
+        self._requests: dict[str, Request] = {}
 
     def knowing(self, known: Prefetched) -> Self:
         """Return a ledger that answers from prefetched results, as a snapshot of one moment."""
         ledger = super().knowing(known)
         ledger._done, ledger._retired = self._done, self._retired  # records that never change can be shared
+        ledger._requests = self._requests
         return ledger
 
     def renewed(self) -> Ledger:
@@ -125,8 +127,7 @@ class Ledger(Records):
 
     def numbers(self, instance: StageInstance) -> list[int]:
         """Return the numbers of a stage's attempts in ascending order. Some may have no claim."""
-        folders = self.listing(layout.attempts(instance)).folders
-        return sorted(int(name) for name in folders if name.isdigit())
+        return sorted(int(name) for name in self.listing(layout.attempts(instance)).folders if name.isdigit())
 
     def last_number(self, instance: StageInstance, number: int) -> int:
         """Return the highest number of a stage's attempts, given the number of one that exists.
@@ -248,18 +249,15 @@ class Ledger(Records):
 
     def retire(self, of: layout.Named, retired: Retired) -> bool:
         """Record which files of a product will be deleted; return False when that was recorded before."""
-        key = layout.retired(of, retired.policy, retired.generation)
-        return self.create(key, retired, retired.nonce)
+        return self.create(layout.retired(of, retired.policy, retired.generation), retired, retired.nonce)
 
     def retired(self, of: layout.Named, generation: int) -> tuple[Retired, ...]:
         """Read a product's `retired` records. An unreadable one does not excuse a missing file."""
-        for policy in RETIRING:
-            key = layout.retired(of, policy, generation)
+        keys = {layout.retired(of, policy, generation): policy for policy in RETIRING}
+        for key, policy in keys.items():
             if key not in self._retired:
                 found, _ = self.read(key, Retired, generation=generation, policy=policy)
-                if found is not None:
-                    self._retired[key] = found
-        keys = (layout.retired(of, policy, generation) for policy in RETIRING)
+                self._retired |= {} if found is None else {key: found}
         return tuple(self._retired[key] for key in keys if key in self._retired)
 
     def retired_generations(self, stage: str) -> dict[str, set[int]]:
@@ -325,8 +323,7 @@ class Ledger(Records):
         # Newest first: a launch usually repeats the latest revision.
         for number in reversed(self.revision_numbers(sweep)):
             key = layout.revision(sweep, number)
-            data = self.objects.get(key)
-            if data is not None and read_header(data).content == content:
+            if read_header(self.objects.get(key) or b"").content == content:
                 revision, _ = self.read(key, Revision, number=number)
                 if revision is not None and self._is_whole(key, revision):
                     return number
@@ -345,13 +342,15 @@ class Ledger(Records):
                 return record
 
     def requests(self, sweep: str, problems: list[str] | None = None) -> list[Request]:
-        """Read all requests of a sweep, oldest first; describe unreadable ones in `problems`."""
+        """Read all requests of a sweep, oldest first, each once; describe unreadable ones in `problems`."""
         found = []
         keys = {layout.request(sweep, n): n for n in self.record_numbers(layout.requests(sweep))}
-        ledger = self.having_read(keys)
+        ledger = self.having_read([key for key in keys if key not in self._requests])
         for key, number in keys.items():
+            request, problem = self._requests.get(key), ""
             try:
-                request, problem = ledger.read(key, Request, number=number)
+                if request is None:
+                    request, problem = ledger.read(key, Request, number=number)
             except InfrastructureError as error:
                 # An outage must not look like a sweep without requests.
                 if is_transient(error):
@@ -359,6 +358,7 @@ class Ledger(Records):
                 request, problem = None, f"{key} cannot be read: {error_line(error)}"
             if request is not None:
                 found.append(request)
+                self._requests[key] = request
                 if request.verb == "unknown":
                     problem = f"{key} asks for what this version does not know: it changes nothing here"
             if problem and problems is not None:

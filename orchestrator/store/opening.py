@@ -46,7 +46,7 @@ def space_of(objects: ObjectStore) -> tuple[int, int] | None:
 def store_url(url: str | None) -> str:
     """Return where the store is: `url` if given, else SWEEP_STORE, else ``runs`` in the working folder."""
     url = url or os.environ.get("SWEEP_STORE") or DEFAULT_STORE
-    return url if "://" in url else str(Path(url).expanduser().absolute())
+    return url if "://" in url else str(_folder(url))
 
 
 def make_root(root: Path, *, shared: bool) -> None:
@@ -319,6 +319,31 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]")
 """Bucket names that S3 and GCS accept."""
 
 
+_NAME_BYTES, _PATH_BYTES = 255, 3500
+"""Longest name of a file, and a path of a store that leaves room for those in it, up to Linux's 4,096."""
+
+
+def _folder(url: str) -> Path:
+    """Return the folder that a path names.
+
+    Raises:
+        UserError: It can be none.
+    """
+    fix = "store.url=FOLDER, or set SWEEP_STORE"
+    try:
+        folder = Path(url).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"the store {url!r} names no folder: {error}", fix=fix) from None
+    longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
+    if longest > _NAME_BYTES or len(os.fsencode(folder)) > _PATH_BYTES:
+        raise UserError(
+            f"the path of the store is too long: {str(folder)[:40]}...",
+            allowed=f"names of at most {_NAME_BYTES} bytes, and {_PATH_BYTES:,} bytes in all",
+            fix=fix,
+        )
+    return folder
+
+
 def open_objects(url: str) -> ObjectStore:
     """Return the store operations for a URL or path, without any access to it.
 
@@ -327,7 +352,7 @@ def open_objects(url: str) -> ObjectStore:
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return PosixStore(Path(url).expanduser().absolute())
+        return PosixStore(_folder(url))
     if scheme == "file":
         return PosixStore(Path("/" + rest.lstrip("/")))
     if scheme not in BUCKETS:

@@ -2,7 +2,8 @@
 
 This module uses only the rows of `collect`; cells that are not done have none. Some cells answer the same
 items: seeds in the table, mixtures of one size in the figure. Their mean is shown with their spread. Its
-interval is that of the items of one cell, because repeated answers to an item are not independent.
+interval is that of the items of one cell and language: repeated answers to an item are not independent, nor
+are answers to its translations.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Mean(NamedTuple):
 
     Attributes:
         share: the mean of the cells' accuracies.
-        num_items: the number of items of one cell, on average.
+        num_items: the number of items of one cell in one language, on average.
         deviation: the sample standard deviation over the cells; None for a single one.
     """
 
@@ -174,7 +175,8 @@ def markdown(rows: Sequence[Row], axes: Sequence[str] = ()) -> str:
     languages = list(dict.fromkeys(str(row["eval_language"]) for row in rows))
     lines = ["# Test accuracy, %", ""]
     lines += [
-        "Trained: languages of the mixture, marked `*`; other: the rest. In brackets 95 % (Wilson).",
+        "Trained: languages of the mixture, marked `*`; other: the rest. In brackets 95 % (Wilson)"
+        " of the items of one language, because the others ask the same.",
         "",
     ]
     if any(len(_cells_of(group)) > 1 for _, group in _groups(rows, axes)):
@@ -236,12 +238,14 @@ def series(
 
 def mean(rows: Sequence[Row]) -> Mean | None:
     """Return the mean over the cells of some rows, or None if there are no items."""
-    counts = [pool((int(r["num_correct"]), int(r["num_items"])) for r in cell) for cell in _cells_of(rows)]
-    tried = [count for count in counts if count.num_items]
+    cells = [[row for row in cell if int(row["num_items"])] for cell in _cells_of(rows)]
+    tried = [cell for cell in cells if cell]
     if not tried:
         return None
-    found = spread([count.share for count in tried])
-    return Mean(found.mean, sum(count.num_items for count in tried) / len(tried), found.sd)
+    found = spread([pool((int(r["num_correct"]), int(r["num_items"])) for r in cell).share for cell in tried])
+    # The languages of a cell ask the same items.
+    num_items = sum(max(int(row["num_items"]) for row in cell) for cell in tried) / len(tried)
+    return Mean(found.mean, num_items, found.sd)
 
 
 def _cells_of(rows: Iterable[Row]) -> list[list[Row]]:

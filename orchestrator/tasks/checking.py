@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, home_expanded
 from orchestrator.registry import TASKS, known, lookup
 from orchestrator.tasks import dataset
 from orchestrator.tasks.base import LANGUAGES, Item, Split, Strict, Task
@@ -135,7 +135,7 @@ def check(
     Raises:
         UserError: the data cannot be read.
     """
-    path = path.expanduser()
+    path = home_expanded(path)
     info = dataset.load(path) if dataset.is_dataset(path) else None
     name = info.task if info else (task or guess_task(path))
     benchmark: Task = lookup(TASKS, name, kind="task")

@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, home_expanded
 from orchestrator.manifest import File as ManifestFile
 from orchestrator.manifest import Stamp, damage, file_digest, fsync_path, fsync_tree, scan, stamps
 from orchestrator.registry import TASKS, lookup
@@ -193,7 +193,7 @@ def write(
     Raises:
         UserError: the destination holds something else.
     """
-    out = out.expanduser()
+    out = home_expanded(out)
     if out.exists() and not is_dataset(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and is no data set", fix="--out NEW_FOLDER")
     out.parent.mkdir(parents=True, exist_ok=True)

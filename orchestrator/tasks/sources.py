@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, home_expanded
 from orchestrator.registry import TASKS, lookup
 from orchestrator.tasks.base import LANGUAGES, Split
 
@@ -76,7 +76,7 @@ def open_source(path: Path, task: str) -> Source:
     Raises:
         UserError: it does not exist, or nothing in it is recognised.
     """
-    path = path.expanduser()
+    path = home_expanded(path)
     if not path.exists():
         raise UserError(f"no file or folder {str(path)!r}", fix=f"sweep data describe {task}")
     source: Source | None = lookup(TASKS, task, kind="task").source(path)

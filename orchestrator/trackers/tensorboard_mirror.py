@@ -16,7 +16,7 @@ import msgspec
 
 from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
-from orchestrator.errors import counted
+from orchestrator.errors import counted, home_expanded
 from orchestrator.store import layout
 from orchestrator.trackers.protocol import (
     Described,
@@ -76,7 +76,7 @@ class TensorboardMirror:
         """Take the folder of the sweep."""
         objects = sweep.ledger.objects
         if self.options.dir is not None:
-            self._folder = Path(self.options.dir).expanduser().absolute()
+            self._folder = home_expanded(self.options.dir).absolute()
         elif objects.in_place:
             self._folder = objects.workspace(layout.mirror(sweep.name, "tensorboard"))
         else:

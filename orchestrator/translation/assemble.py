@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.errors import StageFailure, UserError
+from orchestrator.errors import StageFailure, UserError, home_expanded
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks import dataset, importing
 from orchestrator.tasks.importing import Choice
@@ -54,7 +54,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     Raises:
         StageFailure: no row is left in all languages, or a file cannot be read (cause ``data``).
     """
-    path = Path(context.uses.source.path).expanduser()
+    path = home_expanded(context.uses.source.path)
     try:
         rows = read_rows(path, config.task)
         overlay = read_overlay(Path(context.uses.overlay.path) if context.uses.overlay.path else None)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec.structs import force_setattr
 
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, home_expanded, nearest
 from orchestrator.manifest import Stamp, stamps
 from orchestrator.registry import GENERATORS, is_known, known
 from orchestrator.tasks.base import LANGUAGES
@@ -147,7 +147,7 @@ class TranslationConfig(_Frozen, frozen=True, kw_only=True):
             raise UserError(f"unknown engine {self.engine!r}", allowed=allowed)
         if self.engine != ENDPOINT and self.model.path is None:
             raise UserError(f"engine={self.engine} needs weights", fix="model.path=FOLDER_OR_HUB_ID")
-        _check_source(Path(self.source.path).expanduser(), self.task)
+        _check_source(home_expanded(self.source.path), self.task)
         if self.overlay.path is not None:
             from orchestrator.translation.review import read_overlay  # it imports this module
 

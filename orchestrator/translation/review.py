@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, home_expanded
 from orchestrator.translation.kept import PLACEHOLDER
 from orchestrator.translation.rows import SourceRow
 from orchestrator.translation.run import ACCEPTED, Judged
@@ -175,7 +175,7 @@ def read_overlay(path: Path | None) -> dict[tuple[str, str], Correction]:
     """
     if path is None:
         return {}
-    path = path.expanduser()
+    path = home_expanded(path)
     if not path.exists():
         raise UserError(f"no file or folder of corrections {str(path)!r}")
     found: dict[tuple[str, str], Correction] = {}

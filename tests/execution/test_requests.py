@@ -106,6 +106,19 @@ def test_requests_are_numbered_in_order_whatever_else_lies_there(store: Path) ->
     assert [r.verb for r in ledger.requests("s")] == ["launch", "cancel"]
 
 
+def test_a_process_reads_each_request_once(store: Path) -> None:
+    """Workers look for requests every second, and in a bucket each read costs money."""
+    ledger = ledger_at(store)
+    ledger.add_request("s", request("launch"))
+    assert [r.verb for r in ledger.requests("s")] == ["launch"]
+    (store / layout.request("s", 1)).write_text("{")
+    ledger.add_request("s", request("cancel"))
+    assert [r.verb for r in ledger.requests("s")] == ["launch", "cancel"]
+    problems: list[str] = []
+    assert [r.verb for r in ledger_at(store).requests("s", problems)] == ["cancel"]
+    assert "000001.json" in problems[0]
+
+
 # Real workers
 
 

@@ -13,7 +13,7 @@ from orchestrator import formats, provenance
 from orchestrator.api.reconciling import SECOND_LOOK_S, PendingLaunch, is_open, submit_pass
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Owner, Process
+from orchestrator.core.records import Owner, Process, Request
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.jobs.records import (
@@ -33,6 +33,14 @@ from orchestrator.simulation.world import Machine, SimulatedProcess
 from tests.simulation.scheduler import CLUSTER, NEVER, SETTLE_S, SimulatedSubmitter, Task, now
 
 MAX_MONITORS = 6
+
+
+def launches(view: SweepState) -> list[Request]:
+    """Return the requests that matter for jobs, as `sweep reconcile` chooses them."""
+    started = [request for request in view.requests if request.settings is not None]
+    numbers = {view.request_summary.asked.get(cell.id) for cell in view.sweep.cells}
+    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
+    return [each for each in started if each.number in numbers or each is started[-1]]
 
 
 class ClusterPlay(Play):
@@ -106,6 +114,13 @@ class ClusterPlay(Play):
     @functools.cached_property
     def _closed(self) -> set[tuple[int, int]]:
         return set()
+
+    def changed(self, kind: str, key: str) -> None:
+        """Check a change of the store."""
+        super().changed(kind, key)
+        parts = key.split("/")
+        if parts[0] == "sweeps" and parts[-2] == "closings" and not parts[-1].startswith("."):
+            self.closed(key)
 
     def closed(self, key: str) -> None:
         """Check a closing: nothing that it names may run, or wait for long already."""
@@ -271,15 +286,6 @@ class ClusterPlay(Play):
 
     def begin(self) -> None:
         """Start monitors."""
-        checked = self.invariants.changed
-
-        def changed(kind: str, key: str) -> None:
-            checked(kind, key)
-            parts = key.split("/")
-            if parts[0] == "sweeps" and parts[-2] == "closings" and not parts[-1].startswith("."):
-                self.closed(key)
-
-        self.place.watch(changed)
         for _ in range(self.world.random.choice((1, 2, 2))):
             self.start_monitor(self.world.random.choice(self.machines), 2 * self.world.random.random())
 
@@ -303,8 +309,8 @@ class ClusterPlay(Play):
                     if view is None:
                         ledger = self.place.ledger(process, lambda: "")
                         view = SweepState(ledger, self.sweep, 1, sealed=True)
-                    request = view.requests[0]
-                    asked = [PendingLaunch(request, SimulatedSubmitter(), Limits(CLUSTER, 10))]
+                    limits = Limits(CLUSTER, 10)
+                    asked = [PendingLaunch(each, SimulatedSubmitter(), limits) for each in launches(view)]
                     view = submit_pass(view, asked, notify=lambda line: None).view
                     if not any(is_open(view, cell) for cell in self.sweep.cells):
                         return

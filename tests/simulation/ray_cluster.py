@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.core.failure import Cause
-from orchestrator.jobs.records import Submission
+from orchestrator.errors import InfrastructureError
+from orchestrator.jobs.judgement import JobListing, JobObservation, Phase
+from orchestrator.jobs.records import JobEnd, Submission
 from orchestrator.launchers.ray.lost_workers import Ended
 from orchestrator.launchers.ray.settings import NodeResources
 from orchestrator.simulation.world import Machine, SimulatedProcess
+from tests.simulation.scheduler import now
 
 PER_NODE = 2
 """Workers for which a node has resources."""
@@ -182,3 +185,35 @@ class SimulatedWorkers:
 def last_words(said: str, num_claims: int) -> str:
     """The line with which a worker ends; see `orchestrator.launchers.ray.worker.main`."""
     return json.dumps({"said": said, "claims": num_claims})
+
+
+class SimulatedDrivers:
+    """Asks the simulated cluster about the jobs of drivers; see `orchestrator.launchers.base.Scheduler`."""
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+
+    def jobs(self, ids: Iterable[str]) -> JobListing:
+        run = now[0]
+        try:
+            run.asked()
+        except InfrastructureError as error:
+            return JobListing(problem=error.what)
+        seen = {(name, 0): self._observed(run.words[name]) for name in ids if name in run.words}
+        return JobListing(seen=seen, complete=True, scope="the simulated cluster")
+
+    def _observed(self, word: str) -> JobObservation:
+        cause = {"FAILED": Cause.NODE_LOST, "STOPPED": Cause.CANCELLED}.get(word)
+        over = JobEnd(index=0, word=word, cause=cause)
+        phase = {"PENDING": Phase.QUEUED, "RUNNING": Phase.RUNNING}.get(word, Phase.OVER)
+        return JobObservation(phase, word, over=over if phase is Phase.OVER else None)
+
+    def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
+        return {}
+
+    def cancel(self, tasks: Sequence[str]) -> None:
+        now[0].asked()
+        now[0].cancel(tasks)
+
+    def release(self, tasks: Sequence[str]) -> None:
+        pass

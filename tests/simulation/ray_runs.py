@@ -196,24 +196,24 @@ class RayPlay(Play):
 
     # Drivers
 
+    def changed(self, kind: str, key: str) -> None:
+        """Check a change of the store."""
+        super().changed(kind, key)
+        if key.endswith("driver.json") and kind != "unlink":
+            self._check_status(key)
+
     def begin(self) -> None:
         """Record the launch and its submission, and start the driver."""
-        checked = self.invariants.changed
-
-        def changed(kind: str, key: str) -> None:
-            checked(kind, key)
-            if key.endswith("driver.json") and kind != "unlink":
-                self._check_status(key)
-
-        self.place.watch(changed)
         ledger = self.place.ledger(nobody(), lambda: "")
         launch = Request(nonce=new_nonce(), number=0, verb="launch", revision=1, settings=self.settings)
         self._request = ledger.add_request(NAME, launch).number
-        self._submit(Submissions(ledger, NAME), self.machines[0])
+        self.submit(self.machines[0], nobody())
         if self.world.random.random() < 0.2:
-            self._submit(Submissions(ledger, NAME), self.world.random.choice(self.machines))
+            self.submit(self.world.random.choice(self.machines), nobody())
 
-    def _submit(self, submissions: Submissions, machine: Machine) -> None:
+    def submit(self, machine: Machine, process: SimulatedProcess) -> None:
+        """Have a process submit all cells; the driver runs on a machine."""
+        submissions = Submissions(self.place.ledger(process, lambda: ""), NAME)
         self._num_submissions += 1
         number = self._num_submissions
         submission = Submission(
@@ -250,7 +250,10 @@ class RayPlay(Play):
                     watcher=Watcher(Owner(host=machine.name, process=me, slot=-1)),
                     connect=connect,
                 )
-                self._check_exit(name, driver.run())
+                self.started(submission.number, process)
+                code = driver.run()
+                self.stopped(submission.number, "FAILED" if code else "SUCCEEDED")
+                self._check_exit(name, code)
             except (OSError, InfrastructureError) as error:
                 self.world.note("say", str(error))
 
@@ -265,11 +268,19 @@ class RayPlay(Play):
             if name in self._pools:
                 self._pools[name].close()
             is_over = self._parents.get(name, 1) != 1
+            if is_over or restart >= MAX_RESTARTS or process is None or not process.is_killed:
+                self.stopped(submission.number, "FAILED")
             if process is not None and process.is_killed and restart < MAX_RESTARTS and not is_over:
                 again_s = 0.2 + self.world.random.random()
                 self.start_driver(submission, restart + 1, machine, after_s=again_s)
 
         process.on_end = ended
+
+    def started(self, number: int, process: SimulatedProcess) -> None:
+        """Note that the driver of a submission runs."""
+
+    def stopped(self, number: int, word: str) -> None:
+        """Note that the job of a driver is over."""
 
     def start_monitor(self, machine: Machine, number: int) -> None:
         """Record that a submission is over, as `sweep reconcile` does, and submit the cells again."""
@@ -281,7 +292,7 @@ class RayPlay(Play):
                 submissions = Submissions(self.place.ledger(process, lambda: ""), NAME)
                 over = JobEnd(index=0, word="FAILED", cause=Cause.NODE_LOST, restarts=MAX_RESTARTS)
                 submissions.close(number, [over], at=provenance.now())
-                self._submit(submissions, machine)
+                self.submit(machine, process)
 
         after_s = 2 * self.world.random.random()
         process = self.world.start(f"monitor{number}", machine, main, after_s=after_s)
@@ -290,8 +301,7 @@ class RayPlay(Play):
         """Start a driver to which nothing happens, on nodes that work."""
         self.draining.clear()
         self.known |= set(self.nodes.values())
-        ledger = self.place.ledger(nobody(), lambda: "")
-        self._submit(Submissions(ledger, NAME), Machine("the last"))
+        self.submit(Machine("the last"), nobody())
 
     # What must hold
 

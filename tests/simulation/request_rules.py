@@ -55,6 +55,8 @@ class RequestRules:
         self._ends: dict[tuple[str, int], tuple[float, End]] = {}
         self._made_s: dict[tuple[str, int], float] = {}
         self._voided_s: dict[tuple[str, int], float] = {}
+        self._inputs: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
+        self._discarded: set[tuple[str, int]] = set()
         self._retired_s: dict[str, float] = {}
         self.discards: dict[str, frozenset[str]] = {}
 
@@ -78,6 +80,7 @@ class RequestRules:
             case ["done", _, _]:
                 done = formats.decode(data, Done)
                 self._made_s.setdefault((done.digest, done.generation), self._world.now_s)
+                self._inputs[done.digest, done.generation] = frozenset(done.inputs.items())
             case ["retired", _, _, name]:
                 self._retired_s[name.partition(".")[0]] = self._world.now_s
             case ["void", _, name]:
@@ -109,6 +112,13 @@ class RequestRules:
                 elif request.verb in ("launch", "rerun"):
                     since_s = None
         return since_s
+
+    def check_given(self, cells: Iterable[str], what: str) -> None:
+        """Check that no job or worker is given cells alone that were all cancelled long ago."""
+        since = [self._cancelled_s(cell) for cell in cells]
+        newest_s = max([at_s for at_s in since if at_s is not None], default=0.0)
+        if None not in since and self._world.now_s - newest_s > STOP_S and self._is_undisturbed(newest_s):
+            self._fail(2, f"{what} is for cells that were cancelled {self._world.now_s - newest_s:.1f} s ago")
 
     def _is_undisturbed(self, since_s: float) -> bool:
         process = self._world.current
@@ -165,8 +175,10 @@ class RequestRules:
         self._voided_s.setdefault((digest, void.generation), self._world.now_s)
         if void.kind != "discarded":
             return
+        made_from = self._inputs.get((digest, void.generation), frozenset())
+        self._discarded.add((digest, void.generation))
         name = self._world.current.name if self._world.current else ""
-        if digest not in self.discards.get(name, ()):
+        if digest not in self.discards.get(name, ()) and not made_from & self._discarded:
             self._fail(4, f"{name} voids {digest[:8]}, which it did not name")
         attempts = self._attempts.get(digest, {}).values()
         if (digest, void.generation) not in self._made_s and not any(
@@ -237,6 +249,9 @@ class RequestRules:
             # A cache of names may show that files are gone, and not yet the record that retires them.
             is_hidden = is_cached and self._retired_s.get(digest, 0.0) >= settled_s
             looks_open = status.state in (State.FAILED, *_TRIES_AGAIN) and not is_hidden
+            # A discard through such a cache may not see, and not void, what was made just before.
+            if status.state is not State.FAILED:
+                keys = [key for key in keys if not self._inputs[key] & self._discarded]
             if looks_open and self._stays(keys, settled_s):
                 self._fail(
                     5, f"a reader sees {name} {status.state} ({status.reason}), and its product counts"

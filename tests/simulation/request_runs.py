@@ -32,6 +32,9 @@ from orchestrator.store import layout
 from orchestrator.store.evidence import OwnerReport
 from tests.simulation.request_rules import RequestRules
 
+PEOPLE = ("person", "person", "fail", "fail", "fail")
+"""What happens to people and stages, beside what happens to machines."""
+
 MAX_ASKED = 12
 """Most requests of a run that people begin."""
 
@@ -50,7 +53,7 @@ class Ask(NamedTuple):
     stage: str
 
 
-class _AllOver(SweepState):
+class AllOver(SweepState):
     """A view at a time when no process runs any more."""
 
     def _observe(self, instance: StageInstance, attempt: Attempt) -> OwnerReport:
@@ -60,7 +63,7 @@ class _AllOver(SweepState):
 class RequestPlay(Play):
     """A run with people; see `orchestrator.simulation.schedules.Play`."""
 
-    FAULTS = (*Play.FAULTS, "person", "person", "fail", "fail", "fail")
+    FAULTS = (*Play.FAULTS, *PEOPLE)
     RETRIES = (0, 1, 9)
 
     def __init__(self, seed: int, *, is_calm: bool = False) -> None:
@@ -94,14 +97,7 @@ class RequestPlay(Play):
     # People
 
     def begin(self) -> None:
-        """Start workers, people and readers."""
-        checked = self.invariants.changed
-
-        def changed(kind: str, key: str) -> None:
-            checked(kind, key)
-            self.rules.changed(kind, key)
-
-        self.place.watch(changed)
+        """Start what works, people and readers."""
         self.rules.changed("create", layout.request(NAME, 1))
         super().begin()
         draw = self.world.random
@@ -115,6 +111,15 @@ class RequestPlay(Play):
             for machine in draw.sample(self.machines, min(len(self.machines), draw.choice((1, 1, 2)))):
                 self.start_person(ask, machine, after_s)
         self.start_person(Ask("look", "", ""), draw.choice(self.machines), draw.random() * 5.0)
+
+    def changed(self, kind: str, key: str) -> None:
+        """Check a change of the store."""
+        super().changed(kind, key)
+        self.rules.changed(kind, key)
+
+    def launched(self, machine: Machine) -> None:
+        """Start what works on a request that a person has just made from a machine."""
+        self.start_worker(machine, 0, after_s=0.2)
 
     def start_person(self, ask: Ask, machine: Machine, after_s: float) -> SimulatedProcess:
         """Start a person, who asks again if it was killed."""
@@ -167,7 +172,7 @@ class RequestPlay(Play):
                     cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
                 if cells:
                     self._record(view, ask.verb, cells, names_cells=bool(ask.only) or ask.verb == "rerun")
-                    self.start_worker(process.machine, 0, after_s=0.2)
+                    self.launched(process.machine)
 
     def _discard(
         self, view: SweepState, process: SimulatedProcess, cells: list[str], stage: str, start_s: float
@@ -212,7 +217,7 @@ class RequestPlay(Play):
 
     def end(self) -> None:
         """Check what the requests came to, then launch all that is not done, as their users would."""
-        view = _AllOver(self.place.ledger(self._nobody(), lambda: ""), self.sweep, 1, sealed=True)
+        view = AllOver(self.place.ledger(self._nobody(), lambda: ""), self.sweep, 1, sealed=True)
         for cell in self.rules.summary().cancelled:
             if view.cells[cell].state not in (State.DONE, State.CANCELLED, State.FAILED):
                 raise RuleBroken(2, f"requests: {cell} was cancelled, and is {view.cells[cell]}")
@@ -221,20 +226,20 @@ class RequestPlay(Play):
 
         def main() -> None:
             assert process is not None
-            view = self._over(process)
+            view = self._at_the_end(process)
             self._record(view, "launch", list(view.sweep.cells), names_cells=False)
-            view = self._over(process)
+            view = self._at_the_end(process)
             for stage in needing_retired(view, view.sweep.cells):
                 self._discard(view, process, [cell.id for cell in view.sweep.cells], stage, 0.0)
-                view = self._over(process)
+                view = self._at_the_end(process)
             if failed := failed_cells(view):
                 self._record(view, "rerun", failed)
 
         process = self.world.start("person of the end", machine, main)
-        process.on_end = lambda: self.start_worker(machine, 0)
+        process.on_end = super().end
 
-    def _over(self, process: SimulatedProcess) -> SweepState:
-        return _AllOver(self.place.ledger(process, lambda: ""), self.sweep, 1, sealed=True)
+    def _at_the_end(self, process: SimulatedProcess) -> SweepState:
+        return AllOver(self.place.ledger(process, lambda: ""), self.sweep, 1, sealed=True)
 
     @staticmethod
     def _nobody() -> SimulatedProcess:

@@ -7,8 +7,12 @@ from orchestrator.simulation.schedules import Play, Played
 from tests.simulation.cluster_runs import ClusterPlay
 from tests.simulation.ray_runs import RayPlay
 from tests.simulation.request_runs import RequestPlay
+from tests.simulation.requested_jobs import JobRequestPlay, RayRequestPlay
 
-KINDS = ("workers", "requests", "requests", "jobs", "jobs", "workers", "ray", "ray")
+KINDS = (
+    *("workers", "requests", "requests", "jobs", "jobs", "workers", "ray", "ray"),
+    *("jobs+requests", "jobs+requests", "ray+requests", "ray+requests"),
+)
 """Which kind a seed plays, in turn, where nobody chooses. Odd seeds have a folder, even ones a bucket."""
 
 CLASSES: dict[str, type[Play]] = {
@@ -16,6 +20,8 @@ CLASSES: dict[str, type[Play]] = {
     "jobs": ClusterPlay,
     "requests": RequestPlay,
     "ray": RayPlay,
+    "jobs+requests": JobRequestPlay,
+    "ray+requests": RayRequestPlay,
 }
 
 

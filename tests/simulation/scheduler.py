@@ -141,7 +141,8 @@ class SimulatedScheduler:
         return {}
 
     def cancel(self, tasks: Sequence[str]) -> None:
-        pass
+        now[0].asked()
+        now[0].cancel(tasks)
 
     def release(self, tasks: Sequence[str]) -> None:
         pass

@@ -41,8 +41,8 @@ ROWS = [
 def test_the_table_has_the_baseline_first_and_marks_trained_languages() -> None:
     lines = markdown(ROWS[:-1]).splitlines()
     table = [line for line in lines if line.startswith("| tiny")]
-    assert table[0].startswith("| tiny | none | 0 | – | 3.3 [1, 17] | 0.0 | 10.0 | 0.0 |")
-    assert table[1].startswith("| tiny | en+es | 2 | 80.0 [58, 92] | 10.0 [2, 40] | 90.0* | 70.0* | 10.0 |")
+    assert table[0].startswith("| tiny | none | 0 | – | 3.3 [0, 32] | 0.0 | 10.0 | 0.0 |")
+    assert table[1].startswith("| tiny | en+es | 2 | 80.0 [49, 94] | 10.0 [2, 40] | 90.0* | 70.0* | 10.0 |")
 
 
 def test_seeds_of_one_mixture_are_pooled() -> None:
@@ -81,6 +81,15 @@ def test_three_seeds_over_the_same_items_are_no_more_items() -> None:
         point.num_items == 8
         and point.interval == series([row("en", "en", 4, num_items=8)])["math"]["tiny", True][1].interval
     )
+
+
+def test_translations_of_an_item_are_no_more_items() -> None:
+    many = [row("en+es+te", language, 5) for language in ("en", "es", "te")]
+    one, all_three = series([row("en", "en", 5)])["math"], series(many)["math"]
+    assert all_three["tiny", True][3].interval == one["tiny", True][1].interval
+    uneven = [row("en+es", "en", 5), row("en+es", "es", 10, num_items=20), row("en+es", "te", 0, num_items=0)]
+    found = series(uneven)["math"]["tiny", True][2]
+    assert found.share == pytest.approx(0.5) and found.num_items == 20
 
 
 def test_what_rows_note_stands_above_the_table_once() -> None:

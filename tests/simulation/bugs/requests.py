@@ -9,6 +9,8 @@ PLAN, LEDGER, DROPPING = (
     "orchestrator/store/ledger.py",
     "orchestrator/api/dropping.py",
 )
+RUN = "orchestrator/api/run.py"
+SUBMISSION, DRIVER = "orchestrator/api/submission.py", "orchestrator/launchers/ray/driver.py"
 LOOP, EVIDENCE = "orchestrator/execution/loop.py", "orchestrator/store/evidence.py"
 
 REQUESTS = (
@@ -123,5 +125,52 @@ REQUESTS = (
             ),
         ),
         kind="requests",
+    ),
+    Bug(
+        "cancel-closes-what-it-did-not-look-at",
+        "jobs 2",
+        "a cancel records that the jobs it cancelled are over, though one may have started just before",
+        (
+            Edit(
+                RUN,
+                "        if each.over is not None or (is_complete and index not in listed)\n",
+                "        if each.over is not None or is_complete\n",
+            ),
+        ),
+        kind="jobs+requests",
+    ),
+    Bug(
+        "jobs-for-cancelled-cells",
+        "requests 2",
+        "a pass over jobs submits a cancelled cell, a stage of which still runs for another one",
+        (Edit(SUBMISSION, "cell.id in named - summary.cancelled", "cell.id in named"),),
+        kind="jobs+requests",
+    ),
+    Bug(
+        "driver-overlooks-a-cancel",
+        "requests 2",
+        "a driver starts workers for cells that were cancelled",
+        (
+            Edit(
+                DRIVER,
+                "        claimable, waiting = self._scanner.count(reader, summary)\n",
+                "        summary = summary._replace(cancelled=frozenset())\n"
+                "        claimable, waiting = self._scanner.count(reader, summary)\n",
+            ),
+        ),
+        kind="ray+requests",
+    ),
+    Bug(
+        "driver-counts-failures-from-before-a-rerun",
+        "requests 3",
+        "a driver judges stages by all their failures, and leaves what was launched again undone",
+        (
+            Edit(
+                DRIVER,
+                "summary.budget(digest, self._policy.retries)",
+                "RequestSummary(frozenset(), {}, {}).budget(digest, self._policy.retries)",
+            ),
+        ),
+        kind="ray+requests",
     ),
 )
