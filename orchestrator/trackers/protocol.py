@@ -300,7 +300,7 @@ def is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # such as "http://me:pass/word@host", whose port would be "pass"
+    except ValueError:  # such as where a password with a slash ends the host, and its begin is the port
         return False
 
 

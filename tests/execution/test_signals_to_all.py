@@ -25,7 +25,8 @@ from tests.store.builders import instance_of, ledger_at, seal, sweep_of
 WAITS = "{python} -c 'import time; print(1, flush=True); time.sleep(60)'"
 SAVES = (
     "{python} -c 'import os, signal, sys, time; "
-    'signal.signal(signal.SIGTERM, lambda *_: (os.makedirs("{checkpoints}/5", exist_ok=True), sys.exit(7))); '
+    "signal.signal(signal.SIGTERM, lambda n, _: (signal.signal(n, signal.SIG_IGN), "
+    'os.makedirs("{checkpoints}/5", exist_ok=True), sys.exit(7))); '  # the worker's comes too
     "print(1, flush=True); time.sleep(60)'"
 )
 IN_A_SHELL = f"bash -c '{WAITS.replace(chr(39), chr(34))}; exit $?'"
