@@ -11,6 +11,7 @@ in this file alone: neither the sweep nor the stages know it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -36,8 +37,7 @@ from orchestrator.core.failure import Cause
 RESULTS = Path(__file__).parent / "causes/results.jsonl"
 FIRST = Path(__file__).parent / "causes/first.jsonl"
 """What was recorded of programs before the rules were changed by any of them."""
-GROUP = 40
-LIMIT_S = 45
+GROUP, LIMIT_S = 40, 45
 OF_USERS = (Cause.CONFIG, Cause.DATA, Cause.CODE)
 OF_MACHINES = (Cause.NODE_LOST, Cause.PREEMPTED, Cause.COMMUNICATION, Cause.STORAGE, Cause.BAD_NODE)
 
@@ -152,9 +152,7 @@ class Trial:
 def wanted(launcher: str, *, is_quick: bool) -> list[tuple[str, str]]:
     """Return form and program of each failure: locally all, elsewhere each program in one form in turn.
 
-    Args:
-        launcher: to run them on.
-        is_quick: locally in one form too, elsewhere only one program in three.
+    If it has to be quick, locally in one form too, and elsewhere only one program in three.
     """
     if launcher == "local" and not is_quick:
         return [(form, name) for form in FORMS for name in CAUSES]
@@ -189,9 +187,8 @@ def programs(launcher: str, places: Places, failures: Sequence[tuple[str, str]])
                 for cell in trial.cells():
                     name = cell["axes"].get("failure", names[0])
                     if cell["state"] == "failed":  # others are tried again by the next run
-                        yield Found(
-                            launcher, form, name, CAUSES[name], str(cell["cause"]), cell["reason"], commit
-                        )
+                        cause, reason = str(cell["cause"]), cell["reason"].replace(f"{sys.prefix}/bin/", "")
+                        yield Found(launcher, form, name, CAUSES[name], cause, reason, commit)
 
 
 def _commit() -> str:
@@ -201,17 +198,20 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def kill_worker(place: Place, trial: Trial) -> None:
-    """Kill a worker and its stage at once, as a node does that is lost."""
-    for folder, pids in trial.running(2):
-        del folder
-        for pid in pids:
+def _kill(running: Sequence[tuple[Path, Mapping[int, str]]]) -> None:
+    for pid in [pid for _, pids in running for pid in pids]:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
+def kill_worker(place: Place, trial: Trial) -> None:
+    """Kill a worker and its stage at once, as a node does that is lost."""
+    _kill(trial.running(2))
+
+
 def lose_node(place: Place, trial: Trial) -> None:
-    """Lose each node on which a stage runs."""
-    trial.running(2)
+    """Lose each node on which a stage runs, with the stages."""
+    running = trial.running(2)
     if place.testbed is not None:
         for name, state in place.testbed.node_states().items():
             if not state.startswith("idle"):
@@ -220,6 +220,7 @@ def lose_node(place: Place, trial: Trial) -> None:
     elif place.cluster is not None:
         for name in [name for name in place.cluster.processes if name != "head"]:
             place.cluster.kill(name)
+        _kill(running)  # workers outlive their actor, to save
         place.cluster.heal()
 
 
@@ -280,9 +281,7 @@ def page(found: Sequence[Found], first: Sequence[Found], option: str) -> str:
     guessed = [each for each in found if each.truth == Cause.UNKNOWN != each.cause]
     commits = ", ".join(sorted({each.commit for each in found}))
     lines = [
-        "# Causes of failures",
-        "",
-        f"{len(found)} failures of {len({each.truth for each in found})} causes, by",
+        f"# Causes of failures\n\n{len(found)} failures of {len({each.truth for each in found})} causes, by",
         f"`python benchmarks/failure_causes.py {option}--report docs/failure-causes.md`, commit {commits}.",
         "The programs of `benchmarks/causes/` fail as a stage, as a command, and in a script that starts",
         "them; the table shows in how many forms on each launcher. Jobs are also hurt from outside.",

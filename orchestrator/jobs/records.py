@@ -367,6 +367,8 @@ checkpoint, another job would get no further. After `NO_MEMORY` another job need
 
 SETUP_FAILED = 78
 """Exit code of a job in which a line of `cluster.setup` failed: EX_CONFIG of sysexits.h."""
+NODES_LOST = 79
+"""Exit code of a driver that gave up because its workers' nodes kept going."""
 
 
 EXITS: Mapping[int, tuple[Cause | None, str]] = {
@@ -380,6 +382,7 @@ EXITS: Mapping[int, tuple[Cause | None, str]] = {
     DAMAGED: (Cause.STORAGE, "a record that its worker needs is damaged"),
     # the exit code of InfrastructureError, which a worker raises when the store does not answer
     3: (Cause.STORAGE, "its worker could not use the store"),
+    NODES_LOST: (Cause.NODE_LOST, "the nodes of its workers were lost"),
     SETUP_FAILED: (Cause.CONFIG, "a line of cluster.setup failed"),
 }
 """Exit codes of a worker, which its job passes on: the cause that each counts as, and its meaning."""

@@ -16,7 +16,7 @@ from orchestrator.core.selector import Subject
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.judgement import Phase, SubmissionState
-from orchestrator.jobs.records import Accepted, JobEnd, Resources
+from orchestrator.jobs.records import Accepted, JobEnd, Resources, cause_of_code
 from orchestrator.jobs.submissions import gone_of
 from orchestrator.launchers.base import overrides_of
 from orchestrator.launchers.ray import lost_workers
@@ -336,6 +336,25 @@ def test_a_dashboard_that_answers_something_else_is_a_problem_and_tells_of_no_jo
         told = RayScheduler(f"http://127.0.0.1:{server.server_port}").jobs(["a"])
         server.shutdown()
     assert "is no Ray dashboard for us" in told.problem and not told.complete and not told.seen
+
+
+def test_workers_that_go_with_their_nodes_are_no_failures_of_these_and_lead_to_a_cause_of_their_own():
+    failures = lost_workers.Failures()
+    for slot in range(lost_workers.MAX_LOST - 1):
+        failures.end_badly(slot, "a", "gone", gives_up=True, is_of_node=True)
+    assert not failures.avoided and not failures.given_up and failures.not_before_s > time.monotonic()
+    failures.end_well("b")  # so the row begins again
+    for slot in range(20, 20 + lost_workers.MAX_LOST):
+        assert not failures.given_up
+        failures.end_badly(slot, "", "gone", gives_up=True, is_of_node=True)
+    assert failures.given_up and cause_of_code(failures.code) is Cause.NODE_LOST
+    for slot in range(50, 50 + lost_workers.MAX_FRUITLESS):
+        failures.end_badly(slot, "c", "no package", gives_up=True)
+    assert cause_of_code(failures.code) is Cause.BAD_NODE and failures.avoided == ["c"]
+    unreachable = ("ActorUnavailableError", "RayActorError")
+    assert lost_workers.is_of_node(unreachable, "RPC error: Socket closed")
+    assert lost_workers.is_of_node(("ActorDiedError", "RayActorError"), NODE_DIED)
+    assert not lost_workers.is_of_node(("ActorDiedError", "RayActorError"), "The actor's process died")
 
 
 def test_workers_that_fail_before_a_claim_are_paused_avoid_their_node_and_are_given_up():

@@ -100,10 +100,8 @@ def test_a_driver_whose_nodes_all_die_gives_nothing_up_and_goes_on_with_the_next
     jobs.cluster.kill("far")  # Ray starts the next workers on it until it notices
     wait_for(lambda: len(jobs.driver()["lost"]) == 4, 120)
     jobs.cluster.start_node("farther", {"apart": 4})
-    jobs.until_done(4)
+    jobs.until_done(4, timeout_s=180)
     jobs.assert_each_done_once(4)
-    taken_over = [claim["supersedes"] for claim in jobs.claims() if claim.get("supersedes")]
-    assert {each["cause"] for each in taken_over} == {"node_lost"}
     assert len(jobs.submissions()) == 1 and "claimed nothing" not in log_of(jobs)
 
 

@@ -175,7 +175,7 @@ class Pool:
                 None,
                 why[:300],
                 cause=_cause(error, self._draining, worker.node),
-                is_node_dead=lost_workers.NODE_DIED.search(str(error)) is not None,
+                is_of_node=lost_workers.is_of_node(types_of(error), str(error)),
             )
         ray.kill(worker.actor)
         return Ended(
@@ -299,7 +299,11 @@ def draining() -> frozenset[str]:
 
 def _cause(error: Exception, going: Collection[str], node: str) -> Cause:
     """Return what the loss of an actor counts as."""
-    types = tuple(base.__name__ for base in type(error).__mro__)
     return lost_workers.cause_of_error(
-        types, str(error), drained=node in going or getattr(error, "preempted", False)
+        types_of(error), str(error), drained=node in going or getattr(error, "preempted", False)
     )
+
+
+def types_of(error: Exception) -> tuple[str, ...]:
+    """Return the names of an error's class and its bases, nearest first."""
+    return tuple(base.__name__ for base in type(error).__mro__)

@@ -30,7 +30,7 @@ from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.jobs.nodes import NodeReports, named
-from orchestrator.jobs.records import DAMAGED, NO_MEMORY, REFUSED, RELEASED, Resources, Submission
+from orchestrator.jobs.records import DAMAGED, NO_MEMORY, RELEASED, Resources, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of, spending_now
 from orchestrator.launchers.ray.boot import Starter
 from orchestrator.launchers.ray.lost_workers import Ended, Failures, Losses, Stop, Workers
@@ -221,7 +221,7 @@ class RayDriver:
             self._notifier.poll()
             if self._stop.is_requested or self._failures.given_up:
                 if self._is_empty():
-                    return REFUSED
+                    return self._failures.code
                 continue
             now_s = time.monotonic()
             # scan early if a worker has ended, but not while the store fails
@@ -310,11 +310,11 @@ class RayDriver:
             why = f"{name} {how}: {said}".rstrip(": ")
             if ended.slot in busy:
                 self._losses.add(ended.slot, ended.cause, why)
-        # the end of a node is no failure of its workers; one may die before its worker could name it
-        is_node_dead = ended.is_node_dead or bool(ended.node and not self._pool.lives(ended.node))
-        if claimed or not is_node_dead:
+        # the end of a node is no failure of its workers; Ray may notice it later than the driver
+        if claimed or not ended.node or self._pool.lives(ended.node):
             self._say(why)
-            self._failures.end_badly(ended.slot, ended.node, why, gives_up=not busy)
+            of_node = ended.is_of_node
+            self._failures.end_badly(ended.slot, ended.node, why, gives_up=not busy, is_of_node=of_node)
 
     def _tell(self, *, force: bool = False) -> None:
         """Write the status record if it is due."""

@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 
 from orchestrator.core.failure import Cause
 from orchestrator.execution.liveness import Watcher
-from orchestrator.jobs.records import LostSlot, LostWorker, Submission
+from orchestrator.jobs.records import NODES_LOST, REFUSED, LostSlot, LostWorker, Submission
 from orchestrator.jobs.submissions import Submissions, gone_of
 from orchestrator.launchers.ray.settings import NodeResources
 from orchestrator.provenance import without_secrets
@@ -40,7 +40,7 @@ _PREEMPTED = re.compile(
 )
 """A node was taken away on purpose."""
 
-NODE_DIED = re.compile(
+_NODE = re.compile(
     r"The actor died because its node has died|the actor's node was terminated"
     r"|^Job supervisor actor died|^(?:The )?[Nn]ode \S+ (?:has )?died"
 )
@@ -73,6 +73,16 @@ def cause_of_error(types: tuple[str, ...], message: str, *, drained: bool = Fals
     return next((_BY_TYPE[name] for name in types if name in _BY_TYPE), Cause.UNKNOWN)
 
 
+def is_of_node(types: tuple[str, ...], message: str) -> bool:
+    """Return whether an actor was lost with its node, or cannot be reached: its worker may be in order.
+
+    Args:
+        types: names of the error's class and its bases, nearest first.
+        message: of the error.
+    """
+    return "ActorUnavailableError" in types or _NODE.search(message) is not None
+
+
 def cause_of_job(message: str, error_type: str) -> Cause:
     """Return what the end of a job without an exit code counts as: its supervisor was lost, or never started.
 
@@ -82,7 +92,7 @@ def cause_of_job(message: str, error_type: str) -> Cause:
     """
     if _MEMORY.search(message) or _PREEMPTED.search(message):
         return Cause.PREEMPTED  # a driver needs little memory, so another process is at fault
-    if error_type == "JOB_SUPERVISOR_ACTOR_DIED" or NODE_DIED.search(message):
+    if error_type == "JOB_SUPERVISOR_ACTOR_DIED" or _NODE.search(message):
         return Cause.NODE_LOST
     return Cause.UNKNOWN
 
@@ -105,7 +115,7 @@ class Ended(NamedTuple):
     said: str  # the end of its output, or the error by which it was lost
     told: bool = False  # whether this driver had stopped it
     cause: Cause = Cause.NODE_LOST
-    is_node_dead: bool = False  # whether Ray's error states that the node died, also of one that is not known
+    is_of_node: bool = False  # whether Ray's error states that its node died, or that it cannot be reached
 
     def last_words(self) -> tuple[str, int]:
         """Return its last message and the number of its claims; without JSON, its last line and 0."""
@@ -322,6 +332,10 @@ MAX_PAUSE_S = 60.0
 MAX_FRUITLESS = 4
 """Workers in a row that may fail without a claim, before the driver gives up if none of its workers works."""
 
+MAX_LOST = 16
+"""Workers in a row that may go with their nodes without a claim. Ray needs up to a minute to notice that one
+is gone, and starts workers on it until then."""
+
 MAX_BAD = 2
 """Such failures on one node, if they outnumber its good ends, after which workers avoid it."""
 
@@ -333,13 +347,15 @@ class Failures:
         claimed: slots of the workers that have claimed a stage.
         not_before_s: the monotonic time before which no further worker is started.
         given_up: why no further worker is started at all, "" if more may be.
+        code: exit code of a driver that gives up.
     """
 
     def __init__(self) -> None:
         self.claimed: set[int] = set()
         self.not_before_s = 0.0
-        self.given_up = ""
+        self.given_up, self.code = "", REFUSED
         self._fruitless = 0
+        self._num_lost = 0
         self._good: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
 
@@ -354,10 +370,10 @@ class Failures:
 
     def end_well(self, node: str) -> None:
         """Count a worker that ended as it should."""
-        self._fruitless = 0
+        self._fruitless = self._num_lost = 0
         self._good[node] += 1
 
-    def end_badly(self, slot: int, node: str, why: str, *, gives_up: bool) -> None:
+    def end_badly(self, slot: int, node: str, why: str, *, gives_up: bool, is_of_node: bool = False) -> None:
         """Count a worker that failed.
 
         Args:
@@ -365,13 +381,17 @@ class Failures:
             node: the id of its node, "" if it never had one.
             why: how it ended.
             gives_up: whether the failure may be one too many; not while others work.
+            is_of_node: whether its node is gone or out of reach, which is no failure of the worker.
         """
         if slot in self.claimed:
-            self._fruitless = 0
+            self._fruitless = self._num_lost = 0
             return
-        self._bad[node] += 1
+        self._bad[node] += not is_of_node
+        self._num_lost += is_of_node
         self._fruitless += 1
         # exponential backoff: a broken environment fails every worker at once
         self.not_before_s = time.monotonic() + min(MAX_PAUSE_S, 2.0**self._fruitless)
-        if self._fruitless >= MAX_FRUITLESS and gives_up:
+        is_broken = self._fruitless - self._num_lost >= MAX_FRUITLESS
+        if gives_up and (is_broken or self._num_lost >= MAX_LOST):
+            self.code = REFUSED if is_broken else NODES_LOST
             self.given_up = f"{self._fruitless} workers in a row claimed nothing; the last: {why}"
