@@ -40,9 +40,7 @@ LIMIT = "LIMIT"
 
 
 MAX_FRUITLESS = 3
-"""How many jobs of a cell may end without error and leave the cell undone, counted since it was last
-requested.
-"""
+"""How many jobs of a cell may end without error and leave it undone since it was last requested."""
 
 _ENDED_WELL = frozenset({"COMPLETED", "EXITED", "SUCCEEDED"})
 
@@ -255,7 +253,11 @@ def with_jobs(
     """
     job = jobs.of_cell(cell)
     # States that follow from stronger evidence in the store stay as they are.
-    if job is None or status.state in _SETTLED or status.state is State.RUNNING:
+    if job is None or status.state in _SETTLED:
+        return status
+    gone = jobs.spent(cell, since_request, retries) if job.phase is Phase.OVER else None
+    # An owner may be silent for ever: then jobs that found nothing to do, with all retries spent, end the wait.
+    if status.state is State.RUNNING and (gone is None or gone[2].cause is not None):
         return status
     if job.phase is Phase.UNKNOWN:
         return status._replace(state=State.UNKNOWN, reason=job.reason)
@@ -264,14 +266,12 @@ def with_jobs(
     # The job runs, but its worker has not claimed this cell, so the cell still waits.
     if job.phase is Phase.RUNNING:
         return status._replace(state=State.QUEUED, reason=f"{job.reason}; {status.reason}")
-    if (gone := jobs.spent(cell, since_request, retries)) is not None:
+    if gone is not None:
         cause, count, over = gone
         tries = "" if count == 1 else f", {count} jobs"
         name = job.name if job.over == over else ""
-        reason = (
-            f"{ending(name, over) if name else f'a job ended {over.word}: {over.detail}'} ({cause}{tries})"
-        )
-        return status._replace(state=State.FAILED, reason=reason, cause=cause)
+        what = ending(name, over) if name else f"a job ended {over.word}: {over.detail}"
+        return status._replace(state=State.FAILED, reason=f"{what} ({cause}{tries})", cause=cause)
     return status._replace(reason=f"{job.reason}; {status.reason}")
 
 

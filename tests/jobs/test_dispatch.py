@@ -111,6 +111,16 @@ def test_what_the_store_knows_outranks_the_scheduler(state):
         assert state_of(Jobs([filed()], answer), state=state) == status(state)
 
 
+def test_jobs_that_had_nothing_to_do_end_the_wait_for_an_owner_that_is_silent_for_ever():
+    """As its workers count it as lost, with its retries used up, each next one would end alike."""
+    ends = [filed(n, over=[over(None, "EXITED")]) for n in range(1, 5)]
+    assert state_of(Jobs(ends), state=State.RUNNING).state is State.FAILED
+    assert state_of(Jobs(ends[:3]), state=State.RUNNING) == status(State.RUNNING)
+    assert state_of(Jobs(ends), state=State.RUNNING, since=2) == status(State.RUNNING)
+    failed = [filed(n, over=[over(Cause.NODE_LOST)]) for n in range(1, 5)]
+    assert state_of(Jobs(failed), state=State.RUNNING) == status(State.RUNNING)
+
+
 def test_a_submission_without_an_answer_holds_its_cells():
     found = state_of(Jobs([filed(job=None)], JobListing()))
     assert found.state is State.UNKNOWN
