@@ -256,7 +256,7 @@ def with_jobs(
     if job is None or status.state in _SETTLED:
         return status
     gone = jobs.spent(cell, since_request, retries) if job.phase is Phase.OVER else None
-    # An owner may be silent for ever: then jobs that found nothing to do, with all retries spent, end the wait.
+    # An owner may be silent for ever: then jobs that found nothing to do, all retries spent, end the wait.
     if status.state is State.RUNNING and (gone is None or gone[2].cause is not None):
         return status
     if job.phase is Phase.UNKNOWN:
