@@ -223,6 +223,7 @@ def test_a_named_file_is_code_unless_the_command_writes_it(tmp_path: Path, comma
     assert (code.digest() != before) is (command in READS), code.changed()
 
 
+@pytest.mark.long
 def test_data_that_attempts_of_a_launch_rewrite_stops_no_worker_and_gives_another_version(
     edited: Any,
 ) -> None:
@@ -250,7 +251,12 @@ def test_data_that_a_command_names_is_apart_from_the_code_for_a_worker_that_star
 
 
 @pytest.mark.parametrize(
-    "text", ["from .... import y", "x = " + "(" * 5000 + ")" * 5000, "x = " + "-" * 50_000]
+    "text",
+    [
+        "from .... import y",
+        pytest.param("x = " + "(" * 5000, id="("),
+        pytest.param("x = " + "-" * 50_000, id="-"),
+    ],
 )
 def test_a_script_with_an_import_above_the_root_or_too_deep_to_be_read_is_code_all_the_same(
     tmp_path: Path, text: str
