@@ -208,12 +208,10 @@ def _rerun(args: argparse.Namespace) -> Launched:
     if not cells:
         done = f"{counted(len(chosen), 'cell')} named, all done" if args.only else "no failed cells"
         print(f"{view.title}: {done}, nothing to rerun")
-        if waiting := sum(
-            view.cells[cell.id].state not in (State.DONE, State.STOPPED, State.CANCELLED, State.FAILED)
-            for cell in view.sweep.cells
-        ):
+        open_states = (State.PENDING, State.RELEASED, State.LOST)
+        if waiting := sum(view.cells[cell.id].state in open_states for cell in view.sweep.cells):
             go_on = f"sweep launch {view.sweep.name}{view.hint}"
-            print(f"  {counted(waiting, 'cell')} neither failed nor done: {go_on} goes on with them")
+            print(f"  {counted(waiting, 'cell')} neither failed nor ended: {go_on} goes on with them")
     left = Launched(0, view, [cell.id for cell in cells], "rerun", settings)
     if not cells:
         return left

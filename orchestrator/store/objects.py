@@ -267,7 +267,7 @@ class PosixStore:
                 for entry in entries:
                     # Hidden names are temporary files, and files that NFS keeps for deleted ones.
                     if not entry.name.startswith("."):
-                        is_record = entry.name.endswith(".json")  # even if a folder took its place
+                        is_record = entry.name.endswith(".json") and "/" in prefix  # else a sweep or stage
                         (folders if entry.is_dir() and not is_record else files).append(entry.name)
         except (FileNotFoundError, NotADirectoryError):
             return Listing((), ())

@@ -77,10 +77,10 @@ def kill_each(start: Start, ks: range, worker: Callable[[int], Running]) -> list
 def test_a_worker_killed_at_any_step_leaves_nothing_that_another_cannot_finish(
     store: Path, start: Start, stride: int
 ) -> None:
-    """Rules 1 to 5: kill -9 of the worker at its k-th change to the store, for each k until there is no k-th.
+    """Rules 1 to 5: kill -9 of the worker at its k-th change to the store, until there is no k-th.
 
-    Each k has a cell of its own. One successor finishes them all, and waits for nobody: it sees that those
-    processes are gone.
+    Of three steps one is taken; the long test takes all. Each k has a cell of its own. One successor finishes
+    them all, and waits for nobody: it sees that those processes are gone.
     """
     sweep = sweep_of(80)
     seal(store, sweep)

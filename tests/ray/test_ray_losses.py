@@ -92,20 +92,6 @@ def test_cells_of_a_node_that_died_go_on_within_seconds_on_another_that_cannot_s
 
 
 @pytest.mark.long
-def test_a_driver_whose_nodes_all_die_gives_nothing_up_and_goes_on_with_the_next_node(jobs):
-    jobs.cluster.start_node("far", {"apart": 4})
-    jobs.cluster.wait_for_nodes(5)
-    jobs.launch(jobs.write(cells=4, steps=150, step_s=0.1), APART)
-    jobs.until_running(4)
-    jobs.cluster.kill("far")  # Ray starts the next workers on it until it notices
-    wait_for(lambda: len(jobs.driver()["lost"]) == 4, 120)
-    jobs.cluster.start_node("farther", {"apart": 4})
-    jobs.until_done(4, timeout_s=180)
-    jobs.assert_each_done_once(4)
-    assert len(jobs.submissions()) == 1 and "claimed nothing" not in log_of(jobs)
-
-
-@pytest.mark.long
 def test_a_training_whose_node_dies_ends_with_the_weights_of_one_that_nothing_happened_to(jobs, tmp_path):
     calm = OnRay(jobs.cluster, jobs.folder, tmp_path / "calm")
     assert "1 done" in calm("launch", *CELL, *jobs.words, "--wait", timeout_s=240)

@@ -73,8 +73,8 @@ def assert_all_done(sweep: Sweep) -> None:
         assert product.read_text() == counted(value)
 
 
-ONE = ["cut short"]
 FOLDER = "a folder"
+ONE = ["cut short"]
 ALL = [pytest.param(kind, marks=() if kind in ONE else pytest.mark.long) for kind in (*GARBAGE, FOLDER)]
 
 
@@ -116,7 +116,7 @@ def test_a_done_record_that_cannot_be_read_is_named_and_made_again_by_a_launch(
     assert_all_done(copied)
 
 
-@pytest.mark.parametrize("garbage", ALL)
+@pytest.mark.parametrize("garbage", [*ALL[:-1], FOLDER])
 def test_a_void_that_cannot_be_read_still_counts(copied: Sweep, garbage: str) -> None:
     copied("discard", "counts", "seed=a", "--stage", "count", "--reason", "a test")
     path = copied.store / layout.void(Input("count", "", digest_of(copied, "a")), 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.manifest import File, fsync_tree, scan
+from orchestrator.store.objects import PosixStore
 
 
 def test_files_of_a_moment_are_no_part_of_a_product(tmp_path: Path) -> None:
@@ -58,3 +59,15 @@ def test_the_order_of_files_is_that_of_their_folders_as_digests_know_it(tmp_path
 def test_no_file_of_a_product_lies_outside_it(path: str) -> None:
     with pytest.raises(ValueError, match="no path inside"):
         File(path, 1, "")
+
+
+def test_a_folder_in_the_place_of_a_record_is_listed_as_one_and_a_sweep_or_stage_may_have_any_name(
+    tmp_path: Path,
+) -> None:
+    objects = PosixStore(tmp_path)
+    for folder in ("sweeps/mine.json", "sweeps/mine.json/requests/000001.json", "records/fit.json"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert objects.list("sweeps").folders == ("mine.json",)
+    assert objects.list("records").folders == ("fit.json",)
+    assert objects.list("sweeps/mine.json/requests").files == ("000001.json",)
+    assert objects.get("sweeps/mine.json/requests/000001.json") == b"", "unreadable, and not absent"
