@@ -115,9 +115,9 @@ class ReceivedSignals:
         except BlockingIOError:
             pass
         is_open = number == signal.SIGTERM and number not in self._numbers
-        if is_open and self._is_told and signal.getsignal(signal.SIGTERM) != self._handle:
-            if self._take_back_wakeup() and await_news(self._is_told):
-                self._numbers.add(signal.SIGTERM)
+        may_be_lost = is_open and signal.getsignal(signal.SIGTERM) != self._handle
+        if may_be_lost and self._is_told and self._take_back_wakeup() and await_news(self._is_told):
+            self._numbers.add(signal.SIGTERM)
         return number in self._numbers
 
     def _take_back_wakeup(self) -> bool:
