@@ -204,7 +204,7 @@ def cancel_jobs(view: SweepState, cancelled: set[str]) -> list[str]:
         waiting += [(filed, names)] if names else []
     for filed, names in waiting:
         try:
-            scheduler(*scheduler_of(filed.submission)).cancel([*names.values()])
+            scheduler(*scheduler_of(filed.submission)).cancel(filed.submission, [*names.values()])
         # The cancel is recorded already. A job that starts later reads it and ends at once.
         except InfrastructureError as error:
             num_unknown, problem = num_unknown + len(names), error.what

@@ -145,7 +145,7 @@ def _options(source: str) -> Iterator[_Option]:
     """Yield the options of the calls of ``add_argument`` and of click in a source."""
     try:
         tree = ast.parse(source)
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # no Python, or nested too deeply
         return
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and getattr(node.func, "attr", "") in _DECLARING):

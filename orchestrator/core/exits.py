@@ -152,8 +152,7 @@ _OF_NODE = re.compile(
 _OF_PROGRAM = re.compile(r"(?!.*(?:line \d+: |run command|exec))(?:[\w./-]+: )+(.*)$")
 """A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
 
-_NUM_LAST_LINES, _NUM_USAGE_LINES, _NUM_TRACEBACK_LINES = 8, 40, 100
-_NUM_TEXT_LINES = 8
+_NUM_LAST_LINES, _NUM_USAGE_LINES, _NUM_TRACEBACK_LINES, _NUM_TEXT_LINES = 8, 40, 100, 8
 """How far from the end the reason may stand, in lines. Launchers and trackers print a few lines after it."""
 
 
@@ -201,8 +200,7 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
     try:
         return _judged(exit_code, name, how, _COLOUR.sub("", log))
     except Exception as fault:  # noqa: BLE001 - a log may hold anything; its user is not to blame for our fault
-        words = f"its log cannot be judged ({type(fault).__name__})"
-        return CommandFailure(Cause.UNKNOWN, "", f"{how}: {words}")
+        return CommandFailure(Cause.UNKNOWN, "", f"{how}: its log cannot be judged ({type(fault).__name__})")
 
 
 def _judged(exit_code: int, name: str, how: str, log: str) -> CommandFailure:
@@ -250,6 +248,12 @@ def cause_of_raised(raised: Raised, log: str) -> Cause:
     if cause is not Cause.UNKNOWN or raised.classes[0] not in _WRAPPERS:
         return cause
     code = int(raised.text) if raised.text.isdecimal() else 1
+    if raised.classes[0] == "SystemExit":  # a traceback with more than its message after it was handled
+        lines = [line for line in _COLOUR.sub("", log).split("\n") if line.strip()]
+        ends = [shown.line + 1 for shown in exceptions_in([*map(marked, lines)])]
+        own = "" if raised.text.lstrip("-").isdecimal() else raised.text
+        if ends and ends[-1] < len(lines) - len(own.splitlines()):
+            log = "\n".join(lines[ends[-1] :])
     return cause_of_command(code, log, oom_killed=False).cause if code else cause
 
 
@@ -333,11 +337,8 @@ def _last_words(
         known = next(((cause, match.group(1)) for cause, match in found if match), None)
         if known is None and (is_missing or is_last) and (match := _MISSING.match(line.strip())):
             known = Cause.CONFIG, match.group(1)
-        if (
-            has_usage
-            and (known is None or known[0] not in OF_MACHINES)
-            and (match := _USAGE_ERROR.match(line))
-        ):
+        is_usage = has_usage and (known is None or known[0] not in OF_MACHINES)
+        if is_usage and (match := _USAGE_ERROR.match(line)):
             return Cause.CONFIG, match.group(1)
         if known is None and is_last and not is_missing and (match := _OF_PROGRAM.match(line.strip())):
             cause = _of_system(match.group(1))

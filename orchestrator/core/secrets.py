@@ -48,8 +48,9 @@ _FORMS = {
     "a credential in an address": (
         r"[?&](?i:api[_-]?key|(?:access|auth|refresh)[_-]?token|token|(?:client[_-]?)?secret|password)"
         r"=[\w.~%+-]{8,}"
-        # alone before the host, but not an image before @sha256:
-        r"|(?<=://)(?=[A-Za-z_-]{0,99}\d)[\w-]{20,200}(?=@(?!sha\d))"
+        # alone before the host, but not a name of words and numbers, nor an image before @sha256:
+        r"|(?<=://)(?=[\w-]{0,199}?(?:(?=[A-Za-z]{0,30}\d{1,20}[A-Za-z]{1,30}\d)[A-Za-z0-9]{16}"
+        r"|[a-f0-9]{8}-(?:[a-f0-9]{4}-){3}[a-f0-9]{12}))[\w-]{20,200}(?=@(?!sha\d))"
         r"|\b(?:discord(?:app)?\.com/api/webhooks/\d|\w+\.webhook\.office\.com/)[\w/@-]{20,}"
     ),
     "an access token": (
@@ -104,15 +105,12 @@ _VOCABULARY = re.compile(
 )
 # Values that are no credentials under any name, up to `_VARIABLE`; `_is_exempt` combines them.
 _EMPTY = re.compile(
-    r"|anon|anonymous|auto|default|dummy|empty|env|environment|false|n/a|no-key|none|not-needed|null|prompt"
-    r"|redacted|true|unused",
-    re.IGNORECASE,
+    r"(?i:|anon|anonymous|auto|default|dummy|empty|env|environment|false|n/a|no-key|none|not-needed|null|prompt"
+    r"|redacted|true|unused)"
 )
 
 _NUMBER = re.compile(r"[+-]?(?:\d[\d_]*)?\.?\d+(?:[eE][+-]?\d+)?")
-_REFERENCE = re.compile(
-    r"\$\w+|\$[({].*|\{[\w.:,/ -]*\}?|`.*|%\w+%|<.*>|\[.*\]|[*x.•-]{3,}|\W{1,4}", re.DOTALL
-)
+_REFERENCE = re.compile(r"(?s)\$\w+|\$[({].*|\{[\w.:,/ -]*\}?|`.*|%\w+%|<.*>|\[.*\]|[*x.•-]{3,}|\W{1,4}")
 _PLACE = re.compile(
     r"(?:~\w*|\.{1,2})?/[\w.@%+ -]+(?:/[\w.@%+ -]*)*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://\S*|arn:\S*"
     r"|[\w./-]+\.(?:pem|key|pub|crt|txt|json|ya?ml|env|toml|ini|netrc|token|safetensors)"
@@ -143,7 +141,10 @@ _LOGIN = re.compile(
     r"(?P<value>[^\s\"']{1,300})"
 )
 _EXAMPLE = re.compile(r":(?:pass(?:word|wd)?|pwd|secret|token)@", re.IGNORECASE)
-_COMMENT = re.compile(r"(?:^|\s)(?:#+|//|;+)\s.*")
+# A whole line, or the rest after a # outside quotes: in a shell ; separates commands, // occurs in values.
+_COMMENT = re.compile(
+    r"\s*+((?:#+|//|;+)\s.*)|(?:[^\"'\\#]|\\.|\"(?:[^\"\\]|\\.)*+\"|'[^']*+'|(?<!\s)#|#(?!#*\s))*+(#+\s.*)"
+)
 
 
 class _Name(IntEnum):
@@ -206,10 +207,11 @@ def lines_with(text: str, *, by_name: bool) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), start=1):
         reason = form_of(_EXAMPLE.sub("", line))
         if by_name and not reason:
-            said = _COMMENT.search(line)
-            reason = line_reason(_EXAMPLE.sub("", line[: said.start()] if said else line))
+            said = _COMMENT.match(line)
+            comment = (said[1] or said[2]) if said else ""
+            reason = line_reason(_EXAMPLE.sub("", line.removesuffix(comment)))
             # A comment is prose, in which a word after a colon is no value.
-            if not reason and said and (named := next(_settings(said[0], _Name.NO_WORDS), None)):
+            if not reason and (named := next(_settings(comment, _Name.NO_WORDS), None)):
                 reason = f"the value of {named[0]}"
         if reason:
             yield number, reason

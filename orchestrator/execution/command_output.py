@@ -23,7 +23,9 @@ from orchestrator.store import layout
 KEPT = 2
 """Number of an attempt's copies of checkpoint files that stay."""
 
-_UNFINISHED = re.compile(r"^\.|^tmp|~$|\.(tmp|temp|part|partial|incomplete|swp|lock|md5|sha\d+)$", re.I)
+_UNFINISHED = re.compile(
+    r"^\.|^tmp([._-]|$)|~$|\.(tmp|temp|part|partial|incomplete|swp|lock|md5|sha\d+)$", re.I
+)
 """Names of files that are being written, or stand beside a checkpoint, whatever pattern they match."""
 _DIGITS = re.compile(r"\d+")
 _NUMBER = r"([+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf))(?![\w.])"
@@ -130,32 +132,52 @@ _EVENT = struct.Struct("iIII")
 class Arrivals:
     """How the entries of a folder got their names, as the kernel reports it.
 
-    It reports what this machine does, so on a network file system not what others do.
+    It reports what this machine does, so on a network file system not what others do. The watch is on the
+    folder itself, not on its name. When the folder is removed and made again, the next call watches the new
+    one; how the entries there got their names is unknown, so they count as made in place.
 
     Args:
-        folder: an existing folder; without one nothing is reported.
+        folder: a folder; while there is none, nothing is reported.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._handle = -1
+        self._folder = folder
+        self._handle = self._watch = -1
         self._in_place: set[str] = set()
-        if sys.platform == "linux" and folder.is_dir():
-            libc = ctypes.CDLL(None)
-            self._handle = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)  # negative: too many are open
-            if self._handle >= 0:
-                libc.inotify_add_watch(self._handle, os.fsencode(folder), _CREATE | _MOVED_TO)
+        if sys.platform == "linux":
+            self._libc = ctypes.CDLL(None)
+            # Negative if too many are open.
+            self._handle = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+            self._arm()
 
     def in_place(self) -> set[str]:
         """Return the names that were not given by renaming, as far as was reported."""
+        self._arm()
         with contextlib.suppress(BlockingIOError):
             while self._handle >= 0:
                 data = os.read(self._handle, 2**16)
                 while data:
-                    _, mask, _, length = _EVENT.unpack_from(data)
+                    watch, mask, _, length = _EVENT.unpack_from(data)
                     name = os.fsdecode(data[_EVENT.size : _EVENT.size + length].rstrip(b"\0"))
-                    (self._in_place.add if mask & _CREATE else self._in_place.discard)(name)
+                    if watch == self._watch:  # not of a folder that was here before
+                        (self._in_place.add if mask & _CREATE else self._in_place.discard)(name)
                     data = data[_EVENT.size + length :]
         return self._in_place
+
+    def _arm(self) -> None:
+        """Watch the folder that is there now; the kernel returns the same number if it is watched already."""
+        if self._handle < 0:
+            return
+        events = _CREATE | _MOVED_TO
+        watch = self._libc.inotify_add_watch(self._handle, os.fsencode(self._folder), events)
+        if watch < 0 or watch == self._watch:
+            return
+        # What is renamed from now on is reported, and read after this.
+        if self._watch >= 0:
+            self._libc.inotify_rm_watch(self._handle, self._watch)
+            with contextlib.suppress(OSError):
+                self._in_place = {path.name for path in self._folder.iterdir()}
+        self._watch = watch
 
     def close(self) -> None:
         """Stop the reports."""

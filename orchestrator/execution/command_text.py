@@ -324,10 +324,16 @@ def _check_column(name: str, fields: Sequence[str]) -> None:
     """Raise if the single column of a table is several, in a format that is not read here.
 
     Raises:
-        ValueError: as in ``loss: 0.5`` on each line, or ``a|b``.
+        ValueError: as in ``loss: 0.5`` on each line, or ``a|b``, but not ``model:name`` over ``qwen:7b``.
     """
+    lines = [name, *fields]
     for sign in "|:=":
-        if sign in name and all(field.count(sign) == name.count(sign) for field in fields):
+        if sign not in name or any(line.count(sign) != name.count(sign) for line in lines):
+            continue
+        pairs = [line.partition(sign)[::2] for line in lines]
+        is_value = [text[:1].isspace() or bool(_NUMBER.fullmatch(text.strip())) for _, text in pairs]
+        # Names and times hold colons, as `qwen:7`, but hardly a sign of equality.
+        if sign == "|" or len({key for key, _ in pairs}) == 1 or (any if sign == "=" else all)(is_value):
             raise ValueError(
                 f"line 1: {name!r} is no name of a column; a table has ',', ';' or tabs between its columns"
             )

@@ -85,7 +85,8 @@ class ReceivedSignals:
     Args:
         on_term: called at SIGTERM, unless a library replaced our handler.
         is_told: whether the news of a stop came in another way. A library such as asyncio replaces both our
-            handler and our pipe. Where that happened, this decides whether SIGTERM was received.
+            handler and our pipe. Where both happened, this decides whether SIGTERM was received. While our
+            handler stays, it records every SIGTERM: then a stop that came in another way is no SIGTERM.
     """
 
     def __init__(self, on_term: Callable[[], None], is_told: Callable[[], bool] | None = None) -> None:
@@ -114,11 +115,13 @@ class ReceivedSignals:
         except BlockingIOError:
             pass
         is_open = number == signal.SIGTERM and number not in self._numbers
-        if is_open and self._is_told and self._is_replaced() and await_news(self._is_told):
+        may_be_lost = is_open and signal.getsignal(signal.SIGTERM) != self._handle
+        if may_be_lost and self._is_told and self._take_back_wakeup() and await_news(self._is_told):
             self._numbers.add(signal.SIGTERM)
         return number in self._numbers
 
-    def _is_replaced(self) -> bool:
+    def _take_back_wakeup(self) -> bool:
+        """Make our pipe the wake-up pipe again, and return whether another one had replaced it."""
         return signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False) != self._writer
 
     def _before_fork(self) -> None:

@@ -191,7 +191,7 @@ class Worker:
     def _has_other_code(self) -> bool:
         """Whether the checkout was edited since the launch: its products would have another version."""
         checkout = self._hooks.checkout
-        if checkout is None or checkout.digest() == self._order.code_digest:
+        if checkout is None or checkout.is_code_of(self._order.code_digest):
             return False
         names = checkout.changed() or ["the code"]
         more = f" and {len(names) - 3} more files" if len(names) > 3 else ""

@@ -241,7 +241,7 @@ def _code_problem(
 ) -> _Problem | None:
     """Return why this worker's code is not the code of the launch; None if it is."""
     if order.code is None:
-        if not order.code_digest or checkout.digest() == order.code_digest:
+        if not order.code_digest or checkout.is_code_of(order.code_digest):
             return None
         return _Problem("the code on this machine is not the code at launch", OTHER_CODE)
     if problem := damage(ledger.objects, order.code.digest):

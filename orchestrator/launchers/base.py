@@ -289,8 +289,8 @@ class Scheduler(Protocol):
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return why tasks such as ``12_3`` wait, and when they may start; never raise."""
 
-    def cancel(self, tasks: Sequence[str]) -> None:
-        """Cancel tasks that wait. A task that has started in the meantime is stopped.
+    def cancel(self, submission: Submission, tasks: Sequence[str]) -> None:
+        """Cancel tasks of a submission that wait. A task that has started in the meantime is stopped.
 
         Raises:
             InfrastructureError: the scheduler did not cancel them.

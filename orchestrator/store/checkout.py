@@ -5,8 +5,9 @@ import paths:
 
 - In a git work tree: all files that git tracks.
 - Everywhere: source files, by suffix, that git does not ignore.
-- Code and settings that a command names and that existed at the launch. A named file that did not exist is an
-  output of the command.
+- Code, settings and data that a command names and that existed at the launch. A named file that did not exist
+  is an output of the command. Data may be one too, since only an option's name marks it as an input: another
+  content is another version, but stops no worker.
 - No project files at all when every stage is one of this package.
 - Never: the store, hidden folders, environments, sweep files (which are sealed), and files such as README.
 
@@ -36,6 +37,7 @@ from orchestrator.store.objects import ObjectStore
 from orchestrator.store.project import Ignored, git, imported_files, is_hidden, is_installed, root_of
 
 MAX_BYTES = 100_000_000
+_HALF = 32  # digits of a digest
 MAX_ENTRIES, MAX_LISTED = 10_000, 50_000
 """Most entries of one folder, and of all folders of a project together."""
 
@@ -63,17 +65,23 @@ _MADE = frozenset(
 _SWEEP = re.compile(rb"^(stages|axes)[ \t]*:", re.MULTILINE)
 _WORD = re.compile(r"[^\s;|&<>()'\"=]+")
 _MAKES = re.compile(
-    r"(?:>|\btee(?:\s+-\S+)*\s|(?:^|\s)-o[\s=]|(?:^|[\s.])(?:-{0,2}[\w-]+[_-]|--?)?(?:out|output|save|log|dump|write)"
-    r"(?:[_-][\w-]+)?[\s=])\s*['\"]?$"
+    r"(?:>|\btee(?:\s+-\S+)*\s|(?:^|\s)-o[\s=]|(?:^|[\s.])(?:-{0,2}[\w-]+[_-]|--?)?(?:(?:out|output|save|log|dump|write)"
+    r"(?:[_-][\w-]+)?|(?:results?|predictions?|preds?|metrics?|scores?|report|summary|history|state|cache)"
+    r"(?:[_-](?:file|path|to|json|csv))?)[\s=])\s*['\"]?$"
 )
 """Matches before a word that names an output: a redirection, ``tee``, or an option such as ``--out``."""
 
 
+_PART = r"(?:train|training|val|valid|validation|dev|eval|test|raw|source|src|target|tgt)"
+_INPUT = r"(?:data|dataset|inputs?|in|source|src|vocab|vocabulary|dict|corpus|prompts?|tokenizer|labels?)"
+_KIND = r"[_-](?:files?|paths?|dir|data|set|list|json|jsonl|csv|tsv|txt)"
 _TAKES = re.compile(
-    r"(?:(?<!<)<|(?:^|[\s.])-{0,2}(?:[\w-]+[_-])?(?:data|dataset|inputs?|in|source|src|train|valid|validation|eval|test"
-    r"|vocab|vocabulary|dict|corpus|prompts?|tokenizer|labels?)(?:[_-][\w-]+)?[\s=])\s*['\"]?$"
+    rf"(?:(?<!<)<|(?:^|[\s.])-{{0,2}}(?:{_PART}[_-])*(?:{_INPUT}(?:{_KIND})?|{_PART}{_KIND})[\s=])\s*['\"]?$"
 )
-"""Matches before a word that names an input of any suffix: ``<``, or an option such as ``--train-file``."""
+"""Matches before a word that names an input of any suffix: ``<``, or an option such as ``--train-file``.
+
+A word such as ``eval`` alone does not suffice: ``--eval-results`` and ``train=last.ckpt`` are outputs.
+"""
 
 
 class _Seen(NamedTuple):
@@ -119,7 +127,6 @@ class Checkout:
         self._commands = [spec.command for spec in specs.values() if spec.command]
         self._walker = _Walker({str(path.resolve()) for path in (_PACKAGE, *left_out)})
         self._paths = [Path(path).resolve() for path in import_paths if os.path.isdir(path)]  # noqa: PTH112
-        self._sweeps = {str(path) for path in self._paths[:1]}
         # Stages of this package import nothing from the user's project, so its files cannot affect them.
         is_theirs = self._commands or any(not target.startswith("orchestrator.") for target in self._targets)
         theirs = self._paths if is_theirs else []
@@ -135,19 +142,30 @@ class Checkout:
         words = self._words() if self._paths else {}
         self.named = tuple(sorted(self._named(words) if named is None else named))
         self._made = {path for word, path in words.items() if word not in self.named}
+        taken = self._words_after(_TAKES)
+        self._data = {f"command/{word}" for word in self.named if word in taken and not _is_text(word)}
         self._first: dict[str, str] | None = None
 
     def digest(self) -> str:
         """Return the digest of the code as it is now.
 
-        The digest does not depend on where the code lies: equal code elsewhere has the same digest.
+        The digest does not depend on where the code lies: equal code elsewhere has the same digest. The data
+        that commands name affects its first half only.
         """
         files = self._files()
         if self._first is None:
             self._first = files
         # The NUL byte cannot occur in a name, so no two sets of files give the same text.
-        lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items()))
-        return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+        lines = {name: f"{name}\0{digest}\n" for name, digest in sorted(files.items())}
+        without = "".join(line for name, line in lines.items() if name not in self._data)
+        return _sha256("".join(lines.values()))[:_HALF] + _sha256(without)[_HALF:]
+
+    def is_code_of(self, digest: str) -> bool:
+        """Return whether the code is that of a launch with the same `named`, whatever its data is by now.
+
+        An attempt of the launch may have written that data. What is made with it has a version of its own.
+        """
+        return self.digest()[_HALF:] == digest[_HALF:]
 
     def changed(self) -> list[str]:
         """Return the files that were changed, added or removed since the first digest."""
@@ -180,7 +198,7 @@ class Checkout:
         # What a Hydra app composes is sealed too, so that its config files may be edited meanwhile.
         if self._commands and all("{hydra_app}" in text for text in self._commands):
             return True
-        if folder not in self._sweeps:
+        if folder not in map(str, self._paths[:1]):
             return False
         try:
             with open(path, "rb") as stream:  # noqa: PTH123
@@ -193,12 +211,13 @@ class Checkout:
         words = (word for command in self._commands for word in _WORD.findall(command) if "{" not in word)
         return {word: os.path.normpath(self._paths[0] / word) for word in words}
 
+    def _words_after(self, before: re.Pattern[str]) -> set[str]:
+        """Return the words of the commands before which a pattern matches."""
+        return {m[0] for c in self._commands for m in _WORD.finditer(c) if before.search(c, 0, m.start())}
+
     def _named(self, words: Mapping[str, str]) -> Iterator[str]:
         """Yield the words that name code, and settings or data that no command writes."""
-        made, taken = (
-            {m[0] for c in self._commands for m in _WORD.finditer(c) if before.search(c, 0, m.start())}
-            for before in (_MAKES, _TAKES)
-        )
+        made, taken = self._words_after(_MAKES), self._words_after(_TAKES)
         for word, path in words.items():
             suffix = os.path.splitext(word)[1].lower()  # noqa: PTH122
             is_code = suffix in _SOURCES
@@ -214,14 +233,17 @@ class Checkout:
 
     def _digests(self, found: Mapping[str, tuple[str, os.stat_result]]) -> dict[str, str]:
         left, digests = MAX_BYTES, {}
-        for name, (path, info) in sorted(found.items(), key=lambda item: (item[1][1].st_size, item[0])):
-            # Smallest first, so that one large file does not exclude all others from being read.
+        for name, (path, info) in sorted(found.items(), key=self._order):
             left -= info.st_size
             # An installed copy of this package may differ in modes, so those do not count there.
             kind = "exec" if info.st_mode & 0o100 and not name.startswith("package/") else "file"
             content = self._content(path, info) if left >= 0 else f"{info.st_size} {info.st_mtime_ns}"
             digests[name] = f"{kind} {content}"
         return digests
+
+    def _order(self, item: tuple[str, tuple[str, os.stat_result]]) -> tuple[bool, int, str]:
+        """Return a key to sort by: smallest first, so that one large file excludes no others; data last."""
+        return item[0] in self._data, item[1][1].st_size, item[0]
 
     def _content(self, path: str, info: os.stat_result) -> str:
         """Return the digest of a file's content, from the cache unless the file may have changed."""
@@ -248,6 +270,15 @@ def checkout_of(
 ) -> Checkout:
     """Return the code of a sweep's stages, without the store's own folder."""
     return Checkout(sweep.specs, import_paths, left_out=[objects.home], named=named)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a file is code or settings by its suffix."""
+    return os.path.splitext(name)[1].lower() in _SOURCES | _SETTINGS  # noqa: PTH122
 
 
 def _root(path: Path) -> Path:

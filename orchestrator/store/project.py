@@ -365,10 +365,10 @@ def imported_files(script: str) -> Iterator[str]:
     while todo:
         path = todo.pop()
         try:
-            tree = ast.parse(Path(path).read_bytes())
-        except (OSError, SyntaxError, ValueError):
-            continue
-        for name in _modules_named(tree, path, home):
+            names = list(_modules_named(ast.parse(Path(path).read_bytes()), path, home))
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            continue  # Python rejects it too, or it is nested too deeply to be read
+        for name in names:
             for found in (f"{name}.py", f"{name}/__init__.py"):
                 if found not in seen and os.path.isfile(found):  # noqa: PTH113
                     seen.add(found)
@@ -382,7 +382,10 @@ def _modules_named(tree: ast.Module, path: str, home: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             named, folder = [alias.name for alias in node.names], home
         elif isinstance(node, ast.ImportFrom):
-            folder = str(Path(path).parents[node.level - 1]) if node.level else home
+            above = Path(path).parents
+            if node.level > len(above):
+                continue  # above the root: an import that fails, perhaps caught
+            folder = str(above[node.level - 1]) if node.level else home
             named = [f"{node.module or ''}.{alias.name}".lstrip(".") for alias in node.names]
         else:
             continue

@@ -74,6 +74,14 @@ def test_an_import_without_results_is_refused(user: Sweep) -> None:
     assert not user.store.exists()
 
 
+@pytest.mark.parametrize("text", ["x = '\\0'", pytest.param("x = " + "-" * 50_000, id="deep"), "x = ("])
+def test_a_script_that_cannot_be_parsed_has_a_starting_file_without_options(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "fit.py").write_text(text)
+    assert "python fit.py" in starting_file("fit.py", tmp_path)
+
+
 def test_a_starting_file_of_a_script_has_its_options(tmp_path: Path) -> None:
     (tmp_path / "fit.py").write_text(
         SCRIPT.replace("type=int)", "type=int, choices=[64, 128], help='of it')")

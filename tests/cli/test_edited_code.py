@@ -188,6 +188,15 @@ WRITES = [
     "python s.py | tee made.log",
     "python s.py data.csv",
     "python s.py --data-out data.csv",
+    "python s.py --eval-results data.csv",
+    "python s.py --eval-results made.json",
+    "python s.py --test-predictions data.csv",
+    "python s.py --validation-metrics data.csv",
+    "python s.py --train-state data.csv",
+    "python s.py --state-dict data.csv",
+    "python s.py --label-cache data.csv",
+    "python s.py --in-place data.csv",
+    "python s.py train=data.csv",
 ]
 READS = [
     "python s.py made.json",
@@ -196,6 +205,9 @@ READS = [
     "python s.py --data data.csv",
     "python s.py --train-file='data.csv'",
     "python s.py data.vocab=data.csv",
+    "python s.py --input data.csv",
+    "python s.py --source-vocab-file data.csv",
+    "python s.py --validation_data data.csv",
     "python s.py < data.csv",
 ]
 
@@ -209,6 +221,54 @@ def test_a_named_file_is_code_unless_the_command_writes_it(tmp_path: Path, comma
     for name in ("made.json", "made.log", "data.csv"):
         (tmp_path / name).write_text("22")
     assert (code.digest() != before) is (command in READS), code.changed()
+
+
+@pytest.mark.long
+def test_data_that_attempts_of_a_launch_rewrite_stops_no_worker_and_gives_another_version(
+    edited: Any,
+) -> None:
+    """Its option names an input, but nothing shows who writes a file."""
+    (edited.folder / "made_by_a_stage.csv").write_text("of an earlier run\n")
+    text = SWEEP.replace("{config.seed}", "{config.seed} --data made_by_a_stage.csv")
+    (edited.folder / "act.yaml").write_text(text)
+    assert "3 done" in edited("launch", "act.yaml", "launcher.workers=1")
+    assert len({done["code"] for done in dones(edited.store)}) == 3
+
+
+def test_data_that_a_command_names_is_apart_from_the_code_for_a_worker_that_starts_later(
+    tmp_path: Path,
+) -> None:
+    for name in ("s.py", "data.csv", "made.json"):
+        (tmp_path / name).write_text("1")
+    spec = StageSpec(command="python s.py --data data.csv made.json", reads=())
+    launch = Checkout({"act": spec}, [str(tmp_path)])
+    before = launch.digest()
+    (tmp_path / "data.csv").write_text("22")
+    later = Checkout({"act": spec}, [str(tmp_path)], named=launch.named)
+    assert later.digest() != before and later.is_code_of(before) and launch.is_code_of(before)
+    (tmp_path / "made.json").write_text("22")
+    assert not later.is_code_of(before) and not launch.is_code_of(before)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from .... import y",
+        pytest.param("x = " + "(" * 5000, id="("),
+        pytest.param("x = " + "-" * 50_000, id="-"),
+    ],
+)
+def test_a_script_with_an_import_above_the_root_or_too_deep_to_be_read_is_code_all_the_same(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "project").mkdir()
+    script = tmp_path / "s.py"
+    levels = "." * (len(script.parts) + 3)
+    script.write_text(text.replace("....", levels) + "\n")
+    code = checkout(tmp_path / "project", "python ../s.py")
+    before = code.digest()
+    script.write_text("x = 1\n")
+    assert code.digest() != before
 
 
 @pytest.mark.parametrize("name", ["../lib/s.py", "linked.py"])

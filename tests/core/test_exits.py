@@ -279,3 +279,23 @@ def test_what_programs_in_other_languages_report_counts(code: int, log: str, cau
         assert cause_of_raised(ended, f"step 2\n{named}\n") is cause
         died = raised(DIED)
         assert cause_of_command(1, f"step 2\n{named}\n{died}", oom_killed=False).cause is cause
+
+
+@pytest.mark.parametrize(
+    ("text", "after", "cause"),
+    [
+        ("1", "", Cause.CODE),  # of a program that the stage ran
+        ("training failed", "training failed\n", Cause.CODE),
+        ("1", "continuing\n", Cause.UNKNOWN),  # `logging.exception`: the program went on
+        ("2", "continuing\n", Cause.UNKNOWN),
+        ("training failed", "continuing\ntraining failed\n", Cause.UNKNOWN),
+        ("1", "continuing\nwc: /data/a.txt: No such file or directory\n", Cause.DATA),
+    ],
+)
+@pytest.mark.parametrize("error", ["TypeError: no len()", "OSError: [Errno 28] No space left on device"])
+def test_a_handled_exception_in_the_log_is_not_the_cause_of_an_exit(
+    error: str, text: str, after: str, cause: Cause
+) -> None:
+    ended = Raised(("SystemExit", "BaseException"), text)
+    expected = Cause.STORAGE if cause is Cause.CODE and "Errno 28" in error else cause
+    assert cause_of_raised(ended, f"could not send metrics\n{raised(error)}{after}") is expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from orchestrator.errors import StageFailure
 from orchestrator.execution.checkpoints import Sealer
 from orchestrator.execution.command import run_command
-from orchestrator.execution.command_output import CheckpointFiles
+from orchestrator.execution.command_output import Arrivals, CheckpointFiles
 from orchestrator.saving import MANIFEST, step_of
 from orchestrator.stage import Config, Context, Inputs, StageSpec
 from tests.execution.jobs import Jobs
@@ -185,6 +186,24 @@ def test_a_deleted_file_that_is_still_open_elsewhere_costs_a_checkpoint_no_seal(
     assert [file["path"] for file in json.loads((folder / MANIFEST).read_text())["files"]] == ["a"]
 
 
+def test_a_folder_of_checkpoints_that_is_made_again_is_watched_like_the_first(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    arrivals = Arrivals(folder)
+    for make_away in (shutil.rmtree, lambda path: path.rename(tmp_path / "old")):
+        (folder / "1").mkdir()
+        make_away(folder)
+        arrivals.in_place()
+        folder.mkdir()
+        (folder / "2").mkdir()  # before the new folder is watched: how it was made is unknown
+        assert arrivals.in_place() == {"2"}
+        (folder / "3.new").mkdir()
+        (folder / "3.new").rename(folder / "3")
+        (folder / "5").mkdir()
+        assert {"2", "5"} <= arrivals.in_place() and not {"1", "3"} & arrivals.in_place()
+    arrivals.close()
+
+
 @pytest.mark.parametrize(
     ("beside", "pattern", "taken"),
     [
@@ -193,6 +212,9 @@ def test_a_deleted_file_that_is_still_open_elsewhere_costs_a_checkpoint_no_seal(
         ("ckpt-6.pt.sha256", "ckpt-*", "ckpt-6.pt"),
         ("ckpt-7.pt", "ckpt-*", "ckpt-7.pt"),
         ("ckpt-7.tmp", "*.tmp", "ckpt-7.tmp"),
+        ("tmp-7.pt", "*.pt", "ckpt-6.pt"),
+        ("tmpl-7.pt", "*.pt", "tmpl-7.pt"),
+        ("tmpnet-step_7.ckpt", "*7*", "tmpnet-step_7.ckpt"),
     ],
 )
 def test_of_files_that_a_pattern_matches_those_that_are_being_written_are_no_checkpoints(

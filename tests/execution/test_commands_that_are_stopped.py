@@ -192,10 +192,10 @@ import asyncio, signal
 
 async def fit():
     stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    asyncio.get_running_loop().add_signal_handler(signal.%s, stopped.set)
     print("runs", flush=True)
     try:
-        await asyncio.wait_for(stopped.wait(), 20)
+        await asyncio.wait_for(stopped.wait(), %s)
     except TimeoutError:
         pass
 
@@ -205,14 +205,22 @@ def main(config, inputs, context):
 """
 
 
+@pytest.mark.parametrize(
+    ("taken", "seconds", "send", "outcome"),
+    [
+        ("SIGTERM", 20, signal_everyone, "released"),
+        ("SIGINT", 0.7, signal_everyone, "released"),  # our own handler for SIGTERM stayed
+        ("SIGINT", 0.7, stop, "succeeded"),  # the news came over the pipe alone: nothing cut it short
+    ],
+)
 def test_a_function_that_returns_in_a_job_is_not_done_where_asyncio_took_the_signal(
-    store: Path, run: Jobs
+    store: Path, run: Jobs, taken: str, seconds: float, send: object, outcome: str
 ) -> None:
-    (store.parent / "fit_asyncio.py").write_text(ASYNC)
+    (store.parent / "fit_asyncio.py").write_text(ASYNC % (taken, seconds))
     job = run(StageSpec(run="fit_asyncio:main"), IN_JOB)
     job.wait_for("runs")
-    signal_everyone(job.process.pid)
-    assert job.end().outcome == "released"
+    send(job.process.pid)  # type: ignore[operator]
+    assert job.end().outcome == outcome
 
 
 @pytest.mark.parametrize("thread", [False, True])

@@ -50,6 +50,10 @@ TWO = [{"name": "a", "loss": 0.5, "n": 1}, {"name": "b", "loss": 2.0, "n": None}
             [{"n": 1, "c": "NA"}, {"n": None, "c": "DE"}, {"n": None, "c": "US"}],
         ),
         ("r.csv", "test loss\n0.5\n", [{"test loss": 0.5}]),
+        ("r.csv", "model:name\nqwen:7b\nllama:3b\n", [{"model:name": "qwen:7b"}, {"model:name": "llama:3b"}]),
+        ("r.csv", "model:name\nqwen:7\n", [{"model:name": "qwen:7"}]),
+        ("r.csv", "start:utc\n12:30\n", [{"start:utc": "12:30"}]),
+        ("r.csv", "key=value\nlr=low\n", [{"key=value": "lr=low"}]),
     ],
 )
 def test_rows_are_read_from_json_of_any_layout_and_from_tables(
@@ -80,6 +84,9 @@ def test_rows_are_read_from_json_of_any_layout_and_from_tables(
         ("r.csv", "0.1,0.2\n0.3,0.4\n", "a table needs a header"),
         ("r.txt", "loss = 0.5\n", "neither JSON nor a table"),
         ("r.txt", "loss: 0.5\nacc: 0.7\n", "'loss: 0.5' is no name of a column"),
+        ("r.txt", "loss=0.5\nacc=0.7\n", "'loss=0.5' is no name of a column"),
+        ("r.txt", "model=resnet\nloss=0.5\n", "'model=resnet' is no name of a column"),
+        ("r.txt", "run:a\nrun:b\n", "'run:a' is no name of a column"),
         ("r.psv", "a|b\n1|2\n", "'a|b' is no name of a column"),
         ("r.csv", "loss\nnan\n", "row 1, key 'loss'"),
         ("r.csv", "loss,n\n-inf,1\n,2\n", "row 1, key 'loss': -inf"),

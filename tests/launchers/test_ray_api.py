@@ -186,7 +186,9 @@ def test_what_is_no_answer_of_ray_submits_nothing_and_proves_nothing(
     told = RayScheduler(server.address).jobs(["s.1"])
     assert "is no Ray dashboard" in told.problem and not told.complete and not told.seen
     with pytest.raises(InfrastructureError):
-        RayScheduler(server.address).cancel(["s.2_0"]) if status != 404 else Api(server.address).job("s.2")
+        RayScheduler(server.address).cancel(SUBMISSION, ["s.2_0"]) if status != 404 else Api(
+            server.address
+        ).job("s.2")
 
 
 def test_jobs_are_asked_for_by_their_names_and_one_that_is_not_known_is_not_there(serve: Any) -> None:
@@ -243,9 +245,9 @@ def test_absence_from_the_cluster_that_the_environment_names_is_no_end_of_anothe
     with pytest.raises(InfrastructureError, match="may be another cluster"):
         RayLauncher({"name": "ray"}, 1).find(given)
     with pytest.raises(InfrastructureError, match="may be another cluster"):
-        RayScheduler(given.cluster).cancel([f"{given.name}_0"])
-    RayScheduler(empty.address).cancel([f"{given.name}_0"])  # there it has ended
+        RayScheduler(given.cluster).cancel(given, [f"{given.name}_0"])
     same = replace(given, controller=empty.address)
+    RayScheduler(given.cluster).cancel(same, [f"{given.name}_0"])  # launched there, where it has ended
     assert judge(filed._replace(submission=same), 0, listing, Asker()).absence
     assert RayLauncher({"name": "ray"}, 1).find(same) is None
 

@@ -140,7 +140,7 @@ class SimulatedScheduler:
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
         return {}
 
-    def cancel(self, tasks: Sequence[str]) -> None:
+    def cancel(self, submission: Submission, tasks: Sequence[str]) -> None:
         now[0].asked()
         now[0].cancel(tasks)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from orchestrator.core.failure import Cause
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.jobs.judgement import JobListing, JobObservation, Phase
-from orchestrator.jobs.records import EXITS, JobEnd
+from orchestrator.jobs.judgement import JobListing, JobObservation, Phase, same_controller
+from orchestrator.jobs.records import EXITS, JobEnd, Submission
 from orchestrator.launchers.ray import lost_workers
 from orchestrator.launchers.ray.api import Api, JobDetails, Stopped, Unanswered, Unreached
 from orchestrator.provenance import boot_id, pid_namespace, without_secrets
@@ -55,7 +55,7 @@ class RayScheduler:
     def release(self, tasks: Sequence[str]) -> None:
         """Do nothing: Ray holds no job."""
 
-    def cancel(self, tasks: Sequence[str]) -> None:
+    def cancel(self, submission: Submission, tasks: Sequence[str]) -> None:
         """Stop drivers that wait; an embedded one never waits.
 
         Raises:
@@ -70,7 +70,7 @@ class RayScheduler:
                 raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
             if reply.status != 404:
                 api.expected(reply, path, Stopped)
-            elif api.address != self._cluster:
+            elif not same_controller(submission, api.address):
                 raise InfrastructureError(
                     f"{name} is not known at {api.address}, which may be another cluster than {self._cluster}"
                 )

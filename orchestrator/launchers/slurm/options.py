@@ -92,12 +92,23 @@ def long_name(option: str) -> str:
     """Return the canonical spelling of an option: ``cpus_per_task`` and ``-c`` become ``cpus-per-task``.
 
     sbatch takes the beginning of a name for the name, so that ``job`` would set the name of our jobs.
+
+    Raises:
+        UserError: several options begin so.
     """
     bare = option.strip().lstrip("-")
     name = _SHORT.get(bare, bare.replace("_", "-"))
-    if name in _KNOWN or len(name) < 3:
+    if name in _KNOWN or len(name) < 2:
         return name
-    return next((known for known in _KNOWN if known.startswith(name)), name)
+    meant = [known for known in _KNOWN if known.startswith(name)]
+    if len(meant) > 1:
+        raise UserError(
+            f"cluster.sbatch.{option} is the beginning of several options",
+            where=f"it may be {' or '.join(meant)}",
+            allowed="the whole name of one option",
+            fix=f"cluster.sbatch.{meant[0]}=...",
+        )
+    return meant[0] if meant else name
 
 
 def users(cluster: ClusterProfile) -> dict[str, Value]:

@@ -373,7 +373,7 @@ class SlurmScheduler:
             pass  # the reasons are for display only, so what was found so far suffices
         return told
 
-    def cancel(self, tasks: Sequence[str]) -> None:
+    def cancel(self, submission: Submission, tasks: Sequence[str]) -> None:
         """Cancel tasks, each by its own name.
 
         The option ``--state=PENDING`` is not used: with it, scancel ends all tasks of an array of which one
