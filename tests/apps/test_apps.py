@@ -99,6 +99,7 @@ def test_identity_is_what_the_config_says_without_places_and_times(composed: Com
     assert "(an output folder): output_dir, log_dir" in notes
 
 
+@pytest.mark.long
 def test_what_an_override_sets_is_identity_as_it_is_written(composed: Composed) -> None:
     base = composed.digest()
     assert composed.digest("data.root=/other") != base != composed.digest("log_dir=there")
@@ -233,6 +234,7 @@ def test_a_value_that_is_not_finite_fails_the_task(tmp_path: Path) -> None:
         hydra_seal.write_rows(tmp_path, float("nan"))
 
 
+@pytest.mark.long
 def test_groups_that_differ_in_places_and_resolvers_alone_are_other_cells(composed: Composed) -> None:
     conf = composed.folder / "conf"
     (conf / "model/far.yaml").write_text("_target_: __main__.Model\nwidth: 2\nweights: /models/far\n")

@@ -72,6 +72,7 @@ def test_a_command_line_alone_gives_rows_metrics_and_goes_on_from_a_checkpoint_f
     assert json.loads(metrics[0].splitlines()[0])["num_steps"] == 4
 
 
+@pytest.mark.long
 def test_done_cells_without_the_results_that_are_read_now_are_named_by_plan_and_launch(sweep: Sweep) -> None:
     (sweep.folder / "fit.py").write_text("import sys\nprint('loss:', sys.argv[1])\n")
     sweep.env = {**app.environment(), "SWEEP_STORE": str(sweep.store)}

@@ -21,6 +21,7 @@ from tests.store.builders import instance_of, seal, sweep_of
 from tests.store.projects import repository
 
 
+@pytest.mark.long
 def test_a_worker_elsewhere_runs_the_code_of_the_launch(bucket: Bucket, tmp_path: Path) -> None:
     sweep = sweep_of(1)
     seal(bucket.url, sweep)

@@ -175,6 +175,7 @@ def test_a_product_that_is_damaged_in_the_store_is_made_again_and_one_here_is_fe
     assert rows["c"] == 0
 
 
+@pytest.mark.long
 def test_a_reader_elsewhere_follows_a_log_and_downloads_no_product(
     nodes: tuple[BucketSweep, BucketSweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_create_whose_broker_dies_is_an_error_and_not_made_again(bucket: Bucke
     assert broker_of(objects) != pid
 
 
+@pytest.mark.long
 def test_a_server_that_takes_requests_and_never_answers_is_an_error_in_time(bucket: Bucket) -> None:
     objects = bucket.open()
     objects.put("key", b"1")

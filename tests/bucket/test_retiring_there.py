@@ -20,7 +20,9 @@ from tests.execution.test_retiring import FILES, choices, source_of
 from tests.store.builders import seal
 
 
-@pytest.mark.parametrize("policy", FILES)
+@pytest.mark.parametrize(
+    "policy", [FILES[0], *(pytest.param(each, marks=pytest.mark.long) for each in FILES[1:])]
+)
 def test_what_no_taker_wants_is_deleted_in_the_bucket_and_in_the_cache(bucket: Bucket, policy: str) -> None:
     sweep = choices()
     revision = seal(bucket.url, sweep)

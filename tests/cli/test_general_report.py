@@ -102,6 +102,7 @@ def test_best_ranks_by_the_mean_over_seeds_from_either_end(launched: Any) -> Non
     assert "1.5 ± " in launched("best", "made", "loss[split=dev]", "--max")
 
 
+@pytest.mark.long
 def test_figures_of_thousands_of_cells_show_some_and_say_how_many() -> None:
     cells = [
         CellResult(

@@ -177,6 +177,7 @@ def test_the_table_is_short_and_names_what_was_assumed(grid: Any) -> None:
     assert "logits" in row and "120-588" not in row and "36-588" in row
 
 
+@pytest.mark.long
 def test_cells_without_their_model_are_blocked_and_not_launched(grid: Any) -> None:
     plan = grid.json("plan", "grid.yaml", "--only", "model=qwen3-8b,gemma3-1b")
     assert {cell["state"] for cell in plan["cells"]} == {"blocked"}
@@ -190,6 +191,7 @@ def test_cells_without_their_model_are_blocked_and_not_launched(grid: Any) -> No
     assert not grid.store.exists()
 
 
+@pytest.mark.long
 def test_prefetch_without_a_hub_fails_soon_and_names_each_need_once(grid: Any) -> None:
     output = grid("prefetch", "grid.yaml", "--only", "model=qwen3-8b,gemma3-1b", code=3, timeout_s=30)
     has_vllm = importlib.util.find_spec("vllm") is not None

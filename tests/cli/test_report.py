@@ -81,6 +81,7 @@ def test_a_table_gives_the_same_report_from_csv_and_parquet(sweep: Any) -> None:
     assert page.count("<figure") == page.count('src="data:image/svg+xml;base64,') == 6
 
 
+@pytest.mark.long
 def test_the_columns_up_to_accuracy_are_enough_and_json_is_printed_alone(sweep: Any) -> None:
     rows = minimal(study_rows(models=["qwen3-8b"], tasks=["math"]))
     write_table(rows, sweep.folder / "rows.csv", "csv")
@@ -171,6 +172,7 @@ def test_a_wrong_call_is_an_error_and_writes_nothing(sweep: Any, words: tuple[st
     assert not (sweep.folder / "out").exists()
 
 
+@pytest.mark.long
 def test_a_folder_that_cannot_be_written_is_no_traceback(made_up: Any) -> None:
     write_table(study_rows(models=["qwen3-8b"], tasks=["math"])[:12], made_up.folder / "rows.csv", "csv")
     for what in (("--table", "rows.csv"), ("made.yaml",)):

@@ -100,6 +100,7 @@ def test_a_launch_finishes_whatever_becomes_of_its_streams(shell: Shell, name: s
         assert record.read_bytes().startswith(b"{"), record
 
 
+@pytest.mark.long
 def test_reading_verbs_end_with_their_reader_and_name_what_they_cannot_write(shell: Shell) -> None:
     shell("sweep launch words.yaml")
     full = shell("sweep launch words.yaml --json >/dev/full")

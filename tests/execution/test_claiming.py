@@ -223,6 +223,7 @@ def test_a_worker_names_itself_so_that_others_can_see_it_gone() -> None:
     assert process_of(me.pid) == me
 
 
+@pytest.mark.long
 def test_a_worker_that_may_leave_when_idle_stays_to_find_an_owner_elsewhere_dead(store: Path) -> None:
     sweep = sweep_of(1)
     revision, instance = seal(store, sweep), instance_of(sweep)
@@ -250,6 +251,7 @@ def test_a_worker_that_may_leave_when_idle_does_so_while_another_beats(store: Pa
     assert "this worker leaves" in worked.lines[-1]
 
 
+@pytest.mark.long
 def test_two_attempts_that_failed_before_their_stage_was_called_are_reported_of_the_node(store: Path) -> None:
     sweep = sweep_of(3)
     revision = seal(store, sweep)

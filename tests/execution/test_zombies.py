@@ -51,7 +51,6 @@ def assert_zombies_gave_up(ledger: Ledger, sweep: ComposedSweep, zombies: dict[i
     ("how", "stride"),
     [
         ("stop", 3),
-        ("stop worker", 6),
         pytest.param("stop", 1, marks=pytest.mark.long),
         pytest.param("stop worker", 1, marks=pytest.mark.long),
     ],

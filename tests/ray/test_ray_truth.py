@@ -144,6 +144,7 @@ def test_the_type_of_an_accelerator_is_asked_for(jobs):
 # What must be the same here and there
 
 
+@pytest.mark.long
 def test_another_version_of_a_package_is_refused_before_anything_is_recorded_unless_accepted(jobs):
     other = jobs.folder.parent / "other/msgspec-0.0.1.dist-info"
     other.mkdir(parents=True)
@@ -158,6 +159,7 @@ def test_another_version_of_a_package_is_refused_before_anything_is_recorded_unl
     jobs.until_done(1)
 
 
+@pytest.mark.long
 def test_a_python_without_the_packages_or_without_the_store_is_refused(jobs):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", jobs.folder.parent / "bare"], check=True)
     name = jobs.write("refused", cells=1)

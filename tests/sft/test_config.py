@@ -103,6 +103,7 @@ def test_with_files_for_math_the_stages_of_api_calling_read_what_they_read_befor
         assert slices[0] == slices[1], spec.name
 
 
+@pytest.mark.long
 def test_each_setting_is_read_by_the_stages_that_it_changes_and_no_other() -> None:
     specs = (stages.TOKENIZER, stages.BASE, stages.PREPARE, stages.TRAIN, stages.EVALUATE)
 

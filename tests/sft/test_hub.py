@@ -209,6 +209,7 @@ def test_what_a_cell_needs_is_fetched_from_a_hub_and_read(hub: str, tmp_path: Pa
     assert items["test"][0].gold == "5,600"
 
 
+@pytest.mark.long
 def test_configurations_and_splits_of_a_hub_are_languages_and_splits(hub: str, tmp_path: Path) -> None:
     release = "{hub_id: someone/configs, revision: 722a05f}"
     overrides = [f"data.tasks.math.{side}={release}" for side in ("train", "test")]

@@ -52,6 +52,7 @@ def in_forks(name: str, attempt: Path, **config: Any) -> Any:
     return answer
 
 
+@pytest.mark.long
 def test_ranks_that_are_forked_import_nothing_again_and_know_nothing_of_the_job_around_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def num_pieces(checkpoint: Checkpoint) -> set[int]:
     return set(Counter(matrices).values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sharding", ["fsdp", pytest.param("ddp", marks=pytest.mark.long)])
 def test_two_processes_make_the_steps_of_one_the_last_partial_one_included(
     ground: Ground, by_two: ByTwo, tmp_path: Path, sharding: str

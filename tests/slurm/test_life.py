@@ -221,6 +221,7 @@ def test_workers_side_by_side_have_gpus_of_their_own_and_all_save_when_the_job_m
     assert "died" not in jobs("logs", "jobs", "seed=0", "--job")
 
 
+@pytest.mark.long
 def test_held_jobs_of_a_sweep_that_was_finished_locally_find_nothing_to_do(jobs):
     name = jobs.write(cells=2)
     jobs.launch(name, "cluster.sbatch.hold=true")
@@ -239,6 +240,7 @@ def test_held_jobs_of_a_sweep_that_was_finished_locally_find_nothing_to_do(jobs)
     assert [over["cause"] for over in jobs.closings()] == [None, None]
 
 
+@pytest.mark.long
 def test_a_script_that_is_submitted_by_hand_once_more_runs_no_stage_twice(jobs):
     jobs.launch(jobs.write(cells=2, steps=40, step_s=0.1))
     script = jobs.store / "sweeps/jobs/logs/jobs-000001/job.sh"

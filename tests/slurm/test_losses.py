@@ -134,6 +134,7 @@ def test_a_killed_srun_ends_its_job_and_reconcile_goes_on_from_the_checkpoint(jo
     jobs.assert_each_done_once(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("retries", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_job_that_used_too_much_memory_asks_for_twice_as_much_and_gives_up_when_retries_are_spent(
     jobs, retries
@@ -176,6 +177,7 @@ def test_jobs_run_the_code_at_launch_whatever_becomes_of_the_checkout(jobs):
     assert jobs.products()[0]["rows"] == [{"word": "old"}]
 
 
+@pytest.mark.long
 def test_a_job_whose_code_was_damaged_runs_nothing_and_a_launch_mends_it(jobs):
     jobs.write_stages(WORD)
     name = jobs.write(cells=1, stage="word")

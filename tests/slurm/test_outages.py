@@ -135,6 +135,7 @@ def test_a_launch_that_was_killed_leaves_an_honest_status_and_no_duplicate(jobs,
         assert_done_once(jobs, 3)
 
 
+@pytest.mark.long
 def test_a_job_that_comes_of_an_intent_given_up_long_ago_claims_nothing(jobs):
     name = jobs.write(cells=2)
     jobs.wrap("sbatch", f"cat >{jobs.folder}/late.sh; kill -KILL $PPID")
@@ -233,6 +234,7 @@ def test_commands_that_hang_cost_half_a_minute_once(jobs):
 # Accounting that is away
 
 
+@pytest.mark.long
 def test_without_slurmdbd_the_controller_tells_what_waits_runs_and_failed_a_moment_ago(jobs):
     name = jobs.write(cells=3, steps=300, step_s=0.1)
     jobs.launch(name, "--only", "seed=0", "cluster.setup=['exit 9']")

@@ -60,6 +60,7 @@ def test_arrays_are_split_at_the_controllers_limit(jobs, cells, sizes):
     assert said.count("#!/bin/bash") == len(sizes)
 
 
+@pytest.mark.long
 def test_small_cells_share_a_job_one_after_another_or_side_by_side(jobs):
     name = jobs.write(cells=7, steps=5)
     assert "4 cells in 1 task" in jobs.launch(name, "launcher.cells_per_job=4", "--only", "seed=0,1,2,3")

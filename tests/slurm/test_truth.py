@@ -243,6 +243,7 @@ def test_a_cell_that_two_revisions_share_keeps_its_one_job(jobs):
     assert not jobs.tasks()
 
 
+@pytest.mark.long
 def test_cancelling_some_cells_leaves_the_jobs_of_another_revision_alone(jobs):
     name = jobs.write(cells=2, steps=10)
     jobs.launch(name, HELD)
@@ -255,6 +256,7 @@ def test_cancelling_some_cells_leaves_the_jobs_of_another_revision_alone(jobs):
 # Why and logs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -318,6 +320,7 @@ def test_a_job_that_dies_before_its_worker_is_retried_once_and_its_log_is_found(
 # Reading
 
 
+@pytest.mark.long
 def test_reading_changes_nothing_and_submits_nothing(jobs):
     name = jobs.write(cells=3)
     jobs.launch(name, HELD, "--only", "seed=0")

@@ -124,6 +124,7 @@ def test_an_outage_that_lasts_longer_than_the_setting_ends_the_launch_and_the_ne
     assert states(sweep) == ["done"] * 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [errno.EIO, pytest.param(errno.EACCES, marks=pytest.mark.long)])
 def test_a_stage_whose_records_cannot_be_read_is_unknown_and_all_others_are_done(
     faults: Faults, sweep: Sweep, number: int

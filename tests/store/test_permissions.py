@@ -62,6 +62,7 @@ def test_colleagues_work_in_one_store_whatever_their_umask(
     assert "mode 2770: may be written by its group" in line
 
 
+@pytest.mark.long
 def test_a_store_is_its_makers_alone_and_a_colleague_is_told_what_to_do(
     team: tuple[OtherUser, OtherUser], open_to_all: Sweep
 ) -> None:

@@ -344,13 +344,16 @@ def test_no_mix_of_marks_makes_it_raise(text: str, language: str) -> None:
         *("10^2 ", "1e6 ", "1万2", "2 lakh 5 ", "1 of 2 ", "1 a = ", "½", "\\text{"),
     ],
 )
-@pytest.mark.parametrize("language", ["en", "bn", "de", "ru"])
-def test_long_texts_take_little_time(piece: str, language: str) -> None:
-    text = piece * (60_000 // len(piece))
+@pytest.mark.parametrize(
+    ("language", "length"),
+    [("en", 15_000), ("bn", 15_000), *(pytest.param(x, 60_000, marks=pytest.mark.long) for x in LANGUAGES)],
+)
+def test_long_texts_take_little_time(piece: str, language: str, length: int) -> None:
+    text = piece * (length // len(piece))
     start_s = time.process_time()
     extract_answer(text, language)
     extract_answer(text + "x", language)
-    assert time.process_time() - start_s < 3
+    assert time.process_time() - start_s < length / 20_000
 
 
 # Real data

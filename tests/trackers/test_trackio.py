@@ -48,6 +48,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallTrackio]:
     server.close()
 
 
+@pytest.mark.long
 def test_each_line_and_result_is_there_once_and_the_token_nowhere_else(
     two: Any, server: SmallTrackio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
