@@ -21,7 +21,7 @@ from tests.store.builders import seal
 
 
 @pytest.mark.parametrize(
-    "policy", [FILES[0], *(pytest.param(each, marks=pytest.mark.long) for each in FILES[1:])]
+    "policy", [pytest.param(each, marks=() if each == "all" else pytest.mark.long) for each in FILES]
 )
 def test_what_no_taker_wants_is_deleted_in_the_bucket_and_in_the_cache(bucket: Bucket, policy: str) -> None:
     sweep = choices()
