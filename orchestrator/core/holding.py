@@ -59,7 +59,7 @@ class SweepRecords(NamedTuple):
         policy: of the launch that is decided about.
         codes: id of a cell to the digest of the code that would run it.
         spending: what the sweep has spent; None if it has no budget, or if the reader checks it itself.
-        space: bytes that are free in the store, and in all; None where nothing says that, as in a bucket.
+        space: bytes that are free in the store, and in all; None where they are not known, as in a bucket.
         now: the time on the reader's clock, in seconds since 1970.
     """
 

@@ -217,7 +217,7 @@ class Invariants:
             raise RuleBroken(7, f"{key} voids a whole product: {void.reason}")
 
     def _deleted(self, key: str, of: tuple[str, str], number: int) -> None:
-        """Check that a product's file which goes was said to go."""
+        """Check that a file of a product is deleted only if a record lists it as retired."""
         name = key.split("/output/", 1)[1]
         for done in self.products.values():
             if (done.stage, done.digest) != of or done.attempt != number:
@@ -228,7 +228,7 @@ class Invariants:
                 raise RuleBroken(7, f"{key} was deleted and no record says so")
 
     def _retired(self, of: tuple[str, str], generation: int) -> set[str]:
-        """Return the files of a product that a record says were retired."""
+        """Return the files of a product that records list as retired."""
         found = set()
         for policy in RETIRING:
             data = self._read(f"retired/{of[0]}/{policy}/{of[1]}.{generation}.json")

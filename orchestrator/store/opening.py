@@ -33,7 +33,7 @@ DEFAULT_STORE = "runs"
 
 
 def space_of(objects: ObjectStore) -> tuple[int, int] | None:
-    """Return the bytes that are free in a folder for us, and those of its disk; None if nothing says it."""
+    """Return the bytes that are free in a folder for this user, and those of its disk; None in a bucket."""
     if not objects.in_place:
         return None
     try:
