@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mutant_marks
-from mutant_forks import apart, prepare, spread, start_server, temporary
+from mutant_forks import BROKEN, apart, prepare, spread, start_server, temporary
 from mutating import Change, changed, line_of, marked, places_of, replace
 
 KILLED, SURVIVED, UNREACHED, TIMEOUT = "killed", "survived", "no test reaches it", "timeout"
@@ -296,6 +296,7 @@ def _measure(
         code, place, message = _try(
             [item for item, _ in tests], sum(s for _, s in tests), (name, module, change)
         )
+        assert code != BROKEN, f"{name} cannot be measured: {message}"
         if code == 0:
             return [name, SURVIVED, "", "", digest, time.monotonic() - start]
         noticed, seconds = tests[place]

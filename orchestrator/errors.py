@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -247,6 +248,4 @@ def retry_after_s(value: str) -> float | None:
 
 def home_expanded(path: str | Path) -> Path:
     """Return a path that a user typed, with ``~`` replaced; that of an unknown user stays as it is."""
-    with contextlib.suppress(RuntimeError):
-        return Path(path).expanduser()
-    return Path(path)
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - the method of a path raises for an unknown user

@@ -29,7 +29,7 @@ from typing import Any
 from orchestrator import provenance
 from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote, unescaped
 from orchestrator.core.tree import checked_rows
-from orchestrator.errors import StageFailure, nearest
+from orchestrator.errors import StageFailure, home_expanded, nearest
 from orchestrator.execution.command_output import checkpoint_file
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
@@ -39,7 +39,7 @@ def interpreter_of(python: str | None, folder: Path | None) -> str | None:
     """Return the path of the interpreter that a stage names; the name unchanged if it is not found."""
     if python is None:
         return None
-    path = Path(python).expanduser()
+    path = home_expanded(python)
     found = shutil.which((folder or Path.cwd()) / path if len(path.parts) > 1 else path)
     return str(found or path)
 

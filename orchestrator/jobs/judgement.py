@@ -214,10 +214,11 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
     seen = None if answer.problem else answer.seen.get((accepted.job, index))
     report = filed.reports.get(index)
     if seen is not None and seen.name not in ("", filed.submission.name):
-        if not gap and (other := _of_another_name(filed, index, seen)) is not None:
+        ours = None if gap else is_ours(filed, seen)
+        if not gap and (other := _of_another_name(filed, index, seen, ours)) is not None:
             return other
         # An observation that may be another job's is ignored.
-        seen = None if gap or not is_ours(filed, seen) else seen
+        seen = seen if ours else None
     if seen is not None and seen.over is not None and not (seen.may_return and gap):
         return ended(_completed(seen.over, filed, report), seen)
     # Accounting may show a job as running for ever, for example after a controller's loss of data.
@@ -233,9 +234,20 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
     return judgement(Phase.UNKNOWN, f"job {name}, accepted at {accepted.at}: {why}", absence=absence)
 
 
-def _of_another_name(filed: SubmissionState, index: int, seen: JobObservation) -> Judgement | None:
-    """Judge a task whose number a complete listing shows under another name; None if the job is ours."""
-    ours, name = is_ours(filed, seen), filed.name(index)
+def _of_another_name(
+    filed: SubmissionState, index: int, seen: JobObservation, ours: bool | None
+) -> Judgement | None:
+    """Judge a task whose number a complete listing shows under another name.
+
+    Args:
+        filed, index: of the task.
+        seen: what the listing shows.
+        ours: whether it is the task's job, by `is_ours`.
+
+    Returns:
+        None if it is, or if the observation proves nothing about the task.
+    """
+    name = filed.name(index)
     # Accounting keeps earlier jobs of the same number, so only a current listing proves the loss.
     if ours is False and seen.listed:
         lost = f"the scheduler lost it, and gave its number to {seen.name}"

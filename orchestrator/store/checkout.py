@@ -168,10 +168,11 @@ class Checkout:
         return self.digest()[_HALF:] == digest[_HALF:]
 
     def changed(self) -> list[str]:
-        """Return the files that were changed, added or removed since the first digest."""
+        """Return the files that were changed, added or removed since the first digest, without named data."""
         now, first = self._files(), self._first or {}
+        names = {*now, *first} - self._data
         # One file may have several names: a stage's module is a file of the project too.
-        return sorted({name.partition("/")[2] for name in {*now, *first} if now.get(name) != first.get(name)})
+        return sorted({name.partition("/")[2] for name in names if now.get(name) != first.get(name)})
 
     def _files(self) -> dict[str, str]:
         """Return the digest of each file, by a name that starts with the number of its project."""

@@ -20,7 +20,7 @@ import msgspec
 
 from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
-from orchestrator.errors import UserError, counted, one_line, words_of
+from orchestrator.errors import UserError, counted, home_expanded, one_line, words_of
 from orchestrator.store import layout
 from orchestrator.trackers.protocol import (
     DONE,
@@ -84,7 +84,7 @@ class WandbMirror:
                 f"tracker.options.project is {self.options.project!r}", allowed="a name without / \\ # ? % :"
             )
         named = self.options.dir or os.environ.get("WANDB_DIR") or folder
-        self.folder = Path(named).expanduser().absolute() if named else None
+        self.folder = home_expanded(named).absolute() if named else None
         self.mode = self.options.mode or mode_of(os.environ)
         self.problem = ""
         self._notes: dict[str, Notes] = {}
@@ -290,7 +290,7 @@ def has_key(environment: Mapping[str, str]) -> bool:
         return True
     host = urlsplit(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
     names = [environment["NETRC"]] if environment.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for path in (Path(name).expanduser() for name in names):
+    for path in map(home_expanded, names):
         try:
             found = netrc.netrc(path).hosts.get(host or "")
         except (OSError, netrc.NetrcParseError, UnicodeDecodeError):

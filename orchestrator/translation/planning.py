@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.costs import Estimate, Hardware, Measured, Need
+from orchestrator.errors import home_expanded
 from orchestrator.manifest import Stamp, stamps
 from orchestrator.sft import model_folder
 from orchestrator.sft.config import is_hub_id
@@ -86,7 +87,7 @@ def estimate(
 ) -> Estimate:
     """Return the requests and tokens of one shard in one language."""
     language, _, shard = label.partition(".")
-    path = Path(config.source.path).expanduser()
+    path = home_expanded(config.source.path)
     size = _sizes(path, config.task, config.num_shards, stamps(path))[int(shard)]
     known = measured.once(_measured)
     per_row = known.get("requests", REQUESTS_PER_ROW)

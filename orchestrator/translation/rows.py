@@ -108,7 +108,7 @@ def read_rows(path: Path, task: str) -> list[SourceRow]:
     Raises:
         UserError: the source cannot be read.
     """
-    source = open_source(path.expanduser(), task)
+    source = open_source(path, task)
     rows = []
     golds: dict[tuple[str, str], str] = {}
     for raw in source.rows():

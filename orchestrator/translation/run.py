@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.errors import StageFailure, UserError
+from orchestrator.errors import StageFailure, UserError, home_expanded
 from orchestrator.sft import data
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.translation.config import ENDPOINT
@@ -85,7 +85,7 @@ def rows_of_shard(config: Config, context: Context) -> list[SourceRow]:
 
 def cache_folder(cache_dir: str | None) -> Path:
     """Return the folder of cached replies: the setting, or ``translations`` beside fetched data sets."""
-    return Path(cache_dir).expanduser() if cache_dir else data.root(None) / "translations"
+    return home_expanded(cache_dir) if cache_dir else data.root(None) / "translations"
 
 
 def translate(config: Config, inputs: Inputs, context: Context) -> list[Row]:

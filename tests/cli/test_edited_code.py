@@ -221,6 +221,7 @@ def test_a_named_file_is_code_unless_the_command_writes_it(tmp_path: Path, comma
     for name in ("made.json", "made.log", "data.csv"):
         (tmp_path / name).write_text("22")
     assert (code.digest() != before) is (command in READS), code.changed()
+    assert "data.csv" not in code.changed(), "data stops no worker, so it is no reason for a stop"
 
 
 @pytest.mark.long

@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             order, logs / f"worker-{slot}.{restart}.log", summary, STDIN, Monitor(STDIN, os.environ)
         )
         with contextlib.suppress(OSError):  # the worker's result counts, not its log
-            ledger.objects.upload(layout.job_logs(sweep, int(number)))
+            ledger.objects.share(layout.job_logs(sweep, int(number)))
     except DamagedRecord as error:
         code, summary.last_line = DAMAGED, f"{error.what}; {error.fix}"
     except SweepError as error:

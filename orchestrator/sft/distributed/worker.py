@@ -30,7 +30,6 @@ from typing import Any
 from orchestrator.entry import short_paths
 from orchestrator.errors import StopRequested
 from orchestrator.processes import oom_kills, process_table
-from orchestrator.provenance import entry_of
 from orchestrator.registry import load
 from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
 from orchestrator.sft.distributed.nodes import (
@@ -353,22 +352,16 @@ def end_group(group: str, sessions: Collection[int] = ()) -> None:
     """Kill all processes of this machine with a value of `GROUP`, or of some sessions, until none is left."""
     mark, end_s = f"{GROUP}={group}".encode(), time.monotonic() + _PATIENCE_S
     while time.monotonic() < end_s:
-        pids = [pid for pid in _processes() if pid != os.getpid()]
-        marked = [pid for pid in pids if mark in _environment(pid) or _is_in(pid, sessions)]
+        entries = {pid: entry for pid, entry in process_table().items() if pid != os.getpid()}
+        marked = [
+            p for p, e in entries.items() if mark in _environment(p) or (e.runs and e.session in sessions)
+        ]
         for pid in marked:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         if not marked:
             return
         time.sleep(_POLL_S)
-
-
-def _processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-
-
-def _is_in(pid: int, sessions: Collection[int]) -> bool:
-    return (entry := entry_of(pid)) is not None and entry.runs and entry.session in sessions
 
 
 def _environment(pid: int) -> list[bytes]:
