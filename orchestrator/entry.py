@@ -114,6 +114,15 @@ def pause(seconds: float) -> None:
     time.sleep(max(0.0, end_s - time.monotonic()))
 
 
+def fix_import_paths() -> None:
+    """Make the folders of PYTHONPATH absolute, as this interpreter understood them when it started.
+
+    Commands and jobs run in other folders, in which a relative one would name another place.
+    """
+    if paths := os.environ.get("PYTHONPATH"):
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
+
+
 def prepare() -> None:
     """Make the standard streams writable, and UTF-8 the encoding of everything else.
 
@@ -137,6 +146,7 @@ def prepare() -> None:
         encoding = getattr(sys.stdout, "encoding", None) or "ascii"
         environment = {**os.environ, "PYTHONUTF8": "1", _TERMINAL: encoding}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    fix_import_paths()
     os.environ.pop("PYTHONIOENCODING", None)  # meant for the streams here, not for the stages' logs
     os.environ.pop(MARK, None)  # what a stage launches through this command is not part of its attempt
     encoding = os.environ.pop(_TERMINAL, "")

@@ -211,7 +211,7 @@ def _rerun(args: argparse.Namespace) -> Launched:
         open_states = (State.PENDING, State.RELEASED, State.LOST)
         if waiting := sum(view.cells[cell.id].state in open_states for cell in view.sweep.cells):
             go_on = f"sweep launch {view.sweep.name}{view.hint}"
-            print(f"  {counted(waiting, 'cell')} neither failed nor ended: {go_on} goes on with them")
+            print(f"  {counted(waiting, 'cell')} neither failed nor ended: {go_on} goes on")
     left = Launched(0, view, [cell.id for cell in cells], "rerun", settings)
     if not cells:
         return left

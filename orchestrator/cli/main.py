@@ -126,6 +126,9 @@ def _run(words: list[str]) -> int:
 
         print(f"polysweep {__version__}")
         return 0
+    if words[0] == "--store" or words[0].startswith("--store="):  # it may stand before the verb too
+        number = 1 if "=" in words[0] else 2
+        words = [*words[number : number + 1], *words[:number], *words[number + 1 :]]
     run, parser = verb_of(words[0])
     args = parsed(parser, words[1:])
     if words[0] in ("best", "collect", "failures", "query", "show", "status", "why"):

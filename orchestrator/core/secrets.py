@@ -207,8 +207,7 @@ def lines_with(text: str, *, by_name: bool) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), start=1):
         reason = form_of(_EXAMPLE.sub("", line))
         if by_name and not reason:
-            said = _COMMENT.match(line)
-            comment = (said[1] or said[2]) if said else ""
+            comment = (found[1] or found[2]) if (found := _COMMENT.match(line)) else ""
             reason = line_reason(_EXAMPLE.sub("", line.removesuffix(comment)))
             # A comment is prose, in which a word after a colon is no value.
             if not reason and (named := next(_settings(comment, _Name.NO_WORDS), None)):
@@ -252,8 +251,10 @@ def found_in(
             for value in tree:
                 yield from found_in(value, key, known=known, shell=shell)
         case str():
-            is_known = len(tree) >= 8 and any(value in tree for value in known)
-            reason = reason_of(key, tree) or ("a credential of the environment" if is_known else "")
+            names = [key, *(name for name in key.split(".")[:-1] if "password" in name.lower())]
+            reason = next(filter(None, (reason_of(name, tree) for name in names)), "")
+            if not reason and len(tree) >= 8 and any(value in tree for value in known):
+                reason = "a credential of the environment"
             if not reason and (shell or _SHELL_KEYS.fullmatch(key.rpartition(".")[2].lower())):
                 reason = line_reason(tree)
             if reason:

@@ -178,7 +178,7 @@ def run(
         )
     except SystemExit as error:
         if isinstance(error.code, int | None):
-            how = f"the stage exited with code {error.code}"
+            how = f"the stage exited with code {error.code or 0} and returned no rows"
         else:
             how = one_line(f"the stage exited: {_line(error.code)}")
             _print(without_secrets(f"{words_of(error.code)}\n"))  # as Python does

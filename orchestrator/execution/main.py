@@ -316,8 +316,9 @@ def _store_problem(
     while True:
         try:
             ledger.prove_writable()
-        except UserError as error:
-            is_full = says_full(error.what)
+        except SweepError as error:
+            if not (is_full := says_full(error.what)) and not isinstance(error, UserError):
+                raise
             if is_full and order.job is not None:
                 return _Problem(error.what, InfrastructureError.exit_code)
             if not is_full or ending.why() or time.monotonic() > until_s:

@@ -25,7 +25,7 @@ import msgspec
 
 from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Hardware
-from orchestrator.entry import short_paths
+from orchestrator.entry import fix_import_paths, short_paths
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.execution.assignment import Assignment, GpuShare, log_tail
 from orchestrator.execution.main import HELD_SIGNALS, in_fork_server
@@ -100,9 +100,8 @@ class LocalLauncher:
 
     def hardware(self) -> Hardware | None:
         """Return what a worker has: its GPUs, or else this host's memory, which all workers share."""
-        if self._gpus:
-            return gpu_hardware(self._gpus, self._settings.gpus_per_worker)
-        return host_hardware()
+        num_each = self._settings.gpus_per_worker
+        return gpu_hardware(self._gpus, num_each) if self._gpus else host_hardware()
 
     def _num_gpus(self, *, is_shared: bool) -> float:
         """Return the GPUs that a worker holds; workers that share all of them hold equal parts."""
@@ -129,9 +128,10 @@ class LocalLauncher:
         self._launch = launch
         here, limit_s = platform.node(), launch.settings.policy.quarantine_s
         nodes = NodeReports(open_ledger(launch.store), limit_s)
-        # In a job each worker refuses by itself, so that the job counts as one on a bad node.
+        # In a job each worker refuses by itself: it counts as one on a bad node.
         if launch.job is None and (found := nodes.left_out().get(("local", here))) is not None:
             raise InfrastructureError(f"no worker is started: {named(here, found)}")
+        fix_import_paths()
         self._context.set_forkserver_preload([*_PRELOADED, *launch.preload])
         for slot in range(len(self._slots)):
             if not self._stopping:

@@ -20,7 +20,7 @@ from pathlib import Path
 from orchestrator import formats
 from orchestrator.core.records import StoreMark
 from orchestrator.core.secrets import redacted
-from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.errors import InfrastructureError, SweepError, UserError, is_out_of_space
 from orchestrator.registry import BUCKETS, load
 from orchestrator.store.objects import ObjectStore, PosixStore
 
@@ -234,7 +234,7 @@ def prove_writable(objects: ObjectStore) -> None:
 
     Raises:
         UserError: The store cannot be written.
-        InfrastructureError: The store lets two writers create the same key.
+        InfrastructureError: Its disk is full, or it lets two writers create the same key.
     """
     key, data = f"probe-{uuid.uuid4().hex}", bytes(4096)
     try:
@@ -284,6 +284,8 @@ def not_writable(objects: ObjectStore, error: OSError) -> SweepError:
     """Return the error to show when a store refused a write."""
     if not objects.in_place:
         return refusal(objects.url, error)
+    if is_out_of_space(error):
+        return InfrastructureError(f"cannot write to the store: {error.strerror}", where=objects.url)
     return refused(Path(objects.url), error) or UserError(
         f"the store {objects.url} is not writable: {error.strerror or error}",
         fix="store.url=FOLDER, or set SWEEP_STORE",

@@ -86,7 +86,7 @@ def test_a_launch_from_a_snapshot_runs_the_code_as_it_was_with_packages_of_ones_
     packages = tmp_path / "packages"  # as `pip install --target` fills it
     packages.mkdir()
     (packages / "elsewhere.py").write_text("")
-    monkeypatch.setenv("PYTHONPATH", str(packages))
+    monkeypatch.setenv("PYTHONPATH", os.path.relpath(packages, edited.folder))  # seen from there alone
     command = f"import elsewhere\n{COMMAND}"
     (edited.folder / "s.py").write_text(command)
     launch = background("launch", "act.yaml", "launcher.workers=1", "launcher.snapshot=true")

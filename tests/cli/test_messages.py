@@ -26,6 +26,8 @@ def act(config, inputs, context):
     match config.kind:
         case "exits":
             sys.exit("exit\n" + "x" * 3_000_000)
+        case "leaves":
+            sys.exit()
         case "raises":
             raise ValueError("value\n" + "y" * 3_000_000)
         case "mute":
@@ -45,11 +47,12 @@ def act(config, inputs, context):
 """
 SWEEP = """
 config: {kind: exits}
-axes: {kind: [exits, raises, mute, mute exit, escapes, strange class, bytes, telling bytes]}
+axes: {kind: [exits, leaves, raises, mute, mute exit, escapes, strange class, bytes, telling bytes]}
 stages: {act: {run: "hostile:act", reads: [kind]}}
 """
 SAID = {
     "exits": ("unknown", "the stage exited: exit x"),
+    "leaves": ("unknown", "the stage exited with code 0 and returned no rows"),
     "raises": ("code", "ValueError: value y"),
     "mute": ("unknown", "Mute: (its text cannot be had: __str__ raised RuntimeError)"),
     "mute exit": ("unknown", "the stage exited: (its text cannot be had: __str__ raised RuntimeError)"),

@@ -315,6 +315,11 @@ def test_a_credential_is_found_where_name_and_value_are_two_settings() -> None:
     assert [key for key, _ in found_in(tree)] == ["env.value"]
 
 
+def test_passwords_by_user_are_found_and_what_is_beside_them_is_none() -> None:
+    tree = {"passwords": {"alice": "x9Kd8s7dHJ", "tries": 3}, "secrets": {"backend": "vault"}}
+    assert [key for key, _ in found_in(tree)] == ["passwords.alice"]
+
+
 SETTINGS = """# Addresses are credentials: they stay in the environment. The token: see above.
 "description": "``KEY={checkpoint}``, set in an attempt that resumes"
 api_key: ${oc.env:WANDB_API_KEY}   # the key: never in this file

@@ -206,6 +206,15 @@ def test_a_worker_on_a_full_disk_claims_nothing_and_says_why(
     assert not (store / "records").exists()
 
 
+def test_a_launch_on_a_full_disk_ends_as_a_lack_of_space_and_not_as_a_mistake(
+    disk: Path, sweep: Sweep
+) -> None:
+    """Exit code 3: scripts try again. No way out leads to another store, without what is done."""
+    fill(disk)
+    said = sweep("launch", "count", f"store.url={disk}/store", code=3)
+    assert "No space left on device" in said and "SWEEP_STORE" not in said
+
+
 def test_a_worker_that_starts_on_a_full_disk_waits_for_space(disk: Path, tmp_path: Path) -> None:
     store = disk / "store"
     sweep = sweep_of(1)
