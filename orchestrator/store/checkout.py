@@ -65,23 +65,20 @@ _MADE = frozenset(
 _SWEEP = re.compile(rb"^(stages|axes)[ \t]*:", re.MULTILINE)
 _WORD = re.compile(r"[^\s;|&<>()'\"=]+")
 _MAKES = re.compile(
-    r"(?:>|\btee(?:\s+-\S+)*\s|(?:^|\s)-o[\s=]|(?:^|[\s.])(?:-{0,2}[\w-]+[_-]|--?)?(?:(?:out|output|save|log|dump|write)"
-    r"(?:[_-][\w-]+)?|(?:results?|predictions?|preds?|metrics?|scores?|report|summary|history|state|cache)"
-    r"(?:[_-](?:file|path|to|json|csv))?)[\s=])\s*['\"]?$"
+    r"(?:>|\btee(?:\s+-\S+)*\s|(?:^|\s)-o[\s=]|(?:^|[\s.])(?:-{0,2}[\w-]+[_-]|--?)?(?:out|output|save|log|dump|write)"
+    r"(?:[_-][\w-]+)?[\s=])\s*['\"]?$"
 )
 """Matches before a word that names an output: a redirection, ``tee``, or an option such as ``--out``."""
-
-
-_PART = r"(?:train|training|val|valid|validation|dev|eval|test|raw|source|src|target|tgt)"
-_INPUT = r"(?:data|dataset|inputs?|in|source|src|vocab|vocabulary|dict|corpus|prompts?|tokenizer|labels?)"
-_KIND = r"[_-](?:files?|paths?|dir|data|set|list|json|jsonl|csv|tsv|txt)"
-_TAKES = re.compile(
-    rf"(?:(?<!<)<|(?:^|[\s.])-{{0,2}}(?:{_PART}[_-])*(?:{_INPUT}(?:{_KIND})?|{_PART}{_KIND})[\s=])\s*['\"]?$"
+_OPTION = r"(?:^|[\s.])-{0,2}(?:[\w-]+[_-])?(?:%s)(?:[_-][\w-]+)?[\s=]"
+_INPUTS = (
+    "data|dataset|inputs?|in|source|src|train|valid|validation|eval|test|vocab|vocabulary|dict|corpus|prompts?"
+    "|tokenizer|labels?"
 )
-"""Matches before a word that names an input of any suffix: ``<``, or an option such as ``--train-file``.
-
-A word such as ``eval`` alone does not suffice: ``--eval-results`` and ``train=last.ckpt`` are outputs.
-"""
+_TAKES = re.compile(rf"(?:(?<!<)<|{_OPTION % _INPUTS})\s*['\"]?$")
+"""Matches before a word that names an input of any suffix: ``<``, or an option such as ``--train-file``."""
+_RESULTS = "results?|predictions?|preds?|metrics?|scores?|reports?|summary|history|state|cache"
+_MAY_MAKE = re.compile(rf"{_OPTION % _RESULTS}\s*['\"]?$")
+"""Matches before a word that names an input of one program and an output of another: ``--predictions``."""
 
 
 class _Seen(NamedTuple):
@@ -142,8 +139,10 @@ class Checkout:
         words = self._words() if self._paths else {}
         self.named = tuple(sorted(self._named(words) if named is None else named))
         self._made = {path for word, path in words.items() if word not in self.named}
-        taken = self._words_after(_TAKES)
-        self._data = {f"command/{word}" for word in self.named if word in taken and not _is_text(word)}
+        data = {word for word in self._words_after(_TAKES) if not _is_text(word)} | self._words_after(
+            _MAY_MAKE
+        )
+        self._data = {f"command/{word}" for word in data.intersection(self.named)}
         self._first: dict[str, str] | None = None
 
     def digest(self) -> str:

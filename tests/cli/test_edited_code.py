@@ -188,40 +188,43 @@ WRITES = [
     "python s.py | tee made.log",
     "python s.py data.csv",
     "python s.py --data-out data.csv",
-    "python s.py --eval-results data.csv",
-    "python s.py --eval-results made.json",
-    "python s.py --test-predictions data.csv",
-    "python s.py --validation-metrics data.csv",
-    "python s.py --train-state data.csv",
-    "python s.py --state-dict data.csv",
-    "python s.py --label-cache data.csv",
-    "python s.py --in-place data.csv",
-    "python s.py train=data.csv",
 ]
-READS = [
-    "python s.py made.json",
-    "python s.py --config made.json",
-    "python s.py --layout=made.json",
+READS = ["python s.py made.json", "python s.py --config made.json", "python s.py --layout=made.json"]
+DATA = [
     "python s.py --data data.csv",
+    "python s.py --sft-data data.csv",
+    "python s.py --train data.csv",
+    "python s.py train=data.csv",
     "python s.py --train-file='data.csv'",
     "python s.py data.vocab=data.csv",
     "python s.py --input data.csv",
     "python s.py --source-vocab-file data.csv",
     "python s.py --validation_data data.csv",
     "python s.py < data.csv",
+    "python s.py --predictions made.json",
+    "python s.py --eval-results made.json",
+    "python s.py --eval-results data.csv",
+    "python s.py --test-predictions data.csv",
+    "python s.py --validation-metrics data.csv",
+    "python s.py --train-state data.csv",
+    "python s.py --state-dict data.csv",
+    "python s.py --label-cache data.csv",
+    "python s.py --in-place data.csv",
 ]
 
 
-@pytest.mark.parametrize("command", [*WRITES, *READS])
-def test_a_named_file_is_code_unless_the_command_writes_it(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize("command", [*WRITES, *READS, *DATA])
+def test_a_named_file_is_code_or_data_unless_the_command_writes_it(tmp_path: Path, command: str) -> None:
+    """Data, and what may be an output, is noticed, but stops no worker: an attempt may have written it."""
     for name in ("s.py", "made.json", "made.log", "data.csv"):
         (tmp_path / name).write_text("1")
     code = checkout(tmp_path, command)
     before = code.digest()
     for name in ("made.json", "made.log", "data.csv"):
         (tmp_path / name).write_text("22")
-    assert (code.digest() != before) is (command in READS), code.changed()
-    assert "data.csv" not in code.changed(), "data stops no worker, so it is no reason for a stop"
+    assert (code.digest() != before) is (command not in WRITES)
+    assert code.is_code_of(before) is (command not in READS)
+    assert code.changed() == (["made.json"] if command in READS else [])
 
 
 @pytest.mark.long
