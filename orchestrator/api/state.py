@@ -27,7 +27,7 @@ from orchestrator.costs import Estimate
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, with_jobs
 from orchestrator.jobs.judgement import ending
-from orchestrator.jobs.submissions import Submissions, asker, spending_now
+from orchestrator.jobs.submissions import Submissions, asker, is_beating, spending_now
 from orchestrator.launchers.base import ask_schedulers
 from orchestrator.registry import INDEXED, load
 from orchestrator.store.access import Outage
@@ -267,9 +267,10 @@ class SweepState:
             )
             # Job failures before the last launch or rerun of the cell do not count against its budget.
             since = self.request_summary.asked.get(cell.id, 0)
-            found[cell.id] = with_jobs(
-                cell.id, status, self.jobs, since_request=since, retries=self.policy.retries
-            )
+            its = with_jobs(cell.id, status, self.jobs, since_request=since, retries=self.policy.retries)
+            # Jobs may find nothing to do because another one's worker does it.
+            is_alive = its.state is State.FAILED and is_beating(status, self.reader.evidence)
+            found[cell.id] = status if is_alive else its
         return found
 
     @property

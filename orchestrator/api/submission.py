@@ -30,7 +30,7 @@ from orchestrator.errors import SchedulerUnavailable, UserError
 from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
-from orchestrator.jobs.submissions import Submissions, asker
+from orchestrator.jobs.submissions import Submissions, asker, is_beating
 from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdict
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
@@ -226,21 +226,8 @@ class Dispatch:
         return [c for c in cells if states[c.id].state in wanted and not states[c.id].is_undecided(c)]
 
     def _is_busy(self, cell: Cell) -> bool:
-        """Return whether a worker without a job runs this very cell, judged by its heartbeat's age.
-
-        A local launch may run cells of the same sweep. The age compares clocks of two machines, hence the
-        factor 2.
-        """
-        for digest, status in self._view.cells[cell.id].stages.items():
-            if status.state is not State.RUNNING:
-                continue
-            last = self._view.reader.evidence(digest).attempts[-1]
-            if last.claim is None or last.claim.cell != cell.id:
-                continue
-            at = last.heartbeat.at if last.heartbeat else last.claim.at
-            if provenance.age_s(at) < 2 * last.claim.lease_s:
-                return True
-        return False
+        """Return whether a worker without a job runs this very cell, such as one of a local launch."""
+        return is_beating(self._view.cells[cell.id], self._view.reader.evidence, of=cell.id)
 
     def _with_resources(self, cells: Sequence[Cell]) -> list[tuple[str, Resources]]:
         """Return each cell with the resources that its job needs, the longest first, by estimates if any."""

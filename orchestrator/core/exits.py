@@ -121,10 +121,8 @@ _REPORTS = tuple(
          r"Exception|java\.lang\.(NoClassDefFound|NoSuch\w+|StackOverflow|Assertion)Error"),
     )
 )  # fmt: skip
-"""How other languages report an error that nothing caught, and which errors are mistakes in the program.
-
-Each has the report's first line, what a report must contain, the module of the class, and the mistakes.
-"""
+"""How other languages report an error that nothing caught: the report's first line, what it must contain, the
+module of the class, and which errors are mistakes in the program."""
 
 _WHAT = re.compile(r"\s*what\(\):\s+")
 """What C++ prints before the message of an exception."""
@@ -145,9 +143,8 @@ _SYSTEM = re.compile(
     re.IGNORECASE,
 )
 """System errors that show a cause, by the system's words and by their names: all languages print these."""
-_OF_NODE = re.compile(
-    r"shared object|\.so\b|\bsocket|\.sock\b|\bconnect\b|\bdial\b|(?<![\w.])/(dev|proc|sys|run|var/run)/"
-)
+_NODES = r"shared object|\.so\b|\bsocket|\.sock\b|\bconnect\b|\bdial\b|(?<![\w.])/(dev|proc|sys|run|var/run)/"
+_OF_NODE = re.compile(_NODES)
 """What a node or a service lacks, where the system's words are those of a missing file."""
 _OF_PROGRAM = re.compile(r"(?!.*(?:line \d+: |run command|exec))(?:[\w./-]+: )+(.*)$")
 """A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
@@ -250,10 +247,12 @@ def cause_of_raised(raised: Raised, log: str) -> Cause:
     code = int(raised.text) if raised.text.isdecimal() else 1
     if raised.classes[0] == "SystemExit":  # a traceback with more than its message after it was handled
         lines = [line for line in _COLOUR.sub("", log).split("\n") if line.strip()]
-        ends = [shown.line + 1 for shown in exceptions_in([*map(marked, lines)])]
-        own = "" if raised.text.lstrip("-").isdecimal() else raised.text
-        if ends and ends[-1] < len(lines) - len(own.splitlines()):
-            log = "\n".join(lines[ends[-1] :])
+        own = [] if raised.text.lstrip("-").isdecimal() else [*filter(str.strip, raised.text.split("\n"))]
+        end = max((each.line + 1 for each in exceptions_in([*map(marked, lines)])), default=len(lines))
+        whole = cause_of_command(code, log, oom_killed=False).cause
+        # Launchers and trackers print after the reason too: what a machine lacked counts in any place.
+        if end < len(lines) - len(own) and (own or whole in (Cause.CONFIG, Cause.DATA, Cause.CODE)):
+            log = "\n".join(lines[end:])
     return cause_of_command(code, log, oom_killed=False).cause if code else cause
 
 

@@ -50,7 +50,7 @@ _FORMS = {
         r"=[\w.~%+-]{8,}"
         # alone before the host, but not a name of words and numbers, nor an image before @sha256:
         r"|(?<=://)(?=[\w-]{0,199}?(?:(?=[A-Za-z]{0,30}\d{1,20}[A-Za-z]{1,30}\d)[A-Za-z0-9]{16}"
-        r"|[a-f0-9]{8}-(?:[a-f0-9]{4}-){3}[a-f0-9]{12}))[\w-]{20,200}(?=@(?!sha\d))"
+        r"|(?i:[a-f0-9]{8}-(?:[a-f0-9]{4}-){3}[a-f0-9]{12})))[\w-]{20,200}(?=@(?!sha\d))"
         r"|\b(?:discord(?:app)?\.com/api/webhooks/\d|\w+\.webhook\.office\.com/)[\w/@-]{20,}"
     ),
     "an access token": (

@@ -324,16 +324,18 @@ def _check_column(name: str, fields: Sequence[str]) -> None:
     """Raise if the single column of a table is several, in a format that is not read here.
 
     Raises:
-        ValueError: as in ``loss: 0.5`` on each line, or ``a|b``, but not ``model:name`` over ``qwen:7b``.
+        ValueError: as in ``loss: 0.5``, ``loss=nan`` or ``a|b``, but not ``model:name`` over ``qwen:7b``.
     """
     lines = [name, *fields]
     for sign in "|:=":
         if sign not in name or any(line.count(sign) != name.count(sign) for line in lines):
             continue
         pairs = [line.partition(sign)[::2] for line in lines]
-        is_value = [text[:1].isspace() or bool(_NUMBER.fullmatch(text.strip())) for _, text in pairs]
-        # Names and times hold colons, as `qwen:7`, but hardly a sign of equality.
-        if sign == "|" or len({key for key, _ in pairs}) == 1 or (any if sign == "=" else all)(is_value):
+        values = [text.strip().removesuffix("%") for _, text in pairs]
+        is_number = any(_NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text) for text in values)
+        # Names such as `qwen:7b` hold colons. A row that is read wrongly costs more than a refusal.
+        is_pair = sign != ":" or is_number or any(text[:1].isspace() for _, text in pairs)
+        if is_pair or len({key for key, _ in pairs}) == 1:
             raise ValueError(
                 f"line 1: {name!r} is no name of a column; a table has ',', ';' or tabs between its columns"
             )

@@ -84,9 +84,9 @@ class ReceivedSignals:
 
     Args:
         on_term: called at SIGTERM, unless a library replaced our handler.
-        is_told: whether the news of a stop came in another way. A library such as asyncio replaces both our
-            handler and our pipe. Where both happened, this decides whether SIGTERM was received. While our
-            handler stays, it records every SIGTERM: then a stop that came in another way is no SIGTERM.
+        is_told: whether a stop is known from another source, such as the worker's pipe. A library such as
+            asyncio replaces our pipe, and our handler for a time. Where the pipe was replaced, this decides
+            whether SIGTERM was received: rather is finished work released than unfinished work done.
     """
 
     def __init__(self, on_term: Callable[[], None], is_told: Callable[[], bool] | None = None) -> None:
@@ -114,8 +114,7 @@ class ReceivedSignals:
                 self._numbers.update(data)
         except BlockingIOError:
             pass
-        is_open = number == signal.SIGTERM and number not in self._numbers
-        may_be_lost = is_open and signal.getsignal(signal.SIGTERM) != self._handle
+        may_be_lost = number == signal.SIGTERM and number not in self._numbers
         if may_be_lost and self._is_told and self._take_back_wakeup() and await_news(self._is_told):
             self._numbers.add(signal.SIGTERM)
         return number in self._numbers

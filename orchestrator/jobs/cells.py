@@ -242,7 +242,7 @@ def with_jobs(
 ) -> CellStatus:
     """Combine a cell's state in the store with the evidence of its job.
 
-    The job ranks lowest: product, end record and heartbeat outrank it.
+    The job ranks lowest: product and end record outrank it, and so does a fresh heartbeat, see `is_beating`.
 
     Args:
         cell: Id of the cell.

@@ -6,12 +6,13 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Spending
+from orchestrator.core.evidence import Evidence, Spending
 from orchestrator.core.records import Request
 from orchestrator.core.settings import Policy, RunSettings
+from orchestrator.core.state import CellStatus, State
 from orchestrator.errors import DamagedRecord, InfrastructureError
 from orchestrator.jobs.judgement import Asker, SubmissionState, ending
 from orchestrator.jobs.records import (
@@ -373,3 +374,22 @@ def gone_of(filed: Sequence[SubmissionState], *, grace_s: float = 0.0) -> Iterat
                 cause=lost.cause,
                 evidence=lost.why,
             )
+
+
+def is_beating(cell: CellStatus, evidence: Callable[[str], Evidence], *, of: str = "") -> bool:
+    """Return whether an owner of a cell's running stages gave a sign of life not long ago.
+
+    The age of a heartbeat compares the clocks of two machines, so it may be twice the lease.
+
+    Args:
+        cell: its status.
+        evidence: returns the evidence about a stage by digest.
+        of: id of the only cell for which an owner counts; any by default.
+    """
+    for digest, stage in cell.stages.items():
+        last = evidence(digest).attempts[-1] if stage.state is State.RUNNING else None
+        if last is None or last.claim is None or (of and last.claim.cell != of):
+            continue
+        if age_s(last.heartbeat.at if last.heartbeat else last.claim.at) < 2 * last.claim.lease_s:
+            return True
+    return False

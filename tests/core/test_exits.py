@@ -287,6 +287,7 @@ def test_what_programs_in_other_languages_report_counts(code: int, log: str, cau
         ("1", "", Cause.CODE),  # of a program that the stage ran
         ("training failed", "training failed\n", Cause.CODE),
         ("1", "continuing\n", Cause.UNKNOWN),  # `logging.exception`: the program went on
+        ("1", "wandb: View run at https://w/r\n", Cause.UNKNOWN),
         ("2", "continuing\n", Cause.UNKNOWN),
         ("training failed", "continuing\ntraining failed\n", Cause.UNKNOWN),
         ("1", "continuing\nwc: /data/a.txt: No such file or directory\n", Cause.DATA),
@@ -297,5 +298,7 @@ def test_a_handled_exception_in_the_log_is_not_the_cause_of_an_exit(
     error: str, text: str, after: str, cause: Cause
 ) -> None:
     ended = Raised(("SystemExit", "BaseException"), text)
-    expected = Cause.STORAGE if cause is Cause.CODE and "Errno 28" in error else cause
+    # What a machine lacked may be what the program that was run ended by; its trackers print after it.
+    may_be = cause is Cause.CODE or text.isdecimal()
+    expected = Cause.STORAGE if "Errno 28" in error and may_be else cause
     assert cause_of_raised(ended, f"could not send metrics\n{raised(error)}{after}") is expected

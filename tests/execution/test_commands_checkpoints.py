@@ -213,6 +213,7 @@ def test_a_folder_of_checkpoints_that_is_made_again_is_watched_like_the_first(tm
         ("ckpt-7.pt", "ckpt-*", "ckpt-7.pt"),
         ("ckpt-7.tmp", "*.tmp", "ckpt-7.tmp"),
         ("tmp-7.pt", "*.pt", "ckpt-6.pt"),
+        ("tmp3vkbd6q7.pt", "*.pt", "ckpt-6.pt"),  # of Python's tempfile
         ("tmpl-7.pt", "*.pt", "tmpl-7.pt"),
         ("tmpnet-step_7.ckpt", "*7*", "tmpnet-step_7.ckpt"),
     ],

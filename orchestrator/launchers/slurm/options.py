@@ -84,7 +84,16 @@ _ALTERNATIVES = (
 )
 """Groups of options of which one replaces another."""
 
-_KNOWN = sorted({*OURS, *VALUES, *_SHORT.values(), "qos", "reservation", "open-mode"}.union(*_ALTERNATIVES))
+_OTHERS = (
+    "acctg-freq batch bb bbf burst-buffer comment consolidate-segments container container-id "
+    "contiguous cores-per-socket cpu-freq deadline delay-boot export export-file extra get-user-env "
+    "gpu-bind gpu-freq gres-flags hint ignore-pbs kill-on-invalid-dep mail-type mail-user mcs-label "
+    "mem-bind mincpus network nice no-bell ntasks-per-node open-mode power prefer priority profile "
+    "propagate qos reboot reservation resv-ports segment sockets-per-node spread-job stepmgr switches "
+    "thread-spec threads-per-core tmp tres-bind tres-per-task use-min-nodes wait-all-nodes wckey x11"
+)
+_KNOWN = sorted({*OURS, *VALUES, *_SHORT.values(), *_OTHERS.split()}.union(*_ALTERNATIVES))
+"""The options of sbatch, from its manual page."""
 _GPU = re.compile(r"(^|[,:/])\s*(gpu|shard|mps)\b", re.IGNORECASE)
 
 
