@@ -17,7 +17,7 @@ from functools import partial
 from orchestrator.core.evidence import NO_HOLDS, Holds
 from orchestrator.core.gates import GateRule, is_given_up
 from orchestrator.core.goodput import Holder, goodput
-from orchestrator.core.holding import merged, pause_for_space_s
+from orchestrator.core.holding import merged
 from orchestrator.core.plan import Claimable, ReadyIndex, Scan
 from orchestrator.core.records import TimeSpent
 from orchestrator.core.state import State, cell_status
@@ -67,12 +67,13 @@ class Decisions:
             quarantine_s=policy.quarantine_s,
             clock=self._clock,
         )
-        disk = SimulatedDisk(scenario.faults.faults, self._clock, lambda: self._records.decide_holds())
+        disk = SimulatedDisk(scenario.faults.faults, self._clock, self._decide_holds)
         self._records = SimulatedRecords(
             scenario.sweep, scenario.cells, scenario.stages, policy, disk, scenario.gates
         )
         self._jobs: dict[int, list[SimulatedJob]] = {}
         self._tally = Tally()
+        self._decide_s = 0.0  # when holds are decided next
         self._spending = SimulatedSpending(
             policy.budget,
             start_at=scenario.start_at,
@@ -219,10 +220,20 @@ class Decisions:
         return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds)
 
     def _touch(self, digest: str) -> None:
-        """Have the records of a stage looked at again, which just changed."""
+        """Have the records of a stage looked at again, which just changed; it may end a hold."""
         for queue in self._queues.values():
             queue.touch([digest])
         self._waiting.touch(digest)
+        if self._records.holds != NO_HOLDS:
+            self._decide_holds()
+
+    def _decide_holds(self) -> None:
+        """Evaluate the rules that look at more than one stage, again when time alone changes their result."""
+        self._records.decide_holds()
+        until, now_s = self._records.holds.until, self._clock.now_s
+        if until is not None and until > max(now_s, self._decide_s) and not self._spending.is_stopping:
+            self._decide_s = until
+            self._clock.after(until - now_s, self._decide_holds)
 
     # Attempts
 
@@ -266,8 +277,6 @@ class Decisions:
         self._close(job, attempt, "succeeded")
         self._records.end(attempt.digest, "succeeded", spent)
         self._touch(attempt.digest)
-        if self._records.holds != NO_HOLDS:  # a stage that did work may end a hold
-            self._records.decide_holds()
         self._go_on(job)
 
     def _fail(self, job: SimulatedJob, attempt: RunningAttempt, fault: FaultKind) -> None:
@@ -280,13 +289,9 @@ class Decisions:
             self._close(job, attempt, "failed")
             self._records.end(attempt.digest, "failed", spent, cause=fault.cause, message=fault.name)
             self._touch(attempt.digest)
-            if fault.full_hours[1] or self._records.status(attempt.digest).state is State.FAILED:
-                self._records.decide_holds()
+            if fault.cause == "storage" or self._records.status(attempt.digest).state is State.FAILED:
+                self._decide_holds()
                 self._give_up_gates()
-            if fault.full_hours[1]:
-                times = len(self._records.evidence(attempt.digest).attempts)
-                pause_s = pause_for_space_s(self._scenario.policy, times)
-                self._clock.after(pause_s, self._records.decide_holds)
             if not fault.node_hours and self._may_go_on(job, attempt, spent):
                 self._go_on(job)
                 return

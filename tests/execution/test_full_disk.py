@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.failure import Cause
-from orchestrator.core.holding import no_space
 from orchestrator.core.settings import StoreSettings
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution import main as worker_main
@@ -148,7 +147,7 @@ def test_a_job_waits_for_a_pause_no_longer_than_it_would_stay_idle(
     def why(pause_s: float) -> str:
         paused = Holds(stages={"x": Hold("a pause", False, Cause.STORAGE, pause_s=pause_s)})
         idleness = Idleness(Watcher(this_owner(order, os.getpid())), order)
-        return idleness.why_leave(lambda patience_s: no_space(paused, patience_s=patience_s))
+        return idleness.why_leave(paused.lack_of_space)
 
     assert (why(most_s), why(most_s + 1)) == ("", "a pause")
 
@@ -159,7 +158,9 @@ def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, s
     sweep = sweep_of(1, {"count": spec("waiting")}, num_steps=2)
     seal(store, sweep)
     ledger, instance, go = ledger_at(store), instance_of(sweep), disk.parent / "go"
-    order = order_for(store, sweep.name, env={"TEST_GO": str(go)}, policy={"retries": {}, "lease_s": 60.0})
+    order = order_for(
+        store, sweep.name, env={"TEST_GO": str(go)}, policy={"retries": {}, "lease_s": 60.0, **SOON}
+    )
     running = start(order)
     runs = store / layout.payload(instance, 1) / "runs"
     until(lambda: runs.exists() and runs.read_text())
@@ -171,7 +172,8 @@ def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, s
     assert running.wait() == 0, running.output
     first = ledger.attempt(instance, 1)
     assert first is not None and first.end is not None and first.end.cause is Cause.STORAGE, first
-    assert_finishes(start, ledger, order_for(store, sweep.name, env={"TEST_GO": str(go)}))
+    assert "No space left" in first.end.message  # so that others wait, and its output is deleted
+    assert_finishes(start, ledger, order_for(store, sweep.name, env={"TEST_GO": str(go)}, policy=SOON))
 
 
 def assert_finishes(start: Start, ledger: Ledger, order: Assignment) -> None:
