@@ -333,7 +333,8 @@ def drop_partial(
             and end.exception != UNREAD
         ):
             for name in (layout.OUTPUT, layout.SCRATCH):
-                ledger.objects.delete(f"{layout.payload(instance, attempt.number)}/{name}")
+                with contextlib.suppress(OSError):  # what stays takes space, and nothing else
+                    ledger.objects.delete(f"{layout.payload(instance, attempt.number)}/{name}")
 
 
 def find_unread(

@@ -36,12 +36,9 @@ from orchestrator.simulation.cluster import (
 from orchestrator.simulation.records import Saved, SimulatedRecords, SimulatedSpending, owner_on
 from orchestrator.simulation.scenario import FaultKind, Scenario, Target, cells_of_units, ranks_of
 
-RESTART_S = 35.0
-"""Seconds until the process of a stage that goes on computes again, beside what it loads.
-
-The process that resumed in a rehearsal of 0.4 B parameters took 28 s on an H100, two steps and its state
-included (docs/gpu.md); a job's worker imports for 6 s before. A start from nothing is a part of the stage's
-estimate, whether it is the first one or not.
+RESTART_S = 22.0
+"""Seconds until the process of a stage that goes on computes again, beside what it loads: 6 to import, 16 as
+the second one of a rehearsal of 0.4 B parameters on an H100. A start from nothing is part of the estimate.
 """
 
 _NOTHING_CANCELLED: frozenset[str] = frozenset()
@@ -97,8 +94,7 @@ class Decisions:
         while True:
             if not self._spending.is_stopping and self._spending.is_over(clock.now_s):
                 self._stop("budget")
-            # A stage that takes no time is over before others start: of the cells that it makes ready at
-            # this moment, the longest must come first.
+            # What takes no time is over before others start: of the cells then ready, the longest is first.
             if clock.run_due() or self._wake() or self._start_job():
                 continue
             next_s = clock.next_s()
@@ -231,7 +227,8 @@ class Decisions:
         """Evaluate the rules that look at more than one stage, again when time alone changes their result."""
         self._records.decide_holds()
         until, now_s = self._records.holds.until, self._clock.now_s
-        if until is not None and until > max(now_s, self._decide_s) and not self._spending.is_stopping:
+        may_start = any(self._spending.hold(number, now_s) is None for number in self._queues)
+        if until is not None and may_start and not now_s < self._decide_s <= until:
             self._decide_s = until
             self._clock.after(until - now_s, self._decide_holds)
 
@@ -268,7 +265,10 @@ class Decisions:
 
     def _succeed(self, job: SimulatedJob, attempt: RunningAttempt) -> None:
         stage = self._scenario.stages[attempt.digest]
-        if (full := self._records.disk.refuses(stage.seconds, stage.interval_s)) is not None:
+        running = [a.digest for jobs in self._jobs.values() for job in jobs if (a := job.attempt) is not None]
+        name, *names = (self._scenario.sweep.stages[digest].stage for digest in (attempt.digest, *running))
+        full = self._records.disk.refuses(stage.seconds, stage.interval_s)
+        if (full := full or self._scenario.faults.without_room(name, names)) is not None:
             self._fail(job, attempt, full)
             return
         spent = self._spent(job, attempt, kept_s=stage.seconds)
