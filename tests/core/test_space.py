@@ -140,12 +140,11 @@ def test_holds_stand_until_the_time_that_they_name() -> None:
 
 def test_what_lacked_space_twice_runs_alone() -> None:
     """It is last: the others go on as before while one of them runs."""
-    now = {"now": 3720.0}
-    others = holds_of(lacked_space(d=running()).records()._replace(**now))
+    others = holds_of(lacked_space(d=running()).records()._replace(now=3720.0))
     assert set(others.stages) == {A, B} and others.until is None
     assert others.lack_of_space(1e9) and others.lack_of_space() == "", "jobs leave, others are submitted"
     assert others.stages[A].reason.startswith("train lacked space on a disk: this waits until train")
-    alone = holds_of(lacked_space(a=running(2)).records()._replace(**now))
+    alone = holds_of(lacked_space(a=running(2)).records()._replace(now=3720.0))
     assert {B, C, D} <= set(alone.stages) and not any(d.startswith("prepare") for d in alone.stages)
     records = lacked_space(a=lacking(3), b=made())
     assert holds_of(records.records()._replace(now=3600.0 + 240)) == NO_HOLDS, (
@@ -153,7 +152,7 @@ def test_what_lacked_space_twice_runs_alone() -> None:
     )
     records = lacked_space()
     records.policy = replace(records.policy, space_pause_s=0)
-    assert holds_of(records.records()._replace(**now)) == NO_HOLDS
+    assert holds_of(records.records()._replace(now=3720.0)) == NO_HOLDS
 
 
 def test_stages_of_other_names_that_lacked_space_take_turns_with_them() -> None:
