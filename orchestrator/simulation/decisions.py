@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from orchestrator.core.evidence import NO_HOLDS, Holds
+from orchestrator.core.evidence import Holds
 from orchestrator.core.gates import GateRule, is_given_up
 from orchestrator.core.goodput import Holder, goodput
 from orchestrator.core.holding import merged
@@ -70,7 +70,6 @@ class Decisions:
         )
         self._jobs: dict[int, list[SimulatedJob]] = {}
         self._tally = Tally()
-        self._decide_s = 0.0  # when holds are decided next
         self._spending = SimulatedSpending(
             policy.budget,
             start_at=scenario.start_at,
@@ -216,11 +215,11 @@ class Decisions:
         return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds)
 
     def _touch(self, digest: str) -> None:
-        """Have the records of a stage looked at again, which just changed; it may end a hold."""
+        """Have the records of a stage looked at again, which just changed; so may what waits for space."""
         for queue in self._queues.values():
             queue.touch([digest])
         self._waiting.touch(digest)
-        if self._records.holds != NO_HOLDS:
+        if self._records.holds.stages or self._records.holds.until is not None:
             self._decide_holds()
 
     def _decide_holds(self) -> None:
@@ -228,9 +227,8 @@ class Decisions:
         self._records.decide_holds()
         until, now_s = self._records.holds.until, self._clock.now_s
         may_start = any(self._spending.hold(number, now_s) is None for number in self._queues)
-        if until is not None and may_start and not now_s < self._decide_s <= until:
-            self._decide_s = until
-            self._clock.after(until - now_s, self._decide_holds)
+        if until is not None and may_start:
+            self._clock.after_once(until - now_s, self._decide_holds)
 
     # Attempts
 
@@ -264,11 +262,12 @@ class Decisions:
         self._clock.after(seconds, lambda: None if attempt.is_over else end(job, attempt))
 
     def _succeed(self, job: SimulatedJob, attempt: RunningAttempt) -> None:
-        stage = self._scenario.stages[attempt.digest]
-        running = [a.digest for jobs in self._jobs.values() for job in jobs if (a := job.attempt) is not None]
-        name, *names = (self._scenario.sweep.stages[digest].stage for digest in (attempt.digest, *running))
+        stage, stages = self._scenario.stages[attempt.digest], self._scenario.sweep.stages
+        names = (stages[a.digest].stage for jobs in self._jobs.values() for job in jobs if (a := job.attempt))
         full = self._records.disk.refuses(stage.seconds, stage.interval_s)
-        if (full := full or self._scenario.faults.without_room(name, names)) is not None:
+        if (
+            full := full or self._scenario.faults.without_room(stages[attempt.digest].stage, names)
+        ) is not None:
             self._fail(job, attempt, full)
             return
         spent = self._spent(job, attempt, kept_s=stage.seconds)
@@ -277,6 +276,8 @@ class Decisions:
         self._close(job, attempt, "succeeded")
         self._records.end(attempt.digest, "succeeded", spent)
         self._touch(attempt.digest)
+        if self._records.holds.cells:  # a stage that did work may end a hold
+            self._decide_holds()
         self._go_on(job)
 
     def _fail(self, job: SimulatedJob, attempt: RunningAttempt, fault: FaultKind) -> None:

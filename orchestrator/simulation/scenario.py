@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,10 +113,11 @@ class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     gpu_hours: float
     faults: tuple[FaultKind, ...] = ()
 
-    def without_room(self, name: str, running: Sequence[str]) -> FaultKind | None:
+    def without_room(self, name: str, running: Iterable[str]) -> FaultKind | None:
         """Return the fault of a disk without room for all stages of a name that run; one ends now."""
-        found = (fault for fault in self.faults if fault.room and fault.stage == name)
-        return next((fault for fault in found if running.count(name) > fault.room), None)
+        found = [fault for fault in self.faults if fault.room and fault.stage == name]
+        number = sum(each == name for each in running) if found else 0
+        return next((fault for fault in found if number > fault.room), None)
 
     def draw(self, drawn: random.Random, target: Target) -> Strike | None:
         """Return the first fault of an attempt, if it ran for ever; None if none ever comes.
