@@ -136,7 +136,10 @@ MISTAKES: Mapping[str, Mistake] = {
     "nan": Mistake(
         "a learning rate at which the loss is not finite",
         axes=of_model(trainer__learning_rate=1e30, trainer__max_grad_norm=1e30),
-        faults=strikes("nan", ["rehearse", "train"], LOADING_S + 60, {"model": "gemma3-4b"}),
+        faults=(
+            *strikes("nan", ["rehearse"], LOADING_S + 30, {"model": "gemma3-4b"}),
+            *strikes("nan", ["train"], LOADING_S + 60, {"model": "gemma3-4b"}),
+        ),
     ),
     "no_model": Mistake(
         "a model whose files are missing",

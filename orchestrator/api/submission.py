@@ -209,9 +209,15 @@ class Dispatch:
         return wanted
 
     def _waits(self, cell: Cell) -> bool:
-        """Return whether the next stage of a cell waits for a while: its job would start, and leave again."""
+        """Return whether the next stage of a cell pauses for space: its job would start, and leave again.
+
+        A request that is not recorded yet will end the pause.
+        """
+        if not self._request.number:
+            return False
         todo = (each for each in self._view.chain(cell) if self._view.stages[each].state is not State.DONE)
-        return (next(todo, None) or "") in self._view.holds.stages
+        hold = self._view.holds.stages.get(next(todo, ""))
+        return hold is not None and hold.pause_s is not None
 
     def _open(self) -> list[Cell]:
         """Return the cells of the request that run or have yet to run.

@@ -226,8 +226,7 @@ class Decisions:
         """Evaluate the rules that look at more than one stage, again when time alone changes their result."""
         self._records.decide_holds()
         until, now_s = self._records.holds.until, self._clock.now_s
-        may_start = any(self._spending.hold(number, now_s) is None for number in self._queues)
-        if until is not None and may_start:
+        if until is not None and any(self._spending.hold(each, now_s) is None for each in self._queues):
             self._clock.after_once(until - now_s, self._decide_holds)
 
     # Attempts

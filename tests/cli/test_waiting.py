@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.api import reconciling
 from orchestrator.api.events import History
 from orchestrator.api.reconciling import JobPasses, PendingLaunch, SubmitPass, SubmitResult
 from orchestrator.api.state import SweepState
+from orchestrator.api.submission import Dispatch
 from orchestrator.cli import launch, progress
+from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.waiting import Goal, Outlook, outlook
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable
+from orchestrator.provenance import now
 from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import Running, wait_for
 from tests.store import builders
@@ -261,3 +265,23 @@ def test_why_a_pass_failed_is_printed_with_what_to_do_and_again_after_a_while(
         said = capsys.readouterr().out
         assert said.count("  slurm was not reached; trying again\n") == times
         assert said.count("    later: sweep reconcile s\n") == times
+
+
+@pytest.mark.parametrize(("pause_s", "number", "num_cells"), [(60.0, 1, 0), (0.0, 1, 2), (60.0, 0, 2)])
+def test_a_cell_whose_next_stage_pauses_for_space_gets_no_job_meanwhile(
+    tmp_path: Path, pause_s: float, number: int, num_cells: int
+) -> None:
+    """Its job would start, and leave again. A launch that is not recorded yet will end the pause."""
+    sweep = builders.sweep_of(2)
+    builders.seal(tmp_path, sweep)
+    ledger, instance = builders.ledger_at(tmp_path), builders.instance_of(sweep)
+    settings = builders.settings(space_pause_s=pause_s)
+    request = Request(nonce="", number=1, verb="launch", revision=1, settings=settings)
+    request = ledger.add_request(sweep.name, request)
+    assert ledger.claim(instance, 1, builders.claim())
+    full = replace(builders.end("failed", Cause.STORAGE), message="No space left on device", at=now())
+    ledger.end(instance, 1, full)
+    limits: Any = None
+    view = SweepState(ledger, sweep, 1, sealed=True)
+    found = Dispatch(view, replace(request, number=number), limits, limits)._unheld()
+    assert len(found) == num_cells
