@@ -325,13 +325,9 @@ def drop_partial(
     """
     for attempt in attempts if ledger.objects.in_place else ():
         end, claim = attempt.end, attempt.claim
-        is_of_now = claim is not None and claim.generation == generation
-        if (
-            is_of_now
-            and end is not None
-            and end.outcome in ("failed", "released")
-            and end.exception != UNREAD
-        ):
+        if claim is None or end is None or claim.generation != generation:
+            continue
+        if end.outcome in ("failed", "released") and end.exception != UNREAD:
             for name in (layout.OUTPUT, layout.SCRATCH):
                 with contextlib.suppress(OSError):  # what stays takes space, and nothing else
                     ledger.objects.delete(f"{layout.payload(instance, attempt.number)}/{name}")
