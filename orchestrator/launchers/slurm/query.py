@@ -318,10 +318,8 @@ def find(submission: Submission) -> str | None:
     if not listed:  # some sites add a prefix or suffix to the names of jobs
         words = ("squeue", *found.options, "-ah", "-t", "all", "-u", str(asker().uid), "-o", "%F|%j")
         result = slurm(*words)  # squeue fails for users that the cluster does not have
-        lines = [
-            line.partition("|") for line in _without_title(result.output if result.code == 0 else "", found)
-        ]
-        listed = [job.strip() for job, _, named in lines if name in named]
+        lines = _without_title(result.output, found) if result.code == 0 else []
+        listed = [job.strip() for job, _, named in (line.partition("|") for line in lines) if name in named]
     if not listed:
         # a day earlier, because this is UTC and sacct takes local dates
         since = (datetime.fromisoformat(submission.at) - timedelta(days=1)).strftime("%Y-%m-%d")
@@ -370,9 +368,8 @@ class SlurmScheduler:
                 for line in _without_title(result.output, found):
                     task, reason, start = (field.strip() for field in f"{line}||".split("|", 2))
                     start = start.strip("|")
-                    reasons[task] = reason + (
-                        "" if start in ("", "N/A") else f", expected to start at {start}"
-                    )
+                    is_known = start not in ("", "N/A")
+                    reasons[task] = reason + (f", expected to start at {start}" if is_known else "")
         except InfrastructureError:
             pass  # the reasons are for display only, so what was found so far suffices
         return reasons
