@@ -53,22 +53,24 @@ def pytest_collection() -> Generator[None, object, object]:
         sys.dont_write_bytecode = before
 
 
-def _use_memory() -> None:
-    """Let the folders of tests lie in memory where there is plenty, unless another place was chosen.
+def _temporary() -> str:
+    """Return the folder for the folders of tests: in memory where there is plenty, unless one was chosen.
 
-    The records of a store are made durable one by one, in 5 ms each on the disk of a usual cloud machine.
+    A record of a store, and one of MariaDB, is made durable before the next step: 5 ms each on the disk of a
+    usual cloud machine. Tests of a store that all users may enter use the disk's /tmp.
     """
     place = Path("/dev/shm")
-    if place.is_dir() and os.access(place, os.W_OK) and "PYTEST_DEBUG_TEMPROOT" not in os.environ:
+    if "PYTEST_DEBUG_TEMPROOT" not in os.environ and os.access(place, os.W_OK | os.X_OK):
         found = os.statvfs(place)
         num_free = min(found.f_bavail * found.f_frsize, psutil.virtual_memory().available)
         if num_free > _MEMORY_BYTES and not found.f_flag & os.ST_NOEXEC:
             os.environ["PYTEST_DEBUG_TEMPROOT"] = str(place)
+    return os.environ.get("PYTEST_DEBUG_TEMPROOT", "/tmp")
 
 
-_MEMORY_BYTES = 12 * 2**30
-_use_memory()
-
+_MEMORY_BYTES = 8 * 2**30
+TEMPORARY = _temporary()
+"""A folder with a short path, since paths of sockets have a limit."""
 
 _USUAL_UMASK = os.umask(0o022)
 os.umask(_USUAL_UMASK)
