@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -71,6 +72,15 @@ def _temporary() -> str:
 _MEMORY_BYTES = 8 * 2**30
 TEMPORARY = _temporary()
 """A folder with a short path, since paths of sockets have a limit."""
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Give back the memory when all have passed; until then no path of a test is that of another one."""
+    made = getattr(session.config, "_tmp_path_factory")._basetemp  # noqa: B009 - it has no public name
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if exitstatus == 0 and not is_worker and made is not None and made.is_relative_to("/dev/shm"):
+        shutil.rmtree(made, ignore_errors=True)
+
 
 _USUAL_UMASK = os.umask(0o022)
 os.umask(_USUAL_UMASK)
