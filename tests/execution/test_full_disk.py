@@ -277,7 +277,7 @@ def test_a_launch_on_a_disk_too_small_names_storage_and_a_rerun_finishes_when_th
     sweep.store = disk / "store"
     (sweep.folder / "fills.yaml").write_text(COUNT_LARGE.format())
     (sweep.folder / "filling.py").write_text(STAGE.format(gate=str(sweep.folder / "gate")))
-    said = sweep("launch", "fills.yaml", "launcher.workers=1", code=1)
+    said = sweep("launch", "fills.yaml", "launcher.workers=1", "policy.space_pause_s=1", code=1)
     assert "storage" in said and "No space left on device" in said
     attempts = [cell["attempts"] for cell in sweep.json("status", "fills")["cells"]]
     assert {c["cause"] for c in sweep.json("status", "fills")["cells"]} == {"storage"}
