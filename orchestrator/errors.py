@@ -141,7 +141,7 @@ class StopSignal:
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
-def says_full(message: str) -> bool:
+def means_full_disk(message: str) -> bool:
     """Return whether an error means that a disk is full or a quota used up, by its message."""
     return _FULL.search(message) is not None
 
@@ -151,7 +151,7 @@ def is_out_of_space(error: BaseException) -> bool:
 
     Libraries that are not Python's raise errors of their own, with the system's words in them.
     """
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or says_full(str(error))
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or means_full_disk(str(error))
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 12) -> str:

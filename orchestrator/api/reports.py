@@ -103,8 +103,8 @@ def write_sweep_reports(
         except Exception as error:  # noqa: BLE001 - reports may be the user's own
             if not isinstance(error, OSError):
                 notify(traceback.format_exc().rstrip())
-            said = f"the report {name} failed: {type(error).__name__}: {error}"
-            errors.append(InfrastructureError(said))
+            problem = f"the report {name} failed: {type(error).__name__}: {error}"
+            errors.append(InfrastructureError(problem))
     if place is None:
         view.ledger.objects.upload(layout.report(view.sweep.name))
     return written, errors

@@ -372,3 +372,18 @@ def _content_fingerprint(path: Path, stamped: tuple[Stamp, ...]) -> str:
         raise UserError(f"{path} holds no file")
     lines = "".join(f"{file.path}\0{file.size}\0{file.sha256}\n" for file in files)
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def unknown_key(key: str, known: Iterable[str], *, where: str = "", fix: str = "") -> UserError:
+    """Return the error for a key that a config does not have.
+
+    Args:
+        key: the unknown key.
+        known: keys that it may be a misspelling of.
+        where: what to name in the error.
+        fix: how to add the key. It is not shown if a similar key exists, since the key then is a slip.
+    """
+    # an axis may be named like an unknown key
+    allowed = nearest(key, (name for name in known if name != key))
+    is_near = allowed.startswith("did you mean")  # then it is a slip
+    return UserError(f"unknown key {key!r}", where=where, allowed=allowed, fix="" if is_near else fix)

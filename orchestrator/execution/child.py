@@ -391,8 +391,8 @@ def _redirect_output(path: Path) -> None:
 def _cause(error: BaseException, folder: Path) -> Cause:
     with contextlib.suppress(Exception):  # a fault of the judging is none of the stage's
         names = [f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__]
-        told = exception_in(traceback.format_exc(), names, words_of(error))
-        return cause_of_raised(told, end_of_log(folder / layout.LOG))
+        raised = exception_in(traceback.format_exc(), names, words_of(error))
+        return cause_of_raised(raised, end_of_log(folder / layout.LOG))
     return Cause.UNKNOWN
 
 

@@ -224,7 +224,7 @@ def prove_exclusive(objects: ObjectStore, key: str, data: bytes) -> None:
         if created:
             raise InfrastructureError(
                 f"the store {objects.url} lets a second writer create the same key: claims would not hold",
-                allowed="" if objects.in_place else "a server that heeds the condition If-None-Match: *",
+                allowed="" if objects.in_place else "a server that honours the condition If-None-Match: *",
             )
         return
 
@@ -295,22 +295,22 @@ def not_writable(objects: ObjectStore, error: OSError) -> SweepError:
 def refusal(url: str, error: OSError) -> SweepError:
     """Return the error to show when a bucket refused a request or did not answer."""
     scheme = url.partition("://")[0]
-    said, names = error.strerror or str(error), _ENVIRONMENT.get(scheme, "")
+    message, names = error.strerror or str(error), _ENVIRONMENT.get(scheme, "")
     if error.errno == errno.ENXIO:
         return UserError(
-            said, where=f"store.url={url}", fix="make the bucket first; nothing here makes or deletes one"
+            message, where=f"store.url={url}", fix="make the bucket first; nothing here makes or deletes one"
         )
     if error.errno == errno.EACCES:
         return UserError(
-            f"the store does not let us in: {said}",
+            f"the store does not let us in: {message}",
             where=f"store.url={url}",
             allowed=f"what the environment says: {names}",
             fix="set them to an account that may read, write, list and delete there",
         )
     if error.errno == errno.EINVAL:
-        return UserError(said, where=f"store.url={url}", allowed=f"{scheme}://BUCKET/PREFIX")
+        return UserError(message, where=f"store.url={url}", allowed=f"{scheme}://BUCKET/PREFIX")
     return InfrastructureError(
-        f"the store does not answer: {said}",
+        f"the store does not answer: {message}",
         where=f"store.url={url}",
         allowed=f"what the environment says: {names}",
         fix="check them, and the network, with: sweep doctor",

@@ -316,9 +316,9 @@ def _placed(
     if named is not None and named not in partitions:
         return wanted  # Slurm may have partitions that the profile does not list, so it decides
     choices = dict(partitions) if named is None else {named: partitions[named]}
-    fitting = {name: told for name, told in choices.items() if not _misfit(wanted, told)}
+    fitting = {name: partition for name, partition in choices.items() if not _misfit(wanted, partition)}
     if not fitting:
-        why = "; ".join(f"{name}: {_misfit(wanted, told)}" for name, told in choices.items())
+        why = "; ".join(f"{name}: {_misfit(wanted, partition)}" for name, partition in choices.items())
         raise UserError(
             f"cell {cell} fits no partition: {describe(wanted)}",
             where=why,
