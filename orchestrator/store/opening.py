@@ -346,9 +346,7 @@ def _folder(url: str) -> Path:
     if not is_utf8(str(folder)):
         raise UserError(f"the path of the store is no UTF-8 text: {one_line(str(folder))}", fix=fix)
     if problem := _no_folder(folder):
-        raise UserError(
-            f"the store {folder} {problem}", allowed="a folder, or a path at which none is", fix=fix
-        )
+        raise UserError(f"the store {folder} {problem}", allowed="a folder, or a path of none", fix=fix)
     return folder
 
 
@@ -363,7 +361,7 @@ def _no_folder(path: Path) -> str:
 
 
 def open_objects(url: str) -> ObjectStore:
-    """Return the store operations for a URL or path, without any access to it.
+    """Return the store operations for a URL or path, without reading what is there.
 
     Raises:
         UserError: The scheme is unknown, or the address names no bucket.
