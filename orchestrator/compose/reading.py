@@ -177,6 +177,19 @@ def _note(node: yaml.ScalarNode) -> None:
             return
 
 
+def _mend(node: yaml.ScalarNode) -> None:
+    r"""Join the halves of characters that are written as in JSON, ``\\ud83d\\ude00``.
+
+    Raises:
+        UserError: a half is alone, so UTF-8 cannot hold the text.
+    """
+    try:
+        node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        problem = f"{node.value!r} holds half a character: a surrogate without its other half"
+        raise _at(UserError(problem), node.start_mark) from None
+
+
 class _Size(NamedTuple):
     """The size of a node with aliases expanded.
 
@@ -202,6 +215,8 @@ def _measured(node: yaml.Node, known: dict[int, _Size | None]) -> _Size:
         UserError: the node contains itself, is nested too deeply, or expands to too many values.
     """
     if isinstance(node, yaml.ScalarNode):
+        if not node.value.isascii():
+            _mend(node)
         _note(node)
         return _Size(1, 0)
     if id(node) in known:
@@ -372,5 +387,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, UnicodeDecodeError):
-        return f"it is no UTF-8 text (byte {error.start})"
-    return str(error).splitlines()[0]
+        return f"it is no UTF-8 text (byte {error.start}); save it as UTF-8"
+    key = getattr(error, "full_key", None)
+    return f"{key}: {str(error).splitlines()[0]}" if key else str(error).splitlines()[0]
