@@ -143,7 +143,7 @@ def _judged(exit_code: int, name: str, how: str, of_log: Sequence[Line]) -> Comm
     # C++ aborts after it prints an uncaught exception, so SIGABRT may have a last line that explains it.
     how_it_ended = {"may_be_usage": exit_code == patterns.USAGE_CODE}
     how_it_ended["is_missing"] = exit_code in patterns.NOT_RUN_CODES
-    how_it_ended["is_ended"] = exit_code in _EXIT_CODES
+    how_it_ended["is_ended"] = not may_have_raised
     last = _last_words(lines, **how_it_ended) if name in ("", "SIGABRT") else _killed(lines)
     if last is not None:
         return CommandFailure(last[0], "", f"{how}: {last[1]}")
@@ -175,7 +175,7 @@ def cause_of_raised(raised: Raised, log: str) -> Cause:
         lines = lines_of(log)
         own = [] if raised.text.lstrip("-").isdecimal() else [*filter(str.strip, raised.text.split("\n"))]
         end = max((each.line + 1 for each in exceptions_in(lines)), default=len(lines))
-        while end < len(lines) and patterns.OF_TESTS.match(lines[end].text):
+        while end < len(lines) and patterns.SUMMARY.match(lines[end].text):
             end += 1
         whole = cause_of_command(code, log, oom_killed=False).cause
         # Launchers and trackers print after the reason too: what a machine lacked counts in any place.
@@ -278,7 +278,7 @@ def _last_words(
         lines: of the log.
         may_be_usage: whether the program may have ended because of wrong arguments.
         is_missing: whether a shell reported by its exit code that a program cannot be run.
-        is_ended: whether the exit code is not the program's own, so that it had no last words.
+        is_ended: whether the exit code is not the program's own, so that its last line may be any one.
     """
     if (reported := _reported(lines)) is not None:
         return reported
@@ -295,6 +295,8 @@ def _last_words(
         is_usage = has_usage and (known is None or known[0] not in OF_MACHINES)
         if is_usage and (match := patterns.USAGE_ERROR.match(line)):
             return Cause.CONFIG, match.group(1)
+        if known is None and is_last and (cause := of_driver(line)):
+            known = cause, line
         if known is None and is_last and not (is_missing or is_ended):
             known = _of_last_line(line, begin)
         if known is not None:
@@ -309,8 +311,6 @@ def _of_last_line(line: str, begin: int) -> tuple[Cause, str] | None:
         line: of the log.
         begin: where it begins behind the time that a logger wrote.
     """
-    if cause := of_driver(line):
-        return cause, line
     words = line[begin:]
     if match := _OF_PROGRAM.match(words):
         words = match.group(1)

@@ -231,8 +231,11 @@ AFTERWORDS = re.compile(
 )
 """What launchers, trackers and build tools print when a program has ended, after its own last words."""
 
-OF_TESTS = re.compile(r"[-=]{8,}$|Ran \d+ tests? in |FAILED \((?:failures|errors)=")
-"""What unittest prints after the tracebacks of its tests."""
+SUMMARY = re.compile(
+    r"[-=]{8,}$|Ran \d+ tests? in |FAILED \(\w+=|\S+ FAILED$|Failures:$|\s+<NO_OTHER_FAILURES>"
+    r"|Root Cause \(|\[\d+\]:$|\s+(?:time|host|rank|exitcode|error_file|traceback) *: "
+)
+"""What unittest and torchrun print after the last traceback."""
 
 STAMP = re.compile(
     r"(?:\[?(?:\d{4}[-/.]\d\d[-/.]\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?Z|[+-]\d\d:?\d\d)?\]?(?: ?[|-])? )"
