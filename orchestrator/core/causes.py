@@ -52,6 +52,7 @@ _QUOTED = re.compile(r"(?<!\w)(['\"`])[^'\"`\n]*\1")
 
 _OF_DRIVER = re.compile(r"NVMLError(?!_(InvalidArgument|NotSupported|NoPermission|FunctionNotFound))")
 _GPU = re.compile(r"\b(torch|cupy\w*|jax\w*|tensorflow|numba)\.|\b(CUDA|HIP|XPU|MPS|GPU)\b")
+_ON_HOST = re.compile(r"(?![\s\S]*device:GPU)[\s\S]*device:CPU")
 _NOT_FINITE = re.compile(r"\b(nans?|infs?|infinity|non-?finite)\b", re.IGNORECASE)
 _NOTHING = re.compile(r"\b(num_samples=0|empty|zero (rows|samples|examples))\b")
 _TENSORS = re.compile(
@@ -199,7 +200,8 @@ def _by_class(raised: Raised) -> Cause | None:
     if _OF_DRIVER.match(raised.classes[0]):
         return Cause.BAD_NODE
     if OUT_OF_MEMORY.search(raised.classes[0]) and _by_message(raised) is None:
-        is_host = "." in raised.names[0] and not _GPU.search(f"{raised.names[0]} {raised.text}")
+        text = f"{raised.names[0]} {raised.text}"
+        is_host = "." in raised.names[0] and (not _GPU.search(text) or _ON_HOST.search(text))
         return Cause.OOM_HOST if is_host else Cause.OOM_GPU
     if raised.classes[0] == "SystemExit":
         is_usage = raised.text == "2" and any(_PARSING.match(frame.module) for frame in raised.inside)

@@ -66,8 +66,8 @@ _REPORTS = tuple(
 
 _WHAT = re.compile(r"\s*what\(\):\s+")
 """What C++ prints before the message of an exception."""
-_ROOT = re.compile(r"Caused by: (?P<name>[\w.$]+)(?:: (?P<text>.*))?$")
-"""What Java prints before the error that led to one; the last is the first that happened."""
+_ROOT = re.compile(r"\s*(?:Caused by|nested task error): (?P<name>[\w.$]+)(?:: (?P<text>.*))?$")
+"""What Java and Julia print before the error that led to one; the last is the first that happened."""
 _GPU = re.compile(r"\b(CUDA|HIP|GPU|device memory)\b")
 _OF_PROGRAM = re.compile(r"(?!.*(?:line \d+: |run command|exec))(?:[\w./-]+: )+(.*)$")
 """A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
@@ -331,7 +331,8 @@ def _of_settings(lines: Sequence[str]) -> tuple[Cause, str] | None:
     for number, line in enumerate(lines):
         match = patterns.OPTION.match(line)
         near = [*lines[max(0, number - _NUM_TEXT_LINES) : number], *lines[number + 1 :]]
-        if match and any(map(patterns.HINT.match, near)):
+        is_last = number == len(lines) - 1 and ": " in line and " -" in line.replace("'", " ")
+        if match and (is_last or any(map(patterns.HINT.match, near))):
             return Cause.CONFIG, match.group(1)
     return None
 
@@ -356,7 +357,7 @@ def _reported(lines: Sequence[str]) -> tuple[Cause, str] | None:
             root = next((found for line in reversed(lines[number:]) if (found := _ROOT.match(line))), None)
             if cause is Cause.UNKNOWN and root is not None:
                 text = root["text"] or ""
-                cause = _of_report(root["name"], text, text, mistakes)
+                cause = _of_report(module + root["name"], text, text, mistakes)
             return None if cause is Cause.UNKNOWN else (cause, text or name)
     return None
 

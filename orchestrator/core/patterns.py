@@ -25,7 +25,8 @@ CLASSES = {
         NameResolutionError ChunkedEncodingError EndpointConnectionError LocalEntryNotFoundError
         ServerDisconnectedError APIConnectionError APITimeoutError CommError CommClosedError
         ClientConnectorError ClientPayloadError ClientOSError ServiceUnavailable GatewayTimeout
-        TooManyRequests DeadlineExceeded UnavailableError DeadlineExceededError InternalServerError
+        TooManyRequests ResourceExhausted DeadlineExceeded UnavailableError DeadlineExceededError
+        InternalServerError
     """,
     "code": """
         ImportError SyntaxError NameError AttributeError TypeError LookupError NotImplementedError
@@ -101,6 +102,9 @@ MESSAGES = (
     (r"Error while serializing: .*(code: 28|No space left)", "storage"),
     (r"Error while deserializing|Compressed file ended|Ran out of input|field larger than field limit|"
      r"line contains NUL|PytorchStreamReader failed|Unable to load weights|invalid load key", "data"),
+    (r"(data did not match|missing field|expected |invalid (type|value)|unknown (field|variant)|trailing |"
+     r"EOF while parsing).* at line \d+ column \d+$", "data"),
+    (r"no such (table|column): |near \".*\": syntax error", "code"),
     (r"mat1 |(the )?(expanded )?sizes? of |size mismatch|shape '|(expected|given|input type) "
      r"|dimension out |stack expects|tensors? must |tensors? used as ind|both arguments", "code"),
     (r"error\(s\) in loading state_dict|element \d+ of tensors|trying to backward|boolean value of"
@@ -177,7 +181,7 @@ DATA = re.compile(
     r"|unexpected end of|bad magic|magic (number|bytes)|\b(crc|checksum)\b.*\b(error|mismatch|failed)"
     r"|(unknown|unrecogni[sz]ed) (input|file|image|archive) format|file format not recogni[sz]ed"
     r"|end-of-central-directory|codec can't|malformed (\S+ )?(input|line|row|record|file|header|json|xml)"
-    r"|did not have \d+ elements|more columns than|wrong number of fields"
+    r"|did not have \d+ elements|\bend of file\b|more columns than|wrong number of fields"
     r"|\b(corrupt(ed)?|truncated|damaged) (\S+ )?(files?|data|archive|input|stream|records?|header|image)"
     r"|\b(file|data|archive|stream|record|header) (is|was|seems|appears to be|may be) (corrupt|truncat|dama)",
     re.IGNORECASE,
@@ -251,7 +255,8 @@ USAGE_CODE, OTHER_STATUS = 2, re.compile(r".*exit status (?!2\b)")
 """What argparse, click and others print of wrong arguments, their exit code, and what shows another one."""
 
 HINT = re.compile(
-    r"(?:usage|options): |usage of |.*\b(?:try|see|use|run|type)\b.* -?-h(?:elp)?\b|.*\bmore information\b",
+    r"(?:usage|options): |usage of |.*\b(?:try|see|use|run|type)\b.* -?-h(?:elp)?\b|.*\bmore information\b"
+    r"|\(?did you mean",
     re.IGNORECASE,
 )
 OPTION = re.compile(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-OUT_OF_MEMORY = re.compile(r"OutOf\w*Memory")
+OUT_OF_MEMORY = re.compile(r"OutOf\w*Memory|ResourceExhaustedError")
 """Names of exceptions that no base class explains: GPU and host memory have the same."""
 
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
