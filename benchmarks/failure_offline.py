@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
 
 from failure_truths import CAUSES, PART_OF, PARTS
 
@@ -37,13 +37,12 @@ LIMIT_S = 60
 
 def fail_as_stage(name: str, kept: Path) -> None:
     """Fail inside this process as a stage does, and keep the exception."""
-    from causes.programs import FAILURES
-
     import causes.fail  # noqa: F401 - it imports the programs
+    from causes.programs import FAILURES
 
     try:
         FAILURES[name](None)
-    except BaseException as error:  # noqa: BLE001 - every exception becomes data
+    except BaseException as error:
         text = traceback.format_exc()
         is_exit = isinstance(error, SystemExit)
         code = error.code if isinstance(error, SystemExit) else ""
