@@ -20,7 +20,10 @@ CXX = "\nframe #0: c10::Error::Error() + 0x57 (0x7a7 in libc10.so)\nframe #1: <u
 def traced(*lines: str) -> None:
     """Print a traceback of a script: frames as ``file function``, and at last the exception."""
     frames = [each.split() for each in lines[:-1]]
-    text = "".join(f'  File "{file}", line 7, in {name}\n    step()\n' for file, name in frames)
+    text = "".join(
+        f'  File "{file}", line 7, in {name}\n    {"raise error" if LIB in file else "step()"}\n'
+        for file, name in frames
+    )
     printed(f"{BEGUN}{text}{lines[-1]}")
 
 

@@ -54,6 +54,10 @@ _OF_DRIVER = re.compile(r"NVMLError(?!_(InvalidArgument|NotSupported|NoPermissio
 _GPU = re.compile(r"\b(torch|cupy\w*|jax\w*|tensorflow|numba)\.|\b(CUDA|HIP|XPU|MPS|GPU)\b")
 _ON_HOST = re.compile(r"(?![\s\S]*device:GPU)[\s\S]*device:CPU")
 _NOT_FINITE = re.compile(r"\b(nans?|infs?|infinity|non-?finite)\b", re.IGNORECASE)
+_GPU_MEMORY = re.compile(r"\b(cuda|hip|gpu)\w*\b.*\bout of memory\b", re.IGNORECASE)
+_OF_ROWS = re.compile(
+    r"\b(input|data|rows?|columns?|features?|labels?|samples?)\b.* contains?\b", re.IGNORECASE
+)
 _NOTHING = re.compile(r"\b(num_samples=0|empty|zero (rows|samples|examples))\b")
 _TENSORS = re.compile(
     r"\b(tensors?|dim(ension)?s?|shapes?|sizes?|dtypes?|scalar type|grad(ient)?s?|backward|in-place|strides?"
@@ -77,6 +81,7 @@ _SETTINGS = re.compile(
     r"[\w./-]+\.(ya?ml|toml|ini|cfg|conf)\b|\bconfig\w*\.json\b|(^|_)(configs?|settings|hparams)(_|$)"
 )
 """Modules that read and write files of data, and names of files and functions of the config."""
+_CHECKING = re.compile(r".*[/\\](\w+_)?(config|settings|arguments|training_args)\w*\.py$")
 _WRITING = re.compile(r"_*(write|save|dump|to_|store|export|put|flush|close)")
 _PARSING = re.compile(r"(argparse|absl|click|typer|fire|tyro|simple_parsing|jsonargparse|docopt)\b")
 
@@ -173,8 +178,12 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
             return Cause.UNKNOWN, False
         if cause is Cause.DATA and _is_about_settings(raised):
             return Cause.CONFIG, True
+        if cause is Cause.CODE and _is_of_settings(raised):
+            return Cause.CONFIG, True
         if cause is not None:
             return cause, True
+    if _is_of_settings(raised):
+        return Cause.CONFIG, True
     found = (_BY_GENERAL_TYPE[name] for name in raised.classes if name in _BY_GENERAL_TYPE)
     return next(found, Cause.UNKNOWN), False
 
@@ -263,13 +272,16 @@ def _by_words(raised: Raised) -> Cause | None:
         return cause
     if not raised.is_of_library:
         return None
+    if _GPU_MEMORY.search(raised.text[:2000]):
+        return Cause.OOM_GPU
     if _NOT_FINITE.search(text):
-        of_rows = raised.inside and re.match(r"(pandas|sklearn|polars|pyarrow)\b", raised.inside[-1].module)
+        reader = r"(pandas|sklearn|polars|pyarrow)\b"
+        of_rows = _OF_ROWS.search(text) or (raised.inside and re.match(reader, raised.inside[-1].module))
         return Cause.DATA if of_rows else Cause.NAN
     if raised.inside and _NOTHING.search(text):
         return Cause.DATA
-    is_of_tensors = "RuntimeError" in raised.classes and _TENSORS.search(text)
-    return Cause.CODE if is_of_tensors and not _OF_BOTH.search(text) else None
+    is_of_tensors = "RuntimeError" in raised.classes and _TENSORS.search(re.sub(r"\S*/\S*", "", text))
+    return Cause.CODE if is_of_tensors and not _OF_BOTH.search(raised.text) else None
 
 
 def _by_place(raised: Raised) -> Cause | None:
@@ -284,9 +296,15 @@ def _by_place(raised: Raised) -> Cause | None:
 
 
 def _by_quoted_system(raised: Raised) -> Cause | None:
-    """Return what a machine lacked, where the message of a library quotes the system."""
-    cause = of_system(raised.text.partition("\n")[0]) if raised.is_of_library else Cause.UNKNOWN
-    return cause if cause in OF_MACHINES else None
+    """Return what a machine lacked or a reader met, where the message of a library states it."""
+    if not raised.is_of_library:
+        return None
+    text = raised.text.partition("\n")[0]
+    cause = of_system(text)
+    if cause in OF_MACHINES:
+        return cause
+    is_general = any(name in _BY_GENERAL_TYPE for name in raised.classes)
+    return Cause.DATA if patterns.DATA.search(text) and not is_general else None
 
 
 _RULES: tuple[Callable[[Raised], Cause | None], ...] = (
@@ -294,6 +312,12 @@ _RULES: tuple[Callable[[Raised], Cause | None], ...] = (
       _by_quoted_system),
 )  # fmt: skip
 """The evidence, the strongest first."""
+
+
+def _is_of_settings(raised: Raised) -> bool:
+    """Whether a module of a library that checks settings raised it."""
+    last = raised.frames[-1] if raised.frames else None
+    return last is not None and raised.is_stated and _CHECKING.match(last.module) is not None
 
 
 def _is_about_settings(raised: Raised) -> bool:

@@ -68,8 +68,13 @@ _WHAT = re.compile(r"\s*what\(\):\s+")
 """What C++ prints before the message of an exception."""
 _ROOT = re.compile(r"\s*(?:Caused by|nested task error): (?P<name>[\w.$]+)(?:: (?P<text>.*))?$")
 """What Java and Julia print before the error that led to one; the last is the first that happened."""
-_GPU = re.compile(r"\b(CUDA|HIP|GPU|device memory)\b")
-_OF_PROGRAM = re.compile(r"(?!.*(?:line \d+: |run command|exec))(?:[\w./-]+: )+(.*)$")
+_GPU = re.compile(r"(?i:\bcuda)|\bHIP\b|\bhip[A-Z]|\bGPU\b|device memory")
+_DIVERGED = re.compile(
+    r"\b(?:is|are|was|became) (?:nan|[+-]?inf|infinite|not finite|non-finite)\b", re.IGNORECASE
+)
+_OF_PROGRAM = re.compile(
+    r"(?!.*(?:line \d+: |run command|exec))(?:(?:fatal )?[\w./-]+: |\[[\w./ -]+\] )+(.*)$"
+)
 """A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
 _LESSER = re.compile(r"\W*(?:INFO|DEBUG|WARN|NOTICE)", re.IGNORECASE)
 """Levels of logging at which no program reports why it ends."""
@@ -141,9 +146,8 @@ def _judged(exit_code: int, name: str, how: str, of_log: Sequence[Line]) -> Comm
         last = _words_beside(found, lines, shown[-1].line + 1)
         return _as_failure(found, how) if last is None else CommandFailure(last[0], "", f"{how}: {last[1]}")
     # C++ aborts after it prints an uncaught exception, so SIGABRT may have a last line that explains it.
-    how_it_ended = {"may_be_usage": exit_code == patterns.USAGE_CODE}
-    how_it_ended["is_missing"] = exit_code in patterns.NOT_RUN_CODES
-    how_it_ended["is_ended"] = not may_have_raised
+    how_it_ended = {"is_missing": exit_code in patterns.NOT_RUN_CODES, "is_ended": not may_have_raised}
+    how_it_ended["may_be_usage"] = exit_code == patterns.USAGE_CODE
     last = _last_words(lines, **how_it_ended) if name in ("", "SIGABRT") else _killed(lines)
     if last is not None:
         return CommandFailure(last[0], "", f"{how}: {last[1]}")
@@ -377,8 +381,12 @@ def _of_report(name: str, text: str, whole: str, mistakes: re.Pattern[str]) -> C
     system = of_system(whole)
     if system in OF_MACHINES:
         return system
-    if patterns.MEMORY.search(text):
-        return Cause.OOM_GPU if _GPU.search(text) else Cause.OOM_HOST
+    if patterns.MEMORY.search(whole):
+        return Cause.OOM_GPU if _GPU.search(f"{name} {whole}") else Cause.OOM_HOST
+    if _DIVERGED.search(text):
+        return Cause.NAN
+    if patterns.OPTION.match(text):
+        return Cause.CONFIG
     is_mistake = mistakes.match(name) or mistakes.match(text)
     if patterns.DATA.search(text) and ((cause is Cause.UNKNOWN and not is_mistake) or "SyntaxError" in name):
         return _of_unreadable(text)

@@ -30,7 +30,7 @@ CLASSES = {
     """,
     "code": """
         ImportError SyntaxError NameError AttributeError TypeError LookupError NotImplementedError
-        RecursionError ConfigAttributeError ConfigKeyError OutOfResources
+        RecursionError ConfigAttributeError ConfigKeyError OutOfResources CompilationError
     """,
     "config": """
         MissingMandatoryValue InterpolationKeyError InterpolationResolutionError UserError
@@ -53,12 +53,16 @@ PACKAGES = (
     (r"_?duckdb\.(InvalidInput|Conversion|Serialization|OutOfRange|IO)Exception$", "data"),
     (r"_?duckdb\.(Binder|Catalog|Parser|Syntax)Exception$|sqlite3\.(Programming|Integrity|Interface)",
      "code"),
+    (r"torch\.(_dynamo\.exc\.Unsupported|jit\.frontend\.|fx\.proxy\.TraceError)", "code"),
 )  # fmt: skip
 """Packages, by the beginning of the class's full name, whose exceptions concern what the package reads."""
 
-_GPU = r"((\w+ error|Triton Error \[\w+\]): )?(CUDA|HIP|XPU|MPS)( (driver|runtime|backend))?"
+_GPU = (
+    r"((\w+ error|Triton Error \[\w+\]): )?(CUDA|HIP|XPU|MPS)( (driver|runtime|backend))?"
+    r"( error( \(\d+\) ?)?)?"
+)
 MESSAGES = (
-    (rf"({_GPU}( error)?:?|Triton Error \[\w+\]:) out of memory|out of GPU m", "oom_gpu"),
+    (rf"({_GPU}:?|Triton Error \[\w+\]:) out of memory|out of GPU m", "oom_gpu"),
     (r"(\w+ error: )*CU[A-Z]+_STATUS_ALLOC_FAILED", "oom_gpu"),
     (r"No available memory for the cache blocks|Free memory on device ", "oom_gpu"),
     (r"RESOURCE_EXHAUSTED: (out of memory|failed to allocate)", "oom_gpu"),
@@ -85,7 +89,7 @@ MESSAGES = (
     (r"Expected parameter \w+ [\s\S]*found invalid values", "nan"),
     (r"Function '\w+' returned nan values|probability tensor contains either `inf`, `nan`", "nan"),
     (r"(Current loss scale already at|Minimum loss scale reached)", "nan"),
-    (r"(CUDA (error: )?)?(uncorrectable|hardware stack|CUDA-capable device\S* is/are busy|"
+    (rf"({_GPU}:? )?(uncorrectable|hardware stack|CUDA-capable device\S* is/are busy|"
      r"no CUDA-capable|system not yet init|driver shutting|initialization error|"
      r"unknown error)\b", "bad_node"),
     (r"Unexpected error from cudaGetDeviceCount|CUDA (driver )?initialization( failed|:)|"
@@ -126,7 +130,7 @@ SYMBOLS = (
 """Names of the errors of GPU runtimes and drivers, which nothing else writes outside of quotation marks."""
 
 HANDED_ON = re.compile(
-    r"(?:\[[^\]]*\]:? ?)*Process group watchdog thread terminated with exception: "
+    r"(?:\[[^\]]*\]:? ?)*(?:Process group|NCCL) watchdog thread terminated with exception: "
     r"|backend='\w+' raised:\n(?:(?P<name>[\w.]+): )?"
 )
 """What torch writes before the message of an error that it hands on, and the class of that error."""
@@ -157,7 +161,7 @@ NETWORK = re.compile(
     r"could not resolve (host|proxy)|name resolution|name or service not known|no such host|unknown ?host"
     r"|failed to lookup address|\bENOTFOUND\b|\bEAI_AGAIN\b|nodename nor servname|resolve host\w* "
     r"|\b(i/o|handshake|connect\w*|(ssh|http|tls|network|rpc|socket) (request|operation)) timed? ?out"
-    r"|failed to connect to \S+ port|couldn't connect to (server|host)|could not connect to server"
+    r"|failed to connect to \S+ port|could(n't| not) connect to (the )?(server|host|endpoint)"
     r"|remote end hung up unexpectedly|connection (was )?(reset|refused|aborted|closed by (the )?"
     r"(remote|peer))|max retries exceeded with url|\b(502 bad gateway|503 service unavailable"
     r"|504 gateway time-?out|429 too many requests)|no route to host|network is unreachable",
@@ -166,7 +170,7 @@ NETWORK = re.compile(
 """How clients and resolvers of names report a network that fails."""
 
 MEMORY = re.compile(
-    r"\bout of memory\b|\bheap (space|out of memory)|GC overhead limit|memory exhausted|bad_alloc"
+    r"\bout of memory\b|\bheap (space|out of memory|exhausted)|GC overhead limit|memory exhausted|bad_alloc"
     r"|(can't|cannot|could not|unable to|failed to) allocate (\S+ )?(memory|vector|bytes)",
     re.IGNORECASE,
 )
@@ -181,7 +185,8 @@ DATA = re.compile(
     r"|unexpected end of|bad magic|magic (number|bytes)|\b(crc|checksum)\b.*\b(error|mismatch|failed)"
     r"|(unknown|unrecogni[sz]ed) (input|file|image|archive) format|file format not recogni[sz]ed"
     r"|end-of-central-directory|codec can't|malformed (\S+ )?(input|line|row|record|file|header|json|xml)"
-    r"|did not have \d+ elements|\bend of file\b|more columns than|wrong number of fields"
+    r"|did not have \d+ elements|\bend of file\b|\bformat error\b|invalid data\b|more columns than"
+    r"|wrong number of fields"
     r"|\b(corrupt(ed)?|truncated|damaged) (\S+ )?(files?|data|archive|input|stream|records?|header|image)"
     r"|\b(file|data|archive|stream|record|header) (is|was|seems|appears to be|may be) (corrupt|truncat|dama)",
     re.IGNORECASE,
@@ -218,6 +223,16 @@ LAST_WORDS = (
     (r"(curl: \((?:5|6|7|16|18|28|35|52|55|56|92)\) .*)", "communication"),
     (r"(?:[\w./-]+: )+(.*(?:Temporary failure in name resolution|Name or service not known))$",
      "communication"),
+    (r"(?!.*[Cc]annot allocate)(.*\b(?:UCX +ERROR|pml_ucx\.c|btl_tcp\w*|ofi_\w+|psm2_\w+)\b.*"
+     r"(?:failed|[Ee]rror|unreachable|timed out|refused|reset).*)", "communication"),
+    (r"(.*\b(?:cuda|hip)Malloc\w*\b.*\bout of memory.*)", "oom_gpu"),
+    (r"(?:[\w./-]+: )+([Hh]eap exhausted;?|[Mm]emory exhausted.*)$", "oom_host"),
+    (r"(Out of memory\. Type .help memory.*)", "oom_host"),
+    (r"(srun: error: Unable to (?:create step|allocate resources).*: (?:More processors|Requested node|Memory"
+     r" spec|Invalid|Job request).*)", "config"),
+    (r"(There are not enough slots available in the system.*)", "config"),
+    (r"(\S+\.(?:cuh?|cc|cpp|cxx|c|hpp|h|rs|go|f90|F90|java|tsx?)[:(]\d+(?:[:,]\d+)?\)?: error: .*)", "code"),
+    (r"(.*nvidia-container-cli: (?:\w+ error|\w+): (?:nvml|driver|cuda) error: .*)", "bad_node"),
     (r"((?:ORTE|PRTE|PRRTE) has lost communication with a remote daemon.*)", "communication"),
     (r"(Unable to determine the device handle for (?:GPU|gpu).*)", "bad_node"),
     (r"(NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.*)", "bad_node"),
@@ -228,7 +243,8 @@ LAST_WORDS = (
 AFTERWORDS = re.compile(
     r"make(\[\d+\])?: \*\*\*|tar: (Child |Error is not|Exiting)|wandb: |mlflow: |srun: (Job step|Terminating|"
     r"launch/|error: \S+: tasks? [\d,-]+: (Exited|Terminated))|slurmstepd: error: \*\*\* .* CANCELLED AT "
-    r"[^D]*\*\*\*$|Primary job +terminated|(mpirun|mpiexec|prterun) (detected|has exited)|[-=*#]{8,}$|.*Kill"
+    r"[^D]*\*\*\*$|Primary job +terminated|(mpirun|mpiexec|prterun) (detected|has exited)|\[\S+\] \*\*\* "
+    r"|[-=*#]{8,}$|.*Kill"
     r"ing subprocess \d+|.*exits with return code = \d+$|ERROR conda\.cli|npm (ERR!|error)|error Command fai"
     r"led|(real|user|sys)\t|Command exited with non-zero status|ERROR: Job failed|Aborted( \(core dumped\))?$"
     r"|.*: line \d+: +\d+ (Aborted|Killed|Terminated|Segmentation fault)\b"
@@ -236,10 +252,10 @@ AFTERWORDS = re.compile(
 """What launchers, trackers and build tools print when a program has ended, after its own last words."""
 
 SUMMARY = re.compile(
-    r"[-=]{8,}$|Ran \d+ tests? in |FAILED \(\w+=|\S+ FAILED$|Failures:$|\s+<NO_OTHER_FAILURES>"
-    r"|Root Cause \(|\[\d+\]:$|\s+(?:time|host|rank|exitcode|error_file|traceback) *: "
+    r"[-=]{8,}$|Ran \d+ tests? in |FAILED \(\w+=|\S+ FAILED$|Failures:$|Root Cause \(|\[\d+\]:$|\s+\S"
+    r"|CUDA kernel errors|For debugging consider|Compile with `TORCH"
 )
-"""What unittest and torchrun print after the last traceback."""
+"""What unittest and torchrun print after the last traceback, and further lines of messages, as torch's."""
 
 STAMP = re.compile(
     r"(?:\[?(?:\d{4}[-/.]\d\d[-/.]\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?Z|[+-]\d\d:?\d\d)?\]?(?: ?[|-])? )"
@@ -255,15 +271,15 @@ USAGE_CODE, OTHER_STATUS = 2, re.compile(r".*exit status (?!2\b)")
 """What argparse, click and others print of wrong arguments, their exit code, and what shows another one."""
 
 HINT = re.compile(
-    r"(?:usage|options): |usage of |.*\b(?:try|see|use|run|type)\b.* -?-h(?:elp)?\b|.*\bmore information\b"
-    r"|\(?did you mean",
+    r"(?:usage|options): |usage of |.*\b(?:try|see|use|run|type|pass)\b.* -?-h(?:elp\w*)?\b"
+    r"|.*\bmore information\b|\(?did you mean",
     re.IGNORECASE,
 )
 OPTION = re.compile(
-    r"(?:[\w./-]+: )*(?:error: )?((?:(?:unrecogni[sz]ed|unknown|invalid|illegal|unexpected|ambiguous|bad|no"
-    r" such) (?:\w+ )?(?:option|argument|flag|parameter|value|choice|subcommand)|flag provided but not def"
-    r"|(?:the following )?(?:required )?(?:option|argument|flag)s?\b.*(?:requires? |required|not provided|"
-    r"not recogni[sz]ed|not allowed|missing|invalid)).*)",
+    r"(?:.*: )?((?:(?:unrecogni[sz]ed|unknown|invalid|illegal|unexpected|ambiguous|bad|no"
+    r" such) (?:[\w-]+ ){0,3}(?:option|argument|flag|parameter|value|choice|subcommand)|flag provided but no"
+    r"|(?:the following |(?:required|long|short) )*(?:option|argument|flag)s?\b.*(?:requires? |required|"
+    r"not provided|not recogni[sz]ed|not allowed|missing|invalid)).*)",
     re.IGNORECASE,
 )
 """How parsers of a command line report a wrong option, and the hint that they print beside it."""
@@ -315,6 +331,15 @@ REPORTS = (
     (r"(?:Uncaught )?(?P<name>(?:[A-Z]\w*)?Error)(?: \[\w+\])?: (?P<text>.*)", r"^Node\.js v\d", "node.",
      r"node\.(Type|Reference|Range|Syntax|Eval)Error"),
     (r"FATAL ERROR: (?P<text>.* JavaScript heap out of memory)", r"^", "", r"(?!)"),
+    # HDF5: a stack of calls follows; GROMACS and others: the message does
+    (r"HDF5-DIAG: Error detected in (?P<text>.*)", r"^", "", r"(?!)"),
+    (r"(?:FATAL|Fatal) (?:ERROR|error):$", r"^", "", r"(?!)"),
+    # Perl, Ruby, Lua
+    (r"(?P<text>.*) at \S+ line \d+\.$", r"^", "",
+     r"Can't (locate|call|use|find)|Undefined subroutine|Global symbol|Illegal division|Not an? \w+ refer"),
+    (r"\S+\.rb:\d+:in .*?: (?P<text>.*) \((?P<name>[A-Z][\w:]*)\)$", r"^", "ruby.",
+     r"ruby\.(NoMethod|Name|Type|Argument|ZeroDivision|Key|Index|Frozen|Load)Error"),
+    (r"lua\w*: (?P<text>.*)", r"^stack traceback:", "", r".*: (attempt to |bad argument )"),
     # Fortran
     (r"Fortran runtime error: (?P<text>.*)", r"^", "", r"Index '|Array bound|Attempting to allocate already"),
 )  # fmt: skip
