@@ -153,13 +153,38 @@ REPORTED: Truths = {
     ),
     Cause.UNKNOWN: ("killed_in_script", "fault_of_rocm", "address_of_jax", "broken_pool"),
 }
+STRANGERS: Truths = {
+    Cause.CONFIG: (
+        *("devices_of_lightning", "refused_by_sbatch", "strategies_of_trainer", "modules_of_peft"),
+        *("token_of_hub", "image_of_docker", "denied_by_gsutil"),
+    ),
+    Cause.DATA: (
+        *("shard_of_webdataset", "page_for_shard", "records_of_tensorflow", "group_of_hdf5"),
+        *("split_of_datasets", "sound_of_soundfile", "model_of_sentencepiece", "picture_of_opencv"),
+    ),
+    Cause.CODE: (
+        *("pickled_function", "unused_parameters", "traced_bool", "shapes_of_tensorflow"),
+        *("checks_of_scaler", "syntax_of_bash", "box_of_rich"),
+    ),
+    Cause.OOM_GPU: ("gpu_memory_of_ray_train", "gpu_memory_of_paddle", "gpu_memory_of_numba"),
+    Cause.OOM_HOST: ("memory_of_dask", "memory_of_pyspark"),
+    Cause.NAN: ("loss_of_lightning",),
+    Cause.COMMUNICATION: (
+        *("target_of_hydra", "cut_download", "store_of_elastic", "id_of_nccl", "objects_of_lfs"),
+        "promise_of_node",
+    ),
+    Cause.STORAGE: ("events_of_tensorboard", "tasks_of_joblib", "layers_of_apptainer"),
+    Cause.BAD_NODE: ("script_of_slurmd", "credential_of_slurm", "ecc_under_nccl"),
+    Cause.UNKNOWN: ("worker_gone", "halted_tpu", "worker_of_ray_gone"),
+}
 PARTS: Mapping[str, Truths] = {
     **{"seen": SEEN, "unseen": UNSEEN, "fresh": FRESH, "held_out": HELD_OUT},
     **{"shapes": SHAPES, "apart": APART, "reported": REPORTED},
+    "strangers": STRANGERS,
 }
 """When they were written, to cause, to the programs that fail for it; nobody can know that of the last.
 
-The rules of `orchestrator.core.causes` were mended by what all but `reported` showed.
+The rules of `orchestrator.core.causes` were mended by what all but `strangers` showed.
 """
 CAUSES: Mapping[str, Cause] = {
     name: cause for part in PARTS.values() for cause, names in part.items() for name in names

@@ -16,13 +16,14 @@ from causes import (
     reported_machines,
     seen,
     shapes,
+    strangers,
     unseen,
 )
 from causes.programs import FAILURES
 
 MODULES = (
     *(apart, apart_machines, fresh, fresh_machines, held_out, reported, reported_machines),
-    *(seen, shapes, unseen),
+    *(seen, shapes, strangers, unseen),
 )
 
 
