@@ -21,8 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from failure_truths import CAUSES, PART_OF, PARTS
 
@@ -31,6 +30,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.tracebacks import exception_in
 from orchestrator.errors import words_of
 
+HERE = Path(__file__).parent
 FORMS = ("stage", "command", "script")
 LIMIT_S = 60
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from causes.programs import failure, printed, scratch, terminated
 
@@ -17,7 +17,7 @@ LIB = "/opt/conda/lib/python3.10/site-packages"
 CXX = "\nframe #0: c10::Error::Error() + 0x57 (0x7a7 in libc10.so)\nframe #1: <unknown function> + 0xd"
 
 
-def traced(*lines: str) -> None:
+def traced(*lines: str) -> NoReturn:
     """Print a traceback of a script: frames as ``file function``, and at last the exception."""
     frames = [each.split() for each in lines[:-1]]
     text = "".join(
