@@ -53,7 +53,9 @@ _QUOTED = re.compile(r"(?<!\w)(['\"`])[^'\"`\n]*\1")
 _OF_DRIVER = re.compile(r"NVMLError(?!_(InvalidArgument|NotSupported|NoPermission|FunctionNotFound))")
 _GPU = re.compile(r"\b(torch|cupy\w*|jax\w*|tensorflow|numba)\.|\b(CUDA|HIP|XPU|MPS|GPU)\b")
 _ON_HOST = re.compile(r"(?![\s\S]*device:GPU)[\s\S]*device:CPU")
-_NOT_FINITE = re.compile(r"\b(nans?|infs?|infinity|non-?finite)\b", re.IGNORECASE)
+_NOT_FINITE = re.compile(
+    r"\b(nans?|infs?|infinity|non-?finite)\b(?! (check|detect|polic|handl))", re.IGNORECASE
+)
 _GPU_MEMORY = re.compile(r"\b(cuda|hip|gpu)\w*\b.*\bout of memory\b", re.IGNORECASE)
 _OF_ROWS = re.compile(
     r"\b(input|data|rows?|columns?|features?|labels?|samples?)\b.* contains?\b", re.IGNORECASE
@@ -64,6 +66,7 @@ _TENSORS = re.compile(
     r"|contiguous|autograd|index|indices|broadcast\w*)\b",
     re.IGNORECASE,
 )
+_NUMERIC = re.compile(r"(torch\w*|functorch|jax\w*|flax|numpy|einops|tensorflow|keras)\b")
 _OF_BOTH = re.compile(
     r"\b(CUDA|HIP|NCCL|cu\w+ error|driver|INTERNAL ASSERT|memory|sockets?|connect\w*|time[ds]? ?out|worker"
     r"|file|process|enforce fail|signal)\b",
@@ -117,7 +120,7 @@ _STATUS = re.compile(
     r"(?:HTTP Error |(?:Client|Server) error '?|Error code: |<HttpError |)(?P<status>[45]\d\d)\b",
     re.IGNORECASE,
 )
-_OF_HTTP = re.compile(r"HTTP|ResponseError|StatusError", re.IGNORECASE)
+_OF_HTTP = re.compile(r"HTTP|ResponseError|StatusError|(Service|Api)(Exception|Error)$", re.IGNORECASE)
 """The HTTP status with which the messages of clients begin, and the names of their classes."""
 
 _TRY_AGAIN = frozenset({"408", "425", "429"})
@@ -154,7 +157,7 @@ def cause_of(raised: Raised) -> Cause:
         NameError: tyop             raised while it was handled   code: no `raise` statement, so a mistake
     """
     if match := patterns.HANDED_ON.match(raised.text):
-        names = with_bases(match["name"] or "RuntimeError")
+        names = with_bases(match["name"] or match["java"] or "RuntimeError")
         raised = raised._replace(names=names, text=raised.text[match.end() :])
     cause, is_sure = _judged(raised)
     if raised.before is None or not (raised.is_declared or raised.is_stated):
@@ -209,6 +212,8 @@ def _by_class(raised: Raised) -> Cause | None:
     if _OF_DRIVER.match(raised.classes[0]):
         return Cause.BAD_NODE
     if OUT_OF_MEMORY.search(raised.classes[0]) and _by_message(raised) is None:
+        if of_system(raised.text.partition("\n")[0]) is Cause.STORAGE:  # TensorFlow has one class for both
+            return Cause.STORAGE
         text = f"{raised.names[0]} {raised.text}"
         is_host = "." in raised.names[0] and (not _GPU.search(text) or _ON_HOST.search(text))
         return Cause.OOM_HOST if is_host else Cause.OOM_GPU
@@ -216,8 +221,13 @@ def _by_class(raised: Raised) -> Cause | None:
         is_usage = raised.text == "2" and any(_PARSING.match(frame.module) for frame in raised.inside)
         return Cause.CONFIG if is_usage else Cause.UNKNOWN
     package = _package(raised)
+    at = raised.inside[-1].module if raised.inside else ""
     for name in raised.classes:
         cause = _BY_TYPE.get(name)
+        if name == "LookupError" and package is None and at.startswith("h5py"):
+            return Cause.DATA  # it has no such group
+        if cause is Cause.COMMUNICATION and (own := _by_message(raised)) in OF_MACHINES:
+            return own  # NCCL has one class for what its network, a GPU or a disk lacked
         if cause is Cause.COMMUNICATION and (package is Cause.DATA or _NAMES_FILE.match(raised.text)):
             continue  # such as tarfile.ReadError, or a network file system that broke its connection
         # A parse error may be derived from SyntaxError: its base classes are no evidence against its package.
@@ -280,7 +290,10 @@ def _by_words(raised: Raised) -> Cause | None:
         return Cause.DATA if of_rows else Cause.NAN
     if raised.inside and _NOTHING.search(text):
         return Cause.DATA
-    is_of_tensors = "RuntimeError" in raised.classes and _TENSORS.search(re.sub(r"\S*/\S*", "", text))
+    is_of_tensors = {"RuntimeError", "InvalidArgumentError"} & set(raised.classes) and (
+        not raised.inside or _NUMERIC.match(raised.inside[-1].module)
+    )
+    is_of_tensors = is_of_tensors and _TENSORS.search(re.sub(r"\S*/\S*", "", raised.text))
     return Cause.CODE if is_of_tensors and not _OF_BOTH.search(raised.text) else None
 
 

@@ -32,22 +32,8 @@ class CommandFailure(NamedTuple):
     message: str
 
 
-_SIGNALS = {
-    "SIGSEGV": (Cause.UNKNOWN, "it crashed: segmentation fault"),
-    "SIGBUS": (Cause.UNKNOWN, "it crashed: bus error, as where /dev/shm is full or a mapped file was cut"),
-    "SIGABRT": (Cause.UNKNOWN, "it aborted"),
-    "SIGILL": (Cause.UNKNOWN, "it crashed: an instruction that this CPU lacks"),
-    "SIGFPE": (Cause.CODE, "it crashed: a division by zero"),
-    "SIGXCPU": (Cause.TIMEOUT, "its limit of CPU time is over"),
-    "SIGXFSZ": (Cause.STORAGE, "it wrote a file beyond its size limit"),
-    "SIGSYS": (Cause.UNKNOWN, "a system call that is not allowed here"),
-    "SIGKILL": (Cause.UNKNOWN, "another process ended it; the kernel's out-of-memory killer did not act"),
-}
-_EXIT_CODES = {
-    124: (Cause.TIMEOUT, "the limit that `timeout` sets is over"),
-    126: (Cause.CONFIG, "its program cannot be executed"),
-    127: (Cause.CONFIG, "its program was not found"),
-}
+_SIGNALS = {name: (Cause(cause), words) for name, (cause, words) in patterns.SIGNALS.items()}
+_EXIT_CODES = {code: (Cause(cause), words) for code, (cause, words) in patterns.EXIT_CODES.items()}
 _NOT_RUN = re.compile(
     r".*(not found|No such file|Permission denied|Is a directory|Exec format|cannot execute)"
 )
@@ -73,7 +59,7 @@ _DIVERGED = re.compile(
     r"\b(?:is|are|was|became) (?:nan|[+-]?inf|infinite|not finite|non-finite)\b", re.IGNORECASE
 )
 _OF_PROGRAM = re.compile(
-    r"(?!.*(?:line \d+: |run command|exec))(?:(?:fatal )?[\w./-]+: |\[[\w./ -]+\] )+(.*)$"
+    r"(?!.*(?:line \d+: |run command|exec))(?:(?:[\w./-]+ ){0,2}[\w./-]+: |\[[\w./ -]+\] )+(.*)$"
 )
 """A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
 _LESSER = re.compile(r"\W*(?:INFO|DEBUG|WARN|NOTICE)", re.IGNORECASE)
@@ -152,8 +138,7 @@ def _judged(exit_code: int, name: str, how: str, of_log: Sequence[Line]) -> Comm
     if last is not None:
         return CommandFailure(last[0], "", f"{how}: {last[1]}")
     is_printed = may_have_raised and not (shown and shown[-1].line == len(lines) - 1)
-    final = next(_own_words(lines), "") if is_printed else ""
-    if match := patterns.PRINTED.match(final[_end_of_stamp(final) :]):
+    if is_printed and (match := _printed(lines)):
         cause = cause_of_exception(with_bases(match.group(1)), match.group(3))
         return CommandFailure(cause, match.group(2), f"{how}: {match.group(0)}")
     if found is not None:
@@ -215,7 +200,10 @@ def _words_beside(found: Shown, lines: Sequence[str], end: int) -> tuple[Cause, 
         before = lines[: max(starts, default=found.line)]
         is_missing = patterns.NOT_RUN_STATUS.search(raised.text) is not None
         may_be_usage = not patterns.OTHER_STATUS.match(raised.text)
-        return _last_words(before, may_be_usage=may_be_usage, is_missing=is_missing)
+        last = _last_words(before, may_be_usage=may_be_usage, is_missing=is_missing)
+        if last is None and (match := _printed(before)):
+            last = cause_of_exception(with_bases(match.group(1)), match.group(3)), match.group()
+        return last
     last = _last_words(lines[end:], may_be_usage=False)
     is_weaker = cause_of(raised) in DETERMINISTIC | {Cause.UNKNOWN}
     return last if last is not None and last[0] in OF_MACHINES and is_weaker else None
@@ -252,6 +240,12 @@ def _last_exception(shown: Sequence[Shown], num_lines: int, exit_code: int) -> S
         if found is None or (not each.side and (found.side or not is_echo)):
             found = each
     return found
+
+
+def _printed(lines: Sequence[str]) -> re.Match[str] | None:
+    """Return the exception that the last line states without a traceback, None without one."""
+    final = next(_own_words(lines), "")
+    return patterns.PRINTED.match(final[_end_of_stamp(final) :])
 
 
 def _own_words(lines: Sequence[str]) -> Iterator[str]:
@@ -329,9 +323,13 @@ def _of_last_line(line: str, begin: int) -> tuple[Cause, str] | None:
 def _of_settings(lines: Sequence[str]) -> tuple[Cause, str] | None:
     """Return that the config is wrong, if the last lines are those of Hydra or of a parser of arguments."""
     if any(line.startswith(patterns.HYDRA) for line in lines[-_NUM_LAST_LINES:]):
-        errors = [line for line in lines if patterns.HYDRA_ERROR.match(line)]
-        is_of_job = any(line.startswith(patterns.HYDRA_JOB) for line in lines)
-        return None if is_of_job or not errors else (Cause.CONFIG, errors[0])
+        if any(line.startswith(patterns.HYDRA_JOB) for line in lines):
+            called = next(filter(None, map(patterns.HYDRA_TARGET.match, lines)), None)
+            cause = (
+                cause_of_exception(with_bases(called["name"]), called["text"]) if called else Cause.UNKNOWN
+            )
+            return (cause, called.group()) if called and cause is not Cause.UNKNOWN else None
+        return next(((Cause.CONFIG, line) for line in lines if patterns.HYDRA_ERROR.match(line)), None)
     for number, line in enumerate(lines):
         match = patterns.OPTION.match(line)
         near = [*lines[max(0, number - _NUM_TEXT_LINES) : number], *lines[number + 1 :]]

@@ -31,6 +31,7 @@ CLASSES = {
     "code": """
         ImportError SyntaxError NameError AttributeError TypeError LookupError NotImplementedError
         RecursionError ConfigAttributeError ConfigKeyError OutOfResources CompilationError
+        PicklingError
     """,
     "config": """
         MissingMandatoryValue InterpolationKeyError InterpolationResolutionError UserError
@@ -53,7 +54,8 @@ PACKAGES = (
     (r"_?duckdb\.(InvalidInput|Conversion|Serialization|OutOfRange|IO)Exception$", "data"),
     (r"_?duckdb\.(Binder|Catalog|Parser|Syntax)Exception$|sqlite3\.(Programming|Integrity|Interface)",
      "code"),
-    (r"torch\.(_dynamo\.exc\.Unsupported|jit\.frontend\.|fx\.proxy\.TraceError)", "code"),
+    (r"torch\.(_dynamo\.exc\.Unsupported|jit\.frontend\.|fx\.proxy\.TraceError)|jax\.errors\.(?!JaxRuntime)",
+     "code"),
 )  # fmt: skip
 """Packages, by the beginning of the class's full name, whose exceptions concern what the package reads."""
 
@@ -69,6 +71,8 @@ MESSAGES = (
     (r"(RESOURCE_EXHAUSTED: |\{\{.*?\}\} )*OOM when allocating [\s\S]*\bdevice:GPU\b", "oom_gpu"),
     (r"(RESOURCE_EXHAUSTED: |\{\{.*?\}\} )*OOM when allocating [\s\S]*\bdevice:CPU\b", "oom_host"),
     (r"NCCL\b[\s\S]*(out of memory|Failed to CUDA \w*alloc)", "oom_gpu"),
+    (r"NCCL\b[\s\S]*uncorrectable ECC", "bad_node"),
+    (r"Consistency check failed: file should be of size", "communication"),
     (r"NCCL\b[\s\S]*No space left on device", "storage"),
     (r"(\[[^\]]*\]:? ?)*NCCL\b[\s\S]*(ncclInvalidUsage|ncclInvalidArgument|Duplicate GPU)", "unknown"),
     (r"(task|actor|worker)\b.* (node|host) (running low on|out of) memory", "oom_host"),
@@ -132,11 +136,13 @@ SYMBOLS = (
 HANDED_ON = re.compile(
     r"(?:\[[^\]]*\]:? ?)*(?:Process group|NCCL) watchdog thread terminated with exception: "
     r"|backend='\w+' raised:\n(?:(?P<name>[\w.]+): )?"
+    r"|An error occurred while calling \S+\.\n: (?P<java>[\w.$]+)(?:: |$)"
 )
-"""What torch writes before the message of an error that it hands on, and the class of that error."""
+"""What torch and Py4J write before the message of an error that it hands on, and the class of that error."""
 
 POINTS_ABOVE = re.compile(
-    r".*\b(?:see|check) (?:the )?(?:root cause|(?:\w+ )?(?:stack ?trace|traceback|logs?|errors?|output))"
+    r".*\b(?:inspect|see|check) (?:the )?previous (?:errors?|exceptions?|logs?)\b"
+    r"|.*\b(?:see|check) (?:the )?(?:root cause|(?:\w+ )?(?:stack ?trace|traceback|logs?|errors?|output))"
     r" above",
     re.IGNORECASE,
 )
@@ -182,7 +188,8 @@ DATA = re.compile(
     r"|invalid (char\w*\b.*\b(json|looking for|in literal)|json|utf-?8|magic|byte sequence|multibyte)"
     r"|valid utf-?8|not in \w+ format|\bnot (appear to be )?an? (valid )?[\w/.-]+ (file|archive|image)\b"
     r"|is not a valid file|does not look like an? \w+ archive|premature(ly)? end|embedded nul|\bInvalidData\b"
-    r"|unexpected end of|bad magic|magic (number|bytes)|\b(crc|checksum)\b.*\b(error|mismatch|failed)"
+    r"|unexpected end of|ParseFrom(Array|String)|bad magic|magic (number|bytes)"
+    r"|\b(crc|checksum)\b.*\b(error|mismatch|failed)"
     r"|(unknown|unrecogni[sz]ed) (input|file|image|archive) format|file format not recogni[sz]ed"
     r"|end-of-central-directory|codec can't|malformed (\S+ )?(input|line|row|record|file|header|json|xml)"
     r"|did not have \d+ elements|\bend of file\b|\bformat error\b|invalid data\b|more columns than"
@@ -228,8 +235,14 @@ LAST_WORDS = (
     (r"(.*\b(?:cuda|hip)Malloc\w*\b.*\bout of memory.*)", "oom_gpu"),
     (r"(?:[\w./-]+: )+([Hh]eap exhausted;?|[Mm]emory exhausted.*)$", "oom_host"),
     (r"(Out of memory\. Type .help memory.*)", "oom_host"),
-    (r"(srun: error: Unable to (?:create step|allocate resources).*: (?:More processors|Requested node|Memory"
-     r" spec|Invalid|Job request).*)", "config"),
+    (r"((?:srun|sbatch|salloc): error: .*(?:More processors requested|Requested node config|Memory spec"
+     r"|CPU count per node|Job request does not|Invalid (?:partition|account|qos|generic)).*)", "config"),
+    (r"(docker: Error response from daemon: (?:pull access denied|manifest for|No such image|invalid ref).*)",
+     "config"),
+    (r"(?:\S+: )?(line \d+: syntax error.*)", "code"),
+    (r"((?:\w+: )*[Oo]ut of memory (?:error )?on (?:GPU|device|CUDA)\b.*)", "oom_gpu"),
+    (r"(slurmstepd: error: execve\(\): \S*/slurmd/.*|srun: error: Task launch for \S+ failed on node .*)",
+     "bad_node"),
     (r"(There are not enough slots available in the system.*)", "config"),
     (r"(\S+\.(?:cuh?|cc|cpp|cxx|c|hpp|h|rs|go|f90|F90|java|tsx?)[:(]\d+(?:[:,]\d+)?\)?: error: .*)", "code"),
     (r"(.*nvidia-container-cli: (?:\w+ error|\w+): (?:nvml|driver|cuda) error: .*)", "bad_node"),
@@ -246,7 +259,8 @@ AFTERWORDS = re.compile(
     r"[^D]*\*\*\*$|Primary job +terminated|(mpirun|mpiexec|prterun) (detected|has exited)|\[\S+\] \*\*\* "
     r"|[-=*#]{8,}$|.*Kill"
     r"ing subprocess \d+|.*exits with return code = \d+$|ERROR conda\.cli|npm (ERR!|error)|error Command fai"
-    r"led|(real|user|sys)\t|Command exited with non-zero status|ERROR: Job failed|Aborted( \(core dumped\))?$"
+    r"led|error: failed to (fetch|push) |(real|user|sys)\t|Command exited with non-zero status|ERROR: Job fai"
+    r"led|Aborted( \(core dumped\))?$"
     r"|.*: line \d+: +\d+ (Aborted|Killed|Terminated|Segmentation fault)\b"
 )
 """What launchers, trackers and build tools print when a program has ended, after its own last words."""
@@ -285,6 +299,7 @@ OPTION = re.compile(
 """How parsers of a command line report a wrong option, and the hint that they print beside it."""
 
 HYDRA, HYDRA_JOB = "Set the environment variable HYDRA_FULL_ERROR=1", "Error executing job with overrides"
+HYDRA_TARGET = re.compile(r"(?P<name>\w+(?:Error|Exception))\(['\"](?P<text>.*)['\"]\)$")
 HYDRA_ERROR = re.compile(r"(?:Could not|In '|Error |Key |Missing|Multiple|Ambiguous|You |Primary|Unable).*")
 """What Hydra prints after its errors, before those of the job, and how those of the config begin."""
 
@@ -345,3 +360,21 @@ REPORTS = (
 )  # fmt: skip
 """How other languages report an error that nothing caught: the report's first line, what it must contain, the
 module of the class, and which errors are mistakes in the program."""
+
+SIGNALS = {
+    "SIGSEGV": ("unknown", "it crashed: segmentation fault"),
+    "SIGBUS": ("unknown", "it crashed: bus error, as where /dev/shm is full or a mapped file was cut"),
+    "SIGABRT": ("unknown", "it aborted"),
+    "SIGILL": ("unknown", "it crashed: an instruction that this CPU lacks"),
+    "SIGFPE": ("code", "it crashed: a division by zero"),
+    "SIGXCPU": ("timeout", "its limit of CPU time is over"),
+    "SIGXFSZ": ("storage", "it wrote a file beyond its size limit"),
+    "SIGSYS": ("unknown", "a system call that is not allowed here"),
+    "SIGKILL": ("unknown", "another process ended it; the kernel's out-of-memory killer did not act"),
+}
+EXIT_CODES = {
+    124: ("timeout", "the limit that `timeout` sets is over"),
+    126: ("config", "its program cannot be executed"),
+    127: ("config", "its program was not found"),
+}
+"""Signals and exit codes that show how a process ended, with the cause, and words for people."""
