@@ -17,13 +17,14 @@ from causes import (
     seen,
     shapes,
     strangers,
+    strangers_machines,
     unseen,
 )
 from causes.programs import FAILURES
 
 MODULES = (
     *(apart, apart_machines, fresh, fresh_machines, held_out, reported, reported_machines),
-    *(seen, shapes, strangers, unseen),
+    *(seen, shapes, strangers, strangers_machines, unseen),
 )
 
 

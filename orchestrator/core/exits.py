@@ -59,7 +59,7 @@ _DIVERGED = re.compile(
     r"\b(?:is|are|was|became) (?:nan|[+-]?inf|infinite|not finite|non-finite)\b", re.IGNORECASE
 )
 _OF_PROGRAM = re.compile(
-    r"(?!.*(?:line \d+: |run command|exec))(?:(?:[\w./-]+ ){0,2}[\w./-]+: |\[[\w./ -]+\] )+(.*)$"
+    r"(?!.*(?:line \d+: |run command|exec))(?:(?:[\w./-]+ ){0,2}[\w./-]+: |\[[\w./ -]+\] )"
 )
 """A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
 _LESSER = re.compile(r"\W*(?:INFO|DEBUG|WARN|NOTICE)", re.IGNORECASE)
@@ -310,9 +310,7 @@ def _of_last_line(line: str, begin: int) -> tuple[Cause, str] | None:
         begin: where it begins behind the time that a logger wrote.
     """
     words = line[begin:]
-    if match := _OF_PROGRAM.match(words):
-        words = match.group(1)
-    elif not begin:
+    if not begin and not _OF_PROGRAM.match(words):
         return None
     known = of_system(words)
     if known is Cause.UNKNOWN and patterns.DATA.search(words):
