@@ -226,7 +226,7 @@ def _by_class(raised: Raised) -> Cause | None:
         cause = _BY_TYPE.get(name)
         if name == "LookupError" and package is None and at.startswith("h5py"):
             return Cause.DATA  # it has no such group
-        if cause is Cause.COMMUNICATION and (own := _by_message(raised)) in OF_MACHINES:
+        if cause is Cause.COMMUNICATION and (own := _by_message(raised)) in {*OF_MACHINES, Cause.UNKNOWN}:
             return own  # NCCL has one class for what its network, a GPU or a disk lacked
         if cause is Cause.COMMUNICATION and (package is Cause.DATA or _NAMES_FILE.match(raised.text)):
             continue  # such as tarfile.ReadError, or a network file system that broke its connection

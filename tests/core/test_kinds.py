@@ -130,6 +130,30 @@ KINDS = {
     "killed by slurm": (137, "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0.", Cause.OOM_HOST),
     "out of time": (143, "slurmstepd: error: *** STEP 1.0 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***", Cause.TIMEOUT),
     "killed after words": (137, "x: connect: Connection refused", Cause.UNKNOWN),
+    # one class for several causes
+    "nccl's gpu": (1, raised("torch.distributed.DistBackendError: NCCL error in: x, unhandled cuda error\nCuda failure "
+                             "'uncorrectable ECC error encountered'"), Cause.BAD_NODE),
+    "nccl's memory": (1, raised("torch.distributed.DistBackendError: NCCL error in: x\nCuda failure 2 'out of memory'"),
+                      Cause.OOM_GPU),
+    "nccl's use": (1, raised("torch.distributed.DistBackendError: NCCL error in: x\nDuplicate GPU detected"),
+                   Cause.UNKNOWN),
+    "tensorflow's disk": (1, raised(f"{TF}ResourceExhaustedError: ./a; No space left on device"), Cause.STORAGE),
+    "pickle's code": (1, raised("_pickle.PicklingError: Can't pickle <function f>", "x/y.py dump"), Cause.CODE),
+    "no such group": (1, PYX + 'KeyError: "Unable to open object (object \'x\' doesn\'t exist)"', Cause.DATA),
+    "a file's size": (1, raised("RuntimeError: Internal: a.cc(1) [model_proto->ParseFromArray(x.data(), x.size())]",
+                                "sentencepiece/__init__.py f"), Cause.DATA),
+    "checks of infinities": (1, raised("AssertionError: No inf checks were recorded", "torch/amp/x.py step"), Cause.CODE),
+    "py4j": (1, raised("py4j.protocol.Py4JJavaError: An error occurred while calling o4.collect.\n: "
+                       "java.lang.OutOfMemoryError: Java heap space"), Cause.OOM_HOST),
+    "hydra's target": (1, "Error executing job with overrides: []\nError in call to target 'x.y':\nConnectionError("
+                          f'"Couldn\'t reach it")\nfull_key: x{HYDRA}', Cause.COMMUNICATION),
+    "a previous error": (1, before_each("(W pid=1) ", f"{TRACEBACK}{OOM}") + raised(
+        "ray.x.TrainingFailedError: The run failed. Please inspect the previous error messages for a cause."), Cause.OOM_GPU),
+    "a printed status": (1, "ServiceException: 401 Anonymous caller does not have access", Cause.CONFIG),
+    "a script's printed status": (1, "ServiceException: 503 Backend Error\n" + raised(
+        "subprocess.CalledProcessError: Command 'x' returned non-zero exit status 1."), Cause.COMMUNICATION),
+    "bash": (2, "a.sh: line 9: syntax error near unexpected token `fi'\na.sh: line 9: `fi'", Cause.CODE),
+    "a lost launch": (1, "srun: error: Task launch for StepId=3.0 failed on node n1: Job credential expired", Cause.BAD_NODE),
 }  # fmt: skip
 
 
