@@ -154,6 +154,35 @@ def test_a_wrong_sweep_file_is_refused_with_its_place(folder, capfd, text, says)
     assert says in refused(capfd, "launch", "bad.yaml")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["launch", "good.yaml", "--store", "loop"], "is no folder: Too many levels of symbolic links"),
+        (["status", "good.yaml", "--store", "loop/x"], "is no folder: Too many levels of symbolic links"),
+        (["launch", "good.yaml", "--store", "nowhere.yaml"], "is a link to nowhere"),
+        (["status", "good.yaml", "--store", "good.yaml"], "is a file"),
+        (["status", "good.yaml", "--store", "good.yaml/x"], "is no folder: Not a directory"),
+        (["launch", "good.yaml", "--store", "caf\udce9"], "is no UTF-8 text: "),
+        (["launch", "loop.yaml"], "no sweep file 'loop.yaml', but a link to"),
+        (["launch", "nowhere.yaml"], "absent.yaml, where no file is"),
+        (["launch", "odd.yaml", 'seed="\udce9"'], "reads.seed is '\\udce9', which has no stable identity"),
+        (["launch", "odd.yaml", 'other="\udce9"'], "no UTF-8 text: "),
+    ],
+)
+def test_links_that_lead_nowhere_files_and_bytes_are_refused_by_name(folder, capfd, words, says):
+    for name, target in (("loop", "loop"), ("loop.yaml", "loop.yaml"), ("nowhere.yaml", "absent.yaml")):
+        (folder / name).symlink_to(target)
+    stage = "stages: {fit: {command: 'echo {config.seed}', reads: [seed], uses: [other]}}\n"
+    (folder / "odd.yaml").write_text(f"config: {{seed: a, other: a}}\n{stage}")
+    assert says in refused(capfd, *words)
+
+
+def test_config_folders_that_are_links_to_themselves_hold_nothing(folder, capfd):
+    for name in ("conf", "sweeps"):
+        (folder / name).symlink_to(name)
+    assert main(["plan", "good.yaml"]) == 0, capfd.readouterr().err
+
+
 def test_a_store_of_a_newer_format_is_refused_and_left_alone(folder, capfd):
     store = folder / "runs"
     store.mkdir()
