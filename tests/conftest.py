@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -53,21 +54,32 @@ def pytest_collection() -> Generator[None, object, object]:
         sys.dont_write_bytecode = before
 
 
-def _use_memory() -> None:
-    """Let the folders of tests lie in memory where there is plenty, unless another place was chosen.
+def _temporary() -> str:
+    """Return the folder for the folders of tests: in memory where there is plenty, unless one was chosen.
 
-    The records of a store are made durable one by one, in 5 ms each on the disk of a usual cloud machine.
+    A record of a store, and one of MariaDB, is made durable before the next step: 5 ms each on the disk of a
+    usual cloud machine. Tests of a store that all users may enter use the disk's /tmp.
     """
     place = Path("/dev/shm")
-    if place.is_dir() and os.access(place, os.W_OK) and "PYTEST_DEBUG_TEMPROOT" not in os.environ:
+    if "PYTEST_DEBUG_TEMPROOT" not in os.environ and os.access(place, os.W_OK | os.X_OK):
         found = os.statvfs(place)
         num_free = min(found.f_bavail * found.f_frsize, psutil.virtual_memory().available)
         if num_free > _MEMORY_BYTES and not found.f_flag & os.ST_NOEXEC:
             os.environ["PYTEST_DEBUG_TEMPROOT"] = str(place)
+    return os.environ.get("PYTEST_DEBUG_TEMPROOT", "/tmp")
 
 
-_MEMORY_BYTES = 12 * 2**30
-_use_memory()
+_MEMORY_BYTES = 8 * 2**30
+TEMPORARY = _temporary()
+"""A folder with a short path, since paths of sockets have a limit."""
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Give back the memory when all have passed; until then no path of a test is that of another one."""
+    made = getattr(session.config, "_tmp_path_factory")._basetemp  # noqa: B009 - it has no public name
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if exitstatus == 0 and not is_worker and made is not None and made.is_relative_to("/dev/shm"):
+        shutil.rmtree(made, ignore_errors=True)
 
 
 _USUAL_UMASK = os.umask(0o022)

@@ -18,12 +18,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from omegaconf import DictConfig, OmegaConf
+
 import orchestrator
 from orchestrator.compose.axes import Axis, KeyValue, axis_of, cut, texts_of
 from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweep import SweepFile, check_name, parse
-from orchestrator.core.tree import MISSING, pick
+from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import UnknownSweep, UserError, home_expanded, nearest, real_path
 from orchestrator.manifest import Stamp, file_digest, scan, stamps
 from orchestrator.registry import load
@@ -387,3 +389,9 @@ def unknown_key(key: str, known: Iterable[str], *, where: str = "", fix: str = "
     allowed = nearest(key, (name for name in known if name != key))
     is_near = allowed.startswith("did you mean")  # then it is a slip
     return UserError(f"unknown key {key!r}", where=where, allowed=allowed, fix="" if is_near else fix)
+
+
+def known_keys(config: DictConfig) -> list[str]:
+    """Return the dotted keys of a composed config."""
+    tree: Any = OmegaConf.to_container(config, resolve=False)
+    return [*dotted_keys(tree)]

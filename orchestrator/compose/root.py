@@ -17,8 +17,10 @@ from typing import Any
 import msgspec
 import yaml  # type: ignore[import-untyped]
 from hydra import compose as hydra_compose
-from hydra import initialize
+from hydra import version
 from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -36,10 +38,10 @@ from omegaconf.errors import (
 )
 
 from orchestrator.compose.axes import cut
-from orchestrator.compose.files import config_folders, shipped, unknown_key
+from orchestrator.compose.files import config_folders, known_keys, shipped, unknown_key
 from orchestrator.compose.reading import SCHEME, register, yaml_error
 from orchestrator.core.sweep import SweepFile
-from orchestrator.core.tree import convert, dotted_keys, pick
+from orchestrator.core.tree import convert, pick
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import importable, load
 
@@ -200,7 +202,7 @@ class Root:
         return bool(more)
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        with _searching(self.folders), initialize(config_path=None, version_base=_VERSION_BASE):
+        with _searching(self.folders):
             if self._tree is not None:
                 # The name is one of the whole process, and another root may have used it since.
                 ConfigStore.instance().store(_INLINE, self._tree)
@@ -271,12 +273,6 @@ def _not_set(key: str, where: str) -> UserError:
     return UserError(f"{key} is not set", where=where, fix=f"{key}={'PATH' if is_place else 'VALUE'}")
 
 
-def known_keys(config: DictConfig) -> list[str]:
-    """Return the dotted keys of a composed config."""
-    tree: Any = OmegaConf.to_container(config, resolve=False)
-    return [*dotted_keys(tree)]
-
-
 class _SearchPath(SearchPathPlugin):
     """Hydra plugin that adds the folders to the search path. Hydra has no public argument for several."""
 
@@ -300,7 +296,10 @@ def _searching(folders: tuple[Path, ...]) -> Iterator[None]:
         # Hydra allows one initialisation in a process, and a user's program may already have its own.
         before, state.hydra = state.hydra, None
         _SearchPath.folders = folders
+        version.setbase(_VERSION_BASE)
         try:
+            # As `hydra.initialize` does, which first looks for its caller in all modules that are loaded.
+            Hydra.create_main_hydra2("polysweep", create_config_search_path(None))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # warnings about deprecated styles in the user's files
                 yield
