@@ -155,9 +155,9 @@ def _sections(
     report: Report, pictures: Sequence[page.Picture], grid: Fragment | None
 ) -> Iterator[page.Section]:
     """Yield the sections of the page."""
-    said = [*provenance_tables.headline(report), *report.sweep.notes]
+    sentences = [*provenance_tables.headline(report), *report.sweep.notes]
     tables = [provenance_tables.grid(report), provenance_tables.missing(report)]
-    yield page.Section("status", "What was run, and where it stands", said, tables, fragment=grid)
+    yield page.Section("status", "What was run, and where it stands", sentences, tables, fragment=grid)
     nothing = "Nothing is done yet."
     yield page.Section("verdicts", "Verdicts", (), [model.verdicts(report.numbers)], empty=nothing)
     yield page.Section("tables", "Tables", (), model.results(report.numbers), empty=nothing)
@@ -218,8 +218,8 @@ def _markdown(report: Report, drawings: Sequence[Drawing]) -> str:
         *page.held_tables(report.held),
         *(make(report) for make in HISTORY[4:]),
     ]
-    said = [_subtitle(report), *provenance_tables.headline(report), *report.sweep.notes]
-    return page.page(TITLE, said, shown, [(d.title, f"{d.key}.png", d.caption) for d in drawings])
+    sentences = [_subtitle(report), *provenance_tables.headline(report), *report.sweep.notes]
+    return page.page(TITLE, sentences, shown, [(d.title, f"{d.key}.png", d.caption) for d in drawings])
 
 
 def _remove_stale(folder: Path, written: Sequence[Path]) -> None:
