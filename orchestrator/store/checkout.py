@@ -77,7 +77,7 @@ _INPUTS = (
 _TAKES = re.compile(rf"(?:(?<!<)<|{_OPTION % _INPUTS})\s*['\"]?$")
 """Matches before a word that names an input of any suffix: ``<``, or an option such as ``--train-file``."""
 _RESULTS = "results?|predictions?|preds?|metrics?|scores?|reports?|summary|history|state|cache"
-_MAY_MAKE = re.compile(rf"{_OPTION % _RESULTS}\s*['\"]?$")
+_MAY_MAKE = re.compile(rf"{_OPTION % _RESULTS}(?<!config[ =])(?<!template[ =])\s*['\"]?$")
 """Matches before a word that names an input of one program and an output of another: ``--predictions``."""
 
 
