@@ -141,7 +141,7 @@ class StopSignal:
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
-def says_full(message: str) -> bool:
+def means_full_disk(message: str) -> bool:
     """Return whether an error means that a disk is full or a quota used up, by its message."""
     return _FULL.search(message) is not None
 
@@ -151,7 +151,7 @@ def is_out_of_space(error: BaseException) -> bool:
 
     Libraries that are not Python's raise errors of their own, with the system's words in them.
     """
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or says_full(str(error))
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or means_full_disk(str(error))
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
@@ -246,6 +246,20 @@ def retry_after_s(value: str) -> float | None:
     return None
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: not half a character, nor a byte of a name that is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def home_expanded(path: str | Path) -> Path:
     """Return a path that a user typed, with ``~`` replaced; that of an unknown user stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - the method of a path raises for an unknown user
+
+
+def real_path(path: str | Path) -> Path:
+    """Return an absolute path without links; a link that leads to itself stays as it is."""
+    return Path(os.path.realpath(path))  # the method `resolve` raises for such a link

@@ -85,10 +85,10 @@ def reconcile_jobs(view: SweepState, submitters: Sequence[Submitter]) -> Reconci
     closed: list[JobEnd] = []
     for each, over in [*view.jobs.news(), *_vanished(view, by_name)]:
         logs, submitter = job_logs(view, each.submission), by_name.get(each.submission.launcher)
-        told = [submitter.explain(each, one, logs) for one in over] if submitter else list(over)
+        ends = [submitter.explain(each, one, logs) for one in over] if submitter else list(over)
         # Closing is final. Later readers do not query the scheduler about these tasks again.
-        submissions.close(each.submission.number, told, at=provenance.now())
-        closed += told
+        submissions.close(each.submission.number, ends, at=provenance.now())
+        closed += ends
     for each, task in view.jobs.failed_starts():
         with contextlib.suppress(InfrastructureError):  # it stays held, and the next look tries again
             scheduler(*scheduler_of(each.submission)).release([task])

@@ -334,18 +334,18 @@ class Dispatch:
                 self.given.submitted.append((submission, outcome.job))
                 return True
             case Verdict.LIMIT:
-                give_up(self._submissions, submission, LIMIT, outcome.said)
-                self.given.limit = outcome.said
+                give_up(self._submissions, submission, LIMIT, outcome.message)
+                self.given.limit = outcome.message
                 return False
             case Verdict.REFUSED:
-                give_up(self._submissions, submission, "REFUSED", outcome.said)
+                give_up(self._submissions, submission, "REFUSED", outcome.message)
                 raise self._refused(submission, outcome)
             case Verdict.UNREACHED:
-                give_up(self._submissions, submission, "REFUSED", outcome.said)
-                raise self._unreached(f"was not reached: {outcome.said}", "nothing was submitted to it")
+                give_up(self._submissions, submission, "REFUSED", outcome.message)
+                raise self._unreached(f"was not reached: {outcome.message}", "nothing was submitted to it")
         # The answer was lost, so the job may exist. The submission stays open, and its cells stay held.
         raise self._unreached(
-            f"did not say whether it took submission {submission.number}: {outcome.said}",
+            f"did not say whether it took submission {submission.number}: {outcome.message}",
             "nothing is submitted twice: its cells are held until that is known",
         )
 
@@ -358,7 +358,7 @@ class Dispatch:
         """Return an error with the place of the script that was refused."""
         script = layout.job_logs(self._view.sweep.name, submission.number)
         return UserError(
-            f"{self._submitter.name} refuses the job: {outcome.said}",
+            f"{self._submitter.name} refuses the job: {outcome.message}",
             where=f"{self._view.ledger.objects.url}/{script}/{self._submitter.file}",
             fix="mend cluster.* or launcher.resources, and launch again"
             + (f"; left out are {', '.join(submission.exclude)}: sweep nodes" if submission.exclude else ""),

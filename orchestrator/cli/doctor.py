@@ -189,9 +189,10 @@ def _access(url: str) -> Iterator[Check]:
             return
         except OSError as error:
             mode, found = 0, [str(opening.refused(objects.root, error) or error)]
-        said = "its group" if mode & 0o020 else "its owner alone (store.shared=true makes one for a group)"
+        writers = "its group" if mode & 0o020 else "its owner alone (store.shared=true makes one for a group)"
         detail = (
-            "; ".join(" ".join(each.split()) for each in found) or f"mode {mode:o}: may be written by {said}"
+            "; ".join(" ".join(each.split()) for each in found)
+            or f"mode {mode:o}: may be written by {writers}"
         )
         yield Check("store access", not found, detail)
 

@@ -160,16 +160,16 @@ def _patiently(act: Callable[[], T], *, wait: bool) -> T:
 
     A controller that restarts is back in minutes, and whoever waits for a sweep can wait for that.
     """
-    until_s, said = time.monotonic() + PATIENCE_S, False
+    until_s, is_printed = time.monotonic() + PATIENCE_S, False
     while True:
         try:
             return act()
         except SchedulerUnavailable as error:
             if not wait or time.monotonic() > until_s:
                 raise
-            if not said:
+            if not is_printed:
                 print(f"  {error.what}; trying again for {PATIENCE_S:.0f} s", flush=True)
-            said = True
+            is_printed = True
         time.sleep(WAIT_S)
 
 

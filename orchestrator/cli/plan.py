@@ -248,8 +248,8 @@ def _summary(plan: Plan, cell: Cell) -> str:
         if names and action is not Action.REUSE:
             parts.append(f"{action} {' '.join(names)}")
     # "Not started" is the reason of every first run and explains nothing.
-    told = [s.reason for s in steps.values() if s.action is not Action.REUSE and s.reason != NOT_STARTED]
-    return "; ".join(parts) + (f" ({one_line(told[0], 90)})" if told else "")
+    reasons = [s.reason for s in steps.values() if s.action is not Action.REUSE and s.reason != NOT_STARTED]
+    return "; ".join(parts) + (f" ({one_line(reasons[0], 90)})" if reasons else "")
 
 
 MAX_GROUPS, MAX_NOTES = 40, 12

@@ -304,7 +304,7 @@ def _print_problem(problem: str) -> None:
 
 def _stay(passes: JobPasses) -> int:
     """Submit and report until no cell of the requests can go on, and return the exit code."""
-    last, said, problem, printed_s = "", [""], "", 0.0
+    last, printed, problem, printed_s = "", [""], "", 0.0
     while passes.is_open:
         last = print_progress(passes.view, passes.cells, last)
         time.sleep(passes.pause_s)
@@ -312,8 +312,8 @@ def _stay(passes: JobPasses) -> int:
         if passes.problem and (passes.problem != problem or time.monotonic() - printed_s >= REPEAT_S):
             _print_problem(passes.problem)
             printed_s = time.monotonic()
-        elif not passes.problem and lines != said:
-            print_lines(said := lines)
+        elif not passes.problem and lines != printed:
+            print_lines(printed := lines)
         problem = passes.problem
     view, cells = passes.view, passes.cells
     print_lines(passes.finish())

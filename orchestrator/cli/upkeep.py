@@ -329,7 +329,7 @@ def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list
         (instance.digest, old.number): old.heartbeat and old.heartbeat.counter for instance, old in opened
     }
     leases = [old.claim.lease_s if old.claim else UNREADABLE_LEASE_S for _, old in opened]
-    said = False
+    is_printed = False
     while opened and not living:
         left = []
         for instance, old in opened:
@@ -348,8 +348,8 @@ def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list
                 living.append(f"{instance.stage} {instance.digest[:12]}: attempt {attempt.number}: {why}")
         opened = left
         if opened and not living:
-            if not said:
+            if not is_printed:
                 print(f"watching {counted(len(opened), 'attempt')} for up to {max(leases):.0f} s", flush=True)
-            said = True
+            is_printed = True
             time.sleep(LOOK_S)
     return living

@@ -370,19 +370,21 @@ def agreed(label: Label, config: Mapping[str, Any], *, where: str) -> Label:
     return label
 
 
-def _agree(said: Any, value: Any) -> bool:
+def _agree(label: Any, value: Any) -> bool:
     """Return whether a config's value is the one on a label.
 
     A section may have further keys, and ``1`` equals ``1.0``, since a schema may convert it.
     """
-    match said:
+    match label:
         case Mapping():
             return isinstance(value, Mapping) and all(
-                name in value and _agree(item, value[name]) for name, item in said.items()
+                name in value and _agree(item, value[name]) for name, item in label.items()
             )
         case list() | tuple():
             return (
-                isinstance(value, list | tuple) and len(said) == len(value) and all(map(_agree, said, value))
+                isinstance(value, list | tuple)
+                and len(label) == len(value)
+                and all(map(_agree, label, value))
             )
         case _:
-            return bool(said == value or (said != said and value != value))  # NaN is refused elsewhere
+            return bool(label == value or (label != label and value != value))  # NaN is refused elsewhere

@@ -35,7 +35,7 @@ from orchestrator.core.evidence import (
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import one_line, says_full
+from orchestrator.errors import means_full_disk, one_line
 
 NOT_STARTED = "not started"
 """Reason of a stage without attempts."""
@@ -350,7 +350,7 @@ NO_GATES = Gates()
 
 def is_disk_full(end: End) -> bool:
     """Return whether an attempt failed because a disk is full, or a quota is used up."""
-    return end.cause is Cause.STORAGE and says_full(end.message)
+    return end.cause is Cause.STORAGE and means_full_disk(end.message)
 
 
 def failed_end(status: StageStatus, evidence: Evidence) -> End | None:

@@ -17,7 +17,7 @@ from orchestrator.core.records import Done, End, StartRecord
 from orchestrator.core.remedies import adapted, with_shipped
 from orchestrator.core.sweep import StageInstance
 from orchestrator.entry import MARK
-from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line, says_full
+from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, means_full_disk, one_line
 from orchestrator.execution.assignment import (
     AttemptSpec,
     ChildOutcome,
@@ -226,7 +226,7 @@ class AttemptRun:
         }
         while isinstance(decision := conclude(facts), Fact):
             facts = replace(facts, **{decision: establish[decision]()})
-        is_full = decision.cause is Cause.STORAGE and says_full(decision.message)
+        is_full = decision.cause is Cause.STORAGE and means_full_disk(decision.message)
         if is_full and decision.exception != UNREAD and self._recorded is not None:
             # Nobody goes on from these, and the record of the end needs space too.
             for name in (layout.OUTPUT, layout.SCRATCH):

@@ -84,14 +84,14 @@ class ReceivedSignals:
 
     Args:
         on_term: called at SIGTERM, unless a library replaced our handler.
-        is_told: whether a stop is known from another source, such as the worker's pipe. A library such as
-            asyncio replaces our pipe, and our handler for a time. Where the pipe was replaced, this decides
-            whether SIGTERM was received: rather is finished work released than unfinished work done.
+        is_announced: whether a stop is known from another source, such as the worker's pipe. A library such
+            as asyncio replaces our pipe, and our handler for a time. Where the pipe was replaced, this
+            decides whether SIGTERM was received: rather is finished work released than unfinished work done.
     """
 
-    def __init__(self, on_term: Callable[[], None], is_told: Callable[[], bool] | None = None) -> None:
+    def __init__(self, on_term: Callable[[], None], is_announced: Callable[[], bool] | None = None) -> None:
         self._on_term = on_term
-        self._is_told = is_told
+        self._is_announced = is_announced
         self._reader, self._writer = os.pipe()
         for handle in (self._reader, self._writer):
             os.set_blocking(handle, False)
@@ -115,7 +115,7 @@ class ReceivedSignals:
         except BlockingIOError:
             pass
         may_be_lost = number == signal.SIGTERM and number not in self._numbers
-        if may_be_lost and self._is_told and self._take_back_wakeup() and await_news(self._is_told):
+        if may_be_lost and self._is_announced and self._take_back_wakeup() and await_news(self._is_announced):
             self._numbers.add(signal.SIGTERM)
         return number in self._numbers
 

@@ -336,8 +336,8 @@ class Worker:
         self._learn(claimed, run, end, attempts)
         if end.outcome == "succeeded":
             self._retain(claimable)
-        said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
-        self._say(f"{claimable.cell.id} {instance.name}: {said}")
+        outcome = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
+        self._say(f"{claimable.cell.id} {instance.name}: {outcome}")
         return True
 
     def _learn(self, claimed: ClaimedAttempt, run: AttemptRun, end: End, earlier: Sequence[Attempt]) -> None:

@@ -24,7 +24,7 @@ from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import ComposedSweep, preload
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError, says_full
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError, means_full_disk
 from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
 from orchestrator.execution.supervision import ForkedChildren
@@ -312,20 +312,20 @@ def _store_problem(
     While the disk is full, a worker of this machine waits. One in a job leaves, since it holds what others
     could use; that is no fault of its node.
     """
-    until_s, said = time.monotonic() + order.settings.store.outage_s, False
+    until_s, is_printed = time.monotonic() + order.settings.store.outage_s, False
     while True:
         try:
             ledger.prove_writable()
         except SweepError as error:
-            if not (is_full := says_full(error.what)) and not isinstance(error, UserError):
+            if not (is_full := means_full_disk(error.what)) and not isinstance(error, UserError):
                 raise
             if is_full and order.job is not None:
                 return _Problem(error.what, InfrastructureError.exit_code)
             if not is_full or ending.why() or time.monotonic() > until_s:
                 return _Problem(error.what, REFUSED)
-            if not said:
+            if not is_printed:
                 say(f"{error.what}: waiting for space")
-            said = True
+            is_printed = True
             time.sleep(OUTAGE_POLL_S)
         else:
             return None

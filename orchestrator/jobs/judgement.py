@@ -135,8 +135,8 @@ class SubmissionState(NamedTuple):
     @property
     def heard_at(self) -> str:
         """Time of the last proof that the job exists, from the scheduler or the driver; "" for none."""
-        told = [self.accepted.at] if self.accepted else []
-        return max([*told, *([self.driver.at] if self.driver else [])], default="")
+        times = [self.accepted.at] if self.accepted else []
+        return max([*times, *([self.driver.at] if self.driver else [])], default="")
 
     @property
     def open_tasks(self) -> list[int]:

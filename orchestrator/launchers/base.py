@@ -146,7 +146,7 @@ class SubmitOutcome(NamedTuple):
 
     verdict: Verdict
     job: str = ""
-    said: str = ""
+    message: str = ""
 
 
 class Limits(NamedTuple):

@@ -18,7 +18,7 @@ import msgspec
 
 from orchestrator.errors import UserError, nearest
 from orchestrator.reporting import About, Curve, Fragment
-from orchestrator.reports import general_figures, held, page
+from orchestrator.reports import general_figures, page
 from orchestrator.reports.page import Table
 from orchestrator.reports.style import save, styled
 from orchestrator.results import (
@@ -307,15 +307,15 @@ def _subtitle(about: About | None) -> str:
 
 def _status(numbers: Numbers, about: About | None) -> list[str]:
     """Return the paragraphs about the state of the sweep: cells by state, hosts and notes."""
-    said = []
+    lines = []
     if about is not None:
         counts = ", ".join(f"{number} {state}" for state, number in numbers.states.items())
-        said.append(f"{len(about.cells)} cell{'' if len(about.cells) == 1 else 's'}: {counts}.")
+        lines.append(f"{len(about.cells)} cell{'' if len(about.cells) == 1 else 's'}: {counts}.")
         if not numbers.cells:
-            said.append("No cell has returned a result row.")
+            lines.append("No cell has returned a result row.")
         if about.hosts:
-            said.append(f"Made on {', '.join(about.hosts)}.")
-    return [*said, *numbers.notes]
+            lines.append(f"Made on {', '.join(about.hosts)}.")
+    return [*lines, *numbers.notes]
 
 
 def _page(
@@ -337,7 +337,7 @@ def _page(
         for kind in (figures.plots, figures.curves)
     )
     fewer_plots, fewer_curves = (
-        [said] if said else [] for said in (figures.fewer_plots, figures.fewer_curves)
+        [text] if text else [] for text in (figures.fewer_plots, figures.fewer_curves)
     )
     nothing = "Nothing is done yet."
     sections = [
@@ -365,7 +365,7 @@ def _cost_section(about: About | None) -> page.Section:
         "cost",
         "What it cost",
         [each.summary for each in facts],
-        held.tables(facts),
+        page.held_tables(facts),
         empty="No worker has held anything yet." if about else "A table does not show what it cost.",
     )
 
@@ -373,11 +373,11 @@ def _cost_section(about: About | None) -> page.Section:
 def _markdown(numbers: Numbers, about: About | None, figures: general_figures.Figures) -> str:
     """Return the report as Markdown, which refers to the PNG files beside it."""
     tables = [cells_table(numbers), groups_table(numbers), failures_table(numbers)]
-    tables += [*held.tables(about.held if about else ()), _launches_table(about)]
+    tables += [*page.held_tables(about.held if about else ()), _launches_table(about)]
     pictures = [(each.title, f"{each.key}.png", each.caption) for each in (*figures.plots, *figures.curves)]
-    said = [_subtitle(about), *_status(numbers, about)]
-    said += filter(None, [figures.fewer_plots, figures.fewer_curves])
-    return page.page(_title(about), said, tables, pictures)
+    lines = [_subtitle(about), *_status(numbers, about)]
+    lines += filter(None, [figures.fewer_plots, figures.fewer_curves])
+    return page.page(_title(about), lines, tables, pictures)
 
 
 def _write_csv(numbers: Numbers, path: Path) -> None:

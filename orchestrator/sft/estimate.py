@@ -22,8 +22,8 @@ from orchestrator.sft.memory import (
     Decoder,
     Fit,
     generation_gib,
+    in_words,
     reserve_gib,
-    told,
 )
 from orchestrator.sft.speed import (
     COPY_MARGIN,
@@ -302,7 +302,7 @@ def evaluate(
             f"{cell['model']['name']} does not fit one device to generate: {sum(terms.values()):.1f} GiB are"
             f" needed, {hardware.device} has {hardware.memory_gib:.1f} GiB",
             where=f"with evaluation.batch_size={cell['evaluation']['batch_size']}",
-            allowed=told(terms),
+            allowed=in_words(terms),
             fix="evaluation.batch_size=16, for all cells that are compared, or another device",
         )
     speed = speed_of(cell, measured, costs)

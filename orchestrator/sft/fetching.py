@@ -335,9 +335,9 @@ def _tokenizer(name: str) -> tokenizers.Tokenizer:
             )
             tokenizer = loaded.backend_tokenizer
     except Exception as error:  # noqa: BLE001 - the libraries raise errors of many classes
-        said = str(error).strip().split("\n")[0]
+        message = str(error).strip().split("\n")[0]
         raise UserError(
-            f"no tokenizer {name!r}: {said}",
+            f"no tokenizer {name!r}: {message}",
             allowed=KINDS,
         ) from None
     tokenizer.no_truncation()

@@ -281,7 +281,7 @@ def generation_gib(model: Decoder, evaluation: Mapping[str, Any], item_tokens: f
     return {"weights": value_bytes * model.num_parameters / GIB, "cache": cache / GIB}
 
 
-def told(terms: Mapping[str, float]) -> str:
+def in_words(terms: Mapping[str, float]) -> str:
     """Return the terms of memory as a text, the largest first."""
     parts = sorted(terms.items(), key=lambda term: -term[1])
     return " + ".join(f"{name} {gib:.1f}" for name, gib in parts if gib >= 0.05) + " GiB"

@@ -36,8 +36,8 @@ from orchestrator.sft.memory import (
     Fit,
     Load,
     Recompute,
+    in_words,
     terms_gib,
-    told,
     widest_pack,
 )
 
@@ -248,7 +248,7 @@ def placed_on(cell: Mapping[str, Any], model: Decoder, hardware: Hardware) -> Fi
         f"{cell['model']['name']} does not fit on {place}: {total_gib:.1f} GiB are needed,"
         f" {hardware.memory_gib:.1f} GiB are there" + ("" if load.on_cpu else " on each"),
         where=f"training with a micro-batch of {size} and rows of {load.row_tokens:,} tokens",
-        allowed=told(terms),
+        allowed=in_words(terms),
         fix=f"{smaller}more or larger devices",
     )
 

@@ -211,8 +211,8 @@ class Invariants:
         if void.kind != "damaged" or done is None:
             return
         folder = f"payload/{done.stage}/{done.digest}/{done.attempt}/output"
-        said = self._retired((done.stage, done.digest), done.generation)
-        left = [file for file in done.files if file.path not in said]
+        retired = self._retired((done.stage, done.digest), done.generation)
+        left = [file for file in done.files if file.path not in retired]
         if all(self._is_durable(f"{folder}/{file.path}", file) for file in left):
             raise RuleBroken(7, f"{key} voids a whole product: {void.reason}")
 

@@ -296,7 +296,7 @@ def wait_out(act: Callable[[], T], answers: Callable[[], object], outage: Outage
         OSError: The error is not transient, concerns one folder only, or lasted longer than the limit.
         InfrastructureError: The same, as raised by an operation that retries itself.
     """
-    start_s, said, again = time.monotonic(), False, False
+    start_s, is_reported, again = time.monotonic(), False, False
     while True:
         try:
             result = act()
@@ -307,10 +307,10 @@ def wait_out(act: Callable[[], T], answers: Callable[[], object], outage: Outage
             if _fails(answers):
                 again = False
                 # Short hiccups are common on network file systems, and are not reported.
-                if not said and waited_s >= SAY_S:
+                if not is_reported and waited_s >= SAY_S:
                     up_to = f"waiting for up to {outage.limit_s:.0f} s"
                     outage.notify(f"the store does not answer ({error_line(error)}): {up_to}")
-                    said = True
+                    is_reported = True
             # The store answers, so the error belongs to one folder. Two in a row are final.
             elif again:
                 raise
@@ -318,7 +318,7 @@ def wait_out(act: Callable[[], T], answers: Callable[[], object], outage: Outage
                 again = True
             time.sleep(AGAIN_S if waited_s < SAY_S else POLL_S)
             continue
-        if said:
+        if is_reported:
             outage.notify(f"the store answers again after {time.monotonic() - start_s:.0f} s")
         return result
 

@@ -103,7 +103,7 @@ TRIES = 4
 
 PULSE_S = 0.5
 _START_S = 20.0  # covers the start of Python on a busy machine
-_DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT}
+_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT}
 
 
 class BrokerLost(OSError):
@@ -259,7 +259,7 @@ class Connection:
         self.close()
         package = str(Path(orchestrator.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
             self._process = subprocess.Popen(
                 # With -P, a file in the working folder cannot shadow a module of the library.

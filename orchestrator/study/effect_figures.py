@@ -42,7 +42,7 @@ def figure3(numbers: NumbersSection) -> style.Drawing | None:
                    label="published median")
         )  # fmt: skip
     style.legend(figure, handles, longest=24)
-    said = [
+    sentences = [
         f"{task_name(task)} {SETTINGS[key]}: {number(entry.median_points, sign=True)} points"
         for task, medians in tasks.items()
         for key, entry in medians.items()
@@ -54,7 +54,7 @@ def figure3(numbers: NumbersSection) -> style.Drawing | None:
         " in English itself, in the added language x (direct exposure), and in the other evaluation languages"
         " (cross-lingual transfer). n is the number of comparisons; lines are 95 % percentile bootstrap"
         " intervals of the median.",
-        f"Medians and intervals: {listed(said)}.",
+        f"Medians and intervals: {listed(sentences)}.",
         figure,
     )
 

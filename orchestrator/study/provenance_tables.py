@@ -104,8 +104,8 @@ def retries(report: Report) -> Table:
 
 def _attempt(attempt: AttemptFacts) -> str:
     why = f" ({attempt.why})" if attempt.why else ""
-    said = f": {attempt.message}" if attempt.message and attempt.outcome != "succeeded" else ""
-    return f"{attempt.number} {attempt.outcome}{why}{said}"
+    message = f": {attempt.message}" if attempt.message and attempt.outcome != "succeeded" else ""
+    return f"{attempt.number} {attempt.outcome}{why}{message}"
 
 
 def hours(report: Report) -> Table:
@@ -165,29 +165,29 @@ def _packages(entry: LaunchFacts) -> str:
 def headline(report: Report) -> list[str]:
     """Return a few sentences about what was run and how far it is."""
     state, sweep = report.status, report.sweep
-    said = []
+    sentences = []
     if sweep.description:
-        said.append(sweep.description.rstrip(".") + ".")
+        sentences.append(sweep.description.rstrip(".") + ".")
     if not state.num_cells:
-        said.append("The table holds no results.")
-        return said
+        sentences.append("The table holds no results.")
+        return sentences
     if not state.num_rows:
         cells = counted(state.num_cells, "cell")
-        said.append(f"Nothing is done yet: 0 of {cells}, so there are no results to show.")
-        return said
+        sentences.append(f"Nothing is done yet: 0 of {cells}, so there are no results to show.")
+        return sentences
     others = ", ".join(
         f"{num:,} {_STATES.get(name, name)}" for name, num in state.states.items() if name != "done"
     )
     whole = "All" if state.num_done == state.num_cells else f"{state.num_done:,} of"
-    said.append(
+    sentences.append(
         f"{whole} {counted(state.num_cells, 'cell')} {_are(state.num_done)} done"
         + (f"; {others}." if others else ".")
     )
-    said.append(f"Results: {counted(state.num_rows, 'row')} of a cell and evaluation language.")
+    sentences.append(f"Results: {counted(state.num_rows, 'row')} of a cell and evaluation language.")
     verdicts = [entry.verdict for entry in report.numbers.verdicts]
     counts = [f"{verdicts.count(name)} {_VERBS.get(name, name)}" for name in dict.fromkeys(verdicts)]
-    said.append(f"Of {len(verdicts)} published numbers: {', '.join(counts)}.")
-    return said
+    sentences.append(f"Of {len(verdicts)} published numbers: {', '.join(counts)}.")
+    return sentences
 
 
 def _are(num: int) -> str:

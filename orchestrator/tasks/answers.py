@@ -114,7 +114,7 @@ def extract(text: str, language: str, *, truncated: bool = False) -> Decimal | N
         start, number, _ = announced[0]
         return (
             -number.magnitude
-            if _is_said_negative(text, start, number, language)
+            if _is_negative_in_words(text, start, number, language)
             else number.value(after=start)
         )
     return (_last(text, numbers) if boxed is None else _evaluated(text, numbers, boxed)[0]).value()
@@ -187,7 +187,7 @@ def _is_doubtful(text: str, announced: Sequence[_Announced], *, truncated: bool)
     return truncated or any(other != written and other.startswith(written) for other in earlier)
 
 
-def _is_said_negative(text: str, start: int, number: Number, language: str) -> bool:
+def _is_negative_in_words(text: str, start: int, number: Number, language: str) -> bool:
     """Return whether a word for minus stands between an announcement and its number."""
     words = "|".join(dict.fromkeys((MINUS.get(language, MINUS["en"]), MINUS["en"])))
     between = text[start : number.start][:MAX_MARKS]
@@ -310,7 +310,7 @@ _SHARE = re.compile(
     re.IGNORECASE,
 )
 _EQUALS = re.compile(rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}[=≈]{_SIGNS}{{0,4}}")
-_SAID_EQUALS = re.compile(
+_EQUALS_IN_WORDS = re.compile(
     rf"{_SIGNS}{{0,4}}(?:{PERCENT})?\s{{0,2}}(?:{EQUALS}){_SIGNS}{{0,4}}", re.IGNORECASE
 )
 _MAX_GAP = 90
@@ -332,7 +332,7 @@ def _evaluated(text: str, numbers: list[Number], index: int) -> tuple[Number, in
         if len(gap) > _MAX_GAP:
             at -= 1
             break
-        if at - 1 > index and (_EQUALS.fullmatch(gap) or (is_share and _SAID_EQUALS.fullmatch(gap))):
+        if at - 1 > index and (_EQUALS.fullmatch(gap) or (is_share and _EQUALS_IN_WORDS.fullmatch(gap))):
             result, is_share = at, False
         elif _SHARE.fullmatch(gap):
             is_share = True

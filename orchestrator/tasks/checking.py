@@ -365,12 +365,12 @@ def missing_ids(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Iterato
             yield _problem("misaligned", "ids of other languages that are not here", split, language, missing)
 
 
-_SAID = re.compile(r"[\W_]+")
+_NOT_LETTERS = re.compile(r"[\W_]+")
 
 
 def normal_text(text: str) -> str:
     """Return a text without case, spaces and punctuation, to find the same text elsewhere."""
-    return _SAID.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return _NOT_LETTERS.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 def overlaps(table: Table) -> Iterator[Problem]:

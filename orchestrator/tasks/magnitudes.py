@@ -238,7 +238,7 @@ _THOUSAND = 1000
 
 
 def total(
-    first: Decimal, factor: Decimal, second: Decimal, language: str, *, is_scaled: bool, is_said: bool
+    first: Decimal, factor: Decimal, second: Decimal, language: str, *, is_scaled: bool, is_worded: bool
 ) -> Decimal | None:
     """Return the sum that two adjacent numbers form, or None if they are two separate numbers.
 
@@ -267,4 +267,4 @@ def total(
     if language == "zh":  # a single digit counts the next lower magnitude
         return first + (second * factor / 10 if 0 < second < 10 else second)
     is_next = second * 10 >= factor or (second >= 10 and factor <= _THOUSAND)  # 3 mil 20, not 2 million 500
-    return first + second if is_said or is_next else None
+    return first + second if is_worded or is_next else None

@@ -204,9 +204,9 @@ def _joined(
     is_scaled = factor is not None
     if not magnitudes.may_join(text, first.end, second.start, language, is_scaled=is_scaled):
         return None
-    is_said = second.start - first.end > 2
+    is_worded = second.start - first.end > 2
     whole = magnitudes.total(
-        first.magnitude, open_factor, second.magnitude, language, is_scaled=is_scaled, is_said=is_said
+        first.magnitude, open_factor, second.magnitude, language, is_scaled=is_scaled, is_worded=is_worded
     )
     if whole is None and factor and factor > open_factor and "," not in text[first.end : second.start]:
         rest = second.magnitude / factor  # 3千5百万, 2 hundred 50 thousand: the last word multiplies both

@@ -53,9 +53,9 @@ class SweepCommand:
         env = self.env or {**os.environ, "SWEEP_STORE": str(self.store)}
         code_of, out, err = self.run(words, env, timeout_s)
         assert "Traceback" not in err, err
-        said = out + err
-        assert code is None or code_of == code, f"exit {code_of}\n{said}"
-        return said
+        output = out + err
+        assert code is None or code_of == code, f"exit {code_of}\n{output}"
+        return output
 
     def run(self, words: tuple[str, ...], env: Mapping[str, str], timeout_s: float) -> tuple[int, str, str]:
         """Run a verb in a process, and return its exit code and both streams."""

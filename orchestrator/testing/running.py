@@ -123,8 +123,13 @@ class LauncherContract:
     def test_a_gate_runs_once_for_its_cells_and_blocks_these_alone(self, on: SweepCommand) -> None:
         (on.folder / "gated.yaml").write_text(GATED)
         (on.folder / "gated.py").write_text(GATED_MODULE)
-        said = self.launch(on, "gated.yaml", code=1)
-        assert "2 done" in said and "2 blocked" in said and "check[bad]" in said and "rehearsed on " in said
+        output = self.launch(on, "gated.yaml", code=1)
+        assert (
+            "2 done" in output
+            and "2 blocked" in output
+            and "check[bad]" in output
+            and "rehearsed on " in output
+        )
         stages = sorted(claim["folder"].parts[-3] for claim in records(on.store, "claim.json"))
         assert stages == ["check", "check", "own", "own"]
         cells = on.json("status", "gated")["cells"]
@@ -140,8 +145,8 @@ class LauncherContract:
     def test_a_failure_is_named_by_its_cause_and_rerun_runs_what_failed_alone(self, on: SweepCommand) -> None:
         name = self.write(on)
         fail = "count.fail={how: data, step: 12, attempts: 1}"
-        said = self.launch(on, name, fail, "--only", "seed=1,2", code=1)
-        assert "failed by data: 2 stages" in said
+        output = self.launch(on, name, fail, "--only", "seed=1,2", code=1)
+        assert "failed by data: 2 stages" in output
         self.launch(on, name, "--only", "seed=0,3", code=0)
         assert on.json("status", "jobs")["counts"] == {"done": 2, "failed": 2}
         waits = [word for word in self.words if word.startswith("--")]
@@ -150,8 +155,8 @@ class LauncherContract:
 
     def test_a_killed_worker_loses_nothing(self, on: SweepCommand) -> None:
         name = self.write(on)
-        said: list[Any] = []
-        launch = threading.Thread(target=lambda: said.append(self.launch(on, name, "count.step_s=0.2")))
+        output: list[Any] = []
+        launch = threading.Thread(target=lambda: output.append(self.launch(on, name, "count.step_s=0.2")))
         launch.start()
         try:
             wait_for(lambda: checkpoints(on.store), timeout_s=90)
@@ -160,16 +165,16 @@ class LauncherContract:
             os.kill(claim["owner"]["process"]["pid"], signal.SIGKILL)
         finally:
             launch.join(240)
-        assert said and "4 done" in said[0]
+        assert output and "4 done" in output[0]
         self.assert_done_once(on)
 
     def test_a_cancel_stops_cells_with_a_checkpoint_until_they_are_launched_again(
         self, on: SweepCommand
     ) -> None:
         name = self.write(on)
-        said: list[Any] = []
+        output: list[Any] = []
         launch = threading.Thread(
-            target=lambda: said.append(self.launch(on, name, "count.step_s=0.5", code=1))
+            target=lambda: output.append(self.launch(on, name, "count.step_s=0.5", code=1))
         )
         launch.start()
         try:
@@ -177,7 +182,7 @@ class LauncherContract:
             assert "cancelled 4 cells" in on("cancel", "jobs")
         finally:
             launch.join(240)
-        assert said and "4 cancelled" in said[0]
+        assert output and "4 cancelled" in output[0]
         assert {(end["outcome"], end["why"]) for end in records(on.store, "end.json")} == {
             ("released", "cancelled")
         }

@@ -256,11 +256,11 @@ def _answer(address: str, message: Mapping[str, Any]) -> Sent:
             code = response.status_code
             if 200 <= code < 300:  # it is delivered, whatever becomes of the rest of the answer
                 return Sent("delivered", f"HTTP {code}")
-            said = ""
+            body = ""
             with contextlib.suppress(httpx.HTTPError):
-                said = next(response.iter_bytes(MAX_DETAIL), b"").decode(errors="replace")
+                body = next(response.iter_bytes(MAX_DETAIL), b"").decode(errors="replace")
             pause_s = retry_after_s(response.headers.get("Retry-After", ""))
-            return Sent("refused", f"HTTP {code} {said}".strip(), pause_s)
+            return Sent("refused", f"HTTP {code} {body}".strip(), pause_s)
     except (
         httpx.ConnectError,
         httpx.ConnectTimeout,
@@ -316,8 +316,8 @@ def _run(
             outcome, how = "unclear", f"killed after {SEND_S:.0f} s"
         output.seek(0)
         lines = output.read(1 << 16).decode(errors="replace").strip().splitlines()
-    said = f"{how}: {lines[-1]}" if lines and outcome != "delivered" else how
-    return Sent(outcome, without_address(said, addresses))
+    detail = f"{how}: {lines[-1]}" if lines and outcome != "delivered" else how
+    return Sent(outcome, without_address(detail, addresses))
 
 
 # Apprise, in a process of its own: it runs the code of many services.

@@ -278,10 +278,10 @@ class WandbRun:
 
 def mode_of(environment: Mapping[str, str]) -> str:
     """Return ``online`` or ``offline``: as WANDB_MODE demands, else by whether W&B has a key to use."""
-    said = environment.get("WANDB_MODE", "").strip().lower()
-    if said in ("online", "offline"):
-        return said
-    return "online" if said not in ("disabled", "dryrun") and has_key(environment) else "offline"
+    mode = environment.get("WANDB_MODE", "").strip().lower()
+    if mode in ("online", "offline"):
+        return mode
+    return "online" if mode not in ("disabled", "dryrun") and has_key(environment) else "offline"
 
 
 def has_key(environment: Mapping[str, str]) -> bool:

@@ -146,7 +146,7 @@ def test_a_redirect_is_refused_with_the_address_to_use_and_nothing_is_submitted(
     assert f"redirects to {real.address}{prefix}: use that" in refused.value.what
     assert refused.value.fix == f"launcher.address={real.address}{prefix}"
     outcome = submit(server.address)
-    assert outcome.verdict is Verdict.REFUSED and f"{real.address}{prefix}: use that" in outcome.said
+    assert outcome.verdict is Verdict.REFUSED and f"{real.address}{prefix}: use that" in outcome.message
     told = RayScheduler(server.address).jobs(["s.1"])
     assert f"redirects to {real.address}{prefix}: use that" in told.problem and not told.complete
     assert not real.asked  # nor was a token sent there

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.errors import UserError
 from orchestrator.jobs.records import Resources
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
-from orchestrator.launchers.slurm.options import unexpanded, unheeded
+from orchestrator.launchers.slurm.options import ignored_variables, unexpanded
 from orchestrator.launchers.slurm.query import environment
 from orchestrator.launchers.slurm.script import script
 from orchestrator.launchers.slurm.settings import cluster_profile
@@ -181,7 +181,7 @@ def test_a_variable_that_sbatch_would_read_is_told_with_the_setting_that_takes_i
         "SBATCH_MEM_PER_CPU": "1G",
         "SBATCH_OUTPUT": "x",
     }
-    notes = "\n".join(unheeded(mine, cluster_profile({})))
+    notes = "\n".join(ignored_variables(mine, cluster_profile({})))
     for setting in (
         "cluster.account=x",
         "+cluster.sbatch.clusters=far",
@@ -190,9 +190,9 @@ def test_a_variable_that_sbatch_would_read_is_told_with_the_setting_that_takes_i
         "cluster.logs",
     ):
         assert setting in notes
-    assert not unheeded({"SBATCH_ACCOUNT": "x"}, cluster_profile({"account": "y"}))
-    assert not unheeded({"SBATCH_PARTITION": "x"}, cluster_profile({"sbatch": {"p": "y"}}))
-    assert not unheeded(
+    assert not ignored_variables({"SBATCH_ACCOUNT": "x"}, cluster_profile({"account": "y"}))
+    assert not ignored_variables({"SBATCH_PARTITION": "x"}, cluster_profile({"sbatch": {"p": "y"}}))
+    assert not ignored_variables(
         {"SLURM_JOB_ID": "1", "SLURM_GPUS_PER_NODE": "2", "PATH": "/bin"}, cluster_profile({})
     )
 
@@ -202,7 +202,7 @@ def test_a_variable_that_sbatch_would_read_is_told_with_the_setting_that_takes_i
     VARIABLES.split(),
 )
 def test_what_a_note_on_a_variable_of_sbatch_says_to_set_is_taken(name):
-    notes = unheeded({f"SBATCH_{name}": "x"}, cluster_profile({}))
+    notes = ignored_variables({f"SBATCH_{name}": "x"}, cluster_profile({}))
     if name == "DEBUG":  # changes what sbatch prints
         assert not notes
     elif match := re.search(r"\+cluster\.sbatch\.([\w-]+)=(\w+)", notes[0]):
@@ -384,3 +384,10 @@ def test_paths_with_odd_characters_are_passed_on(tmp_path, name):
 def test_paths_that_slurm_cannot_pass_on_are_refused_with_the_reason(name, words):
     with pytest.raises(UserError, match=words):
         text_of({}, Path("/work") / name)
+
+
+@pytest.mark.parametrize("line", ["#SBATCH --mem=1", "  #SBATCH hetjob"])
+def test_an_option_of_sbatch_among_the_setup_lines_is_refused_as_it_would_be_a_comment(line: str) -> None:
+    with pytest.raises(UserError, match=r"cluster\.setup: '#SBATCH .* would have no effect"):
+        cluster_profile({"setup": ["module load cuda", line]})
+    cluster_profile({"setup": ["module load cuda", "# SBATCH options are elsewhere"]})

@@ -83,10 +83,10 @@ class ClusterPlay(Play):
         try:
             self.asked()
         except InfrastructureError as error:
-            return SubmitOutcome(Verdict.UNREACHED, said=error.what)
+            return SubmitOutcome(Verdict.UNREACHED, message=error.what)
         is_unclear, self._is_unclear = self._is_unclear, False
         if is_unclear and self.world.random.random() < 0.5:
-            return SubmitOutcome(Verdict.UNCLEAR, said="no answer")
+            return SubmitOutcome(Verdict.UNCLEAR, message="no answer")
         number = str(100 + len({task.number for task in self.tasks}))
         for index, cells in enumerate(submission.tasks):
             if (submission.number, index) not in self._closed:  # else it will claim nothing
@@ -97,7 +97,7 @@ class ClusterPlay(Play):
             self.world.after(0.5 + 4 * self.world.random.random(), functools.partial(self._start, task, 0))
         self.world.step("scheduler", f"accepted {number}")
         if is_unclear:
-            return SubmitOutcome(Verdict.UNCLEAR, said="no answer")
+            return SubmitOutcome(Verdict.UNCLEAR, message="no answer")
         return SubmitOutcome(Verdict.ACCEPTED, job=number)
 
     def _check_single(self, submission: Submission, cells: Sequence[str]) -> None:

@@ -115,7 +115,7 @@ class RayRequestPlay(RequestPlay, RayPlay):
         try:
             self.asked()
         except InfrastructureError as error:
-            return SubmitOutcome(Verdict.UNREACHED, said=error.what)
+            return SubmitOutcome(Verdict.UNREACHED, message=error.what)
         self.rules.check_given(submission.tasks[0], f"submission {submission.number}")
         self._num_submissions += 1
         self.words[f"job{submission.number}"] = "PENDING"

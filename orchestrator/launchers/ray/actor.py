@@ -113,20 +113,20 @@ class Slot:
         # this actor keeps the writing end, which no child inherits
         lifeline, mine = os.pipe()
         with tempfile.TemporaryFile() as log:
-            told = _start(argv, {**os.environ, **environment}, folder, lifeline, log)
+            replies = _start(argv, {**os.environ, **environment}, folder, lifeline, log)
             os.close(lifeline)
             try:
-                self._pid = int(told.readline())
+                self._pid = int(replies.readline())
                 # a stop can arrive before the worker has a process id
                 if self._asked:
                     self.stop()
-                code = told.readline()
+                code = replies.readline()
             finally:
                 self._pid = None
                 os.close(mine)
             log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
-            said = log.read().decode(errors="replace")
-        return {"code": int(code) if code else None, "said": said}
+            output = log.read().decode(errors="replace")
+        return {"code": int(code) if code else None, "output": output}
 
     def stop(self) -> None:
         """Stop the worker: it saves a checkpoint and ends."""

@@ -46,7 +46,7 @@ class _Worker:
         self.run = run
         self.where_ref = actor.where.remote()
         self.node = self.address = ""
-        self.is_told_to_stop = False
+        self.is_stopping = False
 
 
 class Pool:
@@ -136,8 +136,8 @@ class Pool:
         for worker in list(self._workers.values()):
             if not worker.node:
                 self.drop(worker.slot)
-            elif not worker.is_told_to_stop and chosen(worker.node):
-                worker.is_told_to_stop = True
+            elif not worker.is_stopping and chosen(worker.node):
+                worker.is_stopping = True
                 worker.actor.stop.remote()
 
     def wait(self, timeout_s: float) -> Iterator[Ended]:
@@ -164,7 +164,7 @@ class Pool:
         """Forget a worker that has ended, and return how it did."""
         del self._workers[worker.slot]
         try:
-            told = ray.get(worker.run, timeout=10)
+            ended = ray.get(worker.run, timeout=10)
         except (RayError, GetTimeoutError) as error:
             ray.kill(worker.actor)  # the actor may live and only be out of reach
             why = " ".join(str(error).split())
@@ -179,7 +179,7 @@ class Pool:
             )
         ray.kill(worker.actor)
         return Ended(
-            worker.slot, worker.node, worker.address, told["code"], told["said"], worker.is_told_to_stop
+            worker.slot, worker.node, worker.address, ended["code"], ended["output"], worker.is_stopping
         )
 
     def leave_draining(self) -> list[str]:
@@ -190,7 +190,7 @@ class Pool:
         self._drained_s = now_s
         self._draining = draining()
         leaving = [
-            w.address for w in self._workers.values() if w.node in self._draining and not w.is_told_to_stop
+            w.address for w in self._workers.values() if w.node in self._draining and not w.is_stopping
         ]
         self.stop(lambda node: node in self._draining) if leaving else None
         return leaving
@@ -291,10 +291,10 @@ def draining() -> frozenset[str]:
     Ray has no public name for this; its own Train and Serve use the same call.
     """
     try:
-        told = ray._private.worker.global_worker.gcs_client.get_draining_nodes()
+        nodes = ray._private.worker.global_worker.gcs_client.get_draining_nodes()
     except Exception:  # noqa: BLE001 - private API: if it fails, nodes go without notice
         return frozenset()
-    return frozenset(node if isinstance(node, str) else node.hex() for node in told)
+    return frozenset(node if isinstance(node, str) else node.hex() for node in nodes)
 
 
 def _cause(error: Exception, going: Collection[str], node: str) -> Cause:

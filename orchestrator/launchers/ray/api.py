@@ -215,12 +215,12 @@ class Api:
             AccessDenied: it does not accept the token, or requires one.
             InfrastructureError: it is no success, or something else, such as a login page.
         """
-        said = f"{reply.status} {' '.join(str(reply.data).split())[:200]}"
+        answer = f"{reply.status} {' '.join(str(reply.data).split())[:200]}"
         if reply.status == 200:
             try:
                 return msgspec.convert(reply.data, kind)
             except msgspec.ValidationError as error:
-                said = f"{error}: {said}"
+                answer = f"{error}: {answer}"
         # a proxy may answer with the page of a login, and with success
         is_login = reply.status in (401, 403) or (reply.status == 200 and isinstance(reply.data, str))
         fix = LOGIN if is_login else ""
@@ -228,7 +228,7 @@ class Api:
         kind_of_error = SchedulerUnavailable if reply.status >= 500 else InfrastructureError
         if reply.status in (401, 403):
             kind_of_error = AccessDenied
-        raise kind_of_error(f"{self.address}{path} is no Ray dashboard for us: {said}", fix=fix)
+        raise kind_of_error(f"{self.address}{path} is no Ray dashboard for us: {answer}", fix=fix)
 
     def version(self) -> str:
         """Return the version of the cluster's Ray.

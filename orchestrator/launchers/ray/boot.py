@@ -189,8 +189,8 @@ def _ask(api: Api, settings: RaySettings, questions: list[Any]) -> dict[str, Any
         job, logs = _ran(api, _submitted(api, shlex.join(words)))
         mark = MARK + nonce
         if lines := [line.removeprefix(mark) for line in logs.splitlines() if line.startswith(mark)]:
-            said: dict[str, Any] = json.loads(lines[-1])
-            return said
+            found: dict[str, Any] = json.loads(lines[-1])
+            return found
         if not (left and _was_killed(job)):
             break
     raise InfrastructureError(

@@ -294,20 +294,20 @@ class RayDriver:
 
     def _take(self, ended: Ended, busy: Collection[int]) -> None:
         """Record how a worker ended; `busy` are the slots whose attempts have no end."""
-        said, num_claims = ended.last_words()
+        message, num_claims = ended.last_words()
         if num_claims:
             self._failures.claimed.add(ended.slot)
         claimed = ended.slot in self._failures.claimed
         name = f"worker {ended.slot} on {ended.address or 'no node'}"
-        if ended.code in _WELL or (ended.told and not claimed):  # stopped before it could work
+        if ended.code in _WELL or (ended.was_stopped and not claimed):  # stopped before it could work
             self._failures.end_well(ended.node)
             return
         if ended.code is None:
-            why = f"{name} was lost: {said or 'the process that kept it was killed'}"
+            why = f"{name} was lost: {message or 'the process that kept it was killed'}"
             self._losses.doubt(ended.slot, ended.node, ended.cause, why)
         else:
             how = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with code {ended.code}"
-            why = f"{name} {how}: {said}".rstrip(": ")
+            why = f"{name} {how}: {message}".rstrip(": ")
             if ended.slot in busy:
                 self._losses.add(ended.slot, ended.cause, why)
         # the end of a node is no failure of its workers; Ray may notice it later than the driver

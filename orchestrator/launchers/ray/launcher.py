@@ -257,19 +257,21 @@ class RayLauncher:
         try:
             reply = Api(self._cluster).submit(json.loads(text))
         except Redirected as error:
-            return SubmitOutcome(Verdict.REFUSED, said=f"{error.what}; {error.fix}")
+            return SubmitOutcome(Verdict.REFUSED, message=f"{error.what}; {error.fix}")
         except Untrusted as error:  # it stays so until somebody acts
-            return SubmitOutcome(Verdict.REFUSED, said=str(error))
+            return SubmitOutcome(Verdict.REFUSED, message=str(error))
         except Unreached as error:
-            return SubmitOutcome(Verdict.UNREACHED, said=str(error))
+            return SubmitOutcome(Verdict.UNREACHED, message=str(error))
         except Unanswered as error:
-            return SubmitOutcome(Verdict.UNCLEAR, said=str(error))
-        said = " ".join(str(reply.data).split())[-300:]
+            return SubmitOutcome(Verdict.UNCLEAR, message=str(error))
+        answer = " ".join(str(reply.data).split())[-300:]
         if is_taken(reply, submission.name):
             return SubmitOutcome(Verdict.ACCEPTED, job=submission.name)
         # after a server error, such as 502 from a proxy, the job may exist
         is_clear = 400 <= reply.status < 500
-        return SubmitOutcome(Verdict.REFUSED if is_clear else Verdict.UNCLEAR, said=f"{reply.status} {said}")
+        return SubmitOutcome(
+            Verdict.REFUSED if is_clear else Verdict.UNCLEAR, message=f"{reply.status} {answer}"
+        )
 
     def find(self, submission: Submission) -> str | None:
         """Return the name of a submission's driver if the cluster has it, None otherwise.
@@ -298,8 +300,8 @@ def found_here() -> str:
     Raises:
         UserError: there is none.
     """
-    if told := os.environ.get("RAY_API_SERVER_ADDRESS"):
-        return checked_address(told)
+    if address := os.environ.get("RAY_API_SERVER_ADDRESS"):
+        return checked_address(address)
     from orchestrator.launchers.ray.actors import dashboard_here  # imports Ray, so only where it is needed
 
     try:

@@ -112,17 +112,17 @@ class Ended(NamedTuple):
     node: str
     address: str
     code: int | None
-    said: str  # the end of its output, or the error by which it was lost
-    told: bool = False  # whether this driver had stopped it
+    output: str  # the end of its output, or the error by which it was lost
+    was_stopped: bool = False  # whether this driver had stopped it
     cause: Cause = Cause.NODE_LOST
     is_of_node: bool = False  # whether Ray's error states that its node died, or that it cannot be reached
 
     def last_words(self) -> tuple[str, int]:
         """Return its last message and the number of its claims; without JSON, its last line and 0."""
-        lines = self.said.strip().splitlines() or [""]
+        lines = self.output.strip().splitlines() or [""]
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            told = json.loads(lines[-1])
-            return str(told["said"]), int(told["claims"])
+            words = json.loads(lines[-1])
+            return str(words["said"]), int(words["claims"])
         return lines[-1][:300], 0
 
 

@@ -96,8 +96,8 @@ def seen_of(job: JobDetails) -> JobObservation:
                 cause = lost_workers.cause_of_job(message, job.error_type or "")
                 over = JobEnd(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
             else:  # Ray appends the end of the log, so the last line is the driver's own
-                said = f"its driver ended with exit code {code}: {_short(message.rpartition(chr(10))[2])}"
-                known = EXITS.get(code, (Cause.UNKNOWN, said))
+                detail = f"its driver ended with exit code {code}: {_short(message.rpartition(chr(10))[2])}"
+                known = EXITS.get(code, (Cause.UNKNOWN, detail))
                 over = JobEnd(index=0, word=word, cause=known[0], detail=known[1])
         case _:
             return JobObservation(Phase.UNKNOWN, word)

@@ -188,8 +188,8 @@ def waits_for(resources: Resources, nodes: Mapping[str, NodeResources]) -> str:
     if not nodes:
         return text
     name, best = max(nodes.items(), key=lambda item: _shares(asked, item[1].free))
-    told = described({key: round(best.free.get(key, 0.0), 4) for key in asked})
-    text += f"; the largest free node is {name} with {told}"
+    free = described({key: round(best.free.get(key, 0.0), 4) for key in asked})
+    text += f"; the largest free node is {name} with {free}"
     # waiting is in vain then, unless an autoscaler adds larger nodes
     if not any(fits(resources, node.total) for node in nodes.values()):
         text += "; no node is large enough, busy or not"

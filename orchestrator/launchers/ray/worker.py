@@ -115,13 +115,13 @@ class Monitor:
         finally:
             os.close(ledger)
         used, total = usage.used / GIB, usage.total / GIB
-        said = (
+        detail = (
             f"Ray's memory monitor ended its worker: {used:.1f} of {total:.1f} GiB were used on the node, "
             f"{mine / GIB:.1f} of them by this stage"
         )
         if is_at_fault:
-            return Shortage(Cause.OOM_HOST, said, at_once=True)
-        return Shortage(Cause.PREEMPTED, f"{said}, {largest / GIB:.1f} by another worker's", at_once=False)
+            return Shortage(Cause.OOM_HOST, detail, at_once=True)
+        return Shortage(Cause.PREEMPTED, f"{detail}, {largest / GIB:.1f} by another worker's", at_once=False)
 
 
 def node_memory(root: Path = Path("/")) -> Usage:

@@ -39,8 +39,8 @@ from orchestrator.jobs.records import (
 )
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.base import Launch
+from orchestrator.launchers.external import work_side_by_side
 from orchestrator.launchers.local import LocalLauncher, available_cpus
-from orchestrator.launchers.side_by_side import work_side_by_side
 from orchestrator.launchers.slurm.parsing import SINCE, previous_end, seconds_of
 from orchestrator.launchers.slurm.query import TIMEOUT_S, slurm
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
@@ -245,18 +245,18 @@ class SlurmJob:
         # before the requeue, since nothing after it is certain to run
         self._report(RELEASED, requeued=True)
         try:
-            told = slurm(
+            state = slurm(
                 *("squeue", "-ah", "-j", self._place.name, "-O", "State:|,RestartCnt:|"), timeout_s=QUERY_S
             ).output.strip()
         except InfrastructureError:
-            told = ""
+            state = ""
         # any other state: the job is preempted or cancelled, or was restarted elsewhere because its node
         # seemed lost. Slurm decides then, and its answer to the next query counts
-        if told != f"RUNNING|{self._place.restart}|":
+        if state != f"RUNNING|{self._place.restart}|":
             return False
         try:
-            said = slurm("scontrol", "requeue", self._place.name, timeout_s=QUERY_S)
-            problem = said.problem if said.code != 0 else ""
+            result = slurm("scontrol", "requeue", self._place.name, timeout_s=QUERY_S)
+            problem = result.problem if result.code != 0 else ""
         except InfrastructureError as error:
             problem = error.what
         if problem:  # the report stays as it is: Slurm may have requeued the job all the same, or be about to
@@ -321,10 +321,10 @@ def _before(place: JobPlace) -> Cause | None:
         None if accounting does not answer or has no earlier start.
     """
     try:
-        said = slurm("sacct", "-nPXD", "-S", SINCE, "-j", place.name, "-o", "State", timeout_s=QUERY_S)
+        result = slurm("sacct", "-nPXD", "-S", SINCE, "-j", place.name, "-o", "State", timeout_s=QUERY_S)
     except InfrastructureError:
         return None
-    return previous_end(said.output.splitlines()) if said.code == 0 else None
+    return previous_end(result.output.splitlines()) if result.code == 0 else None
 
 
 @contextlib.contextmanager

@@ -24,10 +24,10 @@ from orchestrator.jobs.nodes import NodeReports
 from orchestrator.jobs.records import JobEnd, Resources, Shortfalls, Submission
 from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, overrides_of
 from orchestrator.launchers.slurm import query
-from orchestrator.launchers.slurm.options import cluster_name, unexpanded, unheeded
+from orchestrator.launchers.slurm.options import cluster_name, ignored_variables, unexpanded
 from orchestrator.launchers.slurm.parsing import seconds_of
 from orchestrator.launchers.slurm.query import asked
-from orchestrator.launchers.slurm.script import SETUP_SAID, script, submit
+from orchestrator.launchers.slurm.script import SETUP_MARK, script, submit
 from orchestrator.launchers.slurm.settings import (
     Partition,
     ResourceOverride,
@@ -114,8 +114,8 @@ def explained(filed: SubmissionState, over: JobEnd, log: Path) -> JobEnd:
     except OSError:
         return over
     if over.cause is Cause.CONFIG:
-        told = [line for line in lines if line.startswith(SETUP_SAID)]
-        return msgspec.structs.replace(over, detail=told[-1].partition(": ")[2]) if told else over
+        messages = [line for line in lines if line.startswith(SETUP_MARK)]
+        return msgspec.structs.replace(over, detail=messages[-1].partition(": ")[2]) if messages else over
     if over.cause not in (Cause.UNKNOWN, Cause.CANCELLED):
         return over
     if any(word in line for word in _OOM_WORDS for line in lines):
@@ -125,10 +125,10 @@ def explained(filed: SubmissionState, over: JobEnd, log: Path) -> JobEnd:
     report = filed.reports.get(over.index)
     if over.word != "FAILED" or (report is not None and report.restart == over.restarts and report.why):
         return over
-    told = [line.strip() for line in lines if line.strip() and not _NO_CAUSE.match(line)]
-    if not told:
+    messages = [line.strip() for line in lines if line.strip() and not _NO_CAUSE.match(line)]
+    if not messages:
         return over
-    return msgspec.structs.replace(over, detail=f"{_PREFIX.sub('', told[-1])[:300]}: {over.detail}")
+    return msgspec.structs.replace(over, detail=f"{_PREFIX.sub('', messages[-1])[:300]}: {over.detail}")
 
 
 def partitions(names: Mapping[str, Partition | None], cluster: str = "") -> dict[str, Partition]:
@@ -142,8 +142,8 @@ def partitions(names: Mapping[str, Partition | None], cluster: str = "") -> dict
         UserError: Slurm has no partition of that name.
         InfrastructureError: Slurm does not answer.
     """
-    if all(told is not None for told in names.values()):
-        return {name: told for name, told in names.items() if told is not None}
+    if all(given is not None for given in names.values()):
+        return {name: given for name, given in names.items() if given is not None}
     found: dict[str, list[list[str]]] = {}
     options = query.cluster(cluster).options if cluster else ()
     # -a: list hidden partitions too, which the profile may name
@@ -152,9 +152,9 @@ def partitions(names: Mapping[str, Partition | None], cluster: str = "") -> dict
         if len(rest) == 4:
             found.setdefault(name, []).append(rest)
     filled = {}
-    for name, told in names.items():
-        if told is not None:
-            filled[name] = told
+    for name, given in names.items():
+        if given is not None:
+            filled[name] = given
         elif name not in found:
             raise UserError(
                 f"Slurm knows no partition {name!r}", where="cluster.partitions", allowed=nearest(name, found)
@@ -247,7 +247,7 @@ class SlurmLauncher:
         Raises:
             InfrastructureError: the controller does not answer.
         """
-        notes = (*unheeded(os.environ, self._cluster), *unexpanded(self._cluster))
+        notes = (*ignored_variables(os.environ, self._cluster), *unexpanded(self._cluster))
         try:
             return query.limits(self._name)._replace(notes=notes)
         except InfrastructureError as error:

@@ -292,14 +292,14 @@ _FACTS = frozenset(
 """Variables that describe a job, rather than request something for one."""
 
 
-def unheeded(environment: Mapping[str, str], cluster: ClusterProfile) -> tuple[str, ...]:
+def ignored_variables(environment: Mapping[str, str], cluster: ClusterProfile) -> tuple[str, ...]:
     """Return a note on each environment variable that sbatch would read as an option, and that we remove.
 
     Args:
         environment: of this process.
         cluster: the profile; what it sets already needs no note.
     """
-    said, notes = {**users(cluster), **_profile(cluster)}, []
+    given, notes = {**users(cluster), **_profile(cluster)}, []
     for variable, value in sorted(environment.items()):
         match = _IGNORED.fullmatch(variable)
         option = _BY_VARIABLE.get(match["option"], "") if match else ""
@@ -308,13 +308,13 @@ def unheeded(environment: Mapping[str, str], cluster: ClusterProfile) -> tuple[s
             option = match["option"].lower().replace("_", "-")
         # a job's description of itself, not a user's option
         in_job = "SLURM_JOB_ID" in environment and variable.startswith("SLURM_")
-        if not option or not value or in_job or variable in _FACTS or said.get(option) not in (None, False):
+        if not option or not value or in_job or variable in _FACTS or given.get(option) not in (None, False):
             continue
         ours = {**OURS, **VALUES}.get(option)
         setting = "say " + _SETTINGS.get(option, f"+cluster.sbatch.{option}={{}}").format(
             "true" if option in _SWITCHES else value
         )
-        notes.append(f"{variable}={value} in the environment is not heeded: {ours or setting}")
+        notes.append(f"{variable}={value} in the environment is ignored: {ours or setting}")
     return tuple(dict.fromkeys(notes))
 
 

@@ -248,23 +248,23 @@ def agreed(
     """
     if now is None:
         return {
-            task: told._replace(phase=Phase.UNKNOWN, over=None) if told.word in _MAY_RETURN else told
-            for task, told in accounts.items()
+            task: job._replace(phase=Phase.UNKNOWN, over=None) if job.word in _MAY_RETURN else job
+            for task, job in accounts.items()
         }
     seen = {
-        task: told._replace(phase=Phase.UNKNOWN, reason=_UNLISTED, listed=False)
-        if told.over is None
-        else told._replace(may_return=told.word in _MAY_RETURN, listed=False)
-        for task, told in accounts.items()
+        task: job._replace(phase=Phase.UNKNOWN, reason=_UNLISTED, listed=False)
+        if job.over is None
+        else job._replace(may_return=job.word in _MAY_RETURN, listed=False)
+        for task, job in accounts.items()
     }
-    for task, told in now.items():
+    for task, job in now.items():
         account = accounts.get(task)
-        if account is not None and account.submitted_s != told.submitted_s and account.name != told.name:
+        if account is not None and account.submitted_s != job.submitted_s and account.name != job.name:
             account = None  # that is an earlier job, which had the same number
-        if told.over is not None and account is not None and account.over is not None:
+        if job.over is not None and account is not None and account.over is not None:
             seen[task] = account  # accounting has more detail, such as who cancelled it
             continue
-        seen[task] = told if account is None or told.over is not None else _with_past(told, account)
+        seen[task] = job if account is None or job.over is not None else _with_past(job, account)
     return seen
 
 

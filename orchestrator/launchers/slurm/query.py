@@ -40,7 +40,7 @@ _silent_until_s: dict[str, float] = {}
 """By command: the monotonic time until which it is not run again."""
 
 
-class Said(NamedTuple):
+class CommandResult(NamedTuple):
     """The result of one of Slurm's commands.
 
     Attributes:
@@ -79,7 +79,7 @@ def environment(inherited: Mapping[str, str] | None = None) -> dict[str, str]:
     } | {"SLURM_BITSTR_LEN": "0"}
 
 
-def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) -> Said:
+def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) -> CommandResult:
     """Run one of Slurm's commands, without a shell.
 
     Args:
@@ -113,7 +113,7 @@ def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) ->
     except subprocess.TimeoutExpired as error:
         _silent_until_s[words[0]] = time.monotonic() + SILENT_S
         raise SchedulerUnavailable(f"{words[0]} did not answer within {timeout_s:.0f} s") from error
-    return Said(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def asked(*words: str) -> str:
@@ -122,10 +122,10 @@ def asked(*words: str) -> str:
     Raises:
         InfrastructureError: the command failed.
     """
-    said = slurm(*words)
-    if said.code != 0:
-        raise SchedulerUnavailable(f"{words[0]} failed: {said.problem}")
-    return said.output
+    result = slurm(*words)
+    if result.code != 0:
+        raise SchedulerUnavailable(f"{words[0]} failed: {result.problem}")
+    return result.output
 
 
 DEFAULT_ARRAY_SIZE = 1001
@@ -284,16 +284,16 @@ def _squeue(name: str, ids: Sequence[str]) -> _Listed:
     seen: dict[tuple[str, int], JobObservation] = {}
     for part in _parts(ids):
         # -a: list jobs of hidden partitions too, and of partitions that this user may not use
-        said = slurm("squeue", *found.options, "-ahr", "-t", "all", "-j", ",".join(part), "-O", SQUEUE)
-        if said.code == 0:
-            lines = _without_title(said.output, found)
+        result = slurm("squeue", *found.options, "-ahr", "-t", "all", "-j", ",".join(part), "-O", SQUEUE)
+        if result.code == 0:
+            lines = _without_title(result.output, found)
             if strange := [line for line in lines if line.strip() and line.count("|") < SQUEUE.count("|")]:
                 gap = f"squeue answers what is not understood here: {strange[0][:60]!r}"
             if gap and len(strange) == len([line for line in lines if line.strip()]):
                 raise InfrastructureError(gap)
             seen.update(read_squeue(lines))  # some sites wrap squeue, and print lines of their own
-        elif _NOTHING not in said.error:  # its answer when all of these jobs are over
-            raise InfrastructureError(f"squeue failed: {said.problem}")
+        elif _NOTHING not in result.error:  # its answer when all of these jobs are over
+            raise InfrastructureError(f"squeue failed: {result.problem}")
     return _Listed(found, seen, gap)
 
 
@@ -317,14 +317,14 @@ def find(submission: Submission) -> str | None:
     listed = [line.strip() for line in _without_title(output, found)]
     if not listed:  # some sites add a prefix or suffix to the names of jobs
         words = ("squeue", *found.options, "-ah", "-t", "all", "-u", str(asker().uid), "-o", "%F|%j")
-        said = slurm(*words)  # squeue fails for users that the cluster does not have
-        lines = [line.partition("|") for line in _without_title(said.output if said.code == 0 else "", found)]
-        listed = [job.strip() for job, _, named in lines if name in named]
+        result = slurm(*words)  # squeue fails for users that the cluster does not have
+        lines = _without_title(result.output, found) if result.code == 0 else []
+        listed = [job.strip() for job, _, named in (line.partition("|") for line in lines) if name in named]
     if not listed:
         # a day earlier, because this is UTC and sacct takes local dates
         since = (datetime.fromisoformat(submission.at) - timedelta(days=1)).strftime("%Y-%m-%d")
-        said = slurm("sacct", "-nPX", "-M", found.name, "-S", since, f"--name={name}", "-o", "JobID")
-        listed = [line.partition("_")[0] for line in said.output.splitlines()] if said.code == 0 else []
+        result = slurm("sacct", "-nPX", "-M", found.name, "-S", since, f"--name={name}", "-o", "JobID")
+        listed = [line.partition("_")[0] for line in result.output.splitlines()] if result.code == 0 else []
     # if several jobs have the name, the first one counts
     ids = sorted({job for job in listed if job.isdigit()}, key=int)
     # in these two cases absence proves nothing, and a second submission could run the same cells twice
@@ -359,19 +359,19 @@ class SlurmScheduler:
 
         Never raise.
         """
-        told: dict[str, str] = {}
+        why: dict[str, str] = {}
         try:
             found = cluster(self._cluster)
             for part in _parts(tasks):
                 words = ("-ahr", "-t", "PENDING", "-j", ",".join(part), "-o", "%F_%K|%r|%S")
-                said = slurm("squeue", *found.options, *words)
-                for line in _without_title(said.output, found):
+                result = slurm("squeue", *found.options, *words)
+                for line in _without_title(result.output, found):
                     task, reason, start = (field.strip() for field in f"{line}||".split("|", 2))
                     start = start.strip("|")
-                    told[task] = reason + ("" if start in ("", "N/A") else f", expected to start at {start}")
+                    why[task] = reason + ("" if start in ("", "N/A") else f", expected to start at {start}")
         except InfrastructureError:
             pass  # the reasons are for display only, so what was found so far suffices
-        return told
+        return why
 
     def cancel(self, submission: Submission, tasks: Sequence[str]) -> None:
         """Cancel tasks, each by its own name.
@@ -384,10 +384,10 @@ class SlurmScheduler:
         """
         found = cluster(self._cluster)
         for part in _parts(tasks):
-            said = slurm("scancel", *found.options, *part)
+            result = slurm("scancel", *found.options, *part)
             # a task that has ended in the meantime needs no cancellation
-            if said.code != 0 and _NOTHING not in said.error:
-                raise InfrastructureError(f"scancel failed: {said.problem}")
+            if result.code != 0 and _NOTHING not in result.error:
+                raise InfrastructureError(f"scancel failed: {result.problem}")
 
     def release(self, tasks: Sequence[str]) -> None:
         """Release tasks that Slurm holds.
@@ -395,6 +395,6 @@ class SlurmScheduler:
         Raises:
             InfrastructureError: scontrol failed.
         """
-        said = slurm("scontrol", *cluster(self._cluster).options, "release", *tasks)
-        if said.code != 0:
-            raise InfrastructureError(f"scontrol release failed: {said.problem}")
+        result = slurm("scontrol", *cluster(self._cluster).options, "release", *tasks)
+        if result.code != 0:
+            raise InfrastructureError(f"scontrol release failed: {result.problem}")

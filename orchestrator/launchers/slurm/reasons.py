@@ -115,18 +115,18 @@ def may_release(reason: str, restarts: int | None) -> bool:
     return bool(re.match(_FAILED_START, reason.strip("() "))) and (restarts or 0) <= MAX_RELEASED
 
 
-def is_limit(said: str) -> bool:
+def is_limit(message: str) -> bool:
     """Return whether sbatch's refusal, by its message, may pass: with fewer jobs, or later."""
-    if _FEWER_JOBS.search(said) or _LATER.search(said):
+    if _FEWER_JOBS.search(message) or _LATER.search(message):
         return True
     # the general message alone may mean that other jobs use up the limit now
-    return bool(_POLICY.search(said)) and not refusal_advice(said)
+    return bool(_POLICY.search(message)) and not refusal_advice(message)
 
 
-def refusal_advice(said: str) -> str:
+def refusal_advice(message: str) -> str:
     """Return what to change if sbatch refused a job for good, by the reason in its message; "" otherwise."""
     # a message may hold several words, and the reason may be any of them
-    for word in re.findall(r"\w+", said):
+    for word in re.findall(r"\w+", message):
         # not final, see `is_limit`
         if _FEWER_JOBS.fullmatch(word):
             return ""
@@ -135,7 +135,7 @@ def refusal_advice(said: str) -> str:
         if _AT_ONCE.fullmatch(word):
             return _LESS
     for pattern, advice in _TEXTS:
-        if pattern.search(said):
+        if pattern.search(message):
             return advice
     return ""
 

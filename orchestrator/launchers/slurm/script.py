@@ -23,13 +23,13 @@ from orchestrator.launchers.slurm.reasons import UNCLEAR, UNREACHED, is_limit, r
 from orchestrator.launchers.slurm.settings import ClusterProfile
 
 JOB_MODULE = "orchestrator.launchers.slurm.job"
-DEAF = """trap '' TERM USR1 USR2; exec "$@\""""
+IGNORING_STOPS = """trap '' TERM USR1 USR2; exec "$@\""""
 """A shell command that starts the worker with stop signals ignored.
 
 Until the worker installs its handlers, a signal would kill it, and the job would count as failed. What is
 ignored stays ignored across `exec`."""
 
-SETUP_SAID = "sweep: line"
+SETUP_MARK = "sweep: line"
 """Start of the log line that names the failed line of `cluster.setup`."""
 
 # An ERR trap follows the rules of `set -e`: conditions, and all but the last command of `a && b`, may fail.
@@ -37,11 +37,11 @@ SETUP_SAID = "sweep: line"
 # `exit 0` would end the job as if it had worked, hence the EXIT trap. Other exit codes are the user's choice.
 _CHECK = f"""sweep_setup_failed() {{
   local number=$(($2 - sweep_setup_begin))
-  echo "{SETUP_SAID} $number of cluster.setup failed with exit code $1: ${{sweep_setup[number - 1]:-}}" >&2
+  echo "{SETUP_MARK} $number of cluster.setup failed with exit code $1: ${{sweep_setup[number - 1]:-}}" >&2
   exit {SETUP_FAILED}
 }}
 sweep_setup_ended() {{
-  echo "{SETUP_SAID} '$1' of cluster.setup ended the job, with exit code 0: no worker was started" >&2
+  echo "{SETUP_MARK} '$1' of cluster.setup ended the job, with exit code 0: no worker was started" >&2
   exit {SETUP_FAILED}
 }}
 trap 'sweep_code=$?; [ ${{#BASH_SOURCE[@]}} -gt 1 ] || sweep_setup_failed $sweep_code $LINENO' ERR
@@ -96,7 +96,9 @@ def script(
     # %a is the task's index; other % of the path would be read as patterns too
     given = options(submission, cluster, output=str(logs).replace("%", "%%") + "/%a.log")
     job = [python, "-P", "-m", JOB_MODULE, store, sweep, str(submission.number)]
-    command = "exec " + shlex.join([*_srun(submission, cluster, given), "sh", "-c", DEAF, "sweep", *job])
+    command = "exec " + shlex.join(
+        [*_srun(submission, cluster, given), "sh", "-c", IGNORING_STOPS, "sweep", *job]
+    )
     text: str = _make_sbatch_string(
         command="\n".join([*_exports(cluster, code), f"unset {_INPUT}", command]),
         folder=logs,
@@ -211,33 +213,33 @@ def submit(text: str, submission: Submission) -> SubmitOutcome:
         submission: its name is unique among jobs, and its cluster is where the job must go.
     """
     try:
-        said = slurm("sbatch", "--parsable", text=text, timeout_s=SBATCH_TIMEOUT_S)
+        result = slurm("sbatch", "--parsable", text=text, timeout_s=SBATCH_TIMEOUT_S)
     except InfrastructureError as error:
         if "there is no" in error.what:
-            return SubmitOutcome(Verdict.UNREACHED, said=error.what)
+            return SubmitOutcome(Verdict.UNREACHED, message=error.what)
         return _looked_for(submission, error.what)
-    answers = list(_ANSWER.finditer(said.output))
-    words = " ".join(said.error.split())
-    if said.code == 0 and len(answers) == 1:
+    answers = list(_ANSWER.finditer(result.output))
+    words = " ".join(result.error.split())
+    if result.code == 0 and len(answers) == 1:
         job, cluster = answers[0]["job"], answers[0]["cluster"] or ""
-        if said.output.strip() != answers[0][0].strip():  # a number among other lines may be something else
+        if result.output.strip() != answers[0][0].strip():  # a number among other lines may be something else
             job = _looked_for(submission, "").job or job
         return _accepted(submission, job, cluster)
-    if said.code == 0 or answers or UNCLEAR.search(words):
-        return _looked_for(submission, words or " ".join(said.output.split()))
+    if result.code == 0 or answers or UNCLEAR.search(words):
+        return _looked_for(submission, words or " ".join(result.output.split()))
     if not _SLURMS_OWN.search(words):  # a site's wrapper may fail after sbatch succeeded
         try:
             job = find(submission)
         except InfrastructureError:
-            return SubmitOutcome(Verdict.UNCLEAR, said=_short(words))
+            return SubmitOutcome(Verdict.UNCLEAR, message=_short(words))
         if job is not None:
             return SubmitOutcome(Verdict.ACCEPTED, job=job)
     if UNREACHED.search(words):
-        return SubmitOutcome(Verdict.UNREACHED, said=_short(words))
+        return SubmitOutcome(Verdict.UNREACHED, message=_short(words))
     if is_limit(words):
-        return SubmitOutcome(Verdict.LIMIT, said=_short(words))
+        return SubmitOutcome(Verdict.LIMIT, message=_short(words))
     advice = refusal_advice(words)
-    return SubmitOutcome(Verdict.REFUSED, said=_short(words) + (f"; {advice}" if advice else ""))
+    return SubmitOutcome(Verdict.REFUSED, message=_short(words) + (f"; {advice}" if advice else ""))
 
 
 def _accepted(submission: Submission, job: str, cluster: str) -> SubmitOutcome:
@@ -247,17 +249,19 @@ def _accepted(submission: Submission, job: str, cluster: str) -> SubmitOutcome:
     try:
         ended = slurm("scancel", "-M", cluster, job)
     except InfrastructureError as error:
-        return SubmitOutcome(Verdict.UNCLEAR, said=f"job {job} went to cluster {cluster}, and {error.what}")
+        return SubmitOutcome(
+            Verdict.UNCLEAR, message=f"job {job} went to cluster {cluster}, and {error.what}"
+        )
     if ended.code != 0:
-        return SubmitOutcome(Verdict.UNCLEAR, said=f"job {job} went to cluster {cluster}: {ended.problem}")
+        return SubmitOutcome(Verdict.UNCLEAR, message=f"job {job} went to cluster {cluster}: {ended.problem}")
     return SubmitOutcome(
         Verdict.REFUSED,
-        said=f"sbatch gave the job to cluster {cluster}, not {submission.cluster}, and it was cancelled; "
+        message=f"sbatch gave the job to cluster {cluster}, not {submission.cluster}, and it was cancelled; "
         f"cluster.sbatch.clusters: {cluster} submits to that cluster",
     )
 
 
-def _looked_for(submission: Submission, said: str) -> SubmitOutcome:
+def _looked_for(submission: Submission, message: str) -> SubmitOutcome:
     """Search for the job of a submission by name, a few times: the controller may be slow to list it."""
     for look in range(_LOOKS):
         time.sleep(_LOOK_S * look)
@@ -266,7 +270,7 @@ def _looked_for(submission: Submission, said: str) -> SubmitOutcome:
                 return SubmitOutcome(Verdict.ACCEPTED, job=job)
         except InfrastructureError:
             continue
-    return SubmitOutcome(Verdict.UNCLEAR, said=_short(said))
+    return SubmitOutcome(Verdict.UNCLEAR, message=_short(message))
 
 
 def _short(words: str) -> str:

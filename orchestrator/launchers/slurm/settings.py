@@ -173,6 +173,10 @@ def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
     for variable, value in cluster.environment.items():
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"cluster.environment.{variable} holds a zero byte, which no variable can")
+    for line in cluster.setup:
+        if line.lstrip().startswith("#SBATCH"):  # sbatch reads none after the first command
+            fix = "cluster.sbatch.OPTION=VALUE"
+            raise UserError(f"cluster.setup: {line.strip()!r} would have no effect", fix=fix)
     for name in ("scratch", "cache", "logs"):
         folder = getattr(cluster, name)
         if folder is not None and not folder.startswith(("/", "$")):
@@ -316,9 +320,9 @@ def _placed(
     if named is not None and named not in partitions:
         return wanted  # Slurm may have partitions that the profile does not list, so it decides
     choices = dict(partitions) if named is None else {named: partitions[named]}
-    fitting = {name: told for name, told in choices.items() if not _misfit(wanted, told)}
+    fitting = {name: partition for name, partition in choices.items() if not _misfit(wanted, partition)}
     if not fitting:
-        why = "; ".join(f"{name}: {_misfit(wanted, told)}" for name, told in choices.items())
+        why = "; ".join(f"{name}: {_misfit(wanted, partition)}" for name, partition in choices.items())
         raise UserError(
             f"cell {cell} fits no partition: {describe(wanted)}",
             where=why,
