@@ -10,7 +10,6 @@ import pytest
 from orchestrator.api.run import _is_for_nothing_else, cancel_cells
 from orchestrator.api.state import SweepState
 from orchestrator.core.records import Request
-from orchestrator.core.state import State
 from orchestrator.errors import UserError
 from orchestrator.store.access import new_nonce
 from tests.store.builders import claim, end, instance_of, ledger_at, make_product, seal, sweep_of
