@@ -18,10 +18,13 @@ from orchestrator.api.events import History
 from orchestrator.api.reconciling import JobPasses, PendingLaunch, SubmitPass, SubmitResult
 from orchestrator.api.state import SweepState
 from orchestrator.cli import launch, progress
+from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.waiting import Goal, Outlook, outlook
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable
+from orchestrator.jobs.records import JobEnd
+from orchestrator.jobs.submissions import Submissions
 from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import Running, wait_for
 from tests.store import builders
@@ -162,6 +165,33 @@ def test_a_machine_whose_clock_is_ahead_delays_no_one(tmp_path: Path) -> None:
     while not history.settled():
         time.sleep(0.1)
     assert time.monotonic() - start_s < 5
+
+
+def test_the_jobs_of_a_scheduler_are_events_of_their_revision_and_end_once(tmp_path: Path) -> None:
+    for num_cells in (1, 3):
+        sweep = builders.sweep_of(num_cells)
+        builders.seal(tmp_path, sweep)
+    ledger = open_ledger(str(tmp_path))
+    submissions = Submissions(ledger, sweep.name)
+    for number in (1, 2):
+        tasks = (("seed0",), ("seed1", "seed2"))
+        submission = builders.submission_of(
+            number, nonce=f"n{number}", revision=number, tasks=tasks, by="ann"
+        )
+        assert submissions.file(submission)
+    lost = JobEnd(index=1, word="NODE_FAIL", cause=Cause.NODE_LOST, detail="n3")
+    submissions.close(1, [lost], at="2026-01-01T00:00:00Z")
+    for revision, numbers in ((None, [1, 2]), (1, [1]), (2, [2])):
+        events = History(ledger, sweep.name, revision).all()
+        facts = [event.as_json() for event in events if event.kind == "submission"]
+        assert [each["number"] for each in facts] == numbers
+        assert [each["revision"] for each in facts] == numbers
+        assert all((each["num_jobs"], each["cluster"], each["by"]) == (2, "lab", "ann") for each in facts)
+        ends = [event.as_json() for event in events if event.kind == "job_end"]
+        assert [(each["submission"], each["index"]) for each in ends] == [(1, 1)] * (1 in numbers)
+        for each in ends:
+            assert (each["cells"], each["word"], each["detail"]) == (("seed1", "seed2"), "NODE_FAIL", "n3")
+            assert each["cause"] == "node_lost"
 
 
 def test_only_who_waits_waits_for_a_scheduler_that_does_not_answer(
