@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from orchestrator.api.planning import after_launch, hardware_of, steps_of
+from orchestrator.api.planning import Plan, after_launch, hardware_of, steps_of
+from orchestrator.api.rehearsals import planned_facts
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import gates_of
 from orchestrator.core.records import Request
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.costs import ADDED, Estimate, together
@@ -55,6 +58,33 @@ def test_a_plan_shows_what_a_launch_with_fresh_budgets_would_do_and_why_by_what_
         assert ("a fresh budget" in first) == (actions[0] == "run")
         assert ("count" in second) == (actions[1] == "leave")  # what it is blocked by
     assert len(view.requests) == 1
+
+
+def test_a_plan_of_what_was_launched_has_the_gates_that_ran_then_whatever_hardware_it_assumes(
+    tmp_path: Path,
+) -> None:
+    gate, work = (
+        StageSpec(command="true", reads=("seed",)),
+        msgspec.structs.replace(COUNT, gated_by=("gate",)),
+    )
+    sweep, ledger = sweep_of(2, {"gate": gate, "count": work}), ledger_at(tmp_path)
+    seal(tmp_path, sweep)
+    assumed, chosen = HardwareSettings(device="h100"), settings()
+
+    def planned(num_cells: int) -> set[str]:
+        view = SweepState(ledger, sweep, 1, sealed=True)
+        plan = Plan(view, sweep.cells[:num_cells], chosen, assumed, (), prefetch="")
+        return {*plan.view.gates.instances}
+
+    first, alone = planned(2), planned(1)
+    assert len(first) == 2 and alone < first
+    facts = planned_facts(SweepState(ledger, sweep, 1, sealed=True), None, chosen, assumed, ())
+    assert facts is not None
+    ran = msgspec.structs.replace(facts, device="a machine's own GPU")
+    request = Request(nonce=new_nonce(), number=0, verb="launch", revision=1, settings=chosen, gates=ran)
+    ledger.add_request(sweep.name, request)
+    assert planned(2) == {*gates_of(sweep, ran).instances} != first
+    assert planned(1) == alone  # a launch of a cell was not that one
 
 
 def test_the_hardware_of_a_plan_is_that_of_the_settings_but_for_the_options_that_are_given() -> None:

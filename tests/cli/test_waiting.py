@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.api import reconciling
@@ -20,6 +21,7 @@ from orchestrator.api.state import SweepState
 from orchestrator.cli import launch, progress
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
+from orchestrator.core.settings import NotifySettings
 from orchestrator.core.state import State
 from orchestrator.core.waiting import Goal, Outlook, outlook
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable
@@ -216,10 +218,15 @@ def test_only_who_waits_waits_for_a_scheduler_that_does_not_answer(
 @pytest.fixture
 def passes(tmp_path: Path) -> JobPasses:
     """Passes over a sweep whose cells have yet to run."""
+    return _passes(tmp_path)
+
+
+def _passes(store: Path, **changes: Any) -> JobPasses:
     sweep = builders.sweep_of(1)
-    builders.seal(tmp_path, sweep)
-    ledger = builders.ledger_at(tmp_path)
-    request = Request(nonce="", number=1, verb="launch", revision=1, settings=builders.settings())
+    builders.seal(store, sweep)
+    ledger = builders.ledger_at(store)
+    settings = msgspec.structs.replace(builders.settings(), **changes)
+    request = Request(nonce="", number=1, verb="launch", revision=1, settings=settings)
     request = ledger.add_request(sweep.name, request)
     limits: Any = None
     return JobPasses(SweepState(ledger, sweep, 1, sealed=True), [PendingLaunch(request, limits, limits)])
@@ -257,6 +264,16 @@ def test_a_scheduler_that_is_not_reached_is_tried_half_as_often_each_time(
     now_s = 9010.0
     passes.make(print)
     assert passes._num_outages == 0
+
+
+def test_a_notice_that_cannot_be_sent_is_a_line_of_the_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    passes = _passes(tmp_path, notify=NotifySettings(command="true"))
+    (line,) = passes.finish()
+    assert line.startswith("  notices cannot be sent: ") and "no-python" in line
+    assert _passes(tmp_path).finish() == []
 
 
 def test_a_token_that_is_not_accepted_ends_the_wait(
