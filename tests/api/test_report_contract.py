@@ -41,13 +41,13 @@ def test_a_report_that_fails_at_the_end_of_a_launch_is_an_error_and_the_others_a
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = states.make(tmp_path, {"n": ["1", "2"]}, ["done"])
-    for axes, told in ((made, "4 rows"), (states.make(tmp_path, {"n": ["3"]}, ["pending"], name="new"), "")):
+    for axes, text in ((made, "4 rows"), (states.make(tmp_path, {"n": ["3"]}, ["pending"], name="new"), "")):
         report = [f"tests.api.test_report_contract:{name}" for name in ("broken", "small")]
         sweep = msgspec.structs.replace(axes.sweep, report=report)
         write_reports(SweepState(axes.ledger, sweep, 1, sealed=True))
         out, err = capsys.readouterr()
-        assert told in out
-        if told:
+        assert text in out
+        if text:
             assert "small.md" in out and "Traceback" in err and "in broken" in err
             assert "broken failed: ZeroDivisionError: no rows left" in err.splitlines()[-1]
         else:

@@ -34,12 +34,12 @@ def test_a_broker_that_hangs_is_an_error_after_a_time_that_grows_with_the_conten
     start_s = time.monotonic()
 
     def give_up() -> None:
-        assert time.monotonic() - start_s < 5, "waited too long"
+        assert time.monotonic() - start_s < 20, "waited too long"
 
     with pytest.raises(OSError, match="did not answer") as error:
         silent.call("create", "x", data=bytes(num_bytes), keepalive=give_up)
     least_s = 0.15 + 0.2 + num_bytes / client.SLOW_BYTES_S
-    assert least_s <= time.monotonic() - start_s < least_s + 0.5
+    assert least_s <= time.monotonic() - start_s
     assert is_transient(error.value)
 
 
