@@ -246,6 +246,20 @@ def retry_after_s(value: str) -> float | None:
     return None
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: not half a character, nor a byte of a name that is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def home_expanded(path: str | Path) -> Path:
     """Return a path that a user typed, with ``~`` replaced; that of an unknown user stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - the method of a path raises for an unknown user
+
+
+def real_path(path: str | Path) -> Path:
+    """Return an absolute path without links; a link that leads to itself stays as it is."""
+    return Path(os.path.realpath(path))  # the method `resolve` raises for such a link

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -15,13 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from orchestrator.core.records import Process
 from orchestrator.core.secrets import known_values, redacted
-
-if TYPE_CHECKING:
-    from importlib.metadata import Distribution
 
 ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
@@ -36,6 +34,8 @@ ENVIRONMENT = (
 )
 """The only environment variables that are recorded."""
 
+_HEAD_BYTES = 2**13
+"""As many bytes of a package's metadata are read: name and version come first."""
 _ELSEWHERE = (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"),
     *(
@@ -119,22 +119,28 @@ def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
 def packages(without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return the version of every installed package, in the order of their names.
 
+    Each worker needs them. `importlib.metadata` finds the same, but takes four times as long, for its import.
+
     Args:
         without: folders of `sys.path` that are not searched.
     """
-    # Imported here only: it would take a quarter of the import time of `sweep status`.
-    import importlib.metadata
-
-    path = [folder for folder in sys.path if folder not in without]
     found: dict[str, str] = {}
-    for name, version in map(_name_and_version, importlib.metadata.distributions(path=path)):
-        found.setdefault(name, version)  # of two versions, Python imports the first
+    for folder in sys.path:
+        with contextlib.suppress(OSError):  # not there, or no folder
+            names = () if folder in without else os.listdir(folder or ".")  # noqa: PTH208 - faster
+            for name in names:
+                if name.lower().endswith((".dist-info", ".egg-info")):
+                    package, version = _name_and_version(os.path.join(folder, name))  # noqa: PTH118
+                    found.setdefault(package, version)  # of two versions, Python imports the first
     return {name: found[name] for name in sorted(found) if name}
 
 
-def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+def _name_and_version(folder: str) -> tuple[str, str]:
     """Return what a package's metadata contain. To parse them whole takes ten times as long."""
-    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    text = ""
+    for file in ("METADATA", "PKG-INFO"):
+        with contextlib.suppress(OSError), open(f"{folder}/{file}", "rb") as stream:  # noqa: PTH123
+            text = text or stream.read(_HEAD_BYTES).decode(errors="replace")
     name, version = (re.search(rf"^{key}:(.*)$", text, re.MULTILINE) for key in ("Name", "Version"))
     return name[1].strip() if name else "", version[1].strip() if version else ""
 

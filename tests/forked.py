@@ -194,12 +194,14 @@ def _stream(old: Any, number: int, *, line_buffering: bool) -> Any:
 if __name__ == "__main__":
     from orchestrator.cli.main import VERBS, verb_of
     from orchestrator.compose.root import Root
+    from orchestrator.store.checkout import Checkout
 
     for name in _PRELOADED:
         importlib.import_module(name)
     for verb in VERBS:
         verb_of(verb)
     Root("engine", [_ROOT / "conf"]).compose([])  # Hydra imports its plugins when it is first used
+    Checkout({}, ()).digest()  # the files of the package, which each launch reads
     gc.freeze()  # memory that is not touched is not copied
     _serve(socket.socket(fileno=int(sys.argv[1])))
     from orchestrator.cli.main import main

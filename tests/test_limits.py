@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -35,12 +36,17 @@ def _num_lines(path: Path) -> int:
 
 MODULES = _modules()
 COUNTED = {name for name, path in MODULES.items() if _num_lines(path) > MIN_LINES}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+@cache
+def _trees() -> dict[str, ast.Module]:
+    """Return the parsed modules by name: only the worker of these tests needs them."""
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
 def _classes() -> Iterator[tuple[str, ast.ClassDef]]:
     """Yield each class with the name of its module."""
-    for name, tree in TREES.items():
+    for name, tree in _trees().items():
         yield from ((name, node) for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
 
 
@@ -48,7 +54,7 @@ def _imports(module: str) -> Iterator[str]:
     """Yield the modules of the package that a module imports, also inside functions, and its packages."""
     parts = module.split(".")
     yield from (".".join(parts[:number]) for number in range(1, len(parts)))
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(_trees()[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -143,8 +143,7 @@ def check_folder(folder: Path | None) -> None:
     """Raise if a folder cannot be created or written, before anything is computed.
 
     Raises:
-        UserError: a file is in the way.
-        InfrastructureError: the folder cannot be written.
+        UserError: a file is in the way, or the folder cannot be written.
     """
     if folder is None:
         return
@@ -154,7 +153,7 @@ def check_folder(folder: Path | None) -> None:
     if not nearest.is_dir():
         raise UserError(f"{nearest} is no folder", where=f"--out {folder}")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InfrastructureError(f"{nearest} cannot be written", where=f"--out {folder}")
+        raise UserError(f"{nearest} cannot be written", where=str(folder), fix="--out DIR")
 
 
 MAX_POINTS = 200

@@ -86,6 +86,9 @@ def guarded(act: Callable[[], int], words: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - a bug in Polysweep; exit code 1 would look like failed cells
         if isinstance(error, ModuleNotFoundError) and (absent := _missing_extra(error, words)):
             return failed(absent, words)
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            near = one_line(error.object[max(0, error.start - 40) : error.end + 40])
+            return failed(UserError(f"what was given is no UTF-8 text: {near}", allowed="UTF-8"), words)
         traceback.print_exc()
         what = one_line(f"{type(error).__name__}: {words_of(error)}")
         return failed(InfrastructureError(f"Polysweep itself failed: {what}"), words)
@@ -134,7 +137,13 @@ def _run(words: list[str]) -> int:
     if words[0] in ("best", "collect", "failures", "query", "show", "status", "why"):
         # A third of the time of reading 10,000 cells went into searches for garbage, of which there is none.
         gc.disable()
-    return run(args)
+    try:
+        return run(args)
+    except OSError as error:
+        # A failed write does not name its file.
+        if error.filename is None and getattr(args, "out", None) and "output" not in str(error.strerror):
+            error.filename = str(args.out)
+        raise
 
 
 def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

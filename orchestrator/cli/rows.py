@@ -32,12 +32,14 @@ from orchestrator.results import (
     RepeatGroup,
     axes_of,
     by_cell,
+    direction,
     is_seed,
     labelled,
     metrics_of,
     spread_over,
     spread_text,
 )
+from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.opening import as_usual, store_url
 from orchestrator.store.table import Rows, widened, write_csv, write_table
@@ -149,7 +151,9 @@ def configure_best(parser: argparse.ArgumentParser) -> None:
         "sweep", metavar="SWEEP", help="a name or a path to a YAML file, with @k for revision k"
     )
     parser.add_argument("metric", metavar="METRIC", help="a column of numbers of `sweep collect`")
-    parser.add_argument("--max", action="store_true", help="the highest value is best; default: the lowest")
+    better = parser.add_mutually_exclusive_group()
+    better.add_argument("--max", action="store_true", help="the highest value is best; default: by its name")
+    better.add_argument("--min", action="store_true", help="the lowest value is best")
     parser.add_argument(
         "--over",
         action="append",
@@ -183,11 +187,15 @@ def run_best(args: argparse.Namespace) -> int:
     # Cells that differ only in the seed form one group, ranked by its mean.
     over = [axis for axis in axes if is_seed(axis) or axis in args.over]
     groups = spread_over([result for result in results if args.metric in result.metrics], over)
-    groups.sort(key=lambda group: group.metrics[args.metric].mean, reverse=args.max)
+    better = "max" if args.max else "min" if args.min else direction(args.metric)
+    groups.sort(key=lambda group: group.metrics[args.metric].mean, reverse=better == "max")
     shown = groups[: args.top] if args.top else groups
     if args.json:
         print_json([_rank_json(rank, group, args.metric) for rank, group in enumerate(shown, start=1)])
         return 0
+    if not args.max and not args.min and better != "min":
+        # On standard error, since the table may go into a pipe.
+        print(_unasked(args.metric, better), file=sys.stderr)
     rest = [axis for axis in axes if axis not in over]
     lines = [
         [
@@ -200,6 +208,13 @@ def run_best(args: argparse.Namespace) -> int:
     ]
     print_table(["rank", args.metric, *rest, "cells"], lines)
     return 0
+
+
+def _unasked(metric: str, better: str | None) -> str:
+    """Return which values come first where no option names the direction."""
+    if better == "max":
+        return f"the highest {metric} first, as its name suggests; --min for the lowest"
+    return f"the lowest {metric} first; --max for the highest"
 
 
 def _check_metric(metric: str, results: Sequence[CellResult], title: str) -> None:
@@ -281,7 +296,8 @@ def run_report(args: argparse.Namespace) -> int:
         print(f"{view.title}: nothing is done yet, and the store has no folder for its report")
         print(f"  sweep launch {args.sweep}{view.hint}, or --out DIR for what is planned")
         return 0
-    check_folder(place)
+    inside = layout.report(view.sweep.name)
+    check_folder(view.ledger.objects.folder(inside) if place is None and view.sealed else place)
     with tempfile.TemporaryDirectory() as nowhere:
         if not view.sealed:
             place = place or Path(nowhere)  # only JSON is printed; no store folder exists yet

@@ -13,7 +13,7 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from orchestrator.compose.axes import Axis, KeyValue, Label
-from orchestrator.compose.files import Fingerprints
+from orchestrator.compose.files import Fingerprints, known_keys, unknown_key
 from orchestrator.compose.interpolations import (
     Interpolation,
     KeyPath,
@@ -29,7 +29,7 @@ from orchestrator.compose.interpolations import (
     varying,
 )
 from orchestrator.compose.overrides import Overrides, is_engine_key, refuse_secrets
-from orchestrator.compose.root import Root, Schema, known_keys, translated, unknown_key
+from orchestrator.compose.root import Root, Schema, translated
 from orchestrator.core.secrets import known_values
 from orchestrator.core.tree import MISSING, pick, share_unchanged, with_value
 from orchestrator.errors import UserError

@@ -12,18 +12,21 @@ import functools
 import hashlib
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
 
 import orchestrator
 from orchestrator.compose.axes import Axis, KeyValue, axis_of, cut, texts_of
 from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweep import SweepFile, check_name, parse
-from orchestrator.core.tree import MISSING, pick
-from orchestrator.errors import UnknownSweep, UserError, home_expanded, nearest
+from orchestrator.core.tree import MISSING, dotted_keys, pick
+from orchestrator.errors import UnknownSweep, UserError, home_expanded, nearest, real_path
 from orchestrator.manifest import Stamp, file_digest, scan, stamps
 from orchestrator.registry import load
 
@@ -67,7 +70,7 @@ def config_folders(cwd: Path, sweep_folder: Path | None = None) -> list[Path]:
         sweep_folder: the folder of the sweep file, searched before the working folder.
     """
     places = ([sweep_folder] if sweep_folder else []) + [cwd]
-    folders = dict.fromkeys((place / "conf").resolve() for place in places)
+    folders = dict.fromkeys(real_path(place / "conf") for place in places)
     return [folder for folder in folders if folder.is_dir()]
 
 
@@ -83,12 +86,13 @@ def locate(sweep: str, cwd: Path) -> Path:
         UserError: there is no file at the path.
     """
     if "/" in sweep or sweep.endswith(_SUFFIXES):
-        path = (cwd / home_expanded(sweep)).resolve()
+        path = real_path(cwd / home_expanded(sweep))
         if not _is_file(path):
             others = _files(path.parent) if path.parent.is_dir() else []
-            raise UserError(
-                f"no sweep file {cut(sweep)!r}", allowed=nearest(path.name, [p.name for p in others])
-            )
+            what = f"no sweep file {cut(sweep)!r}"
+            if os.path.islink(cwd / home_expanded(sweep)):  # noqa: PTH114 - the method raises for long names
+                what += f", but a link to {cut(str(path))}, where no file is"
+            raise UserError(what, allowed=nearest(path.name, [p.name for p in others]))
         return path
     known: dict[str, Path] = {}
     for path in _all_files(cwd):
@@ -151,7 +155,7 @@ def _other(name: str, path: Path) -> Path:
     """Return the file of another sweep: beside this file, else built in, else found by its name or path."""
     # Later entries win, so a file beside this one hides a built-in sweep of the same name.
     beside = {file.stem: file for file in [*_files(shipped("sweeps").resolve()), *_files(path.parent)]}
-    return beside[name].resolve() if name in beside else locate(name, path.parent)
+    return real_path(beside[name]) if name in beside else locate(name, path.parent)
 
 
 class SweepSource(NamedTuple):
@@ -262,7 +266,7 @@ def labels_of(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
 
 
 def _all_files(cwd: Path) -> Iterator[Path]:
-    for folder in dict.fromkeys([(cwd / "sweeps").resolve(), shipped("sweeps").resolve()]):
+    for folder in dict.fromkeys([real_path(cwd / "sweeps"), shipped("sweeps").resolve()]):
         yield from _files(folder)
 
 
@@ -329,7 +333,7 @@ class Fingerprints:
     def _one(self, key: str, value: Any, revision: Any) -> str:
         if not isinstance(value, str):
             raise UserError(f"{key} is {value!r}", where=self._where, allowed="a path")
-        path = (self._cwd / home_expanded(value)).resolve()
+        path = real_path(self._cwd / home_expanded(value))
         if path.exists():
             return content_fingerprint(path)
         is_hub_id = _HUB_ID.fullmatch(value) and not _LOCAL_KEY.fullmatch(key.rpartition(".")[2])
@@ -370,3 +374,24 @@ def _content_fingerprint(path: Path, stamped: tuple[Stamp, ...]) -> str:
         raise UserError(f"{path} holds no file")
     lines = "".join(f"{file.path}\0{file.size}\0{file.sha256}\n" for file in files)
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def unknown_key(key: str, known: Iterable[str], *, where: str = "", fix: str = "") -> UserError:
+    """Return the error for a key that a config does not have.
+
+    Args:
+        key: the unknown key.
+        known: keys that it may be a misspelling of.
+        where: what to name in the error.
+        fix: how to add the key. It is not shown if a similar key exists, since the key then is a slip.
+    """
+    # an axis may be named like an unknown key
+    allowed = nearest(key, (name for name in known if name != key))
+    is_near = allowed.startswith("did you mean")  # then it is a slip
+    return UserError(f"unknown key {key!r}", where=where, allowed=allowed, fix="" if is_near else fix)
+
+
+def known_keys(config: DictConfig) -> list[str]:
+    """Return the dotted keys of a composed config."""
+    tree: Any = OmegaConf.to_container(config, resolve=False)
+    return [*dotted_keys(tree)]

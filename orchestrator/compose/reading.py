@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Hashable, Iterator
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, TextIO
 
@@ -79,6 +80,9 @@ MAX_DEPTH: Final = 64
 
 MAX_VALUES: Final = 1_000_000
 """Maximum number of values in a file after its aliases are expanded."""
+
+_MAX_KEPT: Final = 2**16
+"""Most characters of a file whose tree is kept for the next reading of the same text."""
 
 _CORE, _MERGE = "tag:polysweep:core", "tag:yaml.org,2002:merge"
 
@@ -173,6 +177,19 @@ def _note(node: yaml.ScalarNode) -> None:
             return
 
 
+def _mend(node: yaml.ScalarNode) -> None:
+    r"""Join the halves of characters that are written as in JSON, ``\\ud83d\\ude00``.
+
+    Raises:
+        UserError: a half is alone, so UTF-8 cannot hold the text.
+    """
+    try:
+        node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        problem = f"{node.value!r} holds half a character: a surrogate without its other half"
+        raise _at(UserError(problem), node.start_mark) from None
+
+
 class _Size(NamedTuple):
     """The size of a node with aliases expanded.
 
@@ -198,6 +215,8 @@ def _measured(node: yaml.Node, known: dict[int, _Size | None]) -> _Size:
         UserError: the node contains itself, is nested too deeply, or expands to too many values.
     """
     if isinstance(node, yaml.ScalarNode):
+        if not node.value.isascii():
+            _mend(node)
         _note(node)
         return _Size(1, 0)
     if id(node) in known:
@@ -217,6 +236,23 @@ def _measured(node: yaml.Node, known: dict[int, _Size | None]) -> _Size:
     return size
 
 
+@lru_cache(maxsize=256)
+def _read(text: str, name: str) -> tuple[Any, tuple[str, ...]]:
+    """Return the tree of a document, and notes on its words. Each compose of a sweep reads the same files.
+
+    Args:
+        text: the document.
+        name: its file, for messages.
+    """
+    loader = _Loader(text)
+    loader.name = name
+    with noting() as notes:
+        try:
+            return loader.get_single_data(), tuple(notes)
+        finally:
+            loader.dispose()
+
+
 def load(stream: TextIO) -> DictConfig | ListConfig:
     """Read one YAML document, and leave interpolations as they are.
 
@@ -228,7 +264,11 @@ def load(stream: TextIO) -> DictConfig | ListConfig:
         yaml.YAMLError: it is not valid YAML.
         OmegaConfBaseException: OmegaConf cannot represent it.
     """
-    tree = yaml.load(stream, Loader=_Loader)
+    text = stream.read()
+    read = _read if len(text) <= _MAX_KEPT else _read.__wrapped__
+    tree, notes = read(text, str(getattr(stream, "name", "<unicode string>")))
+    if (seen := _seen.get()) is not None:
+        seen += notes
     if tree is not None and not isinstance(tree, dict | list):
         raise UserError(f"the file holds {type(tree).__name__}", allowed="a mapping")
     config: DictConfig | ListConfig = OmegaConf.create({} if tree is None else tree)
@@ -347,5 +387,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, UnicodeDecodeError):
-        return f"it is no UTF-8 text (byte {error.start})"
-    return str(error).splitlines()[0]
+        return f"it is no UTF-8 text (byte {error.start}); save it as UTF-8"
+    key = getattr(error, "full_key", None)
+    return f"{key}: {str(error).splitlines()[0]}" if key else str(error).splitlines()[0]

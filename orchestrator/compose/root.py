@@ -17,13 +17,17 @@ from typing import Any
 import msgspec
 import yaml  # type: ignore[import-untyped]
 from hydra import compose as hydra_compose
-from hydra import initialize
+from hydra import version
+from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -34,10 +38,10 @@ from omegaconf.errors import (
 )
 
 from orchestrator.compose.axes import cut
-from orchestrator.compose.files import config_folders, shipped
+from orchestrator.compose.files import config_folders, known_keys, shipped, unknown_key
 from orchestrator.compose.reading import SCHEME, register, yaml_error
 from orchestrator.core.sweep import SweepFile
-from orchestrator.core.tree import convert, dotted_keys, pick
+from orchestrator.core.tree import convert, pick
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import importable, load
 
@@ -198,11 +202,11 @@ class Root:
         return bool(more)
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        with _searching(self.folders), initialize(config_path=None, version_base=_VERSION_BASE):
+        with _searching(self.folders):
             if self._tree is not None:
                 # The name is one of the whole process, and another root may have used it since.
                 ConfigStore.instance().store(_INLINE, self._tree)
-            return hydra_compose(self.primary, list(overrides))
+            return _composed(self.primary, list(overrides))
 
     def _explained(self, error: Exception, overrides: Sequence[str]) -> UserError:
         text = str(error)
@@ -264,30 +268,9 @@ def _bare(text: str) -> str:
     return text.lstrip("+~")
 
 
-def unknown_key(key: str, known: Iterable[str], *, where: str = "", fix: str = "") -> UserError:
-    """Return the error for a key that a config does not have.
-
-    Args:
-        key: the unknown key.
-        known: keys that it may be a misspelling of.
-        where: what to name in the error.
-        fix: how to add the key. It is not shown if a similar key exists, since the key then is a slip.
-    """
-    # an axis may be named like an unknown key
-    allowed = nearest(key, (name for name in known if name != key))
-    is_near = allowed.startswith("did you mean")  # then it is a slip
-    return UserError(f"unknown key {key!r}", where=where, allowed=allowed, fix="" if is_near else fix)
-
-
 def _not_set(key: str, where: str) -> UserError:
     is_place = key.endswith(("dir", "path", "file"))
     return UserError(f"{key} is not set", where=where, fix=f"{key}={'PATH' if is_place else 'VALUE'}")
-
-
-def known_keys(config: DictConfig) -> list[str]:
-    """Return the dotted keys of a composed config."""
-    tree: Any = OmegaConf.to_container(config, resolve=False)
-    return [*dotted_keys(tree)]
 
 
 class _SearchPath(SearchPathPlugin):
@@ -313,13 +296,36 @@ def _searching(folders: tuple[Path, ...]) -> Iterator[None]:
         # Hydra allows one initialisation in a process, and a user's program may already have its own.
         before, state.hydra = state.hydra, None
         _SearchPath.folders = folders
+        version.setbase(_VERSION_BASE)
         try:
+            # As `hydra.initialize` does, which first looks for its caller in all modules that are loaded.
+            Hydra.create_main_hydra2("polysweep", create_config_search_path(None))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # warnings about deprecated styles in the user's files
                 yield
         finally:
             GlobalHydra.instance().hydra = before
             _SearchPath.folders = ()
+
+
+def _composed(primary: str, overrides: list[str]) -> DictConfig:
+    """Return what `hydra.compose` returns, without the section `hydra`, which it makes and then removes.
+
+    That section, with its own groups for logging, launchers and sweepers, takes two thirds of the time. It
+    has an effect only on what names it. So whatever names it, or fails, is composed by `hydra.compose`, and
+    all errors are its own. These are its steps; Hydra has no public name for them.
+    """
+    loader: Any = GlobalHydra.instance().config_loader()
+    with contextlib.suppress(Exception):
+        parsed, repository = loader._parse_overrides_and_create_caching_repo(primary, overrides)
+        loader.validate_sweep_overrides_legal(parsed, run_mode=RunMode.RUN, from_shell=False)
+        found = create_defaults_list(repository, primary, parsed, prepend_hydra=False, skip_missing=False)
+        config: DictConfig = loader._compose_config_from_defaults_list(found.defaults, repository)
+        OmegaConf.set_struct(config, True)
+        loader._apply_overrides_to_config(found.config_overrides, config)
+        if "hydra" not in config:
+            return config
+    return hydra_compose(primary, overrides)
 
 
 @contextlib.contextmanager

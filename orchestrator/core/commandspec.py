@@ -95,10 +95,13 @@ def _check_placeholders(name: str, spec: StageSpec, asked: list[str], where: str
         # The stage may declare the key itself or any section above it.
         prefixes = {"*", *(".".join(parts[: length + 1]) for length in range(len(parts)))}
         if prefixes.isdisjoint(declared[kind]):
+            field, others = fields[kind], nearest(key, declared[kind])
+            is_typo = others.startswith("did you mean")
             raise UserError(
-                f"the command of stage {name!r} asks for {{{kind}.{key}}}, which its `{fields[kind]}` lacks",
+                f"the command of stage {name!r} asks for {{{kind}.{key}}}, which its `{field}` lacks",
                 where=where,
-                allowed=nearest(key, declared[kind]),
+                allowed=others if declared[kind] else "",
+                fix="" if is_typo else f"{field}: [{', '.join([*getattr(spec, field), key])}]",
             )
     known = [*PLAIN, *(f"{kind}.{key}" for kind, keys in declared.items() for key in keys)]
     for text in asked:

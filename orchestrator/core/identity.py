@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.core.sweep import ComposedSweep, Input, StageInstance
 from orchestrator.core.tree import MISSING, dotted_keys, pick, place, without_key
-from orchestrator.errors import InfrastructureError, UserError, nearest
+from orchestrator.errors import InfrastructureError, UserError, is_utf8, nearest
 from orchestrator.registry import FORMER, STAGES, load
 from orchestrator.spec import StageSpec
 
@@ -58,7 +58,7 @@ def canonical(value: Any, *, where: str = "") -> str:
         _normal(value, "", where)  # raises an error that names the key
         raise
     # Walking a tree in Python is slow. The encoder runs in C, so only a suspicious text is walked.
-    if not text.isascii() and not unicodedata.is_normalized("NFC", text):
+    if not text.isascii() and not (is_utf8(text) and unicodedata.is_normalized("NFC", text)):
         return _encode(_normal(value, "", where))
     if _MAYBE_PATH.search(text):
         _normal(value, "", where)
@@ -154,8 +154,9 @@ def _normal(value: Any, key: str, where: str) -> Any:
                     allowed="a path says where, not what: it may change while the content stays",
                     fix="begin it with a name in the PATH, such as python" if key == "target" else fix,
                 )
-            # Unicode has several spellings of one text: "é" may be one code point or two.
-            return unicodedata.normalize("NFC", value)
+            if is_utf8(value):
+                # Unicode has several spellings of one text: "é" may be one code point or two.
+                return unicodedata.normalize("NFC", value)
         case bool() | int() | None:
             return value
         case float():
@@ -163,7 +164,9 @@ def _normal(value: Any, key: str, where: str) -> Any:
                 return value
         case Mapping() if all(isinstance(name, str) for name in value):
             items = ((name, _normal(item, _joined(key, name), where)) for name, item in value.items())
-            return {unicodedata.normalize("NFC", name): item for name, item in items}
+            found = {unicodedata.normalize("NFC", name): item for name, item in items}
+            if len(found) == len(value) and all(map(is_utf8, found)):
+                return found
         case list() | tuple():
             return [_normal(item, f"{key}[{index}]", where) for index, item in enumerate(value)]
     raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import math
 import re
@@ -11,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from orchestrator.errors import StageFailure, UserError, nearest
+from orchestrator.errors import StageFailure, UserError, is_utf8, nearest
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -197,7 +199,8 @@ def _explained(message: str, tree: Any, to: type[Any], where: str, key: str) -> 
     # msgspec reports the place only in its message: "Expected `int`, got `str` - at `$.policy.lease_s`".
     problem, _, place = message.partition(" - at `")
     steps = re.findall(r"\[\.\.\.\]|\[\d+\]|\.[^.\[\]]+", place.rstrip("`").removeprefix("$"))
-    path = "".join(steps).lstrip(".")
+    found = _keyed(tree, to, steps)
+    path = "".join(found).lstrip(".")
     full = ".".join(part for part in (key, path) if part)
     if match := _UNKNOWN.fullmatch(problem):
         name = f"{full}.{match['name']}" if full else match["name"]
@@ -208,21 +211,36 @@ def _explained(message: str, tree: Any, to: type[Any], where: str, key: str) -> 
         return UserError(f"{name} is not set", where=where)
     if match := _TYPE.fullmatch(problem):
         expected = re.sub(r"array|object", lambda m: _NAMES[m[0]], match["expected"])
-        value = _value(tree, steps)
+        value = _value(tree, found)
         shown = f" ({value!r})" if isinstance(value, str | int | float) else ""
-        got = _NAMES.get(match["got"], match["got"])
+        what = f"{'a key of ' if place.startswith('key`') else ''}{full or 'the value'}"
         return UserError(
-            f"{full or 'the value'} is of the wrong type: {got}{shown}",
+            f"{what} is of the wrong type: {_NAMES.get(match['got'], match['got'])}{shown}",
             where=where,
             allowed=f"expected {expected.replace(' | ', ' or ')}",
         )
     if match := _RANGE.fullmatch(problem):
         allowed = f"{_BOUNDS[match['sign']]} {float(match['bound']):g}"
-        return UserError(f"{full or 'the value'} is {_value(tree, steps)!r}", where=where, allowed=allowed)
+        return UserError(f"{full or 'the value'} is {_value(tree, found)!r}", where=where, allowed=allowed)
     allowed = ", ".join(_choices(_type_at(to, steps))) if problem.startswith("Invalid enum value") else ""
     return UserError(
         f"{full or 'the value'}: {problem[:1].lower()}{problem[1:]}", where=where, allowed=allowed
     )
+
+
+def _keyed(tree: Any, to: type[Any], steps: list[str]) -> list[str]:
+    """Return a path with keys in place of ``[...]``: the first one whose value alone fails."""
+    before = steps[: steps.index("[...]")] if "[...]" in steps else []
+    for name in (_value(tree, before) or ()) if "[...]" in steps else ():
+        alone = copy.deepcopy(tree)
+        place = _value(alone, before)
+        for other in set(place) - {name}:
+            del place[other]
+        with contextlib.suppress(msgspec.ValidationError):
+            msgspec.convert(alone, to)
+            continue
+        return _keyed(tree, to, [*before, f".{name}", *steps[len(before) + 1 :]])
+    return steps
 
 
 def _choices(info: Any) -> list[str]:
@@ -242,9 +260,7 @@ def _choices(info: Any) -> list[str]:
 def _fields(to: Any, steps: list[str]) -> list[str]:
     """Return the field names of the struct at a path."""
     info = _type_at(to, steps)
-    # `Struct | None`: the fields are those of the struct.
-    if isinstance(info, msgspec.inspect.UnionType):
-        info = _not_none(info)
+    info = _not_none(info) if isinstance(info, msgspec.inspect.UnionType) else info  # `Struct | None`
     return [field.encode_name for field in getattr(info, "fields", ())]
 
 
@@ -353,11 +369,8 @@ def _plain(path: str, value: Any) -> Any:
 
 
 def _text(path: str, value: str) -> str:
-    try:
-        # A lone surrogate is valid in a Python string, but not in UTF-8, and so not in a JSON record.
-        value.encode()
-    except UnicodeEncodeError:
-        raise _Refused(path, f"{value!r} cannot be written as UTF-8") from None
+    if not is_utf8(value):  # no JSON record could hold it
+        raise _Refused(path, f"{value!r} cannot be written as UTF-8")
     return str.__str__(value)
 
 

@@ -177,12 +177,13 @@ def run(
             outcome="failed", cause=cause_named(failure.cause), exception=name, message=_line(failure)
         )
     except SystemExit as error:
+        cause = _cause(error, folder) if error.code else Cause.CODE
         if isinstance(error.code, int | None):
-            how = f"the stage exited with code {error.code or 0} and returned no rows"
+            how = f"the stage exited with code {error.code or 0} and returned no rows; return [] for none"
         else:
             how = one_line(f"the stage exited: {_line(error.code)}")
             _print(without_secrets(f"{words_of(error.code)}\n"))  # as Python does
-        return ChildOutcome(outcome="failed", cause=_cause(error, folder), message=how)
+        return ChildOutcome(outcome="failed", cause=cause, message=how)
     except BaseException as error:  # noqa: BLE001 - the worker's edge: every exception becomes data
         _print_exception()
         name, cause = one_line(type(error).__name__), _cause(error, folder)
@@ -377,8 +378,8 @@ def _limit_threads(num_threads: int) -> None:
 def _redirect_output(path: Path) -> None:
     """Append standard output and error of this process and of what it starts to the attempt's log."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for descriptor in (1, 2):
-        os.dup2(handle, descriptor)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
     os.close(handle)
 
     def stream(number: int) -> TextIO:  # for the process's lifetime

@@ -324,17 +324,21 @@ def _check_column(name: str, fields: Sequence[str]) -> None:
     """Raise if the single column of a table is several, in a format that is not read here.
 
     Raises:
-        ValueError: as in ``loss: 0.5``, ``loss=nan`` or ``a|b``, but not ``model:name`` over ``qwen:7b``.
+        ValueError: as in ``loss: 0.5``, ``loss=nan``, ``a|b`` or ``loss 0.5``, but not ``model:name`` over
+            ``qwen:7b``, nor ``test loss`` over ``0.5``.
     """
     lines = [name, *fields]
-    for sign in "|:=":
-        if sign not in name or any(line.count(sign) != name.count(sign) for line in lines):
-            continue
-        pairs = [line.partition(sign)[::2] for line in lines]
-        values = [text.strip().removesuffix("%") for _, text in pairs]
+    # Where a sign is in each line, it may divide columns: in a name, such as `best model`, it is in few.
+    signs = [sign for sign in ("|", ":", "=", ">", " ") if all(sign in line.strip() for line in lines)]
+    for sign in signs:
+        pairs = [line.strip().partition(sign)[::2] for line in lines]
+        words = (
+            [word for line in lines for word in line.split()] if sign == " " else [text for _, text in pairs]
+        )
+        values = [text.strip().removesuffix("%") for text in words]
         is_number = any(_NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text) for text in values)
         # Names such as `qwen:7b` hold colons. A row that is read wrongly costs more than a refusal.
-        is_pair = sign != ":" or is_number or any(text[:1].isspace() for _, text in pairs)
+        is_pair = sign not in ": " or is_number or (sign == ":" and any(text[:1].isspace() for text in words))
         if is_pair or len({key for key, _ in pairs}) == 1:
             raise ValueError(
                 f"line 1: {name!r} is no name of a column; a table has ',', ';' or tabs between its columns"

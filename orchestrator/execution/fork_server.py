@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.execution.keeper import serve
+from orchestrator.store.checkout import Checkout
 
 serve()
+Checkout({}, ()).digest()  # read this package's files once for all workers

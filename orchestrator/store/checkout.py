@@ -77,7 +77,7 @@ _INPUTS = (
 _TAKES = re.compile(rf"(?:(?<!<)<|{_OPTION % _INPUTS})\s*['\"]?$")
 """Matches before a word that names an input of any suffix: ``<``, or an option such as ``--train-file``."""
 _RESULTS = "results?|predictions?|preds?|metrics?|scores?|reports?|summary|history|state|cache"
-_MAY_MAKE = re.compile(rf"{_OPTION % _RESULTS}\s*['\"]?$")
+_MAY_MAKE = re.compile(rf"{_OPTION % _RESULTS}(?<!config[ =])(?<!template[ =])\s*['\"]?$")
 """Matches before a word that names an input of one program and an output of another: ``--predictions``."""
 
 
@@ -95,6 +95,8 @@ class _Seen(NamedTuple):
     digest: str
 
 
+_SEEN: dict[str, _Seen] = {}
+"""The files that this process has read, by path."""
 _PACKAGE = Path(provenance.__file__).resolve().parent
 """The folder of this package."""
 
@@ -130,7 +132,6 @@ class Checkout:
         # Installed packages are recorded with each attempt; this package is digested on its own.
         own = [p for p in theirs if not (is_installed(p) or p.is_relative_to(_PACKAGE))]
         self._roots = list(dict.fromkeys(_root(path) for path in own))
-        self._seen: dict[str, _Seen] = {}
         self._ignored = {root: Ignored(root) for root in self._roots}
         self._tracked = {
             root: frozenset(p for p in _tracked(root) if not self._is_sealed(p)) for root in self._roots
@@ -248,7 +249,7 @@ class Checkout:
     def _content(self, path: str, info: os.stat_result) -> str:
         """Return the digest of a file's content, from the cache unless the file may have changed."""
         stamp = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
-        seen = self._seen.get(path)
+        seen = _SEEN.get(path)
         if seen is not None and seen.stamp == stamp and seen.read_ns - info.st_ctime_ns > SETTLED_NS:
             return seen.digest
         read_ns = time.time_ns()
@@ -257,7 +258,7 @@ class Checkout:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        self._seen[path] = _Seen(stamp, read_ns, digest)
+        _SEEN[path] = _Seen(stamp, read_ns, digest)
         return digest
 
 

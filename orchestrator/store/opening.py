@@ -20,7 +20,7 @@ from pathlib import Path
 from orchestrator import formats
 from orchestrator.core.records import StoreMark
 from orchestrator.core.secrets import redacted
-from orchestrator.errors import InfrastructureError, SweepError, UserError, is_out_of_space
+from orchestrator.errors import InfrastructureError, SweepError, UserError, is_out_of_space, is_utf8, one_line
 from orchestrator.registry import BUCKETS, load
 from orchestrator.store.objects import ObjectStore, PosixStore
 
@@ -343,11 +343,25 @@ def _folder(url: str) -> Path:
             allowed=f"names of at most {_NAME_BYTES} bytes, and {_PATH_BYTES:,} bytes in all",
             fix=fix,
         )
+    if not is_utf8(str(folder)):
+        raise UserError(f"the path of the store is no UTF-8 text: {one_line(str(folder))}", fix=fix)
+    if problem := _no_folder(folder):
+        raise UserError(f"the store {folder} {problem}", allowed="a folder, or a path of none", fix=fix)
     return folder
 
 
+def _no_folder(path: Path) -> str:
+    """Return why a path can be no folder, "" if it is one, or one can be made there as far as is known."""
+    try:
+        return "" if stat.S_ISDIR(path.stat().st_mode) else "is a file"
+    except FileNotFoundError:
+        return "is a link to nowhere" if path.is_symlink() else ""
+    except OSError as error:
+        return f"is no folder: {error.strerror}" if error.errno in (errno.ELOOP, errno.ENOTDIR) else ""
+
+
 def open_objects(url: str) -> ObjectStore:
-    """Return the store operations for a URL or path, without any access to it.
+    """Return the store operations for a URL or path, without reading what is there.
 
     Raises:
         UserError: The scheme is unknown, or the address names no bucket.

@@ -60,6 +60,15 @@ def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
         (["launch", "good.yaml", "launcher.workers=many"], "launcher.workers"),
         (["launch", "good.yaml", "policy.lease_s=0"], "policy.lease_s"),
         (["launch", "good.yaml", "policy.retries.sloth=1"], "sloth"),
+        (
+            ["launch", "good.yaml", "launcher=slurm", "+cluster.sbatch.x=[a]"],
+            "cluster.sbatch.x is of the wrong",
+        ),
+        (["launch", "good.yaml", "launcher=slurm", "+cluster.partitions.p=q"], "cluster.partitions.p is of"),
+        (
+            ["launch", "good.yaml", "launcher=slurm", "+cluster.partitions.p.gpu=1"],
+            "'cluster.partitions.p.gpu'",
+        ),
         (["launch", "good.yaml", "policy.rehearse=maybe"], "true, false, auto"),
         (["launch", "good.yaml", "policy.budget.gpu_hours=-1"], "0 or more, or null"),
         (["launch", "good.yaml", "policy.breaker=2.5"], "policy.breaker"),
@@ -133,6 +142,7 @@ def test_a_wrong_command_line_is_refused_with_the_way_out(folder, capfd, words, 
         (GOOD.replace("expect_cells: 2", "expect_cells: 3"), "1 fewer"),
         (GOOD + "exclude: ['seed=0', 'seed=1']\n", "no cell"),
         (GOOD + "exclude: ['sead=0']\n", "unknown key 'sead'"),
+        (GOOD.replace("{seed: 0", "{3: 4, seed: 0"), "a key of config is of the wrong type: int"),
         (GOOD.replace("axes:", "axis:"), "axes"),
         (GOOD.replace("[count]", "[cuont]"), "count"),
         (GOOD.replace("[count]", "{a: {run: 'nowhere_to_be_found:main'}}"), "nowhere_to_be_found"),
@@ -152,6 +162,35 @@ def test_a_wrong_command_line_is_refused_with_the_way_out(folder, capfd, words, 
 def test_a_wrong_sweep_file_is_refused_with_its_place(folder, capfd, text, says):
     (folder / "bad.yaml").write_text(text)
     assert says in refused(capfd, "launch", "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["launch", "good.yaml", "--store", "loop"], "is no folder: Too many levels of symbolic links"),
+        (["status", "good.yaml", "--store", "loop/x"], "is no folder: Too many levels of symbolic links"),
+        (["launch", "good.yaml", "--store", "nowhere.yaml"], "is a link to nowhere"),
+        (["status", "good.yaml", "--store", "good.yaml"], "is a file"),
+        (["status", "good.yaml", "--store", "good.yaml/x"], "is no folder: Not a directory"),
+        (["launch", "good.yaml", "--store", "caf\udce9"], "is no UTF-8 text: "),
+        (["launch", "loop.yaml"], "no sweep file 'loop.yaml', but a link to"),
+        (["launch", "nowhere.yaml"], "absent.yaml, where no file is"),
+        (["launch", "odd.yaml", 'seed="\udce9"'], "reads.seed is '\\udce9', which has no stable identity"),
+        (["launch", "odd.yaml", 'other="\udce9"'], "no UTF-8 text: "),
+    ],
+)
+def test_links_that_lead_nowhere_files_and_bytes_are_refused_by_name(folder, capfd, words, says):
+    for name, target in (("loop", "loop"), ("loop.yaml", "loop.yaml"), ("nowhere.yaml", "absent.yaml")):
+        (folder / name).symlink_to(target)
+    stage = "stages: {fit: {command: 'echo {config.seed}', reads: [seed], uses: [other]}}\n"
+    (folder / "odd.yaml").write_text(f"config: {{seed: a, other: a}}\n{stage}")
+    assert says in refused(capfd, *words)
+
+
+def test_config_folders_that_are_links_to_themselves_hold_nothing(folder, capfd):
+    for name in ("conf", "sweeps"):
+        (folder / name).symlink_to(name)
+    assert main(["plan", "good.yaml"]) == 0, capfd.readouterr().err
 
 
 def test_a_store_of_a_newer_format_is_refused_and_left_alone(folder, capfd):

@@ -189,7 +189,13 @@ WRITES = [
     "python s.py data.csv",
     "python s.py --data-out data.csv",
 ]
-READS = ["python s.py made.json", "python s.py --config made.json", "python s.py --layout=made.json"]
+READS = [
+    "python s.py made.json",
+    "python s.py --config made.json",
+    "python s.py --layout=made.json",
+    "python s.py --report-config made.json",
+    "python s.py --summary_template=made.json",
+]
 DATA = [
     "python s.py --data data.csv",
     "python s.py --sft-data data.csv",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cli.main import main
 from orchestrator.reporting import Curve
 from orchestrator.reports.general_figures import draw
 from orchestrator.reports.style import styled
@@ -126,3 +127,27 @@ def test_figures_of_thousands_of_cells_show_some_and_say_how_many() -> None:
     (lines,) = figures.curves
     assert lines.caption.startswith("900 curves, of which 200 are drawn")
     assert len(lines.figure.axes[0].lines) == 200
+
+
+def test_best_ranks_by_what_the_name_of_a_metric_means_unless_an_option_decides(
+    sweep: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (sweep.folder / "named.yaml").write_text(
+        "config: {a: 1}\naxes: {a: [1, 2]}\nstages: {s: {run: 'named:main', reads: [a]}}\n"
+    )
+    (sweep.folder / "named.py").write_text(
+        "def main(config, inputs, context):\n    return [dict.fromkeys(['val_acc', 'loss', 'x'], config.a)]\n"
+    )
+    sweep("launch", "named.yaml")
+
+    def first(*words: str) -> int:
+        return int(sweep.json("best", "named", *words)[0]["mean"])
+
+    assert [first("val_acc"), first("loss"), first("x")] == [2, 1, 1]
+    assert [first("val_acc", "--min"), first("loss", "--max")] == [1, 2]
+    assert main(["best", "named", "val_acc", "--store", str(sweep.store)]) == 0
+    assert "the highest val_acc first" in capfd.readouterr().err
+    assert main(["best", "named", "x", "--store", str(sweep.store)]) == 0
+    assert "the lowest x first; --max for the highest" in capfd.readouterr().err
+    assert main(["best", "named", "loss", "--store", str(sweep.store)]) == 0
+    assert capfd.readouterr().err == ""

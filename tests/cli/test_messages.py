@@ -52,7 +52,7 @@ stages: {act: {run: "hostile:act", reads: [kind]}}
 """
 SAID = {
     "exits": ("unknown", "the stage exited: exit x"),
-    "leaves": ("unknown", "the stage exited with code 0 and returned no rows"),
+    "leaves": ("code", "the stage exited with code 0 and returned no rows; return [] for none"),
     "raises": ("code", "ValueError: value y"),
     "mute": ("unknown", "Mute: (its text cannot be had: __str__ raised RuntimeError)"),
     "mute exit": ("unknown", "the stage exited: (its text cannot be had: __str__ raised RuntimeError)"),

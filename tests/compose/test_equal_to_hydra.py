@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from orchestrator.compose.axes import KeyValue
 from orchestrator.compose.configs import Patched
 from orchestrator.compose.root import Root
+from orchestrator.errors import UserError
 
 SWEEP = """
 overrides: {trainer: slow, depth: 5}
@@ -75,6 +76,47 @@ def test_a_group_axis_and_value_axes_together_have_the_config_that_hydra_compose
             f"+new.key={axes['new.key']}",
         ]
         assert cell.config == by_hydra(study.folder, overrides)
+
+
+@pytest.mark.parametrize(
+    ("primary", "overrides"),
+    [
+        ("{defaults: [model: a, _self_], x: 1}", ["x=2", "model=b"]),
+        ("{defaults: [model: a, _self_], x: 1}", ["x=2", "hydra.run.dir=elsewhere"]),
+        ("{defaults: [model: a, _self_], x: 1}", ["hydra/job_logging=none", "+model@other=b"]),
+        ("{defaults: [model: a, _self_], x: 1}", ["~hydra.job.chdir", "++y.z=3"]),
+        ("{defaults: [model: a, _self_, override hydra/job_logging: none], x: 1}", ["~x"]),
+        ("{defaults: [model: a, _self_, hydra/launcher: x], x: 1}", []),
+        ("{defaults: [model: a, _self_], hydra: {job: {name: mine}}, x: '${hydra.job.name}'}", []),
+        ("{defaults: [further: here], hydra: {searchpath: ['file://{more}']}}", []),
+        ("{defaults: [further: here]}", ["hydra.searchpath=[file://{more}]"]),
+        ("{defaults: [further: here]}", []),
+        ("{defaults: [model: a, settings], x: '${choice}'}", ["settings.unknown=1"]),
+        ("{defaults: [model: a], x: 1}", ["x=1,2"]),
+        ("{defaults: [model: a], x: 1}", ["y=1"]),
+        ("{defaults: [model: '${x}'], x: a}", ["model=b", "model=c"]),
+    ],
+)
+def test_a_config_that_names_hydra_s_own_section_or_not_is_composed_or_refused_as_by_hydra(
+    study, tmp_path, primary, overrides
+):
+    more = tmp_path / "more"
+    (more / "further").mkdir(parents=True)
+    (more / "further" / "here.yaml").write_text("found: 1")
+    (study.folder / "conf" / "settings.yaml").write_text("# @package hydra.job\nname: set\n")
+    (study.folder / "conf" / "own.yaml").write_text(primary.replace("{more}", str(more)))
+    overrides = [text.replace("{more}", str(more)) for text in overrides]
+    try:
+        with initialize_config_dir(str(study.folder / "conf"), version_base="1.3"):
+            expected = hydra_compose("own", overrides)
+    except Exception:
+        with pytest.raises(UserError):
+            Root("own", [study.folder / "conf"]).compose(overrides)
+    else:
+        found = Root("own", [study.folder / "conf"]).compose(overrides)
+        assert found == expected
+        assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)  # the order too
+        assert OmegaConf.is_struct(found)
 
 
 VALUES = {

@@ -49,6 +49,7 @@ FILES = {
     "a tab": ("config:\n\ta: 1\n", "YAML syntax error", "line 2"),
     "two documents": ("config: {a: 1}\n---\nconfig: {a: 1}\n", "another document", "line 2"),
     "a tag that runs code": ("config: {a: !!python/object/apply:os.getcwd []}\n", "tag", "line 1"),
+    "half a character": ('config: {b: 1, a: "\\ud800"}\n', "half a character", "line 1, column 19"),
     "a list": ("- a\n", "a sweep file holds a mapping", "own.yaml"),
     "a word": ("hello\n", "the file holds str", "own.yaml"),
 }
@@ -70,6 +71,16 @@ def test_a_file_that_is_no_text_is_refused(project, data):
     (project.folder / "own.yaml").write_bytes(data)
     with pytest.raises(UserError, match=r"no UTF-8 text|unacceptable character"):
         project.compose("own.yaml")
+
+
+def test_a_character_in_two_halves_as_json_writes_it_is_one(project):
+    plain = project.sweep(f"config: {{a: \U0001f600}}\n{STAGE}").sweep
+    assert project.sweep(f'config: {{a: "\\ud83d\\ude00"}}\n{STAGE}').sweep == plain
+
+
+def test_an_error_of_a_value_names_its_key(project):
+    with pytest.raises(UserError, match=r"config\.a: .*set"):
+        project.sweep(f"config: {{a: !!set {{x, y}}}}\n{STAGE}")
 
 
 def test_a_byte_order_mark_and_windows_line_ends_change_nothing(project):

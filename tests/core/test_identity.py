@@ -63,7 +63,14 @@ def test_whole_numbers_and_floats_differ():
     assert digest_of({"x": "1"}) != digest_of({"x": 1})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, object(), {1, 2}, b"x", {1: 2, "a": 3}])
+NO_IDENTITY = [
+    *(math.nan, math.inf, -math.inf, object(), {1, 2}, b"x", {1: 2, "a": 3}),
+    *("\ud800", "caf\udcff", {"\udcff": 1}),  # half a character, and bytes of a command line that are no text
+    {"\u00e9": 1, "e\u0301": 2},  # two spellings of one key
+]
+
+
+@pytest.mark.parametrize("value", NO_IDENTITY)
 def test_what_has_no_stable_identity_is_refused_with_its_key(value):
     with pytest.raises(UserError) as error:
         canonical({"a": {"b": [0, value]}}, where="stage 'fit'")

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from orchestrator.cli.main import main
 from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.holding import no_space
@@ -79,6 +80,26 @@ def test_a_stage_whose_product_fills_the_disk_fails_by_storage_and_a_later_attem
     assert first.end.cause is Cause.STORAGE and "No space left" in first.end.message
     assert not (store / layout.payload(instance, 1) / layout.OUTPUT).exists()  # it would take all space
     assert_finishes(start, ledger, order_for(store, sweep.name, policy=SOON))
+
+
+@pytest.mark.long
+def test_a_launch_that_leaves_a_full_disk_says_so_and_ends_with_3(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = f"head -c {LARGE_KIB}k /dev/zero > {{output}}/large"
+    (tmp_path / "large.yaml").write_text(f"stages: {{s: {{shell: true, command: '{command}'}}}}\n")
+    (tmp_path / "rows.json").write_text('[{"a": 1}]')
+    stage = f"{{command: 'cp {tmp_path}/rows.json {{output}}', results: rows.json}}"
+    (tmp_path / "small.yaml").write_text(f"stages: {{s: {stage}}}\n")
+    assert main(["launch", "large.yaml", "--store", str(disk / "store"), "store.outage_s=1"]) == 3
+    error = capfd.readouterr().err
+    assert "error: s lacked space on a disk: the next starts at" in error
+    assert "make room, then: sweep launch large" in error
+    assert main(["launch", "small.yaml", "--store", str(tmp_path / "store")]) == 0
+    fill(disk)
+    assert main(["collect", "small", "--out", str(disk / "r.csv"), "--store", str(tmp_path / "store")]) == 3
+    assert str(disk / "r.csv") in capfd.readouterr().err
 
 
 def test_a_checkpoint_that_fills_the_disk_is_skipped_and_the_stage_ends_well(
@@ -256,7 +277,7 @@ def test_a_launch_on_a_disk_too_small_names_storage_and_a_rerun_finishes_when_th
     sweep.store = disk / "store"
     (sweep.folder / "fills.yaml").write_text(COUNT_LARGE.format())
     (sweep.folder / "filling.py").write_text(STAGE.format(gate=str(sweep.folder / "gate")))
-    said = sweep("launch", "fills.yaml", "launcher.workers=1", code=1)
+    said = sweep("launch", "fills.yaml", "launcher.workers=1", "policy.space_pause_s=1", code=1)
     assert "storage" in said and "No space left on device" in said
     attempts = [cell["attempts"] for cell in sweep.json("status", "fills")["cells"]]
     assert {c["cause"] for c in sweep.json("status", "fills")["cells"]} == {"storage"}

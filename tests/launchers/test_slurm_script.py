@@ -384,3 +384,10 @@ def test_paths_with_odd_characters_are_passed_on(tmp_path, name):
 def test_paths_that_slurm_cannot_pass_on_are_refused_with_the_reason(name, words):
     with pytest.raises(UserError, match=words):
         text_of({}, Path("/work") / name)
+
+
+@pytest.mark.parametrize("line", ["#SBATCH --mem=1", "  #SBATCH hetjob"])
+def test_an_option_of_sbatch_among_the_setup_lines_is_refused_as_it_would_be_a_comment(line: str) -> None:
+    with pytest.raises(UserError, match=r"cluster\.setup: '#SBATCH .* would have no effect"):
+        cluster_profile({"setup": ["module load cuda", line]})
+    cluster_profile({"setup": ["module load cuda", "# SBATCH options are elsewhere"]})

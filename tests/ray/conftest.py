@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import TEMPORARY
 from tests.ray.sweeps import OnRay
 from tests.ray.testbed import RayCluster
 
@@ -26,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def testbed() -> Iterator[RayCluster]:
     """A cluster. Tests take `cluster`: this one with all its nodes alive."""
-    folder = Path(tempfile.mkdtemp(prefix="sweep-ray.", dir="/tmp"))  # short: paths of sockets have a limit
+    folder = Path(tempfile.mkdtemp(prefix="sweep-ray.", dir=TEMPORARY))
     running = RayCluster(folder)
     try:
         running.up()

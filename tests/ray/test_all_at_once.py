@@ -14,6 +14,7 @@ from orchestrator.testing import counted
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.bucket.server import start_server
 from tests.cli.launches import Running, records, wait_for
+from tests.conftest import TEMPORARY
 from tests.launchers.on_scheduler import COUNT
 from tests.ray.testbed import RayCluster
 from tests.slurm.sweeps import SLURM
@@ -45,7 +46,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
 @pytest.fixture
 def ray(environment: dict[str, str]) -> Iterator[RayCluster]:
     """A cluster of one node with a cache of its own."""
-    with tempfile.TemporaryDirectory(prefix="sweep-ray.", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="sweep-ray.", dir=TEMPORARY) as folder:
         running = RayCluster(Path(folder) / "c", ({"GPU": 1},), environment)
         try:
             running.up()
@@ -58,7 +59,7 @@ def ray(environment: dict[str, str]) -> Iterator[RayCluster]:
 def slurm(environment: dict[str, str]) -> Iterator[Testbed]:
     """A Slurm whose nodes reach the server."""
     try:
-        running = Testbed.start(Path(tempfile.mkdtemp(prefix="sweep-slurm.", dir="/tmp")))
+        running = Testbed.start(Path(tempfile.mkdtemp(prefix="sweep-slurm.", dir=TEMPORARY)))
     except Unavailable as reason:
         pytest.skip(str(reason))
     yield running

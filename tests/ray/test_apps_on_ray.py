@@ -10,6 +10,7 @@ import pytest
 
 from tests.apps import app
 from tests.apps.there import assert_a_task_sees_what_it_sees_here, assert_an_app_goes_on_from_its_checkpoint
+from tests.conftest import TEMPORARY
 from tests.ray.sweeps import OnRay
 from tests.ray.testbed import RayCluster
 
@@ -17,7 +18,7 @@ from tests.ray.testbed import RayCluster
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayCluster]:
     """A cluster of one node."""
-    with tempfile.TemporaryDirectory(prefix="sweep-ray.", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="sweep-ray.", dir=TEMPORARY) as folder:
         running = RayCluster(Path(folder) / "c", ({"GPU": 1},), app.ENVIRONMENT)
         try:
             running.up()

@@ -11,6 +11,7 @@ import pytest
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.bucket.server import start_server
 from tests.cli.launches import records, running_heartbeats, wait_for
+from tests.conftest import TEMPORARY
 from tests.execution.waiting import lives
 from tests.launchers.on_scheduler import COUNT
 from tests.ray.testbed import RayCluster
@@ -38,7 +39,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 @pytest.fixture(scope="module")
 def nodes(environment: dict[str, str]) -> Iterator[RayCluster]:
     """A cluster of two nodes with a cache each."""
-    with tempfile.TemporaryDirectory(prefix="sweep-ray.", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="sweep-ray.", dir=TEMPORARY) as folder:
         running = RayCluster(Path(folder) / "c", NODES, environment)
         try:
             running.up()

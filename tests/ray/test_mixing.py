@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.launches import Running, records, wait_for
+from tests.conftest import TEMPORARY
 from tests.ray.sweeps import OnRay
 from tests.slurm.sweeps import SLURM
 from tests.slurm.testbed import Testbed, Unavailable
@@ -40,7 +41,7 @@ def test_ray_and_local_workers_share_the_cells_of_a_sweep(jobs: OnRay) -> None:
 @pytest.mark.long
 def test_slurm_ray_and_local_workers_share_a_sweep_at_once(jobs: OnRay) -> None:
     try:
-        slurm = Testbed.start(Path(tempfile.mkdtemp(prefix="sweep-slurm.", dir="/tmp")))
+        slurm = Testbed.start(Path(tempfile.mkdtemp(prefix="sweep-slurm.", dir=TEMPORARY)))
     except Unavailable as reason:
         pytest.skip(str(reason))
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.launches import wait_for
+from tests.conftest import TEMPORARY
 from tests.ray.sweeps import OnRay
 from tests.ray.testbed import RayCluster
 
@@ -41,7 +42,7 @@ def threshold() -> float:
 @pytest.fixture(params=["head elsewhere", "one machine", "configured"])
 def short(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnRay]:
     """A node of four CPUs whose memory ends soon; its head is on a machine of its own, or on the same."""
-    folder = Path(tempfile.mkdtemp(prefix="sweep-ray.", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="sweep-ray.", dir=TEMPORARY))
     limits = {"memory_usage_threshold": round(threshold(), 3), "memory_monitor_refresh_ms": 100}
     head = {"RAY_memory_monitor_refresh_ms": "0"} if request.param != "one machine" else {}
     if request.param == "configured":

@@ -54,6 +54,7 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_prestart_worker_first_driver": "0",  # one Python a CPU and node, of which nearly none is used
         "RAY_health_check_initial_delay_ms": "2000",
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "4",

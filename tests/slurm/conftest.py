@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import TEMPORARY
 from tests.slurm.sweeps import OnSlurm
 from tests.slurm.testbed import Testbed, Unavailable
 
@@ -35,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def testbed() -> Iterator[Testbed]:
     """A Slurm with the default knobs. Tests take `cluster`: this one without what another test left."""
-    folder = Path(tempfile.mkdtemp(prefix="sweep-slurm.", dir="/tmp"))  # short: paths of sockets have a limit
+    folder = Path(tempfile.mkdtemp(prefix="sweep-slurm.", dir=TEMPORARY))
     try:
         running = Testbed.start(folder)
     except Unavailable as reason:

@@ -16,6 +16,7 @@ from orchestrator.launchers.base import Verdict
 from orchestrator.launchers.slurm.query import _sacct
 from orchestrator.launchers.slurm.script import submit
 from orchestrator.provenance import now
+from tests.conftest import TEMPORARY
 from tests.slurm.sweeps import OnSlurm
 from tests.slurm.testbed import Testbed
 from tests.store.builders import submission_of
@@ -106,7 +107,7 @@ class Colleague:
 def shared() -> Iterator[Path]:
     """A folder in which everybody may write."""
     before = os.umask(0)
-    with tempfile.TemporaryDirectory(prefix="sweep-shared.", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="sweep-shared.", dir=TEMPORARY) as folder:
         Path(folder).chmod(0o777)
         yield Path(folder)
     os.umask(before)
@@ -146,7 +147,9 @@ def test_jobs_that_slurm_hides_from_a_colleague_are_held_and_those_that_it_shows
 @pytest.fixture
 def beside(jobs: OnSlurm) -> Iterator[Testbed]:
     """A second cluster on the same file system, reached from the first by its name."""
-    with tempfile.TemporaryDirectory(prefix="sweep-slurm.", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="sweep-slurm.", dir=TEMPORARY, ignore_cleanup_errors=True
+    ) as folder:
         other = Testbed.start(Path(folder), nodes=1, gpus=0, cluster="beside", join=jobs.cluster.folder)
         yield other
         other.stop()
@@ -182,7 +185,9 @@ def test_a_number_of_another_cluster_says_nothing_and_an_answer_of_another_is_re
     name = jobs.write(cells=1)
     jobs.launch(name, HELD, SOON)
     number = jobs.array()
-    with tempfile.TemporaryDirectory(prefix="sweep-slurm.", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="sweep-slurm.", dir=TEMPORARY, ignore_cleanup_errors=True
+    ) as folder:
         knobs = {"cluster": named, "accounting": "none", "first_job_id": number}
         far = Testbed.start(Path(folder), nodes=1, gpus=0, **knobs)
         try:

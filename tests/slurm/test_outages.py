@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.launches import records, wait_for
+from tests.conftest import TEMPORARY
 from tests.slurm.sweeps import SLURM, OnSlurm
 from tests.slurm.testbed import Testbed
 
@@ -256,7 +257,7 @@ def test_without_slurmdbd_the_controller_tells_what_waits_runs_and_failed_a_mome
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[OnSlurm]:
     """A Slurm without accounting, which forgets within seconds."""
-    folder = tempfile.mkdtemp(prefix="sweep-slurm.", dir="/tmp")
+    folder = tempfile.mkdtemp(prefix="sweep-slurm.", dir=TEMPORARY)
     cluster = Testbed.start(Path(folder), nodes=2, gpus=0, accounting="none", min_job_age=3, requeue_delay=5)
     (tmp_path / "project").mkdir()
     yield OnSlurm(cluster, tmp_path / "project", tmp_path / "store")

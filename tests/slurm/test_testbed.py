@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import TEMPORARY
 from tests.execution.waiting import until
 from tests.slurm.testbed import Testbed
 
@@ -71,7 +72,9 @@ def test_commands_fail_soon_when_the_controller_is_stopped_and_what_they_sent_ar
 
 @pytest.mark.long
 def test_a_second_test_bed_without_accounting_stands_beside_the_first(cluster):
-    with tempfile.TemporaryDirectory(prefix="sweep-slurm.", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="sweep-slurm.", dir=TEMPORARY, ignore_cleanup_errors=True
+    ) as folder:
         other = Testbed.start(Path(folder), nodes=1, gpus=0, accounting="none")
         try:
             assert list(other.node_states()) == ["node1"]

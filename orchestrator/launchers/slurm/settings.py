@@ -173,6 +173,10 @@ def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
     for variable, value in cluster.environment.items():
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"cluster.environment.{variable} holds a zero byte, which no variable can")
+    for line in cluster.setup:
+        if line.lstrip().startswith("#SBATCH"):  # sbatch reads none after the first command
+            fix = "cluster.sbatch.OPTION=VALUE"
+            raise UserError(f"cluster.setup: {line.strip()!r} would have no effect", fix=fix)
     for name in ("scratch", "cache", "logs"):
         folder = getattr(cluster, name)
         if folder is not None and not folder.startswith(("/", "$")):
