@@ -13,11 +13,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from starlette.testclient import TestClient
 
-from orchestrator.api.overview import Watched
-from orchestrator.serving import results, site
-from orchestrator.serving.app import application
 from orchestrator.store import layout
 from tests.conftest import Sweep
 from tests.serving.pages import Served, content
@@ -278,18 +274,6 @@ def test_links_of_results_keep_the_cells_the_filters_and_the_order(client: httpx
     assert {**chosen, "sort": "seconds"} in kept  # a second click turns the order round
     csv = next(url for url in found if url.path.endswith(".csv"))
     assert dict(csv.params) == {**chosen, "sort": "seconds", "desc": "1"}
-
-
-def test_the_next_page_of_results_has_the_same_cells_in_the_same_order(
-    root: Path, made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "PAGE_ROWS", 4)
-    client = TestClient(application({"study": site.Served(Watched("study", str(root / "store")))}))
-    page = client.get("/s/study/results?sort=seconds&desc=1&only=model%3Dsmall&page=2").text
-    for rel, number in (("prev", "1"), ("next", "3")):
-        (link,) = re.findall(rf'href="([^"]*)" rel="{rel}"', page)
-        params = dict(httpx.URL(html.unescape(link)).params)
-        assert params == {"only": "model=small", "sort": "seconds", "desc": "1", "page": number}
 
 
 def test_an_address_without_a_page_is_answered_with_a_page_that_names_it_so(client: httpx.Client) -> None:
