@@ -70,10 +70,10 @@ def test_the_next_page_of_results_has_the_same_cells_in_the_same_order(
     monkeypatch.setattr(results, "PAGE_ROWS", 4)
     client = TestClient(application({"study": site.Served(Watched("study", str(tmp_path)))}))
     page = client.get("/s/study/results?sort=seconds&desc=1&only=model%3Dsmall&page=2").text
-    for rel, number in (("prev", "1"), ("next", "3")):
+    for rel, page_number in (("prev", "1"), ("next", "3")):
         (link,) = re.findall(rf'href="([^"]*)" rel="{rel}"', page)
         params = dict(httpx.URL(html.unescape(link)).params)
-        assert params == {"only": "model=small", "sort": "seconds", "desc": "1", "page": number}
+        assert params == {"only": "model=small", "sort": "seconds", "desc": "1", "page": page_number}
 
 
 def test_a_page_beyond_the_last_is_the_last() -> None:
