@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -22,9 +23,12 @@ from orchestrator.api.submission import Dispatch
 from orchestrator.cli import launch, progress
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
+from orchestrator.core.settings import NotifySettings
 from orchestrator.core.state import State
 from orchestrator.core.waiting import Goal, Outlook, outlook
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable
+from orchestrator.jobs.records import JobEnd
+from orchestrator.jobs.submissions import Submissions
 from orchestrator.provenance import now
 from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import Running, wait_for
@@ -168,6 +172,33 @@ def test_a_machine_whose_clock_is_ahead_delays_no_one(tmp_path: Path) -> None:
     assert time.monotonic() - start_s < 5
 
 
+def test_the_jobs_of_a_scheduler_are_events_of_their_revision_and_end_once(tmp_path: Path) -> None:
+    for num_cells in (1, 3):
+        sweep = builders.sweep_of(num_cells)
+        builders.seal(tmp_path, sweep)
+    ledger = open_ledger(str(tmp_path))
+    submissions = Submissions(ledger, sweep.name)
+    for number in (1, 2):
+        tasks = (("seed0",), ("seed1", "seed2"))
+        submission = builders.submission_of(
+            number, nonce=f"n{number}", revision=number, tasks=tasks, by="ann"
+        )
+        assert submissions.file(submission)
+    lost = JobEnd(index=1, word="NODE_FAIL", cause=Cause.NODE_LOST, detail="n3")
+    submissions.close(1, [lost], at="2026-01-01T00:00:00Z")
+    for revision, numbers in ((None, [1, 2]), (1, [1]), (2, [2])):
+        events = History(ledger, sweep.name, revision).all()
+        facts = [event.as_json() for event in events if event.kind == "submission"]
+        assert [each["number"] for each in facts] == numbers
+        assert [each["revision"] for each in facts] == numbers
+        assert all((each["num_jobs"], each["cluster"], each["by"]) == (2, "lab", "ann") for each in facts)
+        ends = [event.as_json() for event in events if event.kind == "job_end"]
+        assert [(each["submission"], each["index"]) for each in ends] == [(1, 1)] * (1 in numbers)
+        for each in ends:
+            assert (each["cells"], each["word"], each["detail"]) == (("seed1", "seed2"), "NODE_FAIL", "n3")
+            assert each["cause"] == "node_lost"
+
+
 def test_only_who_waits_waits_for_a_scheduler_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,10 +221,15 @@ def test_only_who_waits_waits_for_a_scheduler_that_does_not_answer(
 @pytest.fixture
 def passes(tmp_path: Path) -> JobPasses:
     """Passes over a sweep whose cells have yet to run."""
+    return _passes(tmp_path)
+
+
+def _passes(store: Path, **changes: Any) -> JobPasses:
     sweep = builders.sweep_of(1)
-    builders.seal(tmp_path, sweep)
-    ledger = builders.ledger_at(tmp_path)
-    request = Request(nonce="", number=1, verb="launch", revision=1, settings=builders.settings())
+    builders.seal(store, sweep)
+    ledger = builders.ledger_at(store)
+    settings = msgspec.structs.replace(builders.settings(), **changes)
+    request = Request(nonce="", number=1, verb="launch", revision=1, settings=settings)
     request = ledger.add_request(sweep.name, request)
     limits: Any = None
     return JobPasses(SweepState(ledger, sweep, 1, sealed=True), [PendingLaunch(request, limits, limits)])
@@ -231,6 +267,16 @@ def test_a_scheduler_that_is_not_reached_is_tried_half_as_often_each_time(
     now_s = 9010.0
     passes.make(print)
     assert passes._num_outages == 0
+
+
+def test_a_notice_that_cannot_be_sent_is_a_line_of_the_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    passes = _passes(tmp_path, notify=NotifySettings(command="true"))
+    (line,) = passes.finish()
+    assert line.startswith("  notices cannot be sent: ") and "no-python" in line
+    assert _passes(tmp_path).finish() == []
 
 
 def test_a_token_that_is_not_accepted_ends_the_wait(
