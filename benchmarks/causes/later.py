@@ -29,7 +29,7 @@ def keys_of_accelerate(config: Any) -> object:  # noqa: D103
 
 @failure
 def parameter_of_sklearn(config: Any) -> object:  # noqa: D103
-    from sklearn.svm import SVC
+    from sklearn.svm import SVC  # type: ignore[import-untyped]
 
     return SVC(C=-1).fit([[0], [1]], [0, 1])
 
