@@ -303,10 +303,10 @@ def page(found: Sequence[Found], first: Sequence[Found], option: str) -> str:
         lines.append(f"| {launcher} | {len(forms)} | {most} | {len(own)} | {share:.1%} |")
     lines += [
         "",
-        "The rules were written before all programs but the `seen` ones, then mended by what every set but",
+        "The rules were written before all programs but the `seen`, then mended by what every set but",
         "`later` showed: these are *seen after the fact*. The middle column is what programs get that the",
-        "rules never met, locally. `shapes` and `apart` are other languages, launchers, groups of exceptions;",
-        "`reported` and `strangers` follow reports to public projects, chosen for being unlike the others;",
+        "rules never met, locally. `shapes`, `apart` are other languages, launchers, groups of exceptions;",
+        "`reported` and `strangers` follow reports to public projects, chosen for being unlike others;",
         "`later` is held out today. Of these three sets the first figures are of the rules alone, by",
         "`benchmarks/failure_offline.py`. One author wrote programs and rules: others may do worse.",
         "",
