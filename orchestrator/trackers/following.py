@@ -22,6 +22,7 @@ from orchestrator.core.identity import SEALED
 from orchestrator.core.records import Claim, Revision, StartRecord, StoreMark
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.core.tree import without_key
+from orchestrator.errors import one_line, words_of
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
@@ -97,6 +98,7 @@ class Follower:
         self._runs: dict[str, MirroredRun] = {}
         self._states: dict[str, tuple[str, float]] = {}
         self.failures: Counter[str] = Counter()
+        self.last_failure = ""
         self.sent = SentCounts()
         key = sweep_id(self._store, self._sweep.name)
         mirror.begin(Followed(key, self._sweep.name, revision.number, len(self._sweep.cells), ledger))
@@ -137,9 +139,10 @@ class Follower:
                 self._close(cell)
             except Unavailable:
                 raise
-            except Exception:  # noqa: BLE001 - whatever the other side raises
+            except Exception as error:  # noqa: BLE001 - whatever the other side raises
                 log(traceback.format_exc())
                 self.failures[cell.id] += 1
+                self.last_failure = one_line(words_of(error), 200)
         self._mirror.end()
 
     def _mirror_cell(self, cell: Cell, reader: EvidenceReader) -> None:
@@ -161,6 +164,7 @@ class Follower:
                 raise
             log(traceback.format_exc())
             self.failures[cell.id] += 1
+            self.last_failure = one_line(words_of(error), 200)
             # The other system may refuse this one run for good. The other cells' passes must not wait for it.
             if self.failures[cell.id] == MAX_FAILURES:
                 self._cells.remove(cell)
