@@ -126,13 +126,65 @@ APART: Truths = {
     Cause.BAD_NODE: ("spawned_ecc", "cuda_check_of_ecc", "lost_in_shell"),
     Cause.UNKNOWN: ("faulthandler_abort", "julia_own_words", "group_of_own_words", "go_own_words"),
 }
+REPORTED: Truths = {
+    Cause.CONFIG: (
+        *("mpi_slots", "batch_of_deepspeed", "key_of_yacs", "step_of_srun", "flag_of_absl", "flag_of_r"),
+    ),
+    Cause.DATA: (
+        *("snappy", "model_of_lightgbm", "page_for_arrays", "reads_of_samtools", "film_of_ffmpeg"),
+        *("end_of_tar", "rows_of_go", "words_of_polars", "rows_of_xgboost"),
+    ),
+    Cause.CODE: (
+        *("kernel_of_triton", "graph_of_dynamo", "kernel_of_nvcc", "method_of_perl", "method_of_ruby"),
+        *("index_of_lua", "stamped_code"),
+    ),
+    Cause.OOM_GPU: (
+        *("gpu_memory_of_mxnet", "gpu_memory_of_ggml", "gpu_memory_of_tensorview", "gpu_memory_of_onnx"),
+        "gpu_memory_of_alpaka",
+    ),
+    Cause.OOM_HOST: ("memory_of_matlab", "memory_of_spark", "memory_of_lmdb", "heap_of_haskell"),
+    Cause.NAN: ("loss_of_detectron", "energy_of_gromacs"),
+    Cause.COMMUNICATION: (
+        *("ucx_refused", "mpich_timed_out", "older_watchdog", "endpoint_of_aws", "rsync_host"),
+    ),
+    Cause.STORAGE: ("stack_of_hdf5", "stamped_disk", "disk_of_pip", "quota_of_rust", "rank_of_lightning"),
+    Cause.BAD_NODE: (
+        *("ecc_of_old_torch", "ecc_in_watchdog", "driver_of_tensorflow", "container_of_nvidia"),
+    ),
+    Cause.UNKNOWN: ("killed_in_script", "fault_of_rocm", "address_of_jax", "broken_pool"),
+}
+STRANGERS: Truths = {
+    Cause.CONFIG: (
+        *("devices_of_lightning", "refused_by_sbatch", "strategies_of_trainer", "modules_of_peft"),
+        *("token_of_hub", "image_of_docker", "denied_by_gsutil"),
+    ),
+    Cause.DATA: (
+        *("shard_of_webdataset", "page_for_shard", "records_of_tensorflow", "group_of_hdf5"),
+        *("split_of_datasets", "sound_of_soundfile", "model_of_sentencepiece", "picture_of_opencv"),
+    ),
+    Cause.CODE: (
+        *("pickled_function", "unused_parameters", "traced_bool", "shapes_of_tensorflow"),
+        *("checks_of_scaler", "syntax_of_bash", "box_of_rich"),
+    ),
+    Cause.OOM_GPU: ("gpu_memory_of_ray_train", "gpu_memory_of_paddle", "gpu_memory_of_numba"),
+    Cause.OOM_HOST: ("memory_of_dask", "memory_of_pyspark"),
+    Cause.NAN: ("loss_of_lightning",),
+    Cause.COMMUNICATION: (
+        *("target_of_hydra", "cut_download", "store_of_elastic", "id_of_nccl", "objects_of_lfs"),
+        "promise_of_node",
+    ),
+    Cause.STORAGE: ("events_of_tensorboard", "tasks_of_joblib", "layers_of_apptainer"),
+    Cause.BAD_NODE: ("script_of_slurmd", "credential_of_slurm", "ecc_under_nccl"),
+    Cause.UNKNOWN: ("worker_gone", "halted_tpu", "worker_of_ray_gone"),
+}
 PARTS: Mapping[str, Truths] = {
     **{"seen": SEEN, "unseen": UNSEEN, "fresh": FRESH, "held_out": HELD_OUT},
-    **{"shapes": SHAPES, "apart": APART},
+    **{"shapes": SHAPES, "apart": APART, "reported": REPORTED},
+    "strangers": STRANGERS,
 }
 """When they were written, to cause, to the programs that fail for it; nobody can know that of the last.
 
-The rules of `orchestrator.core.failure` were mended by what all but `held_out` and `apart` showed.
+The rules of `orchestrator.core.causes` were mended by what all but `strangers` showed.
 """
 CAUSES: Mapping[str, Cause] = {
     name: cause for part in PARTS.values() for cause, names in part.items() for name in names

@@ -130,7 +130,7 @@ CLAIMS: Mapping[str, str] = {"study": "orchestrator.study.claims:weights"}
 
 FORMULAS: Mapping[str, str] = {
     "accuracy": "orchestrator.study.claims:ACCURACY_FORMULAS",
-    "general": "orchestrator.reports.held:FORMULAS",
+    "general": "orchestrator.reports.page:FORMULAS",
     "study": "orchestrator.study.claims:FORMULAS",
 }
 """Report to a mapping from file or heading of a table to a sentence on how its numbers are computed."""

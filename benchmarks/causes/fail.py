@@ -6,10 +6,26 @@ import subprocess
 import sys
 from typing import Any
 
-from causes import apart, apart_machines, fresh, fresh_machines, held_out, seen, shapes, unseen
+from causes import (
+    apart,
+    apart_machines,
+    fresh,
+    fresh_machines,
+    held_out,
+    reported,
+    reported_machines,
+    seen,
+    shapes,
+    strangers,
+    strangers_machines,
+    unseen,
+)
 from causes.programs import FAILURES
 
-MODULES = (apart, apart_machines, fresh, fresh_machines, held_out, seen, shapes, unseen)
+MODULES = (
+    *(apart, apart_machines, fresh, fresh_machines, held_out, reported, reported_machines),
+    *(seen, shapes, strangers, strangers_machines, unseen),
+)
 
 
 def main(config: Any, inputs: Any, context: Any) -> list[dict[str, Any]]:

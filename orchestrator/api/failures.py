@@ -9,11 +9,10 @@ import msgspec
 
 from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Attempt, is_answered
-from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint
 from orchestrator.core.remedies import described
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.core.tracebacks import Fingerprint
 from orchestrator.errors import counted
 
 

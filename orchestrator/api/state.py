@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from orchestrator.core import holding, state
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
-from orchestrator.core.failure import Cause
+from orchestrator.core.failure import Cause, Fingerprint, fingerprint
 from orchestrator.core.gates import GateRule, gates_of_requests, with_gates
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
@@ -22,7 +22,6 @@ from orchestrator.core.state import CellStatus, Gates, StageStatus, State, cell_
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.core.sweep import SweepReference as SweepReference
 from orchestrator.core.sweep import parse_reference as parse_reference
-from orchestrator.core.tracebacks import Fingerprint, fingerprint
 from orchestrator.costs import Estimate
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, with_jobs

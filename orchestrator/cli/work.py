@@ -13,8 +13,8 @@ from orchestrator.cli.attached import go_on_in_the_snapshot, keep_logs
 from orchestrator.cli.output import add_only, add_store, indented, no_overrides, to_stderr
 from orchestrator.entry import outlive_the_reader
 from orchestrator.errors import InfrastructureError, UserError, counted
+from orchestrator.launchers.external import work_side_by_side
 from orchestrator.launchers.local import LocalLauncher
-from orchestrator.launchers.side_by_side import work_side_by_side
 from orchestrator.registry import NOTIFIER, load
 from orchestrator.store import code as snapshots
 from orchestrator.store.opening import as_usual

@@ -2,19 +2,20 @@
 
 Of a log only the last traceback and the last lines count, and only if the process failed: earlier ones were
 handled. What Python prints beside it, as for an exception in ``__del__``, never replaces it.
-`orchestrator.core.failure` weighs what a traceback shows.
+`orchestrator.core.causes` weighs what a traceback shows.
 """
 
 from __future__ import annotations
 
-import errno
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from orchestrator.core.failure import DETERMINISTIC, OF_MACHINES, Cause, cause_of, cause_of_exception
-from orchestrator.core.tracebacks import Raised, Shown, exceptions_in, marked, with_bases
+from orchestrator.core import patterns
+from orchestrator.core.causes import cause_of, cause_of_exception, of_driver, of_system
+from orchestrator.core.failure import DETERMINISTIC, OF_MACHINES, Cause
+from orchestrator.core.tracebacks import HEADING, Line, Raised, Shown, exceptions_in, lines_of, with_bases
 
 
 class CommandFailure(NamedTuple):
@@ -31,22 +32,8 @@ class CommandFailure(NamedTuple):
     message: str
 
 
-_SIGNALS = {
-    "SIGSEGV": (Cause.UNKNOWN, "it crashed: segmentation fault"),
-    "SIGBUS": (Cause.UNKNOWN, "it crashed: bus error, as where /dev/shm is full or a mapped file was cut"),
-    "SIGABRT": (Cause.UNKNOWN, "it aborted"),
-    "SIGILL": (Cause.UNKNOWN, "it crashed: an instruction that this CPU lacks"),
-    "SIGFPE": (Cause.CODE, "it crashed: a division by zero"),
-    "SIGXCPU": (Cause.TIMEOUT, "its limit of CPU time is over"),
-    "SIGXFSZ": (Cause.STORAGE, "it wrote a file beyond its size limit"),
-    "SIGSYS": (Cause.UNKNOWN, "a system call that is not allowed here"),
-    "SIGKILL": (Cause.UNKNOWN, "another process ended it; the kernel's out-of-memory killer did not act"),
-}
-_EXIT_CODES = {
-    124: (Cause.TIMEOUT, "the limit that `timeout` sets is over"),
-    126: (Cause.CONFIG, "its program cannot be executed"),
-    127: (Cause.CONFIG, "its program was not found"),
-}
+_SIGNALS = {name: (Cause(cause), words) for name, (cause, words) in patterns.SIGNALS.items()}
+_EXIT_CODES = {code: (Cause(cause), words) for code, (cause, words) in patterns.EXIT_CODES.items()}
 _NOT_RUN = re.compile(
     r".*(not found|No such file|Permission denied|Is a directory|Exec format|cannot execute)"
 )
@@ -55,99 +42,28 @@ _NOT_RUN = re.compile(
 _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError", "SystemExit", "KeyboardInterrupt"})
 """Exceptions with which a launcher such as torchrun repeats that one of its processes failed."""
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_PRINTED = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception))): (.+)$")
-"""An exception that a program caught and printed as its last line, without the traceback."""
-_LAST_WORDS = tuple(
-    (re.compile(pattern), cause)
-    for pattern, cause in (
-        (r"terminate called after throwing an instance of '(std::bad_alloc)'", Cause.OOM_HOST),
-        (r"(?:(?i:fatal|error)[ :]+)*((?:CUDA|HIP)(?: runtime)?(?: error:)? out of memory.*)", Cause.OOM_GPU),
-        (r"(?:[\w./-]+: )+((?:\w+: )*[Cc]annot allocate memory)$", Cause.OOM_HOST),
-        (r"(slurmstepd: error: Detected \d+ oom[_-]kill event.*)", Cause.OOM_HOST),
-        (r"(?:[\w./-]+: )+(.*(?:No space left on device|Disk quota exceeded|Stale file handle"
-         r"|Input/output error|Read-only file system|[Tt]ransport endpoint (?:is not connected|shutdown)))$",
-         Cause.STORAGE),
-        (r"(?:\S+: )*(error while loading shared libraries: "
-         r"lib(?:cuda|nvidia-[\w-]+|amdhip64|hsa-runtime64|ze_loader)\.so.*)", Cause.BAD_NODE),
-        (r"(?:\S+: )*(error while loading shared libraries: .*)", Cause.UNKNOWN),
-        (r"(?:[\w./-]+: )+(can't open file .*\[Errno 2\].*)$", Cause.CODE),
-        (r"(?:\S*\bpython[\d.]*: )(No module named .*)$", Cause.CODE),
-        (r"(memory allocation of \d+ bytes failed)$", Cause.OOM_HOST),
-        (r"(curl: \((?:5|6|7|16|18|28|35|52|55|56|92)\) .*)", Cause.COMMUNICATION),
-        (r"(?:[\w./-]+: )+(.*(?:Temporary failure in name resolution|Name or service not known))$",
-         Cause.COMMUNICATION),
-    )
-)  # fmt: skip
-"""Last lines of programs that are not Python, or whose interpreter did not start."""
-
-_MISSING = re.compile(r"(?:[\w./-]+: )*((?:line \d+: )?.*: (?:command )?not found)$")
-"""What a shell prints of a program that is not there. It goes on, so only the last line is the reason."""
-
-_USAGE, _USAGE_ERROR = re.compile(r"usage: ", re.IGNORECASE), re.compile(r"(?:[\w./ -]+: )?((?i:error): .*)")
-_USAGE_CODE, _OTHER_STATUS = 2, re.compile(r".*exit status (?!2\b)")
-"""What argparse, click and others print of wrong arguments, their exit code, and what shows another one."""
-
-_NOT_RUN_CODES, _NOT_RUN_STATUS = (126, 127), re.compile(r"exit (?:status|code) 12[67]\b")
-"""Exit codes by which shells report a program that cannot be run, and how Python's errors name them."""
-
+_LAST_WORDS = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.LAST_WORDS)
+_KILLED = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.KILLED)
 _REPORTS = tuple(
     (re.compile(heading), re.compile(certain, re.MULTILINE), module, re.compile(mistakes))
-    for heading, certain, module, mistakes in (
-        # C++: the message follows in the next line
-        (r"terminate called after throwing an instance of '(?P<name>[\w:]+)", r"^", "",
-         r"std::(out_of_range|length_error|logic_error|bad_(\w*cast|typeid|\w+_access|function_call))\b"),
-        # Rust: the message follows in the next line since 1.73
-        (r"thread 'main' (?:\(\d+\) )?panicked at (?:'(?P<text>.*)', )?[^\s']+:\d+:\d+:?$", r"^", "",
-         r".*?\b(index out of bounds|range (start|end) index|attempt to (add|subtract|multiply|divide"
-         r"|negate|shift|calculate)|on a `None`|assertion|not (yet )?implemented|entered unreachable code"
-         r"|already (mutably )?borrowed)"),
-        # Julia: a stack trace follows
-        (r"ERROR: (?:LoadError: |InitError: )*(?:(?P<name>[A-Z]\w*(?:Error|Exception|Mismatch))\b(?:\(.*\))?"
-         r"(?:: |$))?(?P<text>.*)", r"^Stacktrace:", "julia.",
-         r"julia\.(UndefVar|Method|Bounds|UndefRef|UndefKeyword|Inexact|StackOverflow|Divide|Field)Error"
-         r"|julia\.DimensionMismatch"),
-        # R: warnings may follow, which name the reason
-        (r"Error(?: in .+?)? ?: ?(?P<text>.*)", r"^Execution halted", "",
-         r".*(object '.*' not found|could not find function|subscript out of bounds|unused argument"
-         r"|argument .* is missing|non-numeric argument|non-conformable|undefined columns"
-         r"|there is no package called)"),
-        # pytest: the summary of its tests
-        (r"(?:FAILED|ERROR) \S+::.*? - (?:(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z]\w*): )?(?P<text>.*)",
-         r"^(?:=+ )?.*\d+ (?:failed|errors?)\b.* in [\d.]+s", "", r"assert "),
-        # Java
-        (r'Exception in thread "main" (?P<name>[\w.$]+)(?:: (?P<text>.*))?$', r"^", "",
-         r"java\.lang\.(NullPointer|ClassCast|Arithmetic|NegativeArraySize|ClassNotFound|\w*IndexOutOfBounds)"
-         r"Exception|java\.lang\.(NoClassDefFound|NoSuch\w+|StackOverflow|Assertion)Error"),
-    )
-)  # fmt: skip
-"""How other languages report an error that nothing caught: the report's first line, what it must contain, the
-module of the class, and which errors are mistakes in the program."""
+    for heading, certain, module, mistakes in patterns.REPORTS
+)
+"""The tables of `orchestrator.core.patterns`, compiled."""
 
 _WHAT = re.compile(r"\s*what\(\):\s+")
 """What C++ prints before the message of an exception."""
-
-_SYSTEM_ERRORS = {
-    errno.ENOENT: "No such file or directory", errno.EISDIR: "Is a directory",
-    errno.ENOTDIR: "Not a directory", errno.ENOMEM: "Cannot allocate memory",
-    errno.EIO: "Input/output error", errno.ENOSPC: "No space left on device",
-    errno.EROFS: "Read-only file system", errno.ESTALE: "Stale file handle",
-    errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large",
-    errno.ECONNREFUSED: "Connection refused", errno.ECONNRESET: "Connection reset by peer",
-    errno.ECONNABORTED: "Software caused connection abort", errno.ETIMEDOUT: "Connection timed out",
-    errno.EHOSTUNREACH: "No route to host", errno.EHOSTDOWN: "Host is down",
-    errno.ENETUNREACH: "Network is unreachable",
-}  # fmt: skip
-_SYSTEM = re.compile(
-    "|".join(rf"(?P<E{code}>{words}|\b{errno.errorcode[code]}\b)" for code, words in _SYSTEM_ERRORS.items()),
-    re.IGNORECASE,
+_ROOT = re.compile(r"\s*(?:Caused by|nested task error): (?P<name>[\w.$]+)(?:: (?P<text>.*))?$")
+"""What Java and Julia print before the error that led to one; the last is the first that happened."""
+_GPU = re.compile(r"(?i:\bcuda)|\bHIP\b|\bhip[A-Z]|\bGPU\b|device memory")
+_DIVERGED = re.compile(
+    r"\b(?:is|are|was|became) (?:nan|[+-]?inf|infinite|not finite|non-finite)\b", re.IGNORECASE
 )
-"""System errors that show a cause, by the system's words and by their names: all languages print these."""
-_NODES = r"shared object|\.so\b|\bsocket|\.sock\b|\bconnect\b|\bdial\b|(?<![\w.])/(dev|proc|sys|run|var/run)/"
-_OF_NODE = re.compile(_NODES)
-"""What a node or a service lacks, where the system's words are those of a missing file."""
-_OF_PROGRAM = re.compile(r"(?!.*(?:line \d+: |run command|exec))(?:[\w./-]+: )+(.*)$")
+_OF_PROGRAM = re.compile(
+    r"(?!.*(?:line \d+: |run command|exec))(?:(?:[\w./-]+ ){0,2}[\w./-]+: |\[[\w./ -]+\] )"
+)
 """A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
+_LESSER = re.compile(r"\W*(?:INFO|DEBUG|WARN|NOTICE)", re.IGNORECASE)
+"""Levels of logging at which no program reports why it ends."""
 
 _NUM_LAST_LINES, _NUM_USAGE_LINES, _NUM_TRACEBACK_LINES, _NUM_TEXT_LINES = 8, 40, 100, 8
 """How far from the end the reason may stand, in lines. Launchers and trackers print a few lines after it."""
@@ -168,10 +84,8 @@ def cause_of_exit(exit_code: int, log: str, *, oom_killed: bool) -> tuple[Cause,
     if name == "SIGKILL" and oom_killed:
         return Cause.OOM_HOST, "the stage's process was killed while the kernel was out of memory"
     how = f"the stage's process was killed by {name}"
-    if name != "SIGABRT":
-        return Cause.UNKNOWN, how
-    lines = [marked(line).text for line in log.splitlines() if line.strip()]
-    last = _last_words(lines, may_be_usage=False)
+    lines = [line.text for line in lines_of(log)]
+    last = _last_words(lines, may_be_usage=False) if name == "SIGABRT" else _killed(lines)
     return (last[0], f"{how}: {last[1]}") if last is not None else (Cause.UNKNOWN, how)
 
 
@@ -195,20 +109,20 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
     if name == "SIGKILL" and oom_killed:
         return CommandFailure(Cause.OOM_HOST, "", f"{how} while the kernel was out of memory")
     try:
-        return _judged(exit_code, name, how, _COLOUR.sub("", log))
+        return _judged(exit_code, name, how, lines_of(log))
     except Exception as fault:  # noqa: BLE001 - a log may hold anything; its user is not to blame for our fault
         return CommandFailure(Cause.UNKNOWN, "", f"{how}: its log cannot be judged ({type(fault).__name__})")
 
 
-def _judged(exit_code: int, name: str, how: str, log: str) -> CommandFailure:
+def _judged(exit_code: int, name: str, how: str, of_log: Sequence[Line]) -> CommandFailure:
     """Return why a command failed by its log, and if that shows nothing, by its signal or exit code.
 
     Args:
-        exit_code, log: of the command.
+        exit_code: of the command.
         name: of the signal that ended it, "" without one.
         how: the beginning of the message.
+        of_log: the lines of its log.
     """
-    of_log = [marked(line.rstrip()) for line in log.split("\n") if line.strip()]
     lines = [line.text for line in of_log]
     shown = exceptions_in(of_log)
     # A process that a signal killed raised nothing: a traceback in its log was handled before.
@@ -218,12 +132,13 @@ def _judged(exit_code: int, name: str, how: str, log: str) -> CommandFailure:
         last = _words_beside(found, lines, shown[-1].line + 1)
         return _as_failure(found, how) if last is None else CommandFailure(last[0], "", f"{how}: {last[1]}")
     # C++ aborts after it prints an uncaught exception, so SIGABRT may have a last line that explains it.
-    how_it_ended = {"may_be_usage": exit_code == _USAGE_CODE, "is_missing": exit_code in _NOT_RUN_CODES}
-    last = _last_words(lines, **how_it_ended) if name in ("", "SIGABRT") else None
+    how_it_ended = {"is_missing": exit_code in patterns.NOT_RUN_CODES, "is_ended": not may_have_raised}
+    how_it_ended["may_be_usage"] = exit_code == patterns.USAGE_CODE
+    last = _last_words(lines, **how_it_ended) if name in ("", "SIGABRT") else _killed(lines)
     if last is not None:
         return CommandFailure(last[0], "", f"{how}: {last[1]}")
-    is_printed = may_have_raised and bool(lines) and not (shown and shown[-1].line == len(lines) - 1)
-    if is_printed and (match := _PRINTED.match(lines[-1])):
+    is_printed = may_have_raised and not (shown and shown[-1].line == len(lines) - 1)
+    if is_printed and (match := _printed(lines)):
         cause = cause_of_exception(with_bases(match.group(1)), match.group(3))
         return CommandFailure(cause, match.group(2), f"{how}: {match.group(0)}")
     if found is not None:
@@ -242,18 +157,25 @@ def cause_of_raised(raised: Raised, log: str) -> Cause:
         log: the end of the stage's output, with the exception's traceback unless it is a `SystemExit`.
     """
     cause = cause_of(raised)
-    if cause is not Cause.UNKNOWN or raised.classes[0] not in _WRAPPERS:
+    if cause is not Cause.UNKNOWN or not _is_wrapper(raised):
         return cause
     code = int(raised.text) if raised.text.isdecimal() else 1
     if raised.classes[0] == "SystemExit":  # a traceback with more than its message after it was handled
-        lines = [line for line in _COLOUR.sub("", log).split("\n") if line.strip()]
+        lines = lines_of(log)
         own = [] if raised.text.lstrip("-").isdecimal() else [*filter(str.strip, raised.text.split("\n"))]
-        end = max((each.line + 1 for each in exceptions_in([*map(marked, lines)])), default=len(lines))
+        end = max((each.line + 1 for each in exceptions_in(lines)), default=len(lines))
+        while end < len(lines) and patterns.SUMMARY.match(lines[end].text):
+            end += 1
         whole = cause_of_command(code, log, oom_killed=False).cause
         # Launchers and trackers print after the reason too: what a machine lacked counts in any place.
         if end < len(lines) - len(own) and (own or whole in (Cause.CONFIG, Cause.DATA, Cause.CODE)):
-            log = "\n".join(lines[end:])
+            log = "\n".join(line.text for line in lines[end:])
     return cause_of_command(code, log, oom_killed=False).cause if code else cause
+
+
+def _is_wrapper(raised: Raised) -> bool:
+    """Whether an exception only repeats that another process failed."""
+    return raised.classes[0] in _WRAPPERS or patterns.POINTS_ABOVE.match(raised.text) is not None
 
 
 def _as_failure(shown: Shown, how: str) -> CommandFailure:
@@ -272,13 +194,16 @@ def _words_beside(found: Shown, lines: Sequence[str], end: int) -> tuple[Cause, 
         end: number of the first line after all tracebacks.
     """
     raised = found.raised
-    if raised.classes[0] in _WRAPPERS:
+    if _is_wrapper(raised):
         # What the program itself printed stands before the traceback of what had started it.
-        begun = "Traceback (most recent call last)"
-        starts = (number for number, line in enumerate(lines[: found.line]) if begun in line)
+        starts = (number for number, line in enumerate(lines[: found.line]) if HEADING in line)
         before = lines[: max(starts, default=found.line)]
-        is_missing = _NOT_RUN_STATUS.search(raised.text) is not None
-        return _last_words(before, may_be_usage=not _OTHER_STATUS.match(raised.text), is_missing=is_missing)
+        is_missing = patterns.NOT_RUN_STATUS.search(raised.text) is not None
+        may_be_usage = not patterns.OTHER_STATUS.match(raised.text)
+        last = _last_words(before, may_be_usage=may_be_usage, is_missing=is_missing)
+        if last is None and (match := _printed(before)):
+            last = cause_of_exception(with_bases(match.group(1)), match.group(3)), match.group()
+        return last
     last = _last_words(lines[end:], may_be_usage=False)
     is_weaker = cause_of(raised) in DETERMINISTIC | {Cause.UNKNOWN}
     return last if last is not None and last[0] in OF_MACHINES and is_weaker else None
@@ -309,7 +234,7 @@ def _last_exception(shown: Sequence[Shown], num_lines: int, exit_code: int) -> S
     for each in shown:
         if each.side == "ignored" or each.line < num_lines - num_counted:
             continue
-        is_echo = each.raised.classes[0] in _WRAPPERS or (
+        is_echo = _is_wrapper(each.raised) or (
             found is not None and each.rank != found.rank and cause_of(each.raised) is Cause.COMMUNICATION
         )
         if found is None or (not each.side and (found.side or not is_echo)):
@@ -317,8 +242,33 @@ def _last_exception(shown: Sequence[Shown], num_lines: int, exit_code: int) -> S
     return found
 
 
+def _printed(lines: Sequence[str]) -> re.Match[str] | None:
+    """Return the exception that the last line states without a traceback, None without one."""
+    final = next(_own_words(lines), "")
+    return patterns.PRINTED.match(final[_end_of_stamp(final) :])
+
+
+def _own_words(lines: Sequence[str]) -> Iterator[str]:
+    """Yield the lines from the last one on, without what launchers and trackers print after it."""
+    return (line.strip() for line in reversed(lines) if not patterns.AFTERWORDS.match(line.strip()))
+
+
+def _end_of_stamp(line: str) -> int:
+    """Return where a line begins behind the time that a logger writes; 0 if there is none."""
+    match = patterns.STAMP.match(line)
+    return match.end() if match and not _LESSER.match(line, match.end()) else 0
+
+
+def _killed(lines: Sequence[str]) -> tuple[Cause, str] | None:
+    """Return the cause for which a scheduler or the kernel ended a process, as the last lines state it."""
+    found = (
+        (cause, words.match(line)) for line in lines[: -_NUM_LAST_LINES - 1 : -1] for words, cause in _KILLED
+    )
+    return next(((cause, match.group(1)) for cause, match in found if match), None)
+
+
 def _last_words(
-    lines: Sequence[str], *, may_be_usage: bool, is_missing: bool = False
+    lines: Sequence[str], *, may_be_usage: bool, is_missing: bool = False, is_ended: bool = False
 ) -> tuple[Cause, str] | None:
     """Return the cause that the last lines state, and the words that state it.
 
@@ -326,38 +276,88 @@ def _last_words(
         lines: of the log.
         may_be_usage: whether the program may have ended because of wrong arguments.
         is_missing: whether a shell reported by its exit code that a program cannot be run.
+        is_ended: whether the exit code is not the program's own, so that its last line may be any one.
     """
     if (reported := _reported(lines)) is not None:
         return reported
-    has_usage = may_be_usage and any(map(_USAGE.match, lines[-_NUM_USAGE_LINES:]))
-    for line in reversed(lines[-_NUM_LAST_LINES:]):
-        is_last = line is lines[-1]
-        found = ((cause, words.match(line.strip())) for words, cause in _LAST_WORDS)
+    has_usage = may_be_usage and any(map(patterns.USAGE.match, lines[-_NUM_USAGE_LINES:]))
+    for number, line in enumerate(_own_words(lines)):
+        is_last = number == 0
+        if number == _NUM_LAST_LINES:
+            break
+        begin = _end_of_stamp(line)
+        found = ((cause, words.match(line, begin)) for words, cause in _LAST_WORDS)
         known = next(((cause, match.group(1)) for cause, match in found if match), None)
-        if known is None and (is_missing or is_last) and (match := _MISSING.match(line.strip())):
+        if known is None and (is_missing or is_last) and (match := patterns.MISSING.match(line)):
             known = Cause.CONFIG, match.group(1)
         is_usage = has_usage and (known is None or known[0] not in OF_MACHINES)
-        if is_usage and (match := _USAGE_ERROR.match(line)):
+        if is_usage and (match := patterns.USAGE_ERROR.match(line)):
             return Cause.CONFIG, match.group(1)
-        if known is None and is_last and not is_missing and (match := _OF_PROGRAM.match(line.strip())):
-            cause = _of_system(match.group(1))
-            known = None if cause is Cause.UNKNOWN else (cause, match.group(1))
+        if known is None and is_last and (cause := of_driver(line)):
+            known = cause, line
+        if known is None and is_last and not (is_missing or is_ended):
+            known = _of_last_line(line, begin)
         if known is not None:
             return known
+    return None if is_ended else _of_settings(lines[-_NUM_USAGE_LINES:])
+
+
+def _of_last_line(line: str, begin: int) -> tuple[Cause, str] | None:
+    """Return the cause that a program's last line shows, and its words.
+
+    Args:
+        line: of the log.
+        begin: where it begins behind the time that a logger wrote.
+    """
+    words = line[begin:]
+    if not begin and not _OF_PROGRAM.match(words):
+        return None
+    known = of_system(words)
+    if known is Cause.UNKNOWN and patterns.DATA.search(words):
+        known = _of_unreadable(words)
+    return None if known is Cause.UNKNOWN else (known, words)
+
+
+def _of_settings(lines: Sequence[str]) -> tuple[Cause, str] | None:
+    """Return that the config is wrong, if the last lines are those of Hydra or of a parser of arguments."""
+    if any(line.startswith(patterns.HYDRA) for line in lines[-_NUM_LAST_LINES:]):
+        if any(line.startswith(patterns.HYDRA_JOB) for line in lines):
+            called = next(filter(None, map(patterns.HYDRA_TARGET.match, lines)), None)
+            cause = (
+                cause_of_exception(with_bases(called["name"]), called["text"]) if called else Cause.UNKNOWN
+            )
+            return (cause, called.group()) if called and cause is not Cause.UNKNOWN else None
+        return next(((Cause.CONFIG, line) for line in lines if patterns.HYDRA_ERROR.match(line)), None)
+    for number, line in enumerate(lines):
+        match = patterns.OPTION.match(line)
+        near = [*lines[max(0, number - _NUM_TEXT_LINES) : number], *lines[number + 1 :]]
+        is_last = number == len(lines) - 1 and ": " in line and " -" in line.replace("'", " ")
+        if match and (is_last or any(map(patterns.HINT.match, near))):
+            return Cause.CONFIG, match.group(1)
     return None
+
+
+def _of_unreadable(text: str) -> Cause:
+    """Return the cause of a message about what cannot be read: the data, or the config if it names that."""
+    return cause_of_exception(("JSONDecodeError", "ValueError"), text)
 
 
 def _reported(lines: Sequence[str]) -> tuple[Cause, str] | None:
     """Return the cause of the last error that a program in another language reported, and its message."""
     for number in range(len(lines) - 1, max(-1, len(lines) - 1 - _NUM_TRACEBACK_LINES), -1):
+        begin = _end_of_stamp(lines[number])
         for heading, certain, module, mistakes in _REPORTS:
-            match = heading.match(lines[number])
+            match = heading.match(lines[number], begin)
             if match is None or not certain.search("\n".join(lines[number:])):
                 continue
             told = match.groupdict()
             rest = [_WHAT.sub("", line).strip() for line in lines[number + 1 :][:_NUM_TEXT_LINES]]
             name, text = module + (told.get("name") or "Error"), told.get("text") or " ".join(rest[:1])
             cause = _of_report(name, text, "\n".join((text, *rest)), mistakes)
+            root = next((found for line in reversed(lines[number:]) if (found := _ROOT.match(line))), None)
+            if cause is Cause.UNKNOWN and root is not None:
+                text = root["text"] or ""
+                cause = _of_report(module + root["name"], text, text, mistakes)
             return None if cause is Cause.UNKNOWN else (cause, text or name)
     return None
 
@@ -374,22 +374,19 @@ def _of_report(name: str, text: str, whole: str, mistakes: re.Pattern[str]) -> C
     cause = cause_of_exception((*with_bases(name.replace("::", ".")), "RuntimeError"), text)
     if cause not in DETERMINISTIC | {Cause.UNKNOWN}:
         return cause
-    of_system = _of_system(whole)
-    if of_system in OF_MACHINES or cause is not Cause.UNKNOWN:
-        return of_system if of_system in OF_MACHINES else cause
-    return Cause.CODE if mistakes.match(name) or mistakes.match(text) else of_system
-
-
-def _of_system(text: str) -> Cause:
-    """Return the cause that a system error in a message shows, as the exception of Python for it does."""
-    match = _SYSTEM.search(text)
-    if match is None or match.lastgroup is None:
-        return Cause.UNKNOWN
-    number = int(match.lastgroup[1:])
-    if number == errno.ENOENT and _OF_NODE.search(text):
-        return Cause.UNKNOWN
-    names = [base.__name__ for base in type(OSError(number, "")).__mro__]
-    return cause_of_exception(names, f"[Errno {number}] {text}")
+    system = of_system(whole)
+    if system in OF_MACHINES:
+        return system
+    if patterns.MEMORY.search(whole):
+        return Cause.OOM_GPU if _GPU.search(f"{name} {whole}") else Cause.OOM_HOST
+    if _DIVERGED.search(text):
+        return Cause.NAN
+    if patterns.OPTION.match(text):
+        return Cause.CONFIG
+    is_mistake = mistakes.match(name) or mistakes.match(text)
+    if patterns.DATA.search(text) and ((cause is Cause.UNKNOWN and not is_mistake) or "SyntaxError" in name):
+        return _of_unreadable(text)
+    return cause if cause is not Cause.UNKNOWN else Cause.CODE if is_mistake else system
 
 
 def _signal_name(number: int) -> str:

@@ -25,13 +25,12 @@ from orchestrator.core.evidence import (
     budget_hold,
     spent,
 )
-from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.failure import DETERMINISTIC, Alike, Cause, Fingerprint, fingerprint
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
 from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State, is_disk_full
 from orchestrator.core.sweep import Cell, ComposedSweep, common_axes, varying_axes
-from orchestrator.core.tracebacks import Alike, Fingerprint, fingerprint
 from orchestrator.errors import UserError, counted, one_line
 
 MAX_MESSAGE = 120

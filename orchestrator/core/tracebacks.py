@@ -1,21 +1,31 @@
-"""Exceptions as tracebacks and logs show them, and which failures look alike. Pure."""
+"""The lines of a log, and the exceptions that its tracebacks show. Pure."""
 
 from __future__ import annotations
 
 import builtins
-import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
-if TYPE_CHECKING:  # the records import the causes of failures, whose rules import this module
-    from orchestrator.core.records import End
-    from orchestrator.core.sweep import Cell
-
-OUT_OF_MEMORY = re.compile(r"OutOf\w*Memory")
+OUT_OF_MEMORY = re.compile(r"OutOf\w*Memory|ResourceExhaustedError")
 """Names of exceptions that no base class explains: GPU and host memory have the same."""
 
-_RANK = re.compile(r"(\[?(?:rank|default)\s?\d*\]?:\s?)+|\d+: ", re.IGNORECASE)
+_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+"""Colours, moves of the cursor and titles of a terminal."""
+HEADING = "Traceback (most recent call last)"
+_CLOCK = re.compile(r"\d\d:\d\d:\d\d(?:\\?[.,]\d+)?")
+"""The time in what a launcher writes before each line, also where its dot is escaped."""
+
+_PROGRESS = re.compile(r"(?:[^\n%]{0,80}: *)?\s*\d{1,3}(?:\.\d+)?%\s?\|.*|\s*\d+(?:\.\d+)?\w{0,2}it \[.*")
+"""A bar of progress, which is drawn again and again in one line."""
+
+_RANK = re.compile(
+    r"(\[?(?:rank|default)\s?\d*\]?:\s?)+|\d+: |\([\w. :]*\bpid=\d+(?:, ip=[\w.:]+)?\) "
+    r"|\[\d+,\d+\]<std\w+>:\s?",
+    re.IGNORECASE,
+)
+"""What torch, srun, Ray and mpirun write before the lines of a rank."""
 _BOX = re.compile(r"╭─+ Traceback \(most recent call last\) ─+╮")  # the heading that the library rich draws
 _HEADING = re.compile(r"(?:Original |Exception Group )?Traceback \(most recent call last\):")
 _MARGIN = re.compile(
@@ -26,7 +36,7 @@ _EDGE = re.compile(r"\+(?:-\+)?-{16}(?:(?P<member> (?:\d+|\.{3}) -{16})|-{20})$"
 _LINKS = {"The above exception was the direct cause": True, "During handling of the above exception": False}
 """Beginnings of the lines between an exception and the next one, and whether that was raised from it."""
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z_a-z]\w*)(?::(?: (.*))?)?$")
-_PLACE = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+(?:, in (?P<name>.+))?')
+_PLACE = re.compile(r'(?:> |\s*)File "(?P<file>[^"]+)", line \d+(?:, in (?P<name>.+))?')
 _SIDE = re.compile(
     r"(?P<parallel>Exception in thread |.*\bException in callback "
     r"|.*\b(?:Task|Future) exception was never retrieved)"
@@ -56,6 +66,8 @@ class Frame(NamedTuple):
     @property
     def module(self) -> str:
         """The module's path inside an installed package or the standard library; "" for the user's own."""
+        if self.file.endswith((".pyx", ".pxi")):  # of Cython, which compiles libraries
+            return self.file
         match = _INSTALLED.match(self.file)
         return self.file[match.end() :] if match else self.file.strip("<>") if self.file[:1] == "<" else ""
 
@@ -105,6 +117,13 @@ class Raised(NamedTuple):
         return not line or line.startswith(("raise ", "assert "))
 
     @property
+    def is_answer(self) -> bool:
+        """Whether the function that handled the earlier exception raised this one itself."""
+        if self.before is None or not self.frames or not self.before.frames:
+            return False
+        return self.is_stated and self.frames[-1][:2] == self.before.frames[0][:2]
+
+    @property
     def is_of_library(self) -> bool:
         """Whether its message was written by a library, not by the user."""
         return bool(self.frames) and (bool(self.inside) or not self.is_stated)
@@ -152,6 +171,43 @@ def marked(line: str) -> Line:
         return Line(rank, text)
     level = len(margin["indent"]) // 2 - 1 + (margin["first"] is not None)
     return Line(rank, text[margin.end() :], level)
+
+
+def lines_of(log: str) -> list[Line]:
+    """Return the lines of a log without blank ones, bars of progress, and what launchers write before each.
+
+    What a launcher writes before the lines of a traceback, such as a host or a time, stands before its first
+    lines alike::
+
+        n1: Traceback (most recent call last):
+        n1:   File "train.py", line 7, in <module>
+    """
+    parts = [part.rstrip() for part in re.split(r"[\r\n]", _CONTROL.sub("", log))]
+    texts = [text for part in parts if (text := _without_progress(part))]
+    margins: set[str] = set()
+    for first, second in pairwise(texts):
+        at = first.find(HEADING, 0, 200)
+        if at > 0 and marked(first[:at]).text:
+            # Only the time in it may differ between lines.
+            margin = _CLOCK.sub(lambda _: _CLOCK.pattern, re.escape(first[:at]))
+            if re.match(rf'{margin}  File "', second):
+                margins.add(margin)
+    begun = re.compile("|".join(sorted(margins, reverse=True)))
+    return [_marked(text, begun) for text in texts]
+
+
+def _without_progress(part: str) -> str:
+    """Return a part of a line, "" for a bar of progress; of one that a traceback follows, its heading."""
+    if not part.strip() or not _PROGRESS.fullmatch(part[:300]):
+        return "" if part.isspace() else part
+    return part[at:] if (at := part.find(HEADING)) >= 0 else ""
+
+
+def _marked(text: str, margin: re.Pattern[str]) -> Line:
+    match = margin.match(text)
+    begun = match.group() if match else ""
+    line = marked(text[len(begun) :])
+    return line._replace(rank=_CLOCK.sub("", begun) + line.rank)
 
 
 class Shown(NamedTuple):
@@ -303,96 +359,3 @@ def with_bases(name: str) -> tuple[str, ...]:
         return (name,)
     bases = tuple(base.__name__ for base in kind.__mro__)
     return bases if bases[0] == name else (name, *bases)
-
-
-NUM_FRAMES = 3
-"""Innermost frames of the user's own code that count; our choice."""
-FINGERPRINT_LENGTH = 10
-"""Hexadecimal digits of a fingerprint: 40 bits, so that a thousand differ with near certainty."""
-
-_QUOTED = re.compile(r"(?<!\w)(['\"])([^'\"]*)\1")
-_PATH = re.compile(r"(?<![\w.~+@-])(?:[A-Za-z]:)?[\w.~+@-]*[/\\][\w./\\~+@=,-]*")
-_IDS = re.compile(
-    r"\b(?:0x[0-9a-fA-F]+|(?=[0-9a-f]*\d)[0-9a-f]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\b"
-)
-_NUMBERS = re.compile(r"[-+]?\b\d[\d_,.]*(?:[eE][-+]?\d+)?(?:\s?[KMGT]i?B\b)?")
-
-
-class Fingerprint(NamedTuple):
-    """What failures that look alike have in common.
-
-    Attributes:
-        digest: the first hexadecimal digits of a SHA-256 over the other fields.
-        stage, cause: that failed, and of the failure.
-        exception: class name; "" if no exception was raised.
-        message: without numbers, ids and paths.
-        frames: the innermost frames of the user's own code, as ``file:function``, the innermost last.
-    """
-
-    digest: str
-    stage: str
-    cause: str
-    exception: str
-    message: str
-    frames: tuple[str, ...]
-
-
-def fingerprint(stage: str, end: End) -> Fingerprint:
-    """Return the fingerprint of a failed attempt, equal for failures that look alike.
-
-    Ten cells that fail on ten different rows of one broken file are one problem. Their messages differ in
-    numbers and paths, so these are taken out::
-
-        ValueError: row 17 of /data/en.jsonl has no answer  ->  ValueError: row # of <path> has no answer
-    """
-    cause = str(end.cause or "unknown")
-    message = without_particulars(end.message.removeprefix(f"{end.exception}: "))
-    frames = own_frames(end.log_tail)
-    parts = "\0".join((stage, cause, end.exception, message, *frames))
-    digest = hashlib.sha256(parts.encode()).hexdigest()[:FINGERPRINT_LENGTH]
-    return Fingerprint(digest, stage, cause, end.exception, message, frames)
-
-
-def without_particulars(message: str) -> str:
-    """Return a message with paths, ids and numbers replaced by signs."""
-    # A path in quotes may hold spaces.
-    found = _QUOTED.sub(lambda quoted: "<path>" if re.search(r"[/\\]", quoted[2]) else quoted[0], message)
-    found = _IDS.sub("<id>", _PATH.sub("<path>", found))
-    return " ".join(_NUMBERS.sub("#", found).split())
-
-
-def own_frames(log: str) -> tuple[str, ...]:
-    """Return the innermost frames of the last traceback of a log that are not of installed packages.
-
-    Line numbers are left out: an edit above a function moves them. If all are of packages, those count.
-    """
-    lines = [*map(marked, log.splitlines()), Line("", "Cut")]  # ends a traceback that the log's end cuts
-    shown = [each.raised for each in exceptions_in(lines) if each.side != "ignored"]
-    frames = [frame for frame in shown[-1].first.frames if frame.function] if shown else []
-    own = [frame for frame in frames if not frame.module] or frames
-    names = (each.file.replace("\\", "/").rpartition("/")[2] for each in own)
-    return tuple(f"{name}:{each.function}" for name, each in zip(names, own, strict=True))[-NUM_FRAMES:]
-
-
-class Alike(NamedTuple):
-    """Stage instances that failed alike under the same code.
-
-    Attributes:
-        failure: their common fingerprint.
-        code: digest of the code.
-        ends: digest of a stage to the end of its attempt.
-        axes: the axes on which all cells of these stages agree, and others differ, with the value.
-        cell: id of a cell of the first one.
-    """
-
-    failure: Fingerprint
-    code: str
-    ends: Mapping[str, End]
-    axes: Mapping[str, str]
-    cell: str
-
-    def box(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Return the cells that agree with the failed ones on every axis on which these agree."""
-        for name, value in self.axes.items():
-            cells = [cell for cell in cells if cell.axes.get(name) == value]
-        return list(cells)

@@ -1,16 +1,26 @@
-"""The launcher that starts nothing: ``sweep work`` starts workers, wherever it runs."""
+"""The launcher that starts nothing, and workers side by side in one process, which other programs start.
+
+``sweep work`` starts workers, wherever it runs; so does a scheduler's job.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from orchestrator.core.selector import Subject
 from orchestrator.core.tree import convert
 from orchestrator.costs import Hardware
+from orchestrator.jobs.records import REFUSED, RELEASED
 from orchestrator.launchers.base import Launch, LaunchGpus, check_device, overrides_of
+from orchestrator.launchers.local import LocalLauncher
+
+POLL_S = 0.2
 
 
 class GpuOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,3 +100,43 @@ class ExternalLauncher:
     def refusal(self) -> str:
         """Return "": nothing was started that could refuse."""
         return ""
+
+
+class PoolEnd(NamedTuple):
+    """How the workers of a pool ended: the exit code for all of them, and why they refused to work."""
+
+    code: int
+    refusal: str
+
+
+def work_side_by_side(
+    pool: LocalLauncher, launch: Callable[[], Launch], watch: Callable[[], None] = lambda: None
+) -> PoolEnd:
+    """Run a pool of workers until all have ended.
+
+    SIGTERM and SIGINT stop them with a checkpoint, a second SIGINT kills them. SIGUSR1 announces a time
+    limit, which workers watch themselves.
+
+    Args:
+        pool: not started yet.
+        launch: returns what it works on. It is called when stops are handled, as it may read the store.
+        watch: called at each poll.
+    """
+    stops: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGUSR1:
+            stops.append(number)
+            pool.stop(kill=stops.count(signal.SIGINT) > 1)
+
+    # Stops are passed on, since the workers have sessions of their own.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, stop)
+    pool.start(launch())
+    while pool.poll() > 0:
+        watch()
+        time.sleep(POLL_S)
+    watch()
+    if refusal := pool.refusal():
+        return PoolEnd(REFUSED, refusal)
+    return PoolEnd(pool.released or (RELEASED if stops else 0), "")

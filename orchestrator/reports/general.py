@@ -18,7 +18,7 @@ import msgspec
 
 from orchestrator.errors import UserError, nearest
 from orchestrator.reporting import About, Curve, Fragment
-from orchestrator.reports import general_figures, held, page
+from orchestrator.reports import general_figures, page
 from orchestrator.reports.page import Table
 from orchestrator.reports.style import save, styled
 from orchestrator.results import (
@@ -365,7 +365,7 @@ def _cost_section(about: About | None) -> page.Section:
         "cost",
         "What it cost",
         [each.summary for each in facts],
-        held.tables(facts),
+        page.held_tables(facts),
         empty="No worker has held anything yet." if about else "A table does not show what it cost.",
     )
 
@@ -373,7 +373,7 @@ def _cost_section(about: About | None) -> page.Section:
 def _markdown(numbers: Numbers, about: About | None, figures: general_figures.Figures) -> str:
     """Return the report as Markdown, which refers to the PNG files beside it."""
     tables = [cells_table(numbers), groups_table(numbers), failures_table(numbers)]
-    tables += [*held.tables(about.held if about else ()), _launches_table(about)]
+    tables += [*page.held_tables(about.held if about else ()), _launches_table(about)]
     pictures = [(each.title, f"{each.key}.png", each.caption) for each in (*figures.plots, *figures.curves)]
     lines = [_subtitle(about), *_status(numbers, about)]
     lines += filter(None, [figures.fewer_plots, figures.fewer_curves])

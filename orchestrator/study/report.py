@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.reporting import About, Fragment
-from orchestrator.reports import held, page
+from orchestrator.reports import page
 from orchestrator.reports.page import Table
 from orchestrator.reports.style import Drawing, save, styled
 from orchestrator.results import notes_of
@@ -184,7 +184,7 @@ def _sections(
         empty="No row says how long training took.",
     )
     yield page.Section("cost", "What the sweep cost", [each.summary for each in report.held],
-                       held.tables(report.held), empty="No worker recorded what it held.")  # fmt: skip
+                       page.held_tables(report.held), empty="No worker recorded what it held.")  # fmt: skip
     hosts = report.provenance.hosts
     yield page.Section("provenance", "Provenance", [f"Made on {', '.join(hosts)}."] if hosts else [],
                        [provenance_tables.codes(report), provenance_tables.launches(report)],
@@ -215,7 +215,7 @@ def _markdown(report: Report, drawings: Sequence[Drawing]) -> str:
         model.verdicts(report.numbers),
         *model.results(report.numbers),
         *(make(report) for make in HISTORY[:4]),
-        *held.tables(report.held),
+        *page.held_tables(report.held),
         *(make(report) for make in HISTORY[4:]),
     ]
     sentences = [_subtitle(report), *provenance_tables.headline(report), *report.sweep.notes]

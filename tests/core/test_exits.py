@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.causes import cause_of
 from orchestrator.core.exits import cause_of_command, cause_of_exit, cause_of_raised
-from orchestrator.core.failure import Cause, cause_of
-from orchestrator.core.tracebacks import Raised, exception_in, exceptions_in, marked, own_frames
+from orchestrator.core.failure import Cause, own_frames
+from orchestrator.core.tracebacks import Raised, exception_in, exceptions_in, marked
 from orchestrator.errors import words_of
 from orchestrator.execution import child
 from tests.core.test_failure import DURING, FULL, RICH, TRACEBACK, of_rank, raised

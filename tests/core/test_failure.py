@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
+from orchestrator.core.causes import cause_of, cause_of_exception
 from orchestrator.core.exits import cause_of_command, cause_of_exit
-from orchestrator.core.failure import Cause, cause_of, cause_of_exception
+from orchestrator.core.failure import Cause
 from orchestrator.core.tracebacks import exception_in, with_bases
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 7, in <module>\n    main()\n'

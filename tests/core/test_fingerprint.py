@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.core.failure import Cause
+from orchestrator.core.failure import Cause, fingerprint, own_frames, without_particulars
 from orchestrator.core.records import End
-from orchestrator.core.tracebacks import fingerprint, own_frames, without_particulars
 
 
 def _end(message: str, *, exception: str = "ValueError", cause: Cause = Cause.CODE, log: str = "") -> End:

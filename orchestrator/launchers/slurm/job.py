@@ -39,8 +39,8 @@ from orchestrator.jobs.records import (
 )
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.base import Launch
+from orchestrator.launchers.external import work_side_by_side
 from orchestrator.launchers.local import LocalLauncher, available_cpus
-from orchestrator.launchers.side_by_side import work_side_by_side
 from orchestrator.launchers.slurm.parsing import SINCE, previous_end, seconds_of
 from orchestrator.launchers.slurm.query import TIMEOUT_S, slurm
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings

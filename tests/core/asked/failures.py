@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
+from orchestrator.core.causes import cause_of_exception
 from orchestrator.core.commandspec import lacks_results, open_quote, rung_keys
 from orchestrator.core.exits import cause_of_command, cause_of_exit
-from orchestrator.core.failure import Cause, cause_of_exception
+from orchestrator.core.failure import Cause, fingerprint, own_frames, without_particulars
 from orchestrator.core.records import End
-from orchestrator.core.tracebacks import fingerprint, own_frames, without_particulars
 from orchestrator.stage import StageSpec
 from tests.core.recording import Answers
 from tests.core.test_failure import OOM, PEER, RICH, TORCHRUN, TRACEBACK, interleaved, of_rank
