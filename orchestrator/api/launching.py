@@ -35,7 +35,6 @@ from orchestrator.api.submission import Dispatch
 from orchestrator.compose.files import locate
 from orchestrator.compose.main import Composition, compose
 from orchestrator.compose.overrides import run_settings, run_settings_with
-from orchestrator.core.holding import forecast, refuse_over_budget
 from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.state import State
@@ -226,8 +225,15 @@ class CheckedLaunch:
         todo = [cell for cell in self.cells if view.cells[cell.id].state is not State.DONE]
         held = gpus_held(view, todo, estimates, self.launcher, self.settings)
         seconds = held_seconds(view, todo, estimates, held) if any(held.values()) else {}
-        found = forecast(todo if seconds else (), seconds, spending_now(view.ledger, view.sweep.name, policy))
-        refuse_over_budget(policy.budget, found, view.sweep.name, now=time.time())
+        spent = spending_now(view.ledger, view.sweep.name, policy)
+        needed = {digest for cell in todo for digest in cell.stage_digests}.intersection(seconds)
+        policy.budget.refuse(
+            view.sweep.name,
+            spent_s=spent.gpu_seconds if spent else 0.0,
+            needed_s=sum(seconds[digest] for digest in needed),
+            num_cells=len(todo) if seconds else 0,
+            now=time.time(),
+        )
 
     def dispatch(self) -> Dispatch:
         """Return the submission of the cells, for a request that is not recorded."""

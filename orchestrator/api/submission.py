@@ -22,7 +22,6 @@ from orchestrator.api.estimates import longest_first, of_cell, sized
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import GateJobs, gate_jobs
-from orchestrator.core.holding import no_space
 from orchestrator.core.records import Request
 from orchestrator.core.state import State, num_starved
 from orchestrator.core.sweep import Cell
@@ -108,7 +107,7 @@ class Dispatch:
         self._is_dry = False
         groups, number = self._groups(), self._next_number()
         fits, is_refill = first_try(self._view.jobs.filed, self._limits.max_tasks)
-        if hold := hold or no_space(self._view.holds):
+        if hold := hold or self._view.holds.lack_of_space():
             fits, self.given.limit = 0, hold
         grows = 1
         while groups and fits:
@@ -205,9 +204,20 @@ class Dispatch:
             job = view.jobs.of_cell(cell.id)
             if (job is not None and job.phase is not Phase.OVER) or self._is_busy(cell):
                 self.given.num_held += 1
-            elif view.cells[cell.id].state in _WANTED:
+            elif view.cells[cell.id].state in _WANTED and not self._waits(cell):
                 wanted.append(cell)
         return wanted
+
+    def _waits(self, cell: Cell) -> bool:
+        """Return whether the next stage of a cell pauses for space: its job would start, and leave again.
+
+        A request that is not recorded yet will end the pause.
+        """
+        if not self._request.number:
+            return False
+        todo = (each for each in self._view.chain(cell) if self._view.stages[each].state is not State.DONE)
+        hold = self._view.holds.stages.get(next(todo, ""))
+        return hold is not None and hold.pause_s is not None
 
     def _open(self) -> list[Cell]:
         """Return the cells of the request that run or have yet to run.

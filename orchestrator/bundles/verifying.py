@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -235,11 +236,10 @@ def _differences(opened: Zip, again: Recomputed) -> Iterator[str]:
 def _in_lines(name: str, held: bytes, made: bytes) -> Iterator[str]:
     """Yield the lines of a text that are not those which follow from the records."""
     ours, theirs = (data.decode(errors="replace").split("\n") for data in (made, held))
-    if len(theirs) == len(ours):
-        pairs = [(n, a, b) for n, (a, b) in enumerate(zip(theirs, ours, strict=True), start=1) if a != b]
-    else:
-        at = next((n for n, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), len(ours) - 1)
-        pairs = [(at + 1, theirs[at] if at < len(theirs) else "", ours[at] if at < len(ours) else "")]
+    both = enumerate(zip_longest(theirs, ours, fillvalue=""), start=1)
+    pairs = [(number, there, here) for number, (there, here) in both if there != here]
+    if len(theirs) != len(ours):
+        pairs = pairs[:1]  # after a line too many, all others differ too
     for number, there, here in pairs:
         yield f"{name}, line {number}: {_apart(there, here)}"
     if not pairs:

@@ -179,17 +179,14 @@ class StageCounts(NamedTuple):
 
 def count_stages(view: SweepState, cells: list[Cell]) -> StageCounts:
     """Count the stages and cells of a launch by state."""
-    states: dict[str, State] = {}
-    for cell in cells:
-        for digest, status in view.stages_of(cell).items():
-            states[digest] = status.state
+    states = {digest: stage.state for cell in cells for digest, stage in view.stages_of(cell).items()}
     counts = Counter(view.cells[cell.id].state for cell in cells)
     text = (
         f"cells: {counts[State.DONE]} of {len(cells)} done, {counts[State.FAILED]} failed; "
         f"{sum(state is State.RUNNING for state in states.values())} running"
     )
-    if counts[State.QUEUED]:
-        text += f", {counts[State.QUEUED]} queued"
+    text += f", {counts[State.QUEUED]} queued" if counts[State.QUEUED] else ""
+    text += "".join(f"; {line}" for line in hold_lines(view, cells, "waiting")[:1])
     return StageCounts(sum(state in FINAL for state in states.values()), len(states), text)
 
 
@@ -236,19 +233,22 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
         if len(lost) > MAX_JOBS_SHOWN:
             print(f"  and {len(lost) - MAX_JOBS_SHOWN} more")
         print(f"    sweep logs {view.sweep.name} {lost[0].id} --job{view.hint}")
-    for reason, number in Counter(filter(None, (_hold_of(view, cell) for cell in cells))).items():
-        print(f"\nheld back: {counted(number, 'cell')}. {reason}")
+    for line in hold_lines(view, cells):
+        print(f"\n{line}")
     if groups or by_job:
         print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
 
 
-def _hold_of(view: SweepState, cell: Cell) -> str:
-    """Return why a cell is held back for good, "" if it is not."""
-    for digest, status in view.cells[cell.id].stages.items():
-        hold = view.holds.of(cell.id, digest)
-        if status.state is State.BLOCKED and hold is not None and hold.reason == status.reason:
-            return hold.reason
-    return ""
+def hold_lines(view: SweepState, cells: Sequence[Cell], state: str = "") -> list[str]:
+    """Return why cells are ``held back``, or ``waiting`` for what ends by itself: each reason in a line."""
+    reasons: Counter[tuple[str, str]] = Counter()
+    for cell in cells if view.holds.cells or view.holds.stages else ():
+        for digest, status in view.cells[cell.id].stages.items():
+            if (hold := view.holds.of(cell.id, digest)) is not None and hold.reason == status.reason:
+                reasons["held back" if hold.is_final else "waiting", hold.reason] += 1
+                break
+    found = [(*key, counted(number, "cell")) for key, number in reasons.items() if state in ("", key[0])]
+    return [f"{each}: {number}. {why}" for each, why, number in found]
 
 
 def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) -> int:

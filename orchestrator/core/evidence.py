@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -222,7 +223,8 @@ class Hold(NamedTuple):
         reason: one line, for people. It names the command that ends a final hold.
         is_final: whether the hold stays until somebody acts. The stage is then `blocked`; else it waits.
         cause, failure: cause and fingerprint of the failures behind it, if there were any.
-        pause_s: seconds from its beginning to its end; None where it has no known end.
+        pause_s: most seconds from its beginning to its end: infinite where it ends when other stages have
+            ended, None where it may never end by itself.
     """
 
     reason: str
@@ -241,10 +243,22 @@ class Holds(NamedTuple):
     Attributes:
         cells: id of a cell to its hold.
         stages: digest of a stage to its hold.
+        until: time until which they stand if no record changes, in seconds since 1970; None for ever.
     """
 
     cells: Mapping[str, Hold] = {}
     stages: Mapping[str, Hold] = {}
+    until: float | None = None
+
+    def lack_of_space(self, patience_s: float = math.inf) -> str:
+        """Return why stages wait for space, "" if none does.
+
+        Args:
+            patience_s: pauses of at most so many seconds are left out. By default all are, and only a full
+                disk counts, for which every stage waits.
+        """
+        held = (hold for hold in self.stages.values() if hold.cause is Cause.STORAGE and not hold.is_final)
+        return next((h.reason for h in held if h.pause_s is None or h.pause_s > patience_s), "")
 
     def of(self, cell: str, digest: str) -> Hold | None:
         """Return the hold of a stage on behalf of a cell, a final one before others; None if there is none.
@@ -276,24 +290,6 @@ class Spending(NamedTuple):
     checkpoint_s: float
     worker_gpus: float = 1.0
     at: float = 0.0
-
-
-class Forecast(NamedTuple):
-    """The GPU time of a launch, beside what the sweep has spent, in seconds.
-
-    Attributes:
-        gpu_seconds: spent so far.
-        by_cell: id of each cell that is not done to what its unfinished stages add. A shared stage is the
-            first cell's. Empty where workers hold no GPUs.
-    """
-
-    gpu_seconds: float
-    by_cell: Mapping[str, float]
-
-    @property
-    def total(self) -> float:
-        """What will have been spent when all is done."""
-        return self.gpu_seconds + sum(self.by_cell.values())
 
 
 def over_budget(limit: SpendingLimit, spending: Spending, *, now: float) -> str:

@@ -12,26 +12,17 @@ import math
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
-from orchestrator.core.evidence import (
-    NO_HOLDS,
-    Budget,
-    Evidence,
-    Forecast,
-    Hold,
-    Holds,
-    Spending,
-    budget_hold,
-    spent,
-)
+from orchestrator.core.evidence import NO_HOLDS, Budget, Evidence, Hold, Holds, Spending, budget_hold, spent
 from orchestrator.core.failure import DETERMINISTIC, Alike, Cause, Fingerprint, fingerprint
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
-from orchestrator.core.settings import Policy, SpendingLimit
+from orchestrator.core.settings import Policy
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State, is_disk_full
 from orchestrator.core.sweep import Cell, ComposedSweep, common_axes, varying_axes
-from orchestrator.errors import UserError, counted, one_line
+from orchestrator.errors import counted, one_line
 
 MAX_MESSAGE = 120
 """Characters of a failure's message in the reason of a hold."""
@@ -43,6 +34,9 @@ _NO_EVIDENCE = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Caus
 
 SCARCE_BYTES, SCARCE_SHARE = 10 * 2**30, 0.01
 """Space on a disk is scarce below the smaller one; ours."""
+
+NUM_TOGETHER, TURN_S = 2, 60.0
+"""How often a stage lacks space in a row before it runs alone, and seconds of a turn to start; ours."""
 
 
 class SweepRecords(NamedTuple):
@@ -60,6 +54,8 @@ class SweepRecords(NamedTuple):
         spending: what the sweep has spent; None if it has no budget, or if the reader checks it itself.
         space: bytes that are free in the store, and in all; None where they are not known, as in a bucket.
         now: the time on the reader's clock, in seconds since 1970.
+        takes_turns: whether stages that may start one at a time do so by the clock. A job of a scheduler
+            starts in its turn, and was submitted in that of its cell.
     """
 
     sweep: ComposedSweep
@@ -73,48 +69,103 @@ class SweepRecords(NamedTuple):
     spending: Spending | None = None
     space: tuple[int, int] | None = None
     now: float = 0.0
+    takes_turns: bool = True
 
 
 def with_space(records: SweepRecords) -> Holds:
     """Hold back stages while the store's disk is full, once one has failed for want of space.
 
     While space is scarce, nothing starts. A quota, or what a stage needs, may not be seen. So where space
-    seems to be there, stages of the same name wait for a time that doubles with each failure of one::
+    seems to be there, stages of the same name pause for a time that doubles with each failure of one::
 
         train[a] failed 30 s ago for the third time     all of `train` waits for 210 more seconds
 
-    Failures before the newest launch or rerun do not count: its user may have made room.
+    Then some start one at a time, see `_in_turn`. Failures before the newest launch or rerun do not count:
+    its user may have made room.
     """
-    requests = records.requests
+    requests, stages = records.requests, records.sweep.stages
     seen = next((each for each in reversed([*requests.seen.values()]) if each is not None), {})
     full: dict[str, tuple[int, float]] = {}  # name of a stage to the most failures, and the last one's time
+    lacked: dict[str, int] = {}  # digest of a stage to its failures
     for digest in records.unfinished:
         before = max(requests.after.get(digest, 0), seen.get(digest, 0))
         ends = [a.end for a in records.evidence(digest).attempts if a.end is not None and a.number > before]
         times = sum(1 for _ in itertools.takewhile(is_disk_full, reversed(ends)))
         if times:
-            most, last = full.get(name := records.sweep.stages[digest].stage, (0, 0.0))
+            lacked[digest] = times
+            most, last = full.get(name := stages[digest].stage, (0, 0.0))
             full[name] = max(most, times), max(last, _seconds(ends[-1].at))
     if not full:
         return NO_HOLDS
     free, total = records.space or (0, 0)
-    if free < min(SCARCE_BYTES, SCARCE_SHARE * total):
-        why = f"the store's disk is full, {free / 2**20:,.1f} MiB are free: work waits for more"
-        return Holds(stages=dict.fromkeys(records.sweep.stages, Hold(why, False, Cause.STORAGE)))
+    if free < (least := min(SCARCE_BYTES, SCARCE_SHARE * total)):
+        why = f"the store's disk is full, less than {least / 2**20:,.1f} MiB are free: work waits for more"
+        return Holds(stages=dict.fromkeys(stages, Hold(why, False, Cause.STORAGE)))
+    # The disk may be another one, such as that of a node's temporary files.
+    pauses = {name: records.policy.pause_for_space_s(times) for name, (times, _) in full.items()}
+    until = {name: last + pauses[name] if last else 0.0 for name, (_, last) in full.items()}
     held = {}
-    for name, (times, last) in full.items():
-        pause_s = pause_for_space_s(records.policy, times)
-        if last and records.now - last < pause_s:
-            # The disk may be another one, such as that of a node's temporary files.
-            until = f"{datetime.fromtimestamp(last + pause_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
-            why = f"{name} lacked space on a disk: the next starts at {until}, or at the next launch"
-            held[name] = Hold(why, False, Cause.STORAGE, pause_s=pause_s)
-    return Holds(stages={d: held[s.stage] for d, s in records.sweep.stages.items() if s.stage in held})
+    for name, end in until.items():
+        if records.now < end:
+            why = f"{name} lacked space on a disk: the next starts at {_time(end)}, or at the next launch"
+            held[name] = Hold(why, False, Cause.STORAGE, pause_s=pauses[name])
+    paused = {digest: held[each.stage] for digest, each in stages.items() if each.stage in held}
+    found = Holds(stages=paused, until=min((until[name] for name in held), default=None))
+    return merged(found, _in_turn(records, lacked, max(until.values())))
 
 
-def pause_for_space_s(policy: Policy, times: int) -> float:
-    """Return for how many seconds stages wait after one lacked space so many times; ours."""
-    return min(3600.0, policy.space_pause_s * 2.0 ** (times - 1))
+def _in_turn(records: SweepRecords, lacked: Mapping[str, int], begin: float) -> Holds:
+    """Hold back stages that would lack space together with others, so that each runs alone.
+
+    Stages that paused alike would start together again. So one that lacked space `NUM_TOGETHER` times starts
+    only while no stage runs of a name that lacked space, and none of these starts while it runs. If two could
+    start now, both would. So while none runs, each has turns of a minute, in an order that all launches
+    choose alike; all that did not lack space as often share every other turn. If a and c did::
+
+        train[a]   the others   train[c]   the others   train[a]   ...
+
+    Only the first half of a turn counts, in which what started in the last one has become visible.
+
+    Args:
+        records: what is known about the sweep.
+        lacked: digest of a stage to how often it lacked space in a row.
+        begin: when the first turn begins, in seconds since 1970.
+    """
+    stages, turn_s = records.sweep.stages, min(TURN_S, records.policy.space_pause_s)
+    now = records.now + 1e-3  # times are rounded
+    often = [digest for digest, times in lacked.items() if times >= NUM_TOGETHER and turn_s]
+    budget = partial(records.requests.budget, retries=records.policy.retries)
+    alone = [digest for digest in often if spent(records.evidence(digest), budget(digest)) is None]
+    alone.sort(key=lambda digest: (lacked[digest], digest))
+    names = {stages[digest].stage for digest in lacked} if alone else set()
+    running = [
+        d for d in records.unfinished if stages[d].stage in names and records.status(d).state is State.RUNNING
+    ]
+    first, held, changes = next((d for d in running if d in alone), None), dict[str, Hold](), set[float]()
+    for digest, instance in stages.items() if alone else ():
+        if instance.stage not in names or (running and first is None and digest not in alone):
+            continue
+        if first is not None:
+            what, pause_s = f"{stages[first].name} has ended, which runs alone", math.inf
+        elif running:
+            what, pause_s = f"{stages[running[0]].name} has ended, as it is to run alone", math.inf
+        else:
+            place, num_turns = (2 * alone.index(digest), 2 * len(alone)) if digest in alone else (1, 2)
+            passed, pause_s = now - begin - turn_s * (place + 0.5), num_turns * turn_s
+            at = begin + turn_s * place + pause_s * max(0, math.ceil(passed / pause_s))
+            is_open = at <= now
+            changes.add(at + turn_s / 2 if is_open else at)
+            if is_open or not records.takes_turns:
+                continue
+            what = f"{_time(at)}: stages start one at a time"
+        why = f"{instance.stage} lacked space on a disk: this waits until {what}"
+        held[digest] = Hold(why, False, Cause.STORAGE, pause_s=pause_s)
+    return Holds(stages=held, until=min(changes, default=None))
+
+
+def _time(at: float) -> str:
+    """Return a time as records have it."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _seconds(at: str) -> float:
@@ -123,18 +174,6 @@ def _seconds(at: str) -> float:
         return datetime.fromisoformat(at).timestamp()
     except ValueError:
         return 0.0
-
-
-def no_space(holds: Holds, *, patience_s: float = math.inf) -> str:
-    """Return why stages wait for space, "" if none does.
-
-    Args:
-        holds: what is held back.
-        patience_s: pauses of at most so many seconds are left out. By default all are, and only a full
-            disk counts, for which every stage waits.
-    """
-    held = (h for h in holds.stages.values() if h.cause is Cause.STORAGE and not h.is_final)
-    return next((h.reason for h in held if h.pause_s is None or h.pause_s > patience_s), "")
 
 
 def within_budget(records: SweepRecords) -> Holds:
@@ -148,46 +187,6 @@ def within_budget(records: SweepRecords) -> Holds:
         return NO_HOLDS
     # Nobody waits while others run: a worker, or a job that is submitted for one, spends too.
     return Holds(stages=dict.fromkeys(records.sweep.stages, hold._replace(is_final=True)))
-
-
-def forecast(cells: Iterable[Cell], work: Mapping[str, float], spent: Spending | None) -> Forecast:
-    """Return what some cells will cost; a checkpoint of an unfinished stage is not subtracted.
-
-    Args:
-        cells: those that are not done, of workers with GPUs.
-        work: digest of an unfinished stage to its GPU-seconds.
-        spent: so far; None for nothing.
-    """
-    rest = dict(work)
-    by_cell = {cell.id: sum(rest.pop(digest, 0.0) for digest in cell.stage_digests) for cell in cells}
-    return Forecast(spent.gpu_seconds if spent else 0.0, by_cell)
-
-
-def refuse_over_budget(limit: SpendingLimit, found: Forecast, sweep: str, *, now: float) -> None:
-    """Raise if a launch would cost more than its budget allows.
-
-    Args:
-        limit: the budget.
-        found: what it would cost.
-        sweep: the sweep's name.
-        now: the time on this machine's clock, in seconds since 1970.
-
-    Raises:
-        UserError: it costs more, or the budget has ended.
-    """
-    if limit.has_ended(now):
-        raise UserError(f"policy.budget.until={limit.until} is past", fix="policy.budget.until=null")
-    if limit.gpu_hours is None or not found.by_cell:
-        return
-    # The cost of stages without an estimate is not known before one has run: then the rest is zero.
-    if found.total > 3600 * limit.gpu_hours or found.gpu_seconds >= 3600 * limit.gpu_hours:
-        spent, rest = found.gpu_seconds / 3600, (found.total - found.gpu_seconds) / 3600
-        raise UserError(
-            f"the forecast is {found.total / 3600:.4g} GPU-hours, over the budget of {limit.gpu_hours:.4g}",
-            where=f"{spent:.4g} are spent, {rest:.4g} are needed for {counted(len(found.by_cell), 'cell')}",
-            fix=f"sweep plan {sweep} --budget policy.budget.gpu_hours={limit.gpu_hours:.4g} names cells to"
-            " drop (--only), or raise the budget",
-        )
 
 
 Rule = Callable[[SweepRecords], Holds]
@@ -396,4 +395,4 @@ def merged(*found: Holds) -> Holds:
             for key, hold in more.items():
                 if key not in into or (hold.is_final and not into[key].is_final):
                     into[key] = hold
-    return Holds(cells, stages)
+    return Holds(cells, stages, min((each.until for each in found if each.until is not None), default=None))

@@ -235,8 +235,8 @@ def _breakers(facts: NoticeFacts) -> Iterable[Notice]:
 
 def _budget(facts: NoticeFacts) -> Iterable[Notice]:
     left = _num_left(facts)
-    # Only the budget holds stages; gates are not among these holds.
-    hold = next(iter(facts.holds.stages.values()), None)
+    # Only the budget holds stages for good; gates are not among these holds.
+    hold = next((hold for hold in facts.holds.stages.values() if hold.is_final), None)
     if hold is None or not left or not facts.budget.is_set:
         return
     # A larger budget that is reached too is another event.

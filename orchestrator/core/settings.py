@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from orchestrator.core.failure import Cause
 from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Hardware
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, counted, nearest
 from orchestrator.formats import SINCE_2, Settings
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d)(?::(?P<seconds>\d\d))?)?")
@@ -97,6 +97,23 @@ class SpendingLimit(Settings, frozen=True, kw_only=True):
         """
         return self.until is not None and now >= datetime.fromisoformat(self.until).timestamp()
 
+    def refuse(self, sweep: str, *, spent_s: float, needed_s: float, num_cells: int, now: float) -> None:
+        """Raise if a launch would cost more: GPU-seconds spent, and needed for so many cells by estimate.
+
+        Args:
+            sweep: the sweep's name, for the command that names cells to drop.
+        """
+        if self.has_ended(now):
+            raise UserError(f"policy.budget.until={self.until} is past", fix="policy.budget.until=null")
+        total_h, limit = (spent_s + needed_s) / 3600, self.gpu_hours
+        # The cost of stages without an estimate is not known before one has run: then the rest is zero.
+        if limit is not None and num_cells and (total_h > limit or spent_s >= 3600 * limit):
+            what = f"the forecast is {total_h:.4g} GPU-hours, over the budget of {limit:.4g}"
+            where = f"{spent_s / 3600:.4g} are spent, {needed_s / 3600:.4g} are needed"
+            to_drop = f"sweep plan {sweep} --budget policy.budget.gpu_hours={limit:.4g} names cells to drop"
+            fix = f"{to_drop} (--only), or raise the budget"
+            raise UserError(what, where=f"{where} for {counted(num_cells, 'cell')}", fix=fix)
+
 
 class Policy(Settings, frozen=True, kw_only=True):
     """When an attempt counts as dead, how often it is retried, which files are kept, and what may be spent.
@@ -137,6 +154,10 @@ class Policy(Settings, frozen=True, kw_only=True):
     breaker: Annotated[int, SINCE_2] = 3
     audit_segments: Annotated[int, SINCE_2] = 0
     space_pause_s: Annotated[float, SINCE_2] = 60.0
+
+    def pause_for_space_s(self, times: int) -> float:
+        """Return for how many seconds stages wait after one lacked space so many times in a row; ours."""
+        return min(3600.0, self.space_pause_s * 2.0 ** (times - 1))
 
 
 class HardwareSettings(Settings, frozen=True, kw_only=True):

@@ -7,8 +7,11 @@ attempt. The two exchange `Message` objects over a pipe, and the child leaves a 
 from __future__ import annotations
 
 import functools
+import os
 import platform
-from collections.abc import Collection, Sequence
+import shutil
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,10 +24,10 @@ from orchestrator.core.records import Claim, Code, Owner, Process
 from orchestrator.core.remedies import Remedied
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, is_out_of_space
 from orchestrator.formats import SINCE_2, Stored
 from orchestrator.jobs.records import JobContext
-from orchestrator.manifest import File
+from orchestrator.manifest import File, fsync_path
 from orchestrator.provenance import process_of
 from orchestrator.spec import StageSpec
 from orchestrator.store import layout
@@ -221,8 +224,8 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     saved: tuple[int, float] | None = None
 
 
-NO_OUTCOME = 74
-"""Exit code of a child that could not write its outcome; EX_IOERR of sysexits.h."""
+NO_OUTCOME, NO_SPACE = 74, 75
+"""Exit codes of a child that could not write its outcome; EX_IOERR of sysexits.h, or for want of space."""
 
 
 class ChildOutcome(Stored, frozen=True, kw_only=True):
@@ -276,6 +279,38 @@ def read_outcome(folder: Path) -> ChildOutcome | None:
     # A child that was killed leaves no file or an incomplete one. Its exit code then decides.
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def write_outcome(folder: Path, outcome: ChildOutcome, say: Callable[[str], object]) -> int:
+    """Write the outcome of a child durably, and return its exit code; 0 if the outcome was written.
+
+    Half a product is useless, and fills the disk for all others and for this file. So it is deleted if a disk
+    was full, unless the next attempt reads it. Space may come back between the tries.
+
+    Args:
+        folder: of the attempt.
+        outcome: to be written.
+        say: writes a text to the attempt's log.
+    """
+    path, temporary, code = folder / layout.OUTCOME, folder / f".{layout.OUTCOME}", 0
+    is_full, is_kept = outcome.cause is Cause.STORAGE, outcome.outcome == "succeeded" or outcome.unread
+    for number in range(1, 6):
+        for name in (layout.OUTPUT, layout.SCRATCH) if is_full and not is_kept else ():
+            shutil.rmtree(folder / name, ignore_errors=True)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(msgspec.json.encode(outcome))
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            fsync_path(folder)
+            return 0
+        except OSError as error:
+            is_full = is_out_of_space(error)
+            code = NO_SPACE if is_full else NO_OUTCOME
+            say(f"the outcome cannot be written, try {number} of 5: {error}\n")
+            time.sleep(0.1 * 2**number)
+    return code
 
 
 def end_of_log(path: Path, num_bytes: int = LOG_END_BYTES) -> str:

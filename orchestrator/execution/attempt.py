@@ -26,7 +26,7 @@ from orchestrator.execution.assignment import (
     log_tail,
     read_outcome,
 )
-from orchestrator.execution.checkpoints import UNREAD, candidates
+from orchestrator.execution.checkpoints import UNREAD, candidates, drop_partial
 from orchestrator.execution.command_text import command_facts
 from orchestrator.execution.conclude import (
     INPUT_RETIRED,
@@ -114,6 +114,7 @@ class AttemptRun:
         before = claimed.instance.before
         if before is not None and taken.checkpoint is None and taken.unread is None:
             return self._end(self._without_part(before))
+        drop_partial(self._ledger, claimed.instance, earlier, generation=claimed.claim.generation)
         self._resumed = taken.checkpoint is not None
         step = taken.checkpoint.step if taken.checkpoint else None
         self._publisher = objects.publisher(claimed.key, adopted=step, warn=warn)

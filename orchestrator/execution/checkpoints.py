@@ -309,6 +309,30 @@ def _was_renamed(folder: Path, stamp: _Stamp) -> bool:
     return bool(stamp) and folder.stat().st_ctime_ns >= max(written_ns for *_, written_ns in stamp)
 
 
+def drop_partial(
+    ledger: Ledger, instance: StageInstance, attempts: Sequence[Attempt], *, generation: int
+) -> None:
+    """Delete the outputs of attempts that ended without a product: the next one may need their space.
+
+    Those stay whose results could not be read. So do those of attempts without an end, as one that was taken
+    for dead may still publish its product. In a bucket there are none.
+
+    Args:
+        ledger: the store.
+        instance: the stage instance.
+        attempts: the earlier attempts.
+        generation: of the product that is made now.
+    """
+    for attempt in attempts if ledger.objects.in_place else ():
+        end, claim = attempt.end, attempt.claim
+        if claim is None or end is None or claim.generation != generation:
+            continue
+        if end.outcome in ("failed", "released") and end.exception != UNREAD:
+            for name in (layout.OUTPUT, layout.SCRATCH):
+                with contextlib.suppress(OSError):  # what stays takes space, and nothing else
+                    ledger.objects.delete(f"{layout.payload(instance, attempt.number)}/{name}")
+
+
 def find_unread(
     ledger: Ledger, instance: StageInstance, attempts: Sequence[Attempt]
 ) -> tuple[Attempt, ChildOutcome] | None:

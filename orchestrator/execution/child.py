@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Container
 from multiprocessing.connection import Connection
@@ -30,13 +28,13 @@ from orchestrator.core.tracebacks import exception_in
 from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, StageFailure, StopRequested, one_line, words_of
-from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message, end_of_log
+from orchestrator.execution.assignment import AttemptSpec, ChildOutcome, Message, end_of_log, write_outcome
 from orchestrator.execution.audit import context_for
 from orchestrator.execution.checkpoints import UNREAD
 from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.execution.keeper import ReceivedSignals
 from orchestrator.execution.work import keep, undo
-from orchestrator.manifest import File, contain, fsync_path, fsync_tree, open_to_owner, scan
+from orchestrator.manifest import File, contain, fsync_tree, open_to_owner, scan
 from orchestrator.processes import end_attempt
 from orchestrator.provenance import process_of, without_secrets
 from orchestrator.registry import load
@@ -73,15 +71,12 @@ def main(order_json: bytes, pipe: Connection) -> None:
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline, received)
     lifeline.report()  # a checkpoint may have been completed since the last message
-    if outcome.cause is Cause.STORAGE:  # half a product is useless, and takes space on a full disk
-        for name in (layout.OUTPUT, "scratch"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-    written = write_outcome(folder, outcome)
+    code = write_outcome(folder, outcome, _print)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     # Not sys.exit: exit handlers of the stage's libraries could block, or change the exit code.
-    os._exit(0 if written else NO_OUTCOME)
+    os._exit(code)
 
 
 class Lifeline:
@@ -338,25 +333,6 @@ def _was_cut_off(stop: StopSignal, received: Container[int], is_exit: bool) -> b
     stop over the pipe only an exit counts.
     """
     return signal.SIGTERM in received or (is_exit and stop.asked)
-
-
-def write_outcome(folder: Path, outcome: ChildOutcome) -> bool:
-    """Write the outcome durably; return False if the disk stays full over several tries."""
-    path = folder / layout.OUTCOME
-    temporary = folder / f".{layout.OUTCOME}"
-    for number in range(5):
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(msgspec.json.encode(outcome))
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-            fsync_path(folder)
-            return True
-        except OSError as error:
-            _print(f"the outcome cannot be written, try {number + 1} of 5: {error}\n")
-            time.sleep(0.2 * 2**number)
-    return False
 
 
 def _print_exception() -> None:

@@ -28,7 +28,7 @@ from orchestrator.core.evidence import NOT_KEPT
 from orchestrator.core.exits import cause_of_exit
 from orchestrator.core.failure import Cause
 from orchestrator.errors import NotKept
-from orchestrator.execution.assignment import NO_OUTCOME, ChildOutcome, Shortage
+from orchestrator.execution.assignment import NO_OUTCOME, NO_SPACE, ChildOutcome, Shortage
 
 INPUT_RETIRED, SUPERSEDED = "input_retired", "superseded"
 """Reasons of a release, as `End.why` records them."""
@@ -163,6 +163,11 @@ def _short_of_memory(facts: Facts) -> Conclusion:
     return _failed(facts.shortage.cause, facts.shortage.message)
 
 
+def _without_outcome(facts: Facts) -> Conclusion:
+    why = ": No space left on device" if facts.exit_code == NO_SPACE else ""
+    return _failed(Cause.STORAGE, f"the stage's process could not write its outcome to the store{why}")
+
+
 RULES = (
     # An error may come after `done` was created, and a product that exists counts. It would otherwise be
     # taken for a successor's below. After an error nothing is published, so the next two rules do not apply.
@@ -268,8 +273,8 @@ RULES = (
     # `cause_of_exit` has no meaning for this code: the failure would spend the budget of unknown causes.
     Rule(
         "the child could not record its outcome",
-        lambda facts: facts.exit_code == NO_OUTCOME,
-        lambda facts: _failed(Cause.STORAGE, "the stage's process could not write its outcome to the store"),
+        lambda facts: facts.exit_code in (NO_OUTCOME, NO_SPACE),
+        _without_outcome,
     ),
     # Last, because an exit code is the weakest evidence: every end has one.
     Rule(

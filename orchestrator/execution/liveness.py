@@ -6,6 +6,7 @@ This is rule 4 of the store protocol in docs/design.md. It compares no clocks of
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -361,8 +362,8 @@ class Idleness:
         self._since_s = now_s if self._since_s is None else self._since_s
         idle_s = now_s - self._since_s
         # A scheduler's job would hold its GPUs: another one is submitted when there is space again. Only
-        # short pauses are waited for.
-        patience_s = 0.0
+        # short pauses are waited for. Workers without a job wait for all that end by themselves.
+        patience_s = math.inf
         if self._in_job:
             patience_s = self._outage_s if self._most_s is None else self._most_s
         if (self._in_job or idle_s >= self._outage_s) and (reason := lacks_space(patience_s)):

@@ -93,15 +93,15 @@ class Worker:
         self._decisions.check()
         ledger, order, sweep = self._ledger, self._order, self._decisions.unfolded.sweep
         gates, later = NO_GATES, set[str]()
+        in_job = bool(order.job and order.job.job)
+        is_alone = in_job and order.max_idle_s is None
         if order.request and (sweep.has_decisions or gates_among(sweep.specs)):
             request = request_of(ledger, sweep.name, order.request)
-            in_job = bool(order.job and order.job.job)
-            is_alone = in_job and order.max_idle_s is None
             gates = gates_of(sweep, request.gates, request.cells)._replace(are_first=not is_alone)
             # In a job of a scheduler they would be claimed with resources that are meant for other cells.
             later = decided(sweep) if request.cells is None and not in_job else later
         sweep = with_gates(sweep, gates)
-        holds = HoldReader(sweep, order.settings.policy, order.code_digest, gates)
+        holds = HoldReader(sweep, order.settings.policy, order.code_digest, gates, takes_turns=not in_job)
         cells = share(sweep.cells, order, later=later)
         self._scanner = StoreScanner(cells, sweep.stages, self._status, gates, holds)
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
@@ -210,7 +210,7 @@ class Worker:
         return left_s if self._history.is_late or left_s < job.min_left_s else None
 
     def _pause(self, idle_s: float) -> float:
-        time.sleep(idle_s)
+        time.sleep(min(idle_s, self._scanner.stands_s))
         self._hooks.held.keepalive()
         return min(max(MAX_IDLE_S, self._ledger.objects.poll_s), idle_s * 1.5)
 

@@ -12,6 +12,7 @@ are always read again.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -19,7 +20,7 @@ from msgspec.structs import replace
 
 from orchestrator.core.evidence import NO_HOLDS, Holds, Spending
 from orchestrator.core.gates import is_given_up
-from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged, no_space
+from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
@@ -49,6 +50,7 @@ class HoldReader:
         gates: of the launch.
         spending: returns what the sweep has spent, by the policy with the newest budget; None if this process
             checks the budget itself.
+        takes_turns: see `SweepRecords`.
 
     Attributes:
         policy: as given.
@@ -62,8 +64,12 @@ class HoldReader:
         code: str,
         gates: Gates = NO_GATES,
         spending: Callable[[Policy], Spending | None] = lambda policy: None,
+        *,
+        takes_turns: bool = True,
     ) -> None:
         self.policy = policy
+        self._takes_turns = takes_turns
+        self._reader: EvidenceReader | None = None
         self._spending = spending
         self._gates = gates
         self._sweep = sweep
@@ -75,6 +81,10 @@ class HoldReader:
     def expire(self) -> None:
         """Have the rules evaluated at the next search, as after a failure."""
         self._summary = None
+
+    def is_of(self, reader: EvidenceReader) -> bool:
+        """Return whether the rules were evaluated by the evidence of a reader, not by an older one."""
+        return self._reader is reader
 
     def read(self, reader: EvidenceReader, summary: RequestSummary, status_of: StatusOf) -> Holds:
         """Return what is held back.
@@ -89,8 +99,10 @@ class HoldReader:
             return self.found
         self.found = holds_of(self.records(reader, summary, status_of))
         now_s = time.monotonic()
-        self._summary = summary
+        self._summary, self._reader = summary, reader
         self._next_s = now_s + max(HOLDS_POLL_S, HOLDS_SHARE * (now_s - start_s))
+        if self.found.until is not None:
+            self._next_s = min(self._next_s, now_s + max(0.0, self.found.until - time.time()))
         return self.found
 
     @property
@@ -114,6 +126,7 @@ class HoldReader:
             spending=self._spending(policy),
             space=space_of(reader.ledger.objects),
             now=time.time(),
+            takes_turns=self._takes_turns,
         )
 
 
@@ -181,6 +194,12 @@ class StoreScanner:
         """What is held back in the sweep, as it was last found."""
         return NO_HOLDS if self._holds is None else self._holds.found
 
+    @property
+    def stands_s(self) -> float:
+        """The seconds until what is held back changes, if no record does."""
+        until = self.holds.until
+        return math.inf if until is None else max(0.01, until - time.time())
+
     def look_at_holds(self) -> None:
         """Have the next search find out again what is held back, as after a failure."""
         if self._holds is not None:
@@ -220,8 +239,11 @@ class StoreScanner:
         return is_given_up(digest, self._gates, self._holds.found)
 
     def lacks_space(self, patience_s: float) -> str:
-        """Return why stages wait for space, "" if none does, or only for a pause of so many seconds."""
-        return "" if self._holds is None else no_space(self._holds.found, patience_s=patience_s)
+        """Return why a stage that is searched waits for space, longer than so long; "" if none does."""
+        mine = self.digests() if self.holds.stages else set()
+        held = {digest: hold for digest, hold in self.holds.stages.items() if digest in mine}
+        left = {each: hold for each, hold in held.items() if self._status(each).state is not State.DONE}
+        return Holds(stages=left).lack_of_space(patience_s)
 
     def look_again(self, digest: str) -> None:
         """Have the next search read a stage again, for a reason that its records do not show."""
@@ -235,13 +257,22 @@ class StoreScanner:
             summary: of the requests, as of now.
             holds: what is held back here, beside what is in the whole sweep.
         """
-        holds = self._take(reader, summary, holds)
+        given, holds = holds, self._take(reader, summary, holds)
         scan = self._index.next_stage(self._status, cancelled=summary.cancelled, holds=holds)
         if scan.claimable is None and not scan.waiting:
             # Before the caller leaves: no listing shows that files of a product are damaged.
             self._index.touch(None)
             scan = self._index.next_stage(self._status, cancelled=summary.cancelled, holds=holds)
+        if scan.claimable is not None and not self._may_try_again(reader, scan.claimable.instance.digest):
+            return self.next_stage(reader, summary, given)
         return scan
+
+    def _may_try_again(self, reader: EvidenceReader, digest: str) -> bool:
+        """Return whether a stage may be claimed by what is held back now: others may have seen it fail."""
+        if self._holds is None or self._holds.is_of(reader) or not self._status(digest).attempts:
+            return True
+        self._holds.expire()
+        return False
 
     def count(
         self, reader: EvidenceReader, summary: RequestSummary, holds: Holds = NO_HOLDS

@@ -35,7 +35,7 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self.now_s = 0.0
+        self.now_s = self._once_s = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._num_planned = 0
 
@@ -43,6 +43,12 @@ class Clock:
         """Plan an event. Of several at one time, the one that was planned first comes first."""
         self._num_planned += 1
         heapq.heappush(self._events, (round(self.now_s + seconds, _DIGITS), self._num_planned, event))
+
+    def after_once(self, seconds: float, event: Callable[[], None]) -> None:
+        """Plan an event, unless one that was planned so comes first."""
+        if not self.now_s < self._once_s <= self.now_s + seconds:
+            self._once_s = round(self.now_s + seconds, _DIGITS)
+            self.after(seconds, event)
 
     def run_due(self) -> bool:
         """Run the next event of this very moment; return False if there is none."""

@@ -14,10 +14,10 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from orchestrator.core.evidence import NO_HOLDS, Holds
+from orchestrator.core.evidence import Holds
 from orchestrator.core.gates import GateRule, is_given_up
 from orchestrator.core.goodput import Holder, goodput
-from orchestrator.core.holding import merged, pause_for_space_s
+from orchestrator.core.holding import merged
 from orchestrator.core.plan import Claimable, ReadyIndex, Scan
 from orchestrator.core.records import TimeSpent
 from orchestrator.core.state import State, cell_status
@@ -36,12 +36,9 @@ from orchestrator.simulation.cluster import (
 from orchestrator.simulation.records import Saved, SimulatedRecords, SimulatedSpending, owner_on
 from orchestrator.simulation.scenario import FaultKind, Scenario, Target, cells_of_units, ranks_of
 
-RESTART_S = 35.0
-"""Seconds until the process of a stage that goes on computes again, beside what it loads.
-
-The process that resumed in a rehearsal of 0.4 B parameters took 28 s on an H100, two steps and its state
-included (docs/gpu.md); a job's worker imports for 6 s before. A start from nothing is a part of the stage's
-estimate, whether it is the first one or not.
+RESTART_S = 22.0
+"""Seconds until the process of a stage that goes on computes again, beside what it loads: 6 to import, 16 as
+the second one of a rehearsal of 0.4 B parameters on an H100. A start from nothing is part of the estimate.
 """
 
 _NOTHING_CANCELLED: frozenset[str] = frozenset()
@@ -67,7 +64,7 @@ class Decisions:
             quarantine_s=policy.quarantine_s,
             clock=self._clock,
         )
-        disk = SimulatedDisk(scenario.faults.faults, self._clock, lambda: self._records.decide_holds())
+        disk = SimulatedDisk(scenario.faults.faults, self._clock, self._decide_holds)
         self._records = SimulatedRecords(
             scenario.sweep, scenario.cells, scenario.stages, policy, disk, scenario.gates
         )
@@ -96,8 +93,7 @@ class Decisions:
         while True:
             if not self._spending.is_stopping and self._spending.is_over(clock.now_s):
                 self._stop("budget")
-            # A stage that takes no time is over before others start: of the cells that it makes ready at
-            # this moment, the longest must come first.
+            # What takes no time is over before others start: of the cells then ready, the longest is first.
             if clock.run_due() or self._wake() or self._start_job():
                 continue
             next_s = clock.next_s()
@@ -219,10 +215,19 @@ class Decisions:
         return index.next_stage(status, cancelled=_NOTHING_CANCELLED, holds=self._records.holds)
 
     def _touch(self, digest: str) -> None:
-        """Have the records of a stage looked at again, which just changed."""
+        """Have the records of a stage looked at again, which just changed; so may what waits for space."""
         for queue in self._queues.values():
             queue.touch([digest])
         self._waiting.touch(digest)
+        if self._records.holds.stages or self._records.holds.until is not None:
+            self._decide_holds()
+
+    def _decide_holds(self) -> None:
+        """Evaluate the rules that look at more than one stage, again when time alone changes their result."""
+        self._records.decide_holds()
+        until, now_s = self._records.holds.until, self._clock.now_s
+        if until is not None and any(self._spending.hold(each, now_s) is None for each in self._queues):
+            self._clock.after_once(until - now_s, self._decide_holds)
 
     # Attempts
 
@@ -256,8 +261,12 @@ class Decisions:
         self._clock.after(seconds, lambda: None if attempt.is_over else end(job, attempt))
 
     def _succeed(self, job: SimulatedJob, attempt: RunningAttempt) -> None:
-        stage = self._scenario.stages[attempt.digest]
-        if (full := self._records.disk.refuses(stage.seconds, stage.interval_s)) is not None:
+        stage, stages = self._scenario.stages[attempt.digest], self._scenario.sweep.stages
+        names = (stages[a.digest].stage for jobs in self._jobs.values() for job in jobs if (a := job.attempt))
+        full = self._records.disk.refuses(stage.seconds, stage.interval_s)
+        if (
+            full := full or self._scenario.faults.without_room(stages[attempt.digest].stage, names)
+        ) is not None:
             self._fail(job, attempt, full)
             return
         spent = self._spent(job, attempt, kept_s=stage.seconds)
@@ -266,8 +275,8 @@ class Decisions:
         self._close(job, attempt, "succeeded")
         self._records.end(attempt.digest, "succeeded", spent)
         self._touch(attempt.digest)
-        if self._records.holds != NO_HOLDS:  # a stage that did work may end a hold
-            self._records.decide_holds()
+        if self._records.holds.cells:  # a stage that did work may end a hold
+            self._decide_holds()
         self._go_on(job)
 
     def _fail(self, job: SimulatedJob, attempt: RunningAttempt, fault: FaultKind) -> None:
@@ -280,13 +289,9 @@ class Decisions:
             self._close(job, attempt, "failed")
             self._records.end(attempt.digest, "failed", spent, cause=fault.cause, message=fault.name)
             self._touch(attempt.digest)
-            if fault.full_hours[1] or self._records.status(attempt.digest).state is State.FAILED:
-                self._records.decide_holds()
+            if fault.cause == "storage" or self._records.status(attempt.digest).state is State.FAILED:
+                self._decide_holds()
                 self._give_up_gates()
-            if fault.full_hours[1]:
-                times = len(self._records.evidence(attempt.digest).attempts)
-                pause_s = pause_for_space_s(self._scenario.policy, times)
-                self._clock.after(pause_s, self._records.decide_holds)
             if not fault.node_hours and self._may_go_on(job, attempt, spent):
                 self._go_on(job)
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +54,7 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             that have saved twice before can save and end: they delete a checkpoint. Both 0: none. Such a
             fault strikes nothing else.
         is_taken: whether others take at once what such a stage deletes, so that it cannot save or end either.
+        room: for how many stages the disk has room at once: one that ends while more run fails. 0: for all.
     """
 
     name: str
@@ -68,13 +69,14 @@ class FaultKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     node_hours: float = 0.0
     full_hours: tuple[float, float] = (0.0, 0.0)
     is_taken: bool = False
+    room: int = 0
 
     def meets(self, target: Target) -> bool:
         """Return whether it can strike an attempt."""
         is_cured = self.cured_at is not None and target.rungs.get(self.cause, (0, 0))[0] >= self.cured_at
         is_there = self.node is None or self.node == target.node
         is_meant = self.stage in ("", target.stage) and self.axes.items() <= target.axes.items()
-        return is_meant and is_there and not is_cured and not self.full_hours[1]
+        return is_meant and is_there and not is_cured and not self.full_hours[1] and not self.room
 
 
 class Target(NamedTuple):
@@ -110,6 +112,12 @@ class FaultTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     source: str
     gpu_hours: float
     faults: tuple[FaultKind, ...] = ()
+
+    def without_room(self, name: str, running: Iterable[str]) -> FaultKind | None:
+        """Return the fault of a disk without room for all stages of a name that run; one ends now."""
+        found = [fault for fault in self.faults if fault.room and fault.stage == name]
+        number = sum(each == name for each in running) if found else 0
+        return next((fault for fault in found if number > fault.room), None)
 
     def draw(self, drawn: random.Random, target: Target) -> Strike | None:
         """Return the first fault of an attempt, if it ran for ever; None if none ever comes.

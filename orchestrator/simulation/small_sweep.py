@@ -20,7 +20,7 @@ from orchestrator.core.selector import Subject
 from orchestrator.core.settings import Policy, RunSettings, StoreSettings, TrackerSettings
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.execution import child
-from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, Message
+from orchestrator.execution.assignment import AttemptSpec, Message, write_outcome
 from orchestrator.saving import PhaseClock
 from orchestrator.simulation.files import SHARED, Files
 from orchestrator.simulation.system import running
@@ -104,7 +104,7 @@ class SimulatedChild:
         try:
             outcome = child.run(order, folder, self._stop, line)
             line.report()
-            self._code = 0 if child.write_outcome(folder, outcome) else NO_OUTCOME
+            self._code = write_outcome(folder, outcome, lambda text: None)
         except Exception as error:
             if error is not self.process.raises:
                 raise  # else it came while the stage did not run, and the process ends with it

@@ -64,6 +64,15 @@ class _Calls:
 
         return call
 
+    def _on_tree(self, real: Function, act: Function) -> Function:
+        def call(path: Any, ignore_errors: bool = False, **options: Any) -> Any:
+            if (found := _path(path)) is None:
+                return real(path, ignore_errors, **options)
+            with contextlib.suppress(*[OSError] * ignore_errors):
+                return act(found)
+
+        return call
+
     def _on_two(self, real: Function, act: Function) -> Function:
         def call(source: Any, target: Any, *args: Any, **options: Any) -> Any:
             found = _path(source)
@@ -150,7 +159,7 @@ class _Calls:
             (os, "rename", lambda real: self._on_two(real, files.rename)),
             (os, "replace", lambda real: self._on_two(real, files.rename)),
             (traceback, "format_exc", lambda real: lambda: ""),  # for people, and slow
-            (shutil, "rmtree", lambda real: self._on_path(real, files.remove_tree)),
+            (shutil, "rmtree", lambda real: self._on_tree(real, files.remove_tree)),
             (shutil, "copystat", lambda real: self._on_two(real, lambda source, target: None)),
         ]
         if sys.version_info < (3, 12):  # later versions parse a path only when that is needed

@@ -83,7 +83,8 @@ _NUMBER = re.compile(_KEPT[-1])
 
 def pattern_of(values: Sequence[str]) -> re.Pattern[str]:
     """Return the pattern of all that is replaced in a free text: known values, then what is always kept."""
-    known = sorted({value for value in values if len(value) > 1}, key=len, reverse=True)
+    # In reverse order, a value comes before those that it begins with.
+    known = sorted({value for value in values if len(value) > 1}, reverse=True)
     bounded = [api_calling.word_for_word(value) for value in known]
     return re.compile("|".join([*bounded, *_KEPT]))
 

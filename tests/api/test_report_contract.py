@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from orchestrator.api.state import SweepState
+from orchestrator.cli.progress import write_reports
+from orchestrator.reports import general
 from orchestrator.testing import ReportContract
+from tests.store import states
 
 ROWS = [
     {"cell": f"{name}.seed{seed}", "name": name, "seed": seed, "loss": 0.1 * seed + len(name)}
@@ -14,3 +24,40 @@ ROWS = [
 class TestGeneral(ReportContract):
     name = "general"
     rows = ROWS
+
+
+def broken(rows: Any, folder: Path) -> list[Path]:
+    """Fails, as a user's own report may."""
+    raise ZeroDivisionError("no rows left")
+
+
+def small(rows: Any, folder: Path) -> list[Path]:
+    """Writes the number of rows."""
+    (folder / "small.md").write_text(f"{len(rows)} rows\n")
+    return [folder / "small.md"]
+
+
+def test_a_report_that_fails_at_the_end_of_a_launch_is_an_error_and_the_others_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = states.make(tmp_path, {"n": ["1", "2"]}, ["done"])
+    for axes, text in ((made, "4 rows"), (states.make(tmp_path, {"n": ["3"]}, ["pending"], name="new"), "")):
+        report = [f"tests.api.test_report_contract:{name}" for name in ("broken", "small")]
+        sweep = msgspec.structs.replace(axes.sweep, report=report)
+        write_reports(SweepState(axes.ledger, sweep, 1, sealed=True))
+        out, err = capsys.readouterr()
+        assert text in out
+        if text:
+            assert "small.md" in out and "Traceback" in err and "in broken" in err
+            assert "broken failed: ZeroDivisionError: no rows left" in err.splitlines()[-1]
+        else:
+            assert err.count("no rows yet, so nothing for the report") == 2 and "error" not in err
+
+
+def test_a_cell_without_a_metric_that_others_have_is_a_line_with_a_dash(tmp_path: Path) -> None:
+    metrics = {"a": {"loss": 0.5, "accuracy": 1.0}, "b": {"loss": 0.25}, "c": {"accuracy": 0.75}}
+    rows = [{"cell": name, "sweep": "s", "name": name, **numbers} for name, numbers in metrics.items()]
+    general.write(rows, tmp_path, drawn=False)
+    lines = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| ")]
+    cells = {line.split("|")[1].strip(): [text.strip() for text in line.split("|")[2:-1]] for line in lines}
+    assert [cells[name][-2:] for name in "abc"] == [["0.5", "1 ★"], ["0.25 ★", "–"], ["–", "0.75"]]

@@ -13,6 +13,7 @@ import yaml
 from orchestrator.api.importing import import_jobs
 from orchestrator.api.schemas import schemas
 from orchestrator.api.starting import starting_file
+from orchestrator.compose.apps import program_of
 from orchestrator.errors import UserError
 from tests.apps import app
 from tests.apps.app import Composed
@@ -59,10 +60,19 @@ def test_an_import_identifies_the_app_as_a_launch_does(
     script, url = form.format(folder=composed.folder), str(composed.folder / "store")
     found = import_jobs(composed.folder / "old", script=script, url=url)
     assert (found.view.sweep.name, found.num_new) == ("fit", 1)
+    source = yaml.safe_load(found.view.ledger.revision("fit", 1).source)
+    assert source == {"description": found.view.sweep.description, "app": script}
     usual = "fit.py" if form.startswith("{") else script
     assert found.view.sweep.stages.keys() == composed("+lr=1", script=usual).sweep.stages.keys()
     with pytest.raises(UserError, match="has 0 groups"):
         import_jobs(composed.folder / "old", script=script, metrics={"loss": "x"}, url=url)
+
+
+@pytest.mark.parametrize("script", ["", "  ", "-m"])
+def test_an_app_without_a_script_is_refused_with_where_it_is_named(script: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="app names no script") as error:
+        program_of(script, folder=tmp_path)
+    assert error.value.where == "the command line" and "train.py" in error.value.allowed
 
 
 def test_an_import_without_results_is_refused(user: Sweep) -> None:

@@ -20,7 +20,7 @@ from orchestrator.api.state import open_view
 from orchestrator.api.sweep import Sweep as PublicSweep
 from orchestrator.bundles.content import segment_facts
 from orchestrator.bundles.making import BundleOptions, _write, make_bundle
-from orchestrator.bundles.verifying import Verification, VerifyOptions, verify_bundle
+from orchestrator.bundles.verifying import Verification, VerifyOptions, _in_claims, _in_lines, verify_bundle
 from orchestrator.errors import UserError
 from tests.bundles import forging, graded
 from tests.bundles.conftest import Honest
@@ -136,6 +136,52 @@ def test_each_fault_is_a_line_and_wrong_use_is_no_fault(honest: Honest, tmp_path
     assert "no name of a zip" in sweep("bundle", graded.NAME, "--out", "x.tar", code=2)
     assert "--sign" in sweep("bundle", graded.NAME, "--out", "x.zip", "--certificate", "c.pem", code=2)
     assert not (tmp_path / "x.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("held", "lines"),
+    [
+        ("a\nB\nc\nD\n", [(2, "B", "b"), (4, "D", "d")]),
+        ("a\nb\nc\nd\ne\n", [(5, "e", "")]),
+        ("a\nx\nb\nc\nd\n", [(2, "x", "b")]),  # not the lines after it, which only moved
+        ("a\nb\n", [(3, "", "c")]),
+        ("a\nb\nc\nd\ne", [(5, "e", "")]),
+        ("a\nb\nc\nd", [(0, "", "")]),
+        ("", [(1, "", "a")]),
+        ("a\n\udcff\nc\nd\n", [(2, "\ufffd", "b")]),
+    ],
+)
+def test_the_lines_that_differ_are_named_in_a_text_of_any_length(
+    held: str, lines: list[tuple[int, str, str]]
+) -> None:
+    found = list(_in_lines("t.md", held.encode(errors="surrogateescape"), b"a\nb\nc\nd\n"))
+    assert found == [
+        f"t.md, line {number}: {there!r} in the bundle, and the records give {here!r}"
+        if number
+        else "t.md is not the text that follows from the records"
+        for number, there, here in lines
+    ]
+
+
+def test_claims_that_differ_are_named_and_other_bytes_of_the_same_claims_too(honest: Honest) -> None:
+    made = forging.read(honest.bundle)["claims.json"]
+    tree = msgspec.json.decode(made)
+
+    def faults(**changes: Any) -> list[str]:
+        return list(_in_claims("claims.json", msgspec.json.encode({**tree, **changes}), made))
+
+    first, second, *rest = tree["claims"]
+    assert list(_in_claims("claims.json", b"{}", made)) == ["claims.json holds no claims"]
+    (fault,) = faults(claims=[{**first, "text": "0.9"}, second, *rest])
+    assert f"{first['table']}, {first['row']}, {first['column']}: text is '0.9', and the records" in fault
+    (fault,) = faults(claims=[second, *rest])
+    assert fault.endswith(f"{first['column']}: it is missing")
+    (fault,) = faults(claims=[first, {**second, "row": "mine"}, second, *rest])
+    assert fault.endswith(f"mine, {second['column']}: no table has it")
+    (fault,) = faults()
+    assert fault.startswith("claims.json, line 1: ") and "in the bundle, and the records give '{" in fault
+    (fault,) = _in_claims("claims.json", made.replace(b'"graded"', b'"Graded"'), made)
+    assert "Graded" in fault.partition(" in the bundle")[0]
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:

@@ -11,17 +11,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.api import reconciling
 from orchestrator.api.events import History
 from orchestrator.api.reconciling import JobPasses, PendingLaunch, SubmitPass, SubmitResult
 from orchestrator.api.state import SweepState
+from orchestrator.api.submission import Dispatch
 from orchestrator.cli import launch, progress
+from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
+from orchestrator.core.settings import NotifySettings
 from orchestrator.core.state import State
 from orchestrator.core.waiting import Goal, Outlook, outlook
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable
+from orchestrator.jobs.records import JobEnd
+from orchestrator.jobs.submissions import Submissions
+from orchestrator.provenance import now
 from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import Running, wait_for
 from tests.store import builders
@@ -164,6 +172,33 @@ def test_a_machine_whose_clock_is_ahead_delays_no_one(tmp_path: Path) -> None:
     assert time.monotonic() - start_s < 5
 
 
+def test_the_jobs_of_a_scheduler_are_events_of_their_revision_and_end_once(tmp_path: Path) -> None:
+    for num_cells in (1, 3):
+        sweep = builders.sweep_of(num_cells)
+        builders.seal(tmp_path, sweep)
+    ledger = open_ledger(str(tmp_path))
+    submissions = Submissions(ledger, sweep.name)
+    for number in (1, 2):
+        tasks = (("seed0",), ("seed1", "seed2"))
+        submission = builders.submission_of(
+            number, nonce=f"n{number}", revision=number, tasks=tasks, by="ann"
+        )
+        assert submissions.file(submission)
+    lost = JobEnd(index=1, word="NODE_FAIL", cause=Cause.NODE_LOST, detail="n3")
+    submissions.close(1, [lost], at="2026-01-01T00:00:00Z")
+    for revision, numbers in ((None, [1, 2]), (1, [1]), (2, [2])):
+        events = History(ledger, sweep.name, revision).all()
+        facts = [event.as_json() for event in events if event.kind == "submission"]
+        assert [each["number"] for each in facts] == numbers
+        assert [each["revision"] for each in facts] == numbers
+        assert all((each["num_jobs"], each["cluster"], each["by"]) == (2, "lab", "ann") for each in facts)
+        ends = [event.as_json() for event in events if event.kind == "job_end"]
+        assert [(each["submission"], each["index"]) for each in ends] == [(1, 1)] * (1 in numbers)
+        for each in ends:
+            assert (each["cells"], each["word"], each["detail"]) == (("seed1", "seed2"), "NODE_FAIL", "n3")
+            assert each["cause"] == "node_lost"
+
+
 def test_only_who_waits_waits_for_a_scheduler_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,10 +221,15 @@ def test_only_who_waits_waits_for_a_scheduler_that_does_not_answer(
 @pytest.fixture
 def passes(tmp_path: Path) -> JobPasses:
     """Passes over a sweep whose cells have yet to run."""
+    return _passes(tmp_path)
+
+
+def _passes(store: Path, **changes: Any) -> JobPasses:
     sweep = builders.sweep_of(1)
-    builders.seal(tmp_path, sweep)
-    ledger = builders.ledger_at(tmp_path)
-    request = Request(nonce="", number=1, verb="launch", revision=1, settings=builders.settings())
+    builders.seal(store, sweep)
+    ledger = builders.ledger_at(store)
+    settings = msgspec.structs.replace(builders.settings(), **changes)
+    request = Request(nonce="", number=1, verb="launch", revision=1, settings=settings)
     request = ledger.add_request(sweep.name, request)
     limits: Any = None
     return JobPasses(SweepState(ledger, sweep, 1, sealed=True), [PendingLaunch(request, limits, limits)])
@@ -229,6 +269,16 @@ def test_a_scheduler_that_is_not_reached_is_tried_half_as_often_each_time(
     assert passes._num_outages == 0
 
 
+def test_a_notice_that_cannot_be_sent_is_a_line_of_the_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    passes = _passes(tmp_path, notify=NotifySettings(command="true"))
+    (line,) = passes.finish()
+    assert line.startswith("  notices cannot be sent: ") and "no-python" in line
+    assert _passes(tmp_path).finish() == []
+
+
 def test_a_token_that_is_not_accepted_ends_the_wait(
     passes: JobPasses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,3 +311,23 @@ def test_why_a_pass_failed_is_printed_with_what_to_do_and_again_after_a_while(
         said = capsys.readouterr().out
         assert said.count("  slurm was not reached; trying again\n") == times
         assert said.count("    later: sweep reconcile s\n") == times
+
+
+@pytest.mark.parametrize(("pause_s", "number", "num_cells"), [(60.0, 1, 0), (0.0, 1, 2), (60.0, 0, 2)])
+def test_a_cell_whose_next_stage_pauses_for_space_gets_no_job_meanwhile(
+    tmp_path: Path, pause_s: float, number: int, num_cells: int
+) -> None:
+    """Its job would start, and leave again. A launch that is not recorded yet will end the pause."""
+    sweep = builders.sweep_of(2)
+    builders.seal(tmp_path, sweep)
+    ledger, instance = builders.ledger_at(tmp_path), builders.instance_of(sweep)
+    settings = builders.settings(space_pause_s=pause_s)
+    request = Request(nonce="", number=1, verb="launch", revision=1, settings=settings)
+    request = ledger.add_request(sweep.name, request)
+    assert ledger.claim(instance, 1, builders.claim())
+    full = replace(builders.end("failed", Cause.STORAGE), message="No space left on device", at=now())
+    ledger.end(instance, 1, full)
+    limits: Any = None
+    view = SweepState(ledger, sweep, 1, sealed=True)
+    found = Dispatch(view, replace(request, number=number), limits, limits)._unheld()
+    assert len(found) == num_cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -10,11 +11,16 @@ import msgspec
 import pytest
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Heartbeat
+from orchestrator.core.gates import gates_of
+from orchestrator.core.records import Heartbeat, Owner, Request
+from orchestrator.core.sweep import GateFacts
+from orchestrator.count import COUNT
 from orchestrator.execution import main as worker_main
+from orchestrator.execution.assignment import this_owner
 from orchestrator.jobs.nodes import NodeReports
 from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED, TOO_SHORT, JobContext
 from orchestrator.provenance import process_of
+from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from tests.execution import stages
@@ -221,6 +227,43 @@ def test_a_store_that_does_not_answer_for_a_while_costs_a_running_attempt_nothin
 def test_a_worker_names_itself_so_that_others_can_see_it_gone() -> None:
     me = owner().process
     assert process_of(me.pid) == me
+
+
+def test_a_worker_is_on_the_node_that_its_job_names_and_else_on_this_machine(tmp_path: Path) -> None:
+    def made(job: JobContext | None) -> Owner:
+        return this_owner(order_for(tmp_path, "counts", slot=3, job=job), os.getpid())
+
+    assert made(None) == owner(host=platform.node(), slot=3)
+    where = {"cluster": "lab", "job": "7", "array_index": 2, "restart_count": 1}
+    assert made(JobContext(**where)) == owner(host=platform.node(), slot=3, **where)
+    assert made(JobContext(**where, node="gpu7")) == owner(host="gpu7", slot=3, **where)
+
+
+@pytest.mark.parametrize(
+    ("job", "max_idle_s", "is_started"), [("7", None, True), ("7", 0.1, False), (None, 0.1, False)]
+)
+def test_only_a_job_that_may_not_leave_starts_a_stage_while_a_gate_of_other_cells_runs(
+    store: Path, job: str | None, max_idle_s: float | None, is_started: bool
+) -> None:
+    """Its GPUs would be held and idle; elsewhere the other gate's result may hold this stage back too."""
+    gate, work_ = (
+        StageSpec(command="true", reads=("seed",)),
+        msgspec.structs.replace(COUNT, gated_by=("gate",)),
+    )
+    sweep = sweep_of(2, {"gate": gate, "count": work_})
+    facts = GateFacts(code="c", packages="p", device="cpu", num_gpus=0)
+    revision, ledger = seal(store, sweep), ledger_at(store)
+    ledger.add_request(sweep.name, Request(nonce="n", number=0, verb="launch", revision=1, gates=facts))
+    gates = gates_of(sweep, facts)
+    first, second = (gates.instances[gates.cells[cell.id][0].digest] for cell in sweep.cells)
+    make_product(ledger, first)
+    ledger.claim(second, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=60.0))
+    context = None if job is None else JobContext(cluster="lab", job=job)
+    order = order_for(store, sweep.name, request=1, cells=("seed0",), job=context, max_idle_s=max_idle_s)
+    until_s = time.monotonic() + 40
+    worked = work(ledger, revision, order, stop_asked=lambda: "late" if time.monotonic() > until_s else "")
+    assert worked.code == 0
+    assert ledger.numbers(instance_of(sweep, 0)) == [1] * is_started
 
 
 @pytest.mark.long

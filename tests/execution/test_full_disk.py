@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,13 +15,15 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrator.cli.main import main
-from orchestrator.core.evidence import Hold, Holds
+from orchestrator.core.evidence import Attempt, Hold, Holds
 from orchestrator.core.failure import Cause
-from orchestrator.core.holding import no_space
+from orchestrator.core.records import End
 from orchestrator.core.settings import StoreSettings
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution import main as worker_main
-from orchestrator.execution.assignment import Assignment, this_owner
+from orchestrator.execution.assignment import NO_SPACE, Assignment, ChildOutcome, this_owner, write_outcome
+from orchestrator.execution.checkpoints import UNREAD, drop_partial
+from orchestrator.execution.conclude import Conclusion, Facts, conclude
 from orchestrator.execution.liveness import Idleness, Watcher
 from orchestrator.jobs.records import REFUSED, JobContext
 from orchestrator.saving import MANIFEST
@@ -30,7 +33,7 @@ from tests.conftest import Sweep
 from tests.execution.faults import Start, finish, order_for
 from tests.execution.stages import spec
 from tests.execution.waiting import until
-from tests.store.builders import counted, instance_of, ledger_at, seal, sweep_of
+from tests.store.builders import claim, counted, instance_of, ledger_at, seal, sweep_of
 
 DISK_KIB, LARGE_KIB = 2048, 4096
 
@@ -169,7 +172,7 @@ def test_a_job_waits_for_a_pause_no_longer_than_it_would_stay_idle(
     def why(pause_s: float) -> str:
         paused = Holds(stages={"x": Hold("a pause", False, Cause.STORAGE, pause_s=pause_s)})
         idleness = Idleness(Watcher(this_owner(order, os.getpid())), order)
-        return idleness.why_leave(lambda patience_s: no_space(paused, patience_s=patience_s))
+        return idleness.why_leave(paused.lack_of_space)
 
     assert (why(most_s), why(most_s + 1)) == ("", "a pause")
 
@@ -180,7 +183,9 @@ def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, s
     sweep = sweep_of(1, {"count": spec("waiting")}, num_steps=2)
     seal(store, sweep)
     ledger, instance, go = ledger_at(store), instance_of(sweep), disk.parent / "go"
-    order = order_for(store, sweep.name, env={"TEST_GO": str(go)}, policy={"retries": {}, "lease_s": 60.0})
+    order = order_for(
+        store, sweep.name, env={"TEST_GO": str(go)}, policy={"retries": {}, "lease_s": 60.0, **SOON}
+    )
     running = start(order)
     runs = store / layout.payload(instance, 1) / "runs"
     until(lambda: runs.exists() and runs.read_text())
@@ -192,7 +197,8 @@ def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, s
     assert running.wait() == 0, running.output
     first = ledger.attempt(instance, 1)
     assert first is not None and first.end is not None and first.end.cause is Cause.STORAGE, first
-    assert_finishes(start, ledger, order_for(store, sweep.name, env={"TEST_GO": str(go)}))
+    assert "No space left" in first.end.message  # so that others wait, and its output is deleted
+    assert_finishes(start, ledger, order_for(store, sweep.name, env={"TEST_GO": str(go)}, policy=SOON))
 
 
 def assert_finishes(start: Start, ledger: Ledger, order: Assignment) -> None:
@@ -249,6 +255,79 @@ def test_a_worker_that_starts_on_a_full_disk_waits_for_space(disk: Path, tmp_pat
         others.unlink()
         assert "attempt 1 succeeded" in running.stdout.read()
     assert running.returncode == 0
+
+
+def test_what_an_attempt_left_unfinished_is_deleted_before_the_next_one(tmp_path: Path) -> None:
+    """But not what that reads, nor what may still be published, nor what may be an earlier product."""
+    ledger, instance = ledger_at(tmp_path), instance_of(sweep_of(1))
+    failed = End(nonce="", outcome="failed", cause=Cause.OOM_HOST)
+    ends = [failed, replace(failed, outcome="released"), replace(failed, exception=UNREAD), None, failed]
+    claims = [claim(generation=1 if number == 5 else 2) for number in range(1, 6)]
+    attempts = [Attempt(n, claims[n - 1], end=ends[n - 1]) for n in range(1, 6)]
+    kinds = (layout.OUTPUT, layout.SCRATCH, layout.WORK)
+    folders = {
+        (n, kind): tmp_path / layout.payload(instance, n) / kind for n in range(1, 6) for kind in kinds
+    }
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    drop_partial(ledger, instance, attempts, generation=2)
+    gone = {key for key, folder in folders.items() if not folder.exists()}
+    assert gone == {(n, kind) for n in (1, 2) for kind in (layout.OUTPUT, layout.SCRATCH)}
+
+
+def written(disk: Path, outcome: ChildOutcome) -> tuple[int, bool]:
+    """The exit code of a child whose output fills the disk, and whether the output is there afterwards."""
+    (disk / "output").mkdir()
+    fill(disk / "output")
+    return write_outcome(disk, outcome, lambda text: None), (disk / "output").exists()
+
+
+def test_an_outcome_makes_room_for_itself_by_half_a_product(disk: Path) -> None:
+    """Its cause need not be the disk: a program prints what it likes about a failed write."""
+    assert written(disk, ChildOutcome(outcome="failed", cause=Cause.CODE)) == (0, False)
+    assert written(disk, ChildOutcome(outcome="released", why="stopped")) == (0, False)
+
+
+@pytest.mark.long
+def test_an_outcome_without_space_is_a_failure_of_storage_and_costs_no_output_that_is_read_later(
+    disk: Path,
+) -> None:
+    assert written(disk, ChildOutcome(outcome="failed", cause=Cause.STORAGE, unread=1)) == (NO_SPACE, True)
+    found = conclude(Facts(exit_code=NO_SPACE, superseded=False, retired_input="", shortage=None))
+    assert isinstance(found, Conclusion) and "No space left on device" in found.message
+
+
+MEETING = """
+import os, time
+
+def main(config, inputs, context):
+    with (context.output / "large").open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, 450 * 1024)
+        time.sleep(1.5 - time.time() % 0.5)  # all that run get here, and go on at one moment
+        os.posix_fallocate(stream.fileno(), 0, 1600 * 1024)
+        time.sleep(0.3)
+    (context.output / "large").unlink()
+    return [{"seed": config.seed}]
+"""
+
+
+@pytest.mark.long
+def test_stages_that_fit_on_a_disk_one_at_a_time_all_end_though_they_pause_alike(
+    disk: Path, sweep: Sweep
+) -> None:
+    sweep.store = disk / "store"
+    (sweep.folder / "fills.yaml").write_text(COUNT_LARGE.format())
+    (sweep.folder / "filling.py").write_text(MEETING)
+    said = sweep("launch", "fills.yaml", "launcher.workers=2", "policy.space_pause_s=4")
+    assert "waiting: 2 cells. fill lacked space on a disk: the next starts at 2" in said
+    ends = [json.loads(path.read_text()) for path in sweep.store.glob("records/fill/*/*/end.json")]
+    starts = {
+        (path.parts[-3], path.parts[-2]): path.stat().st_mtime
+        for path in sweep.store.glob("records/fill/*/*/claim.json")
+    }
+    assert sorted(end["outcome"] for end in ends) == ["failed"] * 4 + ["succeeded"] * 2
+    first, second = sorted(at for (_, number), at in starts.items() if int(number) == 3)
+    assert second - first > 1.5, "one after the other"
 
 
 COUNT_LARGE = """

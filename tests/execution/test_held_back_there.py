@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from orchestrator.core.failure import Cause
 from orchestrator.core.plan import summarize_requests
+from orchestrator.core.records import End
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.jobs.records import REFUSED
+from orchestrator.provenance import now
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from tests.execution.faults import order_for
 from tests.execution.here import work
-from tests.store.builders import instance_of, ledger_at, seal, sweep_of
+from tests.store.builders import claim, instance_of, ledger_at, seal, sweep_of
 
 
 def of_two_tasks(num_bad: int, num_good: int, **count: object) -> ComposedSweep:
@@ -95,3 +98,31 @@ def test_all_who_read_the_store_decide_alike(store: Path) -> None:
         scanner = StoreScanner(sweep.cells, sweep.stages, status, holds=holds)
         reader = EvidenceReader(ledger_at(store), sweep.stages.values(), count_attempts=False)
         assert scanner.count(reader, summary) == (number, number > 0)
+
+
+def test_a_stage_that_failed_elsewhere_is_tried_again_only_by_rules_that_saw_it_fail(store: Path) -> None:
+    """What is held back is not found out anew at each search, but before a stage is tried again it is."""
+    sweep = sweep_of(1)
+    seal(store, sweep)
+    ledger, instance = ledger_at(store), instance_of(sweep)
+    order, summary = (
+        order_for(store, sweep.name, policy={"retries": {"storage": 2}}),
+        summarize_requests([], []),
+    )
+
+    def status(reader: EvidenceReader, _: object, digest: str) -> StageStatus:
+        return stage_status(reader.evidence(digest), summary.budget(digest, order.settings.policy.retries))
+
+    holds = HoldReader(sweep, order.settings.policy, "")
+    scanner = StoreScanner(sweep.cells, sweep.stages, status, holds=holds)
+
+    def found() -> bool:
+        reader = EvidenceReader(ledger, sweep.stages.values(), count_attempts=False)
+        return scanner.next_stage(reader, summary).claimable is not None
+
+    assert found()
+    assert ledger.claim(instance, 1, claim())
+    full = "OSError: [Errno 28] No space left on device"
+    ledger.end(instance, 1, End(nonce="", outcome="failed", cause=Cause.STORAGE, message=full, at=now()))
+    assert not found() and scanner.stands_s > 50
+    assert "the next starts at" in scanner.lacks_space(0) and scanner.lacks_space(60) == ""

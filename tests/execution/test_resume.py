@@ -9,11 +9,11 @@ import pytest
 
 from orchestrator.core.evidence import Attempt
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import StartRecord
-from orchestrator.core.sweep import StageInstance
+from orchestrator.core.records import Parent, StartRecord
+from orchestrator.core.sweep import Input, StageInstance
 from orchestrator.count import COUNT
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.execution.inheritance import adopt_checkpoint
+from orchestrator.execution.inheritance import Inherited, adopt_checkpoint, inherit
 from orchestrator.saving import MANIFEST, write_checkpoint_manifest
 from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
@@ -32,10 +32,10 @@ def folder_of(ledger: Ledger, attempt: int, instance: StageInstance = NODE) -> P
     return ledger.objects.workspace(layout.payload(instance, attempt))
 
 
-def save(ledger: Ledger, attempt: int, *steps: int) -> None:
+def save(ledger: Ledger, attempt: int, *steps: int, of: StageInstance = NODE) -> None:
     """Leaves whole checkpoints in an attempt's folder."""
     for step in steps:
-        folder = folder_of(ledger, attempt) / layout.CHECKPOINTS / f"{step:08d}"
+        folder = folder_of(ledger, attempt, of) / layout.CHECKPOINTS / f"{step:08d}"
         folder.mkdir(parents=True)
         (folder / "state").write_text(f"attempt {attempt} step {step}")
         write_checkpoint_manifest(folder, step=step, attempt=attempt)
@@ -258,3 +258,36 @@ def test_a_stage_that_saves_a_file_with_the_manifests_name_is_told_so(tmp_path: 
     """It would be overwritten, and the checkpoint would never verify: better to fail than to lose it."""
     with pytest.raises(StageFailure, match=MANIFEST), Context(tmp_path).checkpoint(1) as folder:
         (folder / MANIFEST).write_text("mine")
+
+
+@pytest.mark.parametrize("has_work", [True, False])
+@pytest.mark.parametrize("own", [(), (7,)])
+def test_all_that_a_later_part_takes_is_recorded_before_it_lies_there(
+    ledger: Ledger, own: tuple[int, ...], has_work: bool
+) -> None:
+    first = StageInstance(stage="fit", label="rung 1", digest="f1", reads={})
+    second = StageInstance(
+        stage="fit", label="rung 2", digest="f2", reads={}, inputs=(Input("fit", "rung 1", "f1"),)
+    )
+    ledger.claim(first, 1, claim())
+    ledger.end(first, 1, end("succeeded"))
+    save(ledger, 1, 5, of=first)
+    save(ledger, 1, *own, of=second)
+    if has_work:
+        (folder_of(ledger, 1, second) / layout.WORK).mkdir(parents=True)
+        (folder_of(ledger, 1, second) / layout.WORK / "notes").write_text("x")
+    folder, recorded = folder_of(ledger, 2, second), list[Inherited]()
+
+    def record(taken: Inherited) -> None:
+        recorded.append(taken)
+        assert taken.parent is None or not (folder / layout.CHECKPOINTS).exists()
+
+    spec = StageSpec(run="m:f", reads=("seed",))
+    start = StartRecord(parent=None, uses={}, provenance={}, inputs={"f1": 1})
+    before = failed(1)._replace(start=start)
+    found = inherit(ledger, second, spec, [before], folder, former=None, keepalive=int, record=record)
+    assert found.work == (1 if has_work else None) and found.checkpoint is not None
+    parent = Parent(attempt=1, step=7) if own else Parent(attempt=0, step=5)
+    assert found.parent == parent and found.checkpoint.step == parent.step
+    assert recorded[-1] == Inherited(parent=parent, work=found.work)
+    assert [each.work for each in recorded] == [found.work] * (1 + has_work)

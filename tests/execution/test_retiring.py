@@ -18,12 +18,12 @@ from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.retention import drop_work
+from orchestrator.store.retention import delete, drop_work, leftovers
 from tests.execution.faults import Start, finish, order_for
 from tests.execution.here import work
 from tests.execution.test_kill_points import AT_ONCE
 from tests.execution.waiting import pid_in
-from tests.store.builders import claim, ledger_at, make_product, seal, sweep_of, void
+from tests.store.builders import claim, end, ledger_at, make_product, seal, sweep_of, void
 
 STORE = StageSpec(run="tests.execution.stages:storing", reads=("shared",))
 CHOOSE = StageSpec(run="tests.execution.stages:choosing", reads=("seed",), after=("count",))
@@ -307,3 +307,34 @@ def test_the_first_record_of_a_policy_stands(store: Path) -> None:
     )
     assert not ledger.retire(source_of(sweep), mine)
     assert look(store, sweep).retired == (before,)
+
+
+def test_what_is_counted_as_left_over_is_what_a_deletion_removes(store: Path) -> None:
+    sweep = sweep_of(2)
+    seal(store, sweep)
+    ledger, (done, tried) = ledger_at(store), (sweep.stages[cell.stage_digests[0]] for cell in sweep.cells)
+    make_product(ledger, done)
+    for instance, number in ((done, 1), (tried, 1), (tried, 2)):
+        ledger.claim(instance, number, claim())
+        ledger.end(instance, number, end())
+        for name in (
+            "checkpoints/5/state",
+            "scratch/a/b",
+            "work/x",
+            "log.txt",
+            "metrics.jsonl",
+            "nodes/0/log.txt",
+        ):
+            file = store / layout.payload(instance, number) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(name)
+    before = {path: path.stat().st_size for path in store.rglob("*") if path.is_file()}
+    found = leftovers(ledger, [done, tried])
+    assert {path: path.stat().st_size for path in store.rglob("*") if path.is_file()} == before
+    delete(ledger, found, by="test")
+    gone = {path: size for path, size in before.items() if not path.exists()}
+    assert {path.name for path in gone} == {"file.txt", "state", "b", "x"}
+    for left in found:
+        sizes = [size for path, size in gone.items() if left.instance.digest in str(path)]
+        assert (left.num_files, left.num_bytes) == (len(sizes), sum(sizes))
+    assert leftovers(ledger, [done, tried]) == []

@@ -11,7 +11,7 @@ from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import ReadyIndex, RequestSummary
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Retired, Void
-from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.state import Gate, Gates, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, Input, StageInstance
 from orchestrator.execution.scanning import StoreScanner
 from orchestrator.manifest import File
@@ -174,3 +174,26 @@ def test_what_is_done_or_never_began_is_not_read_again() -> None:
     first, store.num_read = store.num_read, 0
     assert worker.next_stage(store.reader(), store.summary) == scan
     assert (first, store.num_read) == (2, 0)  # b, which is done now, and what takes it
+
+
+def test_a_stage_is_wanted_while_a_cell_that_is_not_cancelled_takes_it_or_waits_for_a_gate_that_does() -> (
+    None
+):
+    store = _Store(in_place=True)
+    gate = StageInstance(stage="gate", digest="g", reads={}, inputs=(Input("ad", "", "d"),))
+    instances = {**INSTANCES, "g": gate}
+    gates = Gates({"g": gate}, {"g": ("a", "d", "g")}, {"one": (Gate("g", ("c",)),)})
+    worker = StoreScanner(CELLS, instances, store.status, gates)
+
+    def wanted(*cancelled: str) -> set[str]:
+        reader = EvidenceReader(store.ledger, instances.values(), count_attempts=False)
+        worker.next_stage(reader, store.summary)
+        return {digest for digest in instances if worker.is_wanted(digest, cancelled)}
+
+    assert wanted() == set("abcdg")
+    assert wanted("two") == set("abcdg")  # the gate of the other cell takes d
+    assert wanted("one") == set("ad")
+    assert wanted("one", "two") == set()
+    for digest in "abc":
+        store.change("make", digest)
+    assert wanted("two") == set("abc")  # nothing waits for the gate any more

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from starlette.testclient import TestClient
 
-from orchestrator.serving import cells, results
+from orchestrator.api.overview import Watched
+from orchestrator.serving import cells, results, site
+from orchestrator.serving.app import application
 from orchestrator.serving.drawing import HERE, number
 from orchestrator.serving.live import Live
 from orchestrator.serving.server import is_loopback, named_host
 from orchestrator.store.objects import PosixStore
+from tests.store import states
 
 ROWS: list[dict[str, Any]] = [
     {"cell": "a", "score": 0.5, "language": "en", "rate": 10},
@@ -55,6 +61,19 @@ def test_rows_without_a_value_are_last_in_both_orders() -> None:
         float("inf"),
         "10",
     ]
+
+
+def test_the_next_page_of_results_has_the_same_cells_in_the_same_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states.make(tmp_path)
+    monkeypatch.setattr(results, "PAGE_ROWS", 4)
+    client = TestClient(application({"study": site.Served(Watched("study", str(tmp_path)))}))
+    page = client.get("/s/study/results?sort=seconds&desc=1&only=model%3Dsmall&page=2").text
+    for rel, page_number in (("prev", "1"), ("next", "3")):
+        (link,) = re.findall(rf'href="([^"]*)" rel="{rel}"', page)
+        params = dict(httpx.URL(html.unescape(link)).params)
+        assert params == {"only": "model=small", "sort": "seconds", "desc": "1", "page": page_number}
 
 
 def test_a_page_beyond_the_last_is_the_last() -> None:

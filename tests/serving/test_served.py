@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import signal
@@ -246,6 +247,39 @@ def test_no_path_leads_out(client: httpx.Client, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 404
     assert "root:" not in answer.text and "format" not in answer.text
+
+
+def test_cells_are_listed_from_the_first_and_by_the_place_in_the_grid(
+    client: httpx.Client, made: Made
+) -> None:
+    def cells(query: str) -> list[str]:
+        page = client.get(f"/s/study/cells{query}").text
+        return re.findall(r'<th scope="row"><a href="[^"]*">([^<]*)</a>', page)
+
+    assert cells("") == cells("?page=1") == cells("?page=0") == [*made.kinds]
+    assert cells("?page=2") == []
+    for row, mixture in enumerate(("none", "en", "en+es")):
+        assert cells(f"?row={row}&column=2") == [
+            next(cell for cell in made.kinds if f"large.math.{mixture}-" in cell)
+        ]
+    assert client.get("/s/study/cells?row=9&column=0").status_code == 404
+
+
+def test_links_of_results_keep_the_cells_the_filters_and_the_order(client: httpx.Client) -> None:
+    chosen = {"only": "model=small", "col.stage": "fit"}
+    page = client.get("/s/study/results", params={**chosen, "sort": "seconds", "desc": "1"}).text
+    found = [httpx.URL(html.unescape(link)) for link in re.findall(r'href="([^"]*results[^"]*)"', page)]
+    kept = [dict(url.params) for url in found if url.query]
+    assert len(kept) > 5 and all(chosen.items() <= each.items() for each in kept), kept
+    assert {**chosen, "sort": "seconds"} in kept  # a second click turns the order round
+    csv = next(url for url in found if url.path.endswith(".csv"))
+    assert dict(csv.params) == {**chosen, "sort": "seconds", "desc": "1"}
+
+
+def test_an_address_without_a_page_is_answered_with_a_page_that_names_it_so(client: httpx.Client) -> None:
+    for path in ("/nothing", "/s/study/nothing", "/s/other"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and "This page cannot be shown" in answer.text, path
 
 
 @pytest.mark.parametrize("query", ["?page=x", "?page=-1", "?only=nothing%3D1", "?only='", "?row=x&column=0"])

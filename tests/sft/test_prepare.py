@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orchestrator.sft import stages
-from orchestrator.sft.prepare import encode
+from orchestrator.sft.prepare import encode, encode_prompt
 from orchestrator.sft.shards import Rows, read_shard
 from orchestrator.tasks.base import Item
 from tests.sft import chain
@@ -44,6 +45,31 @@ def test_prompt_and_response_are_tokenised_apart(ground: Ground) -> None:
     example = encode(tokenizer, item, "train")
     assert list(example.input_ids[: example.num_prompt_tokens]) == tokenizer(item.prompt).input_ids
     assert tokenizer.decode(example.input_ids[example.num_prompt_tokens : -1]) == "er"
+
+
+@pytest.mark.parametrize("adds", [[], ["bos"], ["eos"], ["bos", "eos"]], ids="+".join)
+def test_a_row_has_one_end_token_whatever_special_tokens_a_tokenizer_adds(
+    tokenizer: PreTrainedTokenizerBase, adds: list[str]
+) -> None:
+    plain, end = tokenizer("What is the answer").input_ids, tokenizer.eos_token_id
+    start = [tokenizer.pad_token_id] if "bos" in adds else []
+    names = {"bos": tokenizer.pad_token, "eos": tokenizer.eos_token}
+    template = " ".join(
+        [*(names["bos"] for _ in start), "$A", *(names["eos"] for name in adds if name == "eos")]
+    )
+    special = [(tokenizer.pad_token, tokenizer.pad_token_id), (tokenizer.eos_token, end)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    assert tokenizer("What is the answer").input_ids == [*start, *plain, *([end] if "eos" in adds else [])]
+    assert encode_prompt(tokenizer, "What is the answer") == [*start, *plain]
+    item = Item(id="1", language="en", prompt="What is the answer", response="er", gold="1")
+    example = encode(tokenizer, item, "train")
+    response = tokenizer("er", add_special_tokens=False).input_ids
+    assert list(example.input_ids) == [*start, *plain, *response, end]
+    assert example.num_prompt_tokens == len(start) + len(plain)
+
+
+def test_a_prompt_of_nothing_is_no_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert encode_prompt(tokenizer, "") == []
 
 
 def test_a_family_with_a_bos_token_begins_every_row_with_it(gemma_ground: Ground) -> None:

@@ -368,3 +368,23 @@ def test_what_others_take_of_a_full_disk_costs_the_work_since_the_last_checkpoin
     assert found.goodput is not None
     assert found.goodput.lost_by["storage"] == pytest.approx(2 * 1.5 * 3600)  # since the one of hour 4
     assert found.hours == pytest.approx(6 + 1.5 + (30 + RESTART_S) / 3600)
+
+
+def with_room(number: int, stage: str) -> FaultTable:
+    """A table of a disk that has room for so many stages of a name at once."""
+    fault = FaultKind(name="No space left on device", cause=Cause.STORAGE, stage=stage, room=number)
+    return FaultTable(source="ours", gpu_hours=1.0, faults=(fault,))
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+@pytest.mark.parametrize("equal", [True, False])
+def test_on_a_disk_with_room_for_some_stages_all_end_since_they_run_alone_in_the_end(
+    room: int, equal: bool
+) -> None:
+    """Equal pauses let equal stages start together until no retry is left."""
+    policy = replace(POLICY, retries={"storage": 2})
+    work = {f"fit-{n}": S(1.0 if equal else 1 + n / 8, 2) for n in range(6)} | {"other": S(9, 2)}
+    found = play(work, 16, faults=with_room(room, "fit"), policy=policy)
+    assert set(states(found).values()) == {"done"}
+    assert found.attempts["failed"] <= 12, "two each at most"
+    assert found.hours < 2 * 1.75 + 6 * 1.75 + 1

@@ -116,6 +116,16 @@ def imported(path: Path) -> Path:
     return path / "set"
 
 
+def test_rows_that_are_normalised_when_they_are_read_are_counted(tmp_path: Path) -> None:
+    rows = good()
+    assert not any("NFC" in note for note in check(folder(tmp_path / "plain", rows)).notes)
+    for code, number in (("en", 0), ("es", 1), ("es", 2)):
+        rows["train"][code][number]["question"] += " cafe\u0301?"
+    report = check(folder(tmp_path / "marked", rows))
+    assert "3 rows are not in NFC; they are normalised when they are read" in report.notes
+    assert not any(problem.kind == "not-nfc" for problem in report.problems)
+
+
 def test_a_data_set_that_was_changed_is_told(tmp_path: Path) -> None:
     path = imported(tmp_path)
     assert check(path).problems == ()

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from orchestrator.tasks.base import LANGUAGES
+import inspect
+
+import pytest
+
+from orchestrator.registry import TASKS, lookup
+from orchestrator.tasks.base import LANGUAGES, Task
 from orchestrator.testing import TaskContract
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("method", ["generate", "read", "is_correct"])
+def test_a_task_has_the_defaults_that_the_protocol_promises(name: str, method: str) -> None:
+    """Such as the seed, on which it depends which items are trained on."""
+    task: Task = lookup(TASKS, name, kind="task")
+    promised = inspect.signature(getattr(Task, method)).parameters.values()
+    found = inspect.signature(getattr(type(task), method)).parameters.values()
+    assert [(p.name, p.default) for p in found] == [(p.name, p.default) for p in promised]
 
 
 class TestMath(TaskContract):

@@ -16,7 +16,7 @@ from orchestrator.store.ledger import open_ledger
 from orchestrator.trackers.mirror import MirrorPasses
 from orchestrator.trackers.mlflow_mirror import MlflowMirror, clean, found_run
 from orchestrator.trackers.mlflow_server import Server, address_of
-from orchestrator.trackers.protocol import Unavailable
+from orchestrator.trackers.protocol import Unavailable, as_text, flat
 from tests.cli.launches import Running, wait_for
 from tests.trackers.conftest import TWO
 from tests.trackers.mlflow_server import SmallMlflow, real_mlflow
@@ -224,6 +224,13 @@ def test_a_cursor_that_somebody_edited_counts_as_none(text: str) -> None:
     run = {"info": {"run_id": "r", "status": "RUNNING"}, "data": {}}
     tags = {"polysweep.sent.a": text, "polysweep.sent.b": "12"}
     assert found_run(run, tags).progress.bytes == {"b": 12}
+
+
+def test_values_of_a_config_are_text_as_it_is_and_json_for_all_else() -> None:
+    values = ["a b", "", 'say "x"', 1, 0.5, True, None, ["en", 1], "1"]
+    texts = ["a b", "", 'say "x"', "1", "0.5", "true", "null", '["en",1]', "1"]
+    assert [as_text(value) for value in values] == texts
+    assert dict(flat({"a": {"b": 1, "c": {}}, "d": [1]})) == {"a.b": 1, "d": [1]}
 
 
 @pytest.mark.long

@@ -65,6 +65,7 @@ class Server:
         asked: requests by row and language, that got a reply of status 200 or are waiting for one.
         statuses: of all replies.
         authorizations: of all requests.
+        models: what it gives as the list of its models.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Server:
         self.seen: Counter[tuple[str, str]] = Counter()
         self.statuses: Counter[int] = Counter()
         self.authorizations: set[str] = set()
+        self.models: object = {"data": [{"id": MODEL}]}
         self.times: list[float] = []
         self.messages: list[list[dict[str, str]]] = []
         self.most_at_once = 0
@@ -134,7 +136,7 @@ class Server:
 
     def _models(self, handler: BaseHTTPRequestHandler) -> None:
         if not self._is_refused(handler):
-            self._answer(handler, 200, {"data": [{"id": MODEL}]})
+            self._answer(handler, 200, self.models)
 
     def _chat(self, handler: BaseHTTPRequestHandler) -> None:
         data = handler.rfile.read(int(handler.headers["Content-Length"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import itertools
+import json
 import logging
 import time
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from orchestrator.errors import StageFailure, StopRequested, UserError, retry_after_s
 from orchestrator.stage import StopSignal
 from orchestrator.translation import stages
-from orchestrator.translation.endpoint import Access, access, check_access
+from orchestrator.translation.endpoint import Access, _error_text, _reply_of, access, check_access
 from orchestrator.translation.run import REPLIES, Answered, read_lines
+from orchestrator.translation.verdicts import ModelReply
 from tests.translation.rows import config_of, run, write_source
 from tests.translation.server import KEY, MODEL, Server
 
@@ -189,6 +191,75 @@ def test_an_endpoint_is_tried_before_a_launch(monkeypatch: pytest.MonkeyPatch) -
         )
     with pytest.raises(UserError, match="does not answer: ConnectError"):
         check_access("OPENAI_BASE_URL", "OPENAI_API_KEY", MODEL)
+
+
+@pytest.mark.parametrize(
+    "models", [[], {}, {"data": None}, {"data": [3]}, {"data": {}}, "none", None, b"<html>"]
+)
+def test_an_endpoint_without_a_list_of_models_is_no_mistake(
+    models: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    server.models = models
+    with server.running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        assert check_access("OPENAI_BASE_URL", "OPENAI_API_KEY", MODEL) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b'{"error": {"message": "no model x"}}', "no model x"),
+        (b"<html>404 Not Found</html>", "<html>404 Not Found</html>"),
+        (b'{"error": "no"}', '{"error": "no"}'),
+        (b'{"detail": "no"}', '{"detail": "no"}'),
+        (b"[]", "[]"),
+        (b"null", "null"),
+        (b"\xff no", "\ufffd no"),
+        (b"", ""),
+        (b"x" * 1000, "x" * 200),
+    ],
+)
+def test_what_an_endpoint_gives_as_the_reason_is_shown_in_whatever_form_it_comes(
+    data: bytes, text: str
+) -> None:
+    assert _error_text(data) == text
+
+
+REPLY = {"choices": [{"message": {"content": "hola"}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    ("tree", "reply"),
+    [
+        (REPLY, ModelReply(text="hola")),
+        (
+            {**REPLY, "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}},
+            ModelReply(text="hola", prompt_tokens=7, completion_tokens=3),
+        ),
+        ({**REPLY, "usage": None}, ModelReply(text="hola")),
+        ({**REPLY, "usage": {"prompt_tokens": None}}, ModelReply(text="hola")),
+        (
+            {"choices": [{"message": {"content": "ho"}, "finish_reason": "length"}]},
+            ModelReply(text="ho", finish="length"),
+        ),
+        ({"choices": [{"message": {"content": None}, "finish_reason": None}]}, ModelReply(text="")),
+        ({"choices": [{"message": {"content": "\ud800"}}]}, ModelReply(text="?")),
+        ({"choices": []}, None),
+        ({"choices": None}, None),
+        ({"choices": [{}]}, None),
+        ({"choices": ["hola"]}, None),
+        ({**REPLY, "usage": 3}, None),
+        ({**REPLY, "usage": {"prompt_tokens": "many"}}, None),
+        ([REPLY], None),
+        ("hola", None),
+    ],
+)
+def test_a_reply_is_its_text_why_it_ends_and_its_tokens_or_none(
+    tree: object, reply: ModelReply | None
+) -> None:
+    assert _reply_of(json.dumps(tree).encode()) == reply
+    assert _reply_of(json.dumps(tree).encode()[:-1]) is None
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:

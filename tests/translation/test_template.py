@@ -11,7 +11,7 @@ import pytest
 from orchestrator.tasks import api_calling
 from orchestrator.tasks.calls import parse_call
 from orchestrator.tasks.sources import open_source
-from orchestrator.translation.kept import PLACEHOLDER, is_kept
+from orchestrator.translation.kept import PLACEHOLDER, is_kept, pattern_of, strings_of
 from orchestrator.translation.template import VALUE, template_of
 from tests.translation.rows import english
 from tests.translation.server import translated
@@ -63,6 +63,29 @@ def test_structure_names_dates_and_formats_never_leave() -> None:
 )
 def test_what_a_translation_keeps(key: str, value: str, kept: bool) -> None:
     assert is_kept(key, value) is kept
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("{'city': 'Rome', \"note\": \"it's far\"}", [("city", "Rome"), ("note", "it's far")]),
+        ("['Rome', 'Oslo']", [("", "Rome"), ("", "Oslo")]),
+        ("'city': 'Rome'", [("city", "Rome")]),
+        ("{'city' :  'Rome', 'n': 3, 'in': ['Oslo']}", [("city", "Rome"), ("", "Oslo")]),
+        ("{'name': 'Ann', 'age': '7'}", [("name", "Ann"), ("age", "7")]),
+        ("{'name': 'Walk', 'description': 'to go'}", [("", "Walk"), ("description", "to go")]),  # a thing
+        (r"{'say': 'it\'s'}", [("say", "it's")]),
+        ("nothing", []),
+    ],
+)
+def test_the_strings_of_a_result_come_with_their_keys(text: str, pairs: list[tuple[str, str]]) -> None:
+    assert strings_of(text) == pairs
+
+
+def test_of_values_that_begin_alike_the_longest_is_replaced_and_only_as_words_of_their_own() -> None:
+    pattern = pattern_of(["pain", "back pain", "pain killer", "pain in", "x"])
+    text = "back pain, a pain killer, painful pain in x"
+    assert [match[0] for match in pattern.finditer(text)] == ["back pain", "pain killer", "pain in"]
 
 
 def test_quotes_in_a_translated_result_do_not_end_it() -> None:

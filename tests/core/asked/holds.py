@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from orchestrator.core.evidence import Evidence, Hold, Holds, Spending
 from orchestrator.core.failure import Cause
 from orchestrator.core.holding import (
     attributed,
-    forecast,
     holds_of,
     merged,
-    no_space,
-    refuse_over_budget,
 )
 from orchestrator.core.nodes import AgedReport, NodeReport, left_out
 from orchestrator.core.settings import Policy, SpendingLimit
@@ -132,11 +130,13 @@ def space() -> Answers:
             store.found |= found
             holds = holds_of(store.records()._replace(space=free))
             yield f"{name}, {free}", _told(holds)
-            yield "  no space", no_space(holds)
+            yield "  no space", holds.lack_of_space()
     kept = Hold("for good", cause=Cause.STORAGE)
     yield (
         "for good",
-        no_space(Holds({}, {"a": kept, "b": Hold("x", False), "c": Hold("full", False, Cause.STORAGE)})),
+        Holds(
+            stages={"a": kept, "b": Hold("x", False), "c": Hold("full", False, Cause.STORAGE)}
+        ).lack_of_space(),
     )
     for gpus, spent, now in itertools.product((0, 4), (0.0, 9.0, 10.0), (0.0, 2e9)):
         store = Records()
@@ -162,9 +162,6 @@ def costs() -> Answers:
         "all": {A: 7200.0, B: 3600.0, C: 1800.0, "prepare.math.en": 36.0},
     }
     for (name, work), spent in itertools.product(works.items(), (None, 0.0, 3.0, 4.0, 12.0)):
-        spending = None if spent is None else Spending(3600 * spent, 0, 60.0)
-        found = forecast(cells, work, spending)
-        yield f"{name}, {spent} h spent", (found.gpu_seconds, found.by_cell, found.total)
         for hours, until, few in itertools.product(
             (None, 0.5, 3.0, 3.51, 4.0, 12.345678),
             (None, "2026-01-01T00:00:00Z"),
@@ -172,15 +169,15 @@ def costs() -> Answers:
         ):
             limit, now = SpendingLimit(gpu_hours=hours, until=until), 1767225600.0
             for moment in (now - 1, now):
-                part = forecast(few, work, spending)
-                yield (
-                    f"  {hours} {until} {len(few)} {moment}",
-                    answer(
-                        lambda limit=limit, part=part, moment=moment: refuse_over_budget(
-                            limit, part, "s", now=moment
-                        )
-                    ),  # type: ignore[misc]
+                asked = partial(
+                    limit.refuse,
+                    *("s",),
+                    spent_s=3600 * (spent or 0.0),
+                    needed_s=sum(work.values()),
+                    num_cells=len(few),
+                    now=moment,
                 )
+                yield f"{name}, {spent} h spent, {hours} {until} {len(few)} {moment}", answer(asked)
     for (history, attempts), state in itertools.product(HISTORIES.items(), State):
         end = failed_end(StageStatus(state, ""), Evidence(attempts))
         yield f"{history} {state}", None if end is None else (end.outcome, end.cause)
