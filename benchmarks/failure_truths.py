@@ -177,14 +177,31 @@ STRANGERS: Truths = {
     Cause.BAD_NODE: ("script_of_slurmd", "credential_of_slurm", "ecc_under_nccl"),
     Cause.UNKNOWN: ("worker_gone", "halted_tpu", "worker_of_ray_gone"),
 }
+LATER: Truths = {
+    Cause.CONFIG: (
+        *("ordinal_of_cuda", "keys_of_accelerate", "parameter_of_sklearn", "vocabulary_of_sentencepiece"),
+    ),
+    Cause.DATA: (
+        *("scan_of_nibabel", "tile_of_rasterio", "literal_of_jq", "length_of_miller", "path_of_spark"),
+    ),
+    Cause.CODE: ("guard_of_torch", "shapes_of_keras", "name_of_octave", "name_of_rustc"),
+    Cause.OOM_GPU: ("gpu_memory_of_opencl", "gpu_memory_of_tensorrt"),
+    Cause.OOM_HOST: ("memory_of_systemd",),
+    Cause.NAN: ("nan_of_checkify", "start_of_pymc"),
+    Cause.COMMUNICATION: ("brokers_of_kafka", "host_of_wget", "token_of_rclone", "server_of_mongo"),
+    Cause.STORAGE: ("send_of_beegfs", "disk_of_sqlite", "stream_of_torch"),
+    Cause.BAD_NODE: ("no_hip",),
+    Cause.UNKNOWN: ("freed_pointer", "digest_of_processes"),
+}
 PARTS: Mapping[str, Truths] = {
     **{"seen": SEEN, "unseen": UNSEEN, "fresh": FRESH, "held_out": HELD_OUT},
     **{"shapes": SHAPES, "apart": APART, "reported": REPORTED},
     "strangers": STRANGERS,
+    "later": LATER,
 }
 """When they were written, to cause, to the programs that fail for it; nobody can know that of the last.
 
-The rules of `orchestrator.core.causes` were mended by what all but `strangers` showed.
+The rules of `orchestrator.core.causes` were mended by what all but `later` showed.
 """
 CAUSES: Mapping[str, Cause] = {
     name: cause for part in PARTS.values() for cause, names in part.items() for name in names

@@ -12,6 +12,7 @@ from causes import (
     fresh,
     fresh_machines,
     held_out,
+    later,
     reported,
     reported_machines,
     seen,
@@ -23,7 +24,7 @@ from causes import (
 from causes.programs import FAILURES
 
 MODULES = (
-    *(apart, apart_machines, fresh, fresh_machines, held_out, reported, reported_machines),
+    *(apart, apart_machines, fresh, fresh_machines, held_out, later, reported, reported_machines),
     *(seen, shapes, strangers, strangers_machines, unseen),
 )
 

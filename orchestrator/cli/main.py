@@ -116,6 +116,13 @@ def _missing_extra(error: ModuleNotFoundError, words: list[str]) -> UserError | 
 
 def _run(words: list[str]) -> int:
     """Run the verb that the first word names, or print the help or the version."""
+    if words and (
+        words[0] == "--store" or words[0].startswith("--store=")
+    ):  # it may stand before the verb too
+        number = 1 if "=" in words[0] else 2
+        store, words = words[:number], words[number:] or words[:1]
+        if words[0] not in ("help", "-h", "--help", "--version", *store):
+            words = [words[0], *store, *words[1:]]
     if words[:1] == ["help"] and words[1:]:
         words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -129,9 +136,6 @@ def _run(words: list[str]) -> int:
 
         print(f"polysweep {__version__}")
         return 0
-    if words[0] == "--store" or words[0].startswith("--store="):  # it may stand before the verb too
-        number = 1 if "=" in words[0] else 2
-        words = [*words[number : number + 1], *words[:number], *words[number + 1 :]]
     run, parser = verb_of(words[0])
     args = parsed(parser, words[1:])
     if words[0] in ("best", "collect", "failures", "query", "show", "status", "why"):

@@ -185,10 +185,9 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
             return Cause.CONFIG, True
         if cause is not None:
             return cause, True
-    if _is_of_settings(raised):
-        return Cause.CONFIG, True
     found = (_BY_GENERAL_TYPE[name] for name in raised.classes if name in _BY_GENERAL_TYPE)
-    return next(found, Cause.UNKNOWN), False
+    cause = next(found, Cause.UNKNOWN)
+    return (Cause.CONFIG, True) if cause is Cause.CODE and _is_of_settings(raised) else (cause, False)
 
 
 def _by_status(raised: Raised) -> Cause | None:

@@ -63,6 +63,10 @@ def check_command(name: str, spec: StageSpec, where: str) -> None:
         UserError: the spec contradicts itself.
     """
     _check_files(name, spec, where)
+    for field in ("reads", "uses", "after"):
+        names: tuple[str, ...] = getattr(spec, field)
+        if twice := next((each for each in names if names.count(each) > 1), ""):
+            raise UserError(f"stage {name!r} names {twice!r} twice in `{field}`", where=where)
     if "\0" in (spec.command or ""):
         raise UserError(f"the command of stage {name!r} holds a null character", where=where)
     if spec.command is None:

@@ -62,7 +62,7 @@ _OF_PROGRAM = re.compile(
     r"(?!.*(?:line \d+: |run command|exec))(?:(?:[\w./-]+ ){0,2}[\w./-]+: |\[[\w./ -]+\] )"
 )
 """A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
-_LESSER = re.compile(r"\W*(?:INFO|DEBUG|WARN|NOTICE)", re.IGNORECASE)
+_LESSER = re.compile(r"(?:.*: |.* NCCL )?\W*(?:INFO|DEBUG|WARN\w*|NOTICE)\b", re.IGNORECASE)
 """Levels of logging at which no program reports why it ends."""
 
 _NUM_LAST_LINES, _NUM_USAGE_LINES, _NUM_TRACEBACK_LINES, _NUM_TEXT_LINES = 8, 40, 100, 8
@@ -293,9 +293,10 @@ def _last_words(
         is_usage = has_usage and (known is None or known[0] not in OF_MACHINES)
         if is_usage and (match := patterns.USAGE_ERROR.match(line)):
             return Cause.CONFIG, match.group(1)
-        if known is None and is_last and (cause := of_driver(line)):
+        may_state = known is None and is_last and not _LESSER.match(line)
+        if may_state and (cause := of_driver(line)):
             known = cause, line
-        if known is None and is_last and not (is_missing or is_ended):
+        elif may_state and not (is_missing or is_ended):
             known = _of_last_line(line, begin)
         if known is not None:
             return known

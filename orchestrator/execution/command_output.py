@@ -24,7 +24,9 @@ KEPT = 2
 """Number of an attempt's copies of checkpoint files that stay."""
 
 _UNFINISHED = re.compile(
-    r"^\.|^tmp([._-]|$|[a-z0-9_]{8}(\.|$))|~$|\.(tmp|temp|part|partial|incomplete|swp|lock|md5|sha\d+)$", re.I
+    r"^\.|^tmp([._-]|$|[a-z0-9_]{8}(\.|$))|~$"
+    r"|\.(tmp|temp|part|partial|incomplete|swp|lock|md5|sha\d+|bak|old|corrupt)$",
+    re.IGNORECASE,
 )
 """Names of files that are being written, or stand beside a checkpoint, whatever pattern they match."""
 _DIGITS = re.compile(r"\d+")

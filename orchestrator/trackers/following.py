@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from orchestrator.core.identity import SEALED
 from orchestrator.core.records import Claim, Revision, StartRecord, StoreMark
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.core.tree import without_key
+from orchestrator.errors import one_line, words_of
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
@@ -96,7 +97,7 @@ class Follower:
         self._given: dict[str, MirrorProgress] = {}
         self._runs: dict[str, MirroredRun] = {}
         self._states: dict[str, tuple[str, float]] = {}
-        self.failures: Counter[str] = Counter()
+        self.failures: defaultdict[str, list[str]] = defaultdict(list)
         self.sent = SentCounts()
         key = sweep_id(self._store, self._sweep.name)
         mirror.begin(Followed(key, self._sweep.name, revision.number, len(self._sweep.cells), ledger))
@@ -137,9 +138,9 @@ class Follower:
                 self._close(cell)
             except Unavailable:
                 raise
-            except Exception:  # noqa: BLE001 - whatever the other side raises
+            except Exception as error:  # noqa: BLE001 - whatever the other side raises
                 log(traceback.format_exc())
-                self.failures[cell.id] += 1
+                self.failures[cell.id].append(one_line(words_of(error), 200))
         self._mirror.end()
 
     def _mirror_cell(self, cell: Cell, reader: EvidenceReader) -> None:
@@ -160,9 +161,9 @@ class Follower:
             if isinstance(error, Unavailable):
                 raise
             log(traceback.format_exc())
-            self.failures[cell.id] += 1
+            self.failures[cell.id].append(one_line(words_of(error), 200))
             # The other system may refuse this one run for good. The other cells' passes must not wait for it.
-            if self.failures[cell.id] == MAX_FAILURES:
+            if len(self.failures[cell.id]) == MAX_FAILURES:
                 self._cells.remove(cell)
 
     def _mark(self, cell: Cell, state: str, at: float) -> None:

@@ -121,8 +121,9 @@ class MirrorPasses:
             self._report(f"{type(error).__name__}: {error}")
         sent, lost = (follower.sent, len(follower.failures)) if follower else (SentCounts(), 0)
         text = self.mirror.summary()
-        if lost:
-            text += f"; {lost} not mirrored whole, see the log"
+        if follower and lost:
+            *_, reasons = follower.failures.values()
+            text += f"; {lost} not mirrored whole, see the log ({reasons[-1]})"
         if self._problem or lost:
             text += f"; what is missing follows by: {self._later}"
         return MirrorOutcome(self.name, sent, lost, self._problem, self._fix, without_secrets(text))

@@ -150,6 +150,11 @@ def test_a_wrong_command_line_is_refused_with_the_way_out(folder, capfd, words, 
         (GOOD.replace("[count]", "{a: {command: 'true', reads: [sead]}}"), "sead"),
         (GOOD.replace("[count]", "{a: {command: 'true', after: [b]}}"), "b"),
         (GOOD.replace("[count]", "{a: {command: 'true', after: [a]}}"), "a"),
+        (GOOD.replace("[count]", "{a: {command: 'true', reads: [seed, seed]}}"), "'seed' twice in `reads`"),
+        (
+            GOOD.replace("[count]", "{b: {run: 'x:y'}, a: {run: 'x:y', after: [b, b]}}"),
+            "'b' twice in `after`",
+        ),
         (
             GOOD.replace("seed: 0,", "seed: /home/me/data,").replace("axes: {seed: [0, 1]}", "axes: {}"),
             "path",
@@ -233,3 +238,11 @@ def test_links_in_a_circle_in_the_project_do_no_harm(folder: Path, capfd: pytest
     (folder / "self.py").symlink_to("self.py")
     assert main(["plan", "good.yaml"]) == 0
     assert "2 cells" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["help", "launch"], ["--version"], ["--help"], ["-h"]])
+def test_a_store_before_a_request_for_help_does_no_harm(folder, capfd, words):
+    assert main(words) == 0
+    plain = capfd.readouterr().out
+    assert main(["--store", "elsewhere", *words]) == 0
+    assert capfd.readouterr().out == plain

@@ -130,6 +130,11 @@ KINDS = {
     "killed by slurm": (137, "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0.", Cause.OOM_HOST),
     "out of time": (143, "slurmstepd: error: *** STEP 1.0 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***", Cause.TIMEOUT),
     "killed after words": (137, "x: connect: Connection refused", Cause.UNKNOWN),
+    # what no program ends by
+    "a warning": (1, "tar: warning: truncated file names", Cause.UNKNOWN),
+    "a line of nccl": (1, "n1:1:1 [0] NCCL INFO NVML was found", Cause.UNKNOWN),
+    "a time and a notice": (1, "2026-01-02 10:00:00 INFO retry: Connection refused", Cause.UNKNOWN),
+    "an error in settings' own code": (1, raised("RuntimeError: it failed", "x/config.py f"), Cause.UNKNOWN),
     # one class for several causes
     "nccl's gpu": (1, raised("torch.distributed.DistBackendError: NCCL error in: x, unhandled cuda error\nCuda failure "
                              "'uncorrectable ECC error encountered'"), Cause.BAD_NODE),

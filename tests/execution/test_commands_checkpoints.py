@@ -210,6 +210,8 @@ def test_a_folder_of_checkpoints_that_is_made_again_is_watched_like_the_first(tm
         ("ckpt-7.pt.tmp", "ckpt-*", "ckpt-6.pt"),
         (".ckpt-7.pt.swp", "*ckpt-*", "ckpt-6.pt"),
         ("ckpt-6.pt.sha256", "ckpt-*", "ckpt-6.pt"),
+        ("ckpt-7.pt.corrupt", "ckpt-*", "ckpt-6.pt"),
+        ("ckpt-7.pt.bak", "ckpt-*", "ckpt-6.pt"),
         ("ckpt-7.pt", "ckpt-*", "ckpt-7.pt"),
         ("ckpt-7.tmp", "*.tmp", "ckpt-7.tmp"),
         ("tmp-7.pt", "*.pt", "ckpt-6.pt"),
