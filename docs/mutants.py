@@ -227,6 +227,11 @@ def reason(change: str) -> str:
     return next((text for text, fits in KINDS if fits(old, new)), "")
 
 
+def path_of(module: str) -> str:
+    """Return the path of a module below `orchestrator`, without its ending."""
+    return module.replace(".", "/")
+
+
 def function_of(name: str) -> str:
     """Return the function that a change changes, as mutmut names changes."""
     mangled = name.partition("__mutmut_")[0]
@@ -263,7 +268,7 @@ def page() -> str:
         if part in results:
             parts += [intro, *_part(results[part])]
     if "rest" in results:
-        parts += ["\nLeft out are:\n\n", *(f"- `{module}`: {why}\n" for module, why in LEFT_OUT.items())]
+        parts += ["\nLeft out are:\n\n", *(f"- `{path_of(module)}`: {why}\n" for module, why in LEFT_OUT.items())]
     return "".join(parts)
 
 
@@ -275,14 +280,14 @@ def _part(result: Mapping[str, Any]) -> Iterable[str]:
         good, number = counts[KILLED] + counts[TIMEOUT], sum(counts.values())
         sums.update(counts)
         rows.append(
-            f"| `{module}` | {number} | {good} | {counts[SURVIVED]} | {counts[UNREACHED]} | {100 * good / number:.0f} % |\n"
+            f"| `{path_of(module)}` | {number} | {good} | {counts[SURVIVED]} | {counts[UNREACHED]} | {100 * good / number:.0f} % |\n"
         )
         for name, change in each["left"].items():
             why = reason(change) or "a test is missing"
             kinds[why] += 1
             text = change.replace("|", "\\|").replace("`", "'")
             text = text if len(text) <= 200 else f"{text[:200]}..."
-            survivors.append(f"| `{module}` `{function_of(name)}` | `{text}` | {why} |\n")
+            survivors.append(f"| `{path_of(module)}` `{function_of(name)}` | `{text}` | {why} |\n")
     number, good = sum(sums.values()), sums[KILLED] + sums[TIMEOUT]
     first = result["first"]
     of = f" of {result['changes']}" if result["changes"] else ""

@@ -113,7 +113,7 @@ _OF_NETWORKS = frozenset(
 _OF_PROCESSES = frozenset((errno.EINVAL, errno.EMFILE, errno.ENFILE, errno.EEXIST, errno.EAGAIN))
 """Numbers that reveal nothing about the cause."""
 
-_OF_NODE = re.compile(r"\[Errno 2\] [^:]+: '/(dev/|([^'/]+/)*pymp-)")
+_OF_NODE = re.compile(r"\[Errno 2\] [^:]+: '/(dev/(?!shm/[^']*/)|([^'/]+/)*pymp-)")
 """A device file, and the folder of a process that died: what the node lacks and not the data."""
 
 _STATUS = re.compile(
