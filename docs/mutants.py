@@ -268,7 +268,10 @@ def page() -> str:
         if part in results:
             parts += [intro, *_part(results[part])]
     if "rest" in results:
-        parts += ["\nLeft out are:\n\n", *(f"- `{path_of(module)}`: {why}\n" for module, why in LEFT_OUT.items())]
+        parts += [
+            "\nLeft out are:\n\n",
+            *(f"- `{path_of(module)}`: {why}\n" for module, why in LEFT_OUT.items()),
+        ]
     return "".join(parts)
 
 
