@@ -132,7 +132,7 @@ LOADER = "python: error while loading shared libraries: "
         (1, f"usage: x\nx: error: the node is gone\n{raised(DIED)}", Cause.UNKNOWN),
         (1, f"usage: x\nx: error: no --lr\n{raised(DIED.replace('status 1', 'status 2'))}", Cause.CONFIG),
         (1, raised("FileNotFoundError: [Errno 2] No such file or directory: '/dev/nvidia0'"), Cause.UNKNOWN),
-        (1, raised("FileNotFoundError: [Errno 2] No such file or directory: '/dev/shm/data/train.json'"), Cause.DATA),
+        (1, raised("FileNotFoundError: [Errno 2] No such file or directory: '/dev/shm/d/x.json'"), Cause.DATA),
         (1, raised("FileNotFoundError: [Errno 2] No such file or directory: '/tmp/pymp-a1b2/listener-x'"),
          Cause.UNKNOWN),
         (1, raised("FileNotFoundError: [Errno 2] No such file or directory: '/data/dev/a.csv'"), Cause.DATA),
