@@ -158,7 +158,7 @@ class Selector:
         labels: Mapping[str, Collection[str]] | None = None,
         where: str = "",
     ) -> None:
-        """Refuse words that must be mistakes: unknown keys, unknown labels, ids of no or of several cells.
+        """Refuse words that must be mistakes: unknown keys and labels, ids of no or of several cells, `a=1 a=2`.
 
         Args:
             subjects: all cells that could match.
@@ -173,6 +173,15 @@ class Selector:
                 _check_ids(word, subjects, where)
             else:
                 _check_word(word.key, word, subjects, (labels or {}).get(word.key, ()), where)
+        for key in sorted(self.keys - {"state", "cause", "cell"}):
+            words = [word for word in self._words if word.key == key]
+            gone = [Subject({key: label}, {}, {}) for label in (labels or {}).get(key, ())]
+            if len(words) > 1 and not any(all(w.matches(s) for w in words) for s in (*subjects, *gone)):
+                raise UserError(
+                    f"no cell has all that a selector demands of {key}",
+                    where=where,
+                    allowed="all words of a selector must match; key=a,b means either value",
+                )
 
 
 _Item = TypeVar("_Item")

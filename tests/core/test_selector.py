@@ -246,3 +246,13 @@ def test_a_list_matches_itself_and_each_of_its_elements(values):
     one = subject()._replace(config={"key": values})
     assert Selector.parse(f"key={'+'.join(values)}").matches(one)
     assert all(Selector.parse(f"key={value}").matches(one) for value in values)
+
+
+def test_words_of_one_key_that_no_cell_has_together_are_refused_unless_a_removed_label_has_them() -> None:
+    cells = [Subject({"seed": seed}, {}, {}) for seed in ("0", "1")]
+    for text in ("seed=0 seed=1", "seed=0 seed!=0"):
+        with pytest.raises(UserError, match="no cell has all that a selector demands of seed"):
+            Selector.parse(text).check(cells)
+    Selector.parse("seed=0,1 seed!=0").check(cells)
+    Selector.parse("state=done state=failed").check([Subject({"seed": "0"}, {}, {}, state="failed")])
+    Selector.parse("seed=2 seed=2*").check(cells, labels={"seed": ("2",)})
