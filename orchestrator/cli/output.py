@@ -349,7 +349,7 @@ def _written() -> int:
     import psutil  # only downloads need it
 
     try:
-        return int(psutil.Process().io_counters().write_bytes)
+        return int(psutil.Process().io_counters().write_chars)
     except (AttributeError, OSError, psutil.Error):
         return 0
 

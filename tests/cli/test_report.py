@@ -139,7 +139,7 @@ def test_a_report_of_one_s_own_may_take_the_facts_or_not(made_up: Any) -> None:
         "    folder.mkdir(exist_ok=True)\n"
         "    (folder / 'plain.md').write_text(f'{len(rows)} rows')\n"
         "    return [folder / 'plain.md']\n"
-        "def in_words(rows, folder, *, about):\n"
+        "def told(rows, folder, *, about):\n"
         "    raise OSError(28, f'no room for {len(about.cells)} cells')\n"
     )
     launched = made_up("launch", "made.yaml", f"folder={made_up.folder}", "launcher.workers=2", code=None)

@@ -192,7 +192,7 @@ FILES = [
             ("{oom_gpu: [{third: trainer.steps}]}", "remedies.oom_gpu[0] is", "halve"),
             ("{oom_gpu: [{halve: trainer.steps, times: 0}]}", "remedies.oom_gpu[0] is", "times"),
             ("{oom_gpu: [{times: 2}]}", "remedies.oom_gpu[0] is", "set"),
-            ("{oom_gpu: {halve: trainer.steps}}", "remedies[...] is of the wrong type", "list"),
+            ("{oom_gpu: {halve: trainer.steps}}", "remedies.oom_gpu is of the wrong type", "list"),
         )
     ),
     ("stages: {count: {remedies: {nan: [{halve: seed}]}}}", "'seed', which the stage reads", ""),

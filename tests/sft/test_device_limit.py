@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.core.failure import Cause, cause_of_exception
+from orchestrator.core.causes import cause_of_exception
+from orchestrator.core.failure import Cause
 from orchestrator.sft import runtime, stages
 from orchestrator.sft.shards import EpochOrder, rows_of
 from orchestrator.stage import Config, Inputs
