@@ -345,7 +345,7 @@ class LongStep:
 
 
 def _written() -> int:
-    """Return how many bytes this process has written to disk; 0 where the system does not count them."""
+    """Return how many bytes this process has written; 0 where the system does not count them."""
     import psutil  # only downloads need it
 
     try:
