@@ -158,7 +158,7 @@ class Selector:
         labels: Mapping[str, Collection[str]] | None = None,
         where: str = "",
     ) -> None:
-        """Refuse words that must be mistakes: unknown keys, labels and ids, an id of several cells, `a=1 a=2`.
+        """Refuse words that must be mistakes: unknown keys, labels, ids, an id of several cells, `a=1 a=2`.
 
         Args:
             subjects: all cells that could match.
