@@ -158,7 +158,7 @@ class Selector:
         labels: Mapping[str, Collection[str]] | None = None,
         where: str = "",
     ) -> None:
-        """Refuse words that must be mistakes: unknown keys, labels, ids, an id of several cells, `a=1 a=2`.
+        """Refuse words that must be mistakes: unknown keys, unknown labels, ids of no or of several cells.
 
         Args:
             subjects: all cells that could match.
@@ -173,12 +173,28 @@ class Selector:
                 _check_ids(word, subjects, where)
             else:
                 _check_word(word.key, word, subjects, (labels or {}).get(word.key, ()), where)
-        for key in sorted(self.keys - {"state", "cause", "cell"}):
+
+    def check_sense(
+        self, subjects: Sequence[Subject], *, labels: Mapping[str, Collection[str]], where: str
+    ) -> None:
+        """Refuse words of one key that no cell has together, such as ``seed=0 seed=1``.
+
+        Args:
+            subjects: all cells that could match.
+            labels: further labels of an axis, such as those that the command line removed from it.
+            where: what to name in an error.
+
+        Raises:
+            UserError: it has such words.
+        """
+        for key in sorted(self.keys):
             words = [word for word in self._words if word.key == key]
-            gone = [Subject({key: label}, {}, {}) for label in (labels or {}).get(key, ())]
-            if len(words) > 1 and not any(all(w.matches(s) for w in words) for s in (*subjects, *gone)):
+            # The command line may have removed the cells that are meant, so values that are named count too.
+            named = [*labels.get(key, ()), *(pattern.text for word in words for pattern in word.patterns)]
+            could = (*subjects, *(Subject({key: value}, {}, {}) for value in named))
+            if len(words) > 1 and not any(all(w.matches(s) for w in words) for s in could):
                 raise UserError(
-                    f"no cell has all that a selector demands of {key}",
+                    f"no cell has all that {self.text!r} demands of {key}",
                     where=where,
                     allowed="all words of a selector must match; key=a,b means either value",
                 )
