@@ -69,7 +69,7 @@ ray-down: ## end it and remove its folder
 # Where Python may write no bytecode, each of the thousands of processes of the tests would compile all that it imports.
 test: setup
 	$(BIN)/python -m compileall -q orchestrator
-	$(BIN)/pytest -m "not long" -n 4 --dist loadgroup
+	$(BIN)/pytest -m "not long" -n 3 --dist loadgroup
 
 test-long: setup
 	$(BIN)/python -m compileall -q orchestrator
