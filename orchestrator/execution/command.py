@@ -17,6 +17,7 @@ end is therefore judged only after a short wait::
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -27,7 +28,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from orchestrator.core.exits import cause_of_command
+from orchestrator.core.exits import CommandFailure, cause_of_command
+from orchestrator.core.failure import Cause
 from orchestrator.entry import MARK
 from orchestrator.errors import StageFailure, StopRequested, one_line
 from orchestrator.execution.assignment import end_of_log
@@ -142,6 +144,10 @@ def run_command(
         raise FailedCommand("unknown", message, "")
     log = end_of_log(context.folder / layout.LOG)
     failed = cause_of_command(code, log, oom_killed=oom_kills() > kills)
+    if failed.cause is Cause.UNKNOWN and os.statvfs(context.folder).f_bavail == 0:
+        # Its log lies on the same disk, which had no room for its last words.
+        message = f"{failed.message}, and the disk is full: {os.strerror(errno.ENOSPC)}"
+        failed = CommandFailure(Cause.STORAGE, failed.exception, message)
     # An exception locates the failure. Without one, the command line and its last words help most:
     # `sys.exit("a message")` prints the message last, and exits with code 1.
     last = log.rstrip().rpartition("\n")[2] if code == 1 else ""
