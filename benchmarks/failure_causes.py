@@ -279,10 +279,15 @@ def page(found: Sequence[Found], first: Sequence[Found], option: str) -> str:
     unknown = sum(each.cause == Cause.UNKNOWN for each in known)
     blamed = [each for each in known if each.truth in OF_MACHINES and each.cause in OF_USERS]
     guessed = [each for each in found if each.truth == Cause.UNKNOWN != each.cause]
-    commits = ", ".join(sorted({each.commit for each in found}))
+    commits = ", ".join(
+        f"{number} at {commit}" for commit, number in Counter(each.commit for each in found).most_common()
+    )
     lines = [
         f"# Causes of failures\n\n{len(found)} failures of {len({each.truth for each in found})} causes, by",
-        f"`python benchmarks/failure_causes.py {option}--report docs/failure-causes.md`, commit {commits}.",
+        f"`python benchmarks/failure_causes.py {option}--report docs/failure-causes.md`.",
+        f"Merged from several runs: {commits}.",
+        "The rules changed between these commits, and what was kept was not run again: each failure counts",
+        "as the rules of its own commit judged it, so *today* below means its last run.",
         "The programs of `benchmarks/causes/` fail as a stage, as a command, and in a script that starts",
         "them; the table shows in how many forms on each launcher. Jobs are also hurt from outside.",
         "",
