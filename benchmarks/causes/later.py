@@ -1,4 +1,4 @@
-"""Failures written when the rules had been mended by all other programs: held out, no rule is mended by them."""
+"""Failures written when the rules had been mended by all other programs: held out, no rule follows them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def keys_of_accelerate(config: Any) -> object:  # noqa: D103
     traced(
         "launch.py main",
         f"{LIB}/accelerate/commands/config/config_args.py from_yaml_file",
-        "ValueError: The config file at a.yaml had unknown keys (['num_gpus']), please try upgrading your version.",
+        "ValueError: The config file at a.yaml had unknown keys (['num_gpus']), please try upgrading your "
+        "version.",
     )
 
 
@@ -39,7 +40,8 @@ def vocabulary_of_sentencepiece(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         f"{LIB}/sentencepiece/__init__.py _Train",
-        "RuntimeError: Internal: src/trainer_interface.cc(590) [(trainer_spec_.vocab_size()) == (model_proto->"
+        "RuntimeError: Internal: src/trainer_interface.cc(590) [(trainer_spec_.vocab_size()) == "
+        "(model_proto->"
         "pieces_size())] Vocabulary size too high (8000). Please set it to a value <= 540.",
     )
 
@@ -78,7 +80,8 @@ def path_of_spark(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         f"{LIB}/pyspark/errors/exceptions/captured.py deco",
-        "pyspark.errors.exceptions.captured.AnalysisException: [PATH_NOT_FOUND] Path does not exist: file:/data/a.",
+        "pyspark.errors.exceptions.captured.AnalysisException: [PATH_NOT_FOUND] Path does not exist: "
+        "file:/data/a.",
     )
 
 
@@ -88,7 +91,8 @@ def guard_of_torch(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         f"{LIB}/torch/fx/experimental/symbolic_shapes.py evaluate_expr",
-        "torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode: Could not guard on data-dependent "
+        "torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode: Could not guard on "
+        "data-dependent "
         "expression u0 > 3",
     )
 
@@ -110,7 +114,8 @@ def name_of_octave(config: Any) -> object:  # noqa: D103
 @failure
 def name_of_rustc(config: Any) -> object:  # noqa: D103
     printed(
-        "error[E0425]: cannot find value `rate` in this scope\n --> src/main.rs:2:5\n\nFor more information about "
+        "error[E0425]: cannot find value `rate` in this scope\n --> src/main.rs:2:5\n\nFor more "
+        "information about "
         'this error, try `rustc --explain E0425`.\nerror: could not compile `train` (bin "train") due to 1 '
         "previous error",
         101,
@@ -179,7 +184,8 @@ def host_of_wget(config: Any) -> object:  # noqa: D103
 @failure
 def token_of_rclone(config: Any) -> object:  # noqa: D103
     printed(
-        '2026/01/02 10:00:00 Failed to copy: couldn\'t fetch token: Post "https://oauth2.googleapis.com/token": '
+        "2026/01/02 10:00:00 Failed to copy: couldn't fetch token: Post "
+        '"https://oauth2.googleapis.com/token": '
         "dial tcp 142.250.1.95:443: connect: network is unreachable"
     )
 

@@ -315,6 +315,7 @@ def loss_of_detectron(config: Any) -> object:  # noqa: D103
 def energy_of_gromacs(config: Any) -> object:  # noqa: D103
     printed(
         "-" * 55 + "\nProgram:     gmx mdrun, version 2023.3\nSource file: src/gromacs/mdlib/sim_util.cpp "
-        "(line 553)\n\nFatal error:\nStep 100: The total potential energy is nan, which is not finite. The LJ "
+        "(line 553)\n\nFatal error:\nStep 100: The total potential energy is nan, which is not finite. The "
+        "LJ "
         "and\nelectrostatic contributions to the energy are 1.2e+09 and nan, respectively.\n" + "-" * 55
     )

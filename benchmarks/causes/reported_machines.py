@@ -13,7 +13,8 @@ from causes.reported import BEGUN, CXX, LIB, traced
 @failure
 def ucx_refused(config: Any) -> object:  # noqa: D103
     printed(
-        "[1700554343.440877] [n1:7356 :0]            sock.c:323  UCX  ERROR   connect(fd=48, dest_addr=172.17."
+        "[1700554343.440877] [n1:7356 :0]            sock.c:323  UCX  ERROR   connect(fd=48, "
+        "dest_addr=172.17."
         "0.1:42887) failed: Connection refused\n[n1:07356] pml_ucx.c:424  Error: ucp_ep_create(proc=3) "
         "failed: Destination is unreachable\n[n1:07356] pml_ucx.c:477  Error: Failed to resolve UCX endpoint "
         "for rank 3\n[n1:07356] *** An error occurred in MPI_Allgather\n[n1:07356] *** reported by process "
@@ -30,7 +31,8 @@ def mpich_timed_out(config: Any) -> object:  # noqa: D103
         "[1732873720.102385] [n2:889102:0]        ib_iface.c:1138 UCX  ERROR ibv_create_cq(cqe=256) failed: "
         "Connection timed out\nAbort(675407631) on node 0: Fatal error in internal_Init: Other MPI error, "
         "error stack:\ninternal_Init(48301)..........: MPI_Init(argc=(nil), argv=(nil)) failed\n"
-        "MPIDI_UCX_init_world(260).....: \ninit_worker(38)...............:  ucx function returned with failed "
+        "MPIDI_UCX_init_world(260).....: \ninit_worker(38)...............:  ucx function returned with "
+        "failed "
         "status(ucx_init.c 38 init_worker Input/output error)",
         15,
     )
@@ -40,7 +42,8 @@ def mpich_timed_out(config: Any) -> object:  # noqa: D103
 def older_watchdog(config: Any) -> object:  # noqa: D103
     line = (
         "[Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1132079, OpType=ALLREDUCE, "
-        "NumelIn=304640, NumelOut=304640, Timeout(ms)=1800000) ran for 1800035 milliseconds before timing out."
+        "NumelIn=304640, NumelOut=304640, Timeout(ms)=1800000) ran for 1800035 milliseconds before timing "
+        "out."
     )
     terminated(
         f"[E ProcessGroupNCCL.cpp:457] {line}\n[E ProcessGroupNCCL.cpp:477] To avoid data inconsistency, we "
@@ -61,7 +64,8 @@ def endpoint_of_aws(config: Any) -> object:  # noqa: D103
 def rsync_host(config: Any) -> object:  # noqa: D103
     printed(
         "ssh: Could not resolve hostname n2: Temporary failure in name resolution\nrsync: connection "
-        "unexpectedly closed (0 bytes received so far) [sender]\nrsync error: unexplained error (code 255) at "
+        "unexpectedly closed (0 bytes received so far) [sender]\nrsync error: unexplained error (code 255) "
+        "at "
         "io.c(232) [sender=3.2.7]",
         255,
     )
@@ -183,7 +187,8 @@ def address_of_jax(config: Any) -> object:  # noqa: D103
     traced(
         "train.py <module>",
         f"{LIB}/jax/_src/array.py block_until_ready",
-        "jaxlib.xla_extension.XlaRuntimeError: INTERNAL: Failed to synchronize: CUDA_ERROR_ILLEGAL_ADDRESS: an"
+        "jaxlib.xla_extension.XlaRuntimeError: INTERNAL: Failed to synchronize: "
+        "CUDA_ERROR_ILLEGAL_ADDRESS: an"
         " illegal memory access was encountered",
     )
 

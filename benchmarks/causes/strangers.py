@@ -18,7 +18,8 @@ def devices_of_lightning(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         f"{LIB}/lightning/fabric/utilities/device_parser.py _sanitize_gpu_ids",
-        "lightning.fabric.utilities.exceptions.MisconfigurationException: You requested gpu: [0, 1]\n But your "
+        "lightning.fabric.utilities.exceptions.MisconfigurationException: You requested gpu: [0, 1]\n But "
+        "your "
         "machine only has: [0]",
     )
 
@@ -56,7 +57,8 @@ def token_of_hub(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         f"{LIB}/huggingface_hub/utils/_headers.py get_token_to_send",
-        "huggingface_hub.errors.LocalTokenNotFoundError: Token is required (`token=True`), but no token found.",
+        "huggingface_hub.errors.LocalTokenNotFoundError: Token is required (`token=True`), but no token "
+        "found.",
     )
 
 
@@ -84,7 +86,8 @@ def shard_of_webdataset(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         f"{LIB}/webdataset/tariterators.py tar_file_iterator",
-        "tarfile.ReadError: (\"unexpected end of data @ <_io.BufferedReader name='00000022.tar'>\", {'__url__':"
+        "tarfile.ReadError: (\"unexpected end of data @ <_io.BufferedReader name='00000022.tar'>\", "
+        "{'__url__':"
         " '00000022.tar'})",
     )
 
@@ -112,8 +115,10 @@ def records_of_tensorflow(config: Any) -> object:  # noqa: D103
 @failure
 def group_of_hdf5(config: Any) -> object:  # noqa: D103
     printed(
-        f'{BEGUN}  File "train.py", line 7, in load\n    x = store["matrix"]\n  File "h5py/_objects.pyx", line '
-        '54, in h5py._objects.with_phil.wrapper\n  File "h5py/h5o.pyx", line 190, in h5py.h5o.open\nKeyError: '
+        f'{BEGUN}  File "train.py", line 7, in load\n    x = store["matrix"]\n  File "h5py/_objects.pyx", '
+        f"line "
+        '54, in h5py._objects.with_phil.wrapper\n  File "h5py/h5o.pyx", line 190, in '
+        "h5py.h5o.open\nKeyError: "
         "\"Unable to synchronously open object (object 'matrix' doesn't exist)\""
     )
 
@@ -150,7 +155,8 @@ def model_of_sentencepiece(config: Any) -> object:  # noqa: D103
 def picture_of_opencv(config: Any) -> object:  # noqa: D103
     traced(
         "train.py load",
-        "cv2.error: OpenCV(4.8.0) /io/opencv/modules/imgproc/src/color.cpp:182: error: (-215:Assertion failed)"
+        "cv2.error: OpenCV(4.8.0) /io/opencv/modules/imgproc/src/color.cpp:182: error: (-215:Assertion "
+        "failed)"
         " !_src.empty() in function 'cvtColor'",
     )
 
@@ -161,7 +167,8 @@ def pickled_function(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         "/usr/lib/python3.11/multiprocessing/reduction.py dump",
-        "_pickle.PicklingError: Can't pickle <function collate at 0x7f1>: attribute lookup collate on __main__ "
+        "_pickle.PicklingError: Can't pickle <function collate at 0x7f1>: attribute lookup collate on "
+        "__main__ "
         "failed",
     )
 
@@ -180,7 +187,8 @@ def unused_parameters(config: Any) -> object:  # noqa: D103
 def traced_bool(config: Any) -> object:  # noqa: D103
     traced(
         "train.py step",
-        "jax.errors.TracerBoolConversionError: Attempted boolean conversion of traced array with shape bool[].",
+        "jax.errors.TracerBoolConversionError: Attempted boolean conversion of traced array with shape "
+        "bool[].",
     )
 
 
@@ -213,7 +221,8 @@ def syntax_of_bash(config: Any) -> object:  # noqa: D103
 def box_of_rich(config: Any) -> object:  # noqa: D103
     width = 90
     printed(
-        f"╭{'─' * 30} Traceback (most recent call last) {'─' * 25}╮\n│{'/work/train.py:12 in main'.ljust(width)}"
+        f"╭{'─' * 30} Traceback (most recent call last) "
+        f"{'─' * 25}╮\n│{'/work/train.py:12 in main'.ljust(width)}"
         f"│\n│{'❱ 12 │   loss = step(batch)'.ljust(width)}│\n╰{'─' * width}╯\n"
         "TypeError: step() missing 1 required positional argument: 'mask'"
     )

@@ -14,7 +14,8 @@ from causes.reported import BEGUN, LIB, traced
 def gpu_memory_of_ray_train(config: Any) -> object:  # noqa: D103
     mark = "(RayTrainWorker pid=1234, ip=10.0.0.2) "
     inner = (
-        f'{BEGUN}  File "train.py", line 9, in step\n    loss.backward()\ntorch.OutOfMemoryError: CUDA out of '
+        f'{BEGUN}  File "train.py", line 9, in step\n    loss.backward()\ntorch.OutOfMemoryError: CUDA out '
+        f"of "
         "memory. Tried to allocate 2.00 GiB."
     )
     print("\n".join(mark + line for line in inner.splitlines()), file=sys.stderr)
@@ -29,7 +30,8 @@ def gpu_memory_of_ray_train(config: Any) -> object:  # noqa: D103
 @failure
 def gpu_memory_of_paddle(config: Any) -> object:  # noqa: D103
     printed(
-        f"{'-' * 22}\nError Message Summary:\n{'-' * 22}\nResourceExhaustedError: \n\nOut of memory error on GPU "
+        f"{'-' * 22}\nError Message Summary:\n{'-' * 22}\nResourceExhaustedError: \n\nOut of memory error "
+        f"on GPU "
         "0. Cannot allocate 1.000000GB memory on GPU 0, 15.700000GB memory has been allocated and available "
         "memory is only 80.000000MB.\n"
     )
@@ -47,7 +49,8 @@ def gpu_memory_of_numba(config: Any) -> object:  # noqa: D103
 @failure
 def memory_of_dask(config: Any) -> object:  # noqa: D103
     print(
-        "distributed.nanny.memory - WARNING - Worker tcp://127.0.0.1:4711 (pid=12) exceeded 95% memory budget. "
+        "distributed.nanny.memory - WARNING - Worker tcp://127.0.0.1:4711 (pid=12) exceeded 95% memory "
+        "budget. "
         "Restarting...",
         file=sys.stderr,
     )
@@ -64,7 +67,8 @@ def memory_of_pyspark(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         f"{LIB}/py4j/protocol.py get_return_value",
-        "py4j.protocol.Py4JJavaError: An error occurred while calling o46.collect.\n: java.lang.OutOfMemoryError"
+        "py4j.protocol.Py4JJavaError: An error occurred while calling o46.collect.\n: "
+        "java.lang.OutOfMemoryError"
         ": Java heap space\n\tat java.util.Arrays.copyOf(Arrays.java:3332)",
     )
 
@@ -84,7 +88,8 @@ def loss_of_lightning(config: Any) -> object:  # noqa: D103
 def target_of_hydra(config: Any) -> object:  # noqa: D103
     printed(
         "Error executing job with overrides: ['method=merge']\nError in call to target 'datasets.load."
-        "load_dataset':\nConnectionError(\"Couldn't reach 'org/set' on the Hub (ConnectionError)\")\nfull_key: "
+        "load_dataset':\nConnectionError(\"Couldn't reach 'org/set' on the Hub "
+        '(ConnectionError)")\nfull_key: '
         "test_datasets.set\n\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
     )
 
@@ -104,7 +109,8 @@ def store_of_elastic(config: Any) -> object:  # noqa: D103
     traced(
         "run.py main",
         f"{LIB}/torch/distributed/elastic/rendezvous/c10d_rendezvous_backend.py _call_store",
-        "torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d store "
+        "torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d "
+        "store "
         "has failed. See inner exception for details.",
     )
 
@@ -132,7 +138,8 @@ def objects_of_lfs(config: Any) -> object:  # noqa: D103
 @failure
 def promise_of_node(config: Any) -> object:  # noqa: D103
     printed(
-        "node:internal/deps/undici/undici:12500\n    Error.captureStackTrace(err);\n          ^\n\nTypeError: "
+        "node:internal/deps/undici/undici:12500\n    Error.captureStackTrace(err);\n          "
+        "^\n\nTypeError: "
         "fetch failed\n    at node:internal/deps/undici/undici:12500:13 {\n  [cause]: Error: connect "
         "ECONNREFUSED 127.0.0.1:8080\n      at TCPConnectWrap.afterConnect (node:net:1595:16) {\n    errno: "
         "-111,\n    code: 'ECONNREFUSED'\n  }\n}\n\nNode.js v20.11.0"
@@ -145,7 +152,8 @@ def events_of_tensorboard(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         f"{LIB}/tensorflow/python/lib/io/file_io.py append",
-        "tensorflow.python.framework.errors_impl.ResourceExhaustedError: ./runs/events.out.tfevents.1; No space"
+        "tensorflow.python.framework.errors_impl.ResourceExhaustedError: ./runs/events.out.tfevents.1; No "
+        "space"
         " left on device",
     )
 
@@ -167,7 +175,8 @@ def tasks_of_joblib(config: Any) -> object:  # noqa: D103
 def layers_of_apptainer(config: Any) -> object:  # noqa: D103
     printed(
         "INFO:    Starting build...\nFATAL:   While making image from oci registry: error fetching image to "
-        "cache: while building SIF from layers: packer failed to pack: write /tmp/build-temp-1/rootfs/lib.so: "
+        "cache: while building SIF from layers: packer failed to pack: write "
+        "/tmp/build-temp-1/rootfs/lib.so: "
         "no space left on device",
         255,
     )
@@ -189,8 +198,10 @@ def ecc_under_nccl(config: Any) -> object:  # noqa: D103
     traced(
         "train.py main",
         f"{LIB}/torch/distributed/distributed_c10d.py all_reduce",
-        "torch.distributed.DistBackendError: NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp"
-        ":1970, unhandled cuda error, NCCL version 2.21.5\nncclUnhandledCudaError: Call to CUDA function failed."
+        "torch.distributed.DistBackendError: NCCL error in: "
+        "../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp"
+        ":1970, unhandled cuda error, NCCL version 2.21.5\nncclUnhandledCudaError: Call to CUDA function "
+        "failed."
         "\nLast error:\nCuda failure 'uncorrectable ECC error encountered'",
     )
 

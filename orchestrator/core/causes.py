@@ -177,6 +177,8 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
         return (causes.pop(), True) if len(causes) == 1 else (Cause.UNKNOWN, True)
     for rule in _RULES:
         cause = rule(raised)
+        if cause in DETERMINISTIC and (failed := _of_machine(raised)) is not None:
+            return failed, True
         if cause is Cause.DATA and _OF_NODE.match(raised.text):
             return Cause.UNKNOWN, False
         if cause is Cause.DATA and _is_about_settings(raised):
@@ -350,6 +352,18 @@ def of_driver(text: str) -> Cause | None:
     """Return the cause that the names of errors of a GPU's runtime or driver show, None without one."""
     text = _QUOTED.sub("", text)
     return next((cause for pattern, cause in _BY_SYMBOL if pattern.search(text)), None)
+
+
+def _of_machine(raised: Raised) -> Cause | None:
+    """Return the cause if the message of an error that is not the system's own states a machine's failure.
+
+    Its beginning or class may be that of a mistake: ``size mismatch: read 1 of 2 bytes: Input/output error``.
+    """
+    if "OSError" in raised.classes or "SyntaxError" in raised.classes:
+        return None
+    text = _QUOTED.sub("", raised.text.partition("\n")[0])
+    found = (of_driver(text), of_system(text))
+    return next((cause for cause in found if cause in OF_MACHINES), None)
 
 
 def of_system(text: str) -> Cause:
