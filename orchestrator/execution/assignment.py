@@ -309,7 +309,7 @@ def write_outcome(folder: Path, outcome: ChildOutcome, say: Callable[[str], obje
             is_full = is_out_of_space(error)
             code = NO_SPACE if is_full else NO_OUTCOME
             say(f"the outcome cannot be written, try {number} of 5: {error}\n")
-            time.sleep(0.1 * 2**number)
+            time.sleep(0.1 * 2**number if number < 5 else 0)
     return code
 
 
