@@ -116,9 +116,8 @@ def _missing_extra(error: ModuleNotFoundError, words: list[str]) -> UserError | 
 
 def _run(words: list[str]) -> int:
     """Run the verb that the first word names, or print the help or the version."""
-    if words and (
-        words[0] == "--store" or words[0].startswith("--store=")
-    ):  # it may stand before the verb too
+    # `--store` may stand before the verb too.
+    if words and words[0].partition("=")[0] == "--store":
         number = 1 if "=" in words[0] else 2
         store, words = words[:number], words[number:] or words[:1]
         if words[0] not in ("help", "-h", "--help", "--version", *store):

@@ -359,7 +359,7 @@ class SlurmScheduler:
 
         Never raise.
         """
-        why: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         try:
             found = cluster(self._cluster)
             for part in _parts(tasks):
@@ -368,10 +368,12 @@ class SlurmScheduler:
                 for line in _without_title(result.output, found):
                     task, reason, start = (field.strip() for field in f"{line}||".split("|", 2))
                     start = start.strip("|")
-                    why[task] = reason + ("" if start in ("", "N/A") else f", expected to start at {start}")
+                    reasons[task] = reason + (
+                        "" if start in ("", "N/A") else f", expected to start at {start}"
+                    )
         except InfrastructureError:
             pass  # the reasons are for display only, so what was found so far suffices
-        return why
+        return reasons
 
     def cancel(self, submission: Submission, tasks: Sequence[str]) -> None:
         """Cancel tasks, each by its own name.
