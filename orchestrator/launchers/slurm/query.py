@@ -366,11 +366,9 @@ class SlurmScheduler:
                 words = ("-ahr", "-t", "PENDING", "-j", ",".join(part), "-o", "%F_%K|%r|%S")
                 result = slurm("squeue", *found.options, *words)
                 for line in _without_title(result.output, found):
-                    task, reason, start = (field.strip() for field in f"{line}||".split("|", 2))
-                    start = start.strip("|")
-                    reasons[task] = reason + (
-                        "" if start in ("", "N/A") else f", expected to start at {start}"
-                    )
+                    task, reason, start = (field.strip(" |") for field in f"{line}||".split("|", 2))
+                    more = "" if start in ("", "N/A") else f", expected to start at {start}"
+                    reasons[task] = reason + more
         except InfrastructureError:
             pass  # the reasons are for display only, so what was found so far suffices
         return reasons
