@@ -279,20 +279,20 @@ def page(found: Sequence[Found], first: Sequence[Found], option: str) -> str:
     unknown = sum(each.cause == Cause.UNKNOWN for each in known)
     blamed = [each for each in known if each.truth in OF_MACHINES and each.cause in OF_USERS]
     guessed = [each for each in found if each.truth == Cause.UNKNOWN != each.cause]
-    commits = ", ".join(sorted({each.commit for each in found}))
+    runs = Counter(each.commit for each in found).most_common()
+    commits = ", ".join(f"{number} at {commit}" for commit, number in runs)
     lines = [
         f"# Causes of failures\n\n{len(found)} failures of {len({each.truth for each in found})} causes, by",
-        f"`python benchmarks/failure_causes.py {option}--report docs/failure-causes.md`, commit {commits}.",
-        "The programs of `benchmarks/causes/` fail as a stage, as a command, and in a script that starts",
-        "them; the table shows in how many forms on each launcher. Jobs are also hurt from outside.",
-        "",
-        f"- right: **{right / len(known):.1%}** ({right} of {len(known)} whose cause can be known)",
+        f"`python benchmarks/failure_causes.py {option}--report docs/failure-causes.md`, merged from runs:",
+        f"{commits}. Each was judged by the rules of its commit, not by later ones.",
+        "The programs of `benchmarks/causes/` fail as stage, as command, and in a script; the table shows in",
+        "how many of these forms on each launcher. Jobs are also hurt from outside.",
+        f"\n- right: **{right / len(known):.1%}** ({right} of {len(known)} whose cause can be known)",
         f"- `unknown`: {unknown / len(known):.1%}",
         f"- wrong: {(len(known) - right - unknown) / len(known):.1%}",
         f"- of machines, blamed on the user's config, data or code: {len(blamed)}",
         f"- whose cause nobody can know, and for which one was recorded: {len(guessed)}",
-        "",
-        "| launcher | programs | forms of each | failures whose cause can be known | right |",
+        "\n| launcher | programs | forms of each | failures whose cause can be known | right |",
         "|---|---:|---:|---:|---:|",
     ]
     for launcher in _launchers(found):

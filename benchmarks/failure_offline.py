@@ -92,10 +92,10 @@ def judged(folder: Path, form: str, name: str) -> tuple[Cause, str, str] | None:
     exception = stem.with_suffix(".json")
     if not exception.exists():
         return cause_of_exit(code, log, oom_killed=False)[0], str(code), log
-    told = json.loads(exception.read_text())
+    kept = json.loads(exception.read_text())
     return (
-        cause_of_raised(exception_in(told["text"], told["names"], told["words"]), log),
-        told["names"][0],
+        cause_of_raised(exception_in(kept["text"], kept["names"], kept["words"]), log),
+        kept["names"][0],
         log,
     )
 

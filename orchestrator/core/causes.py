@@ -214,7 +214,7 @@ def _by_class(raised: Raised) -> Cause | None:
         if of_system(raised.text.partition("\n")[0]) is Cause.STORAGE:  # TensorFlow has one class for both
             return Cause.STORAGE
         text = f"{raised.names[0]} {raised.text}"
-        is_host = "." in raised.names[0] and (not _GPU.search(text) or _ON_HOST.search(text))
+        is_host = "." in raised.names[0] and (not _GPU.search(text) or _ON_HOST.match(text))
         return Cause.OOM_HOST if is_host else Cause.OOM_GPU
     if raised.classes[0] == "SystemExit":
         is_usage = raised.text == "2" and any(_PARSING.match(frame.module) for frame in raised.inside)

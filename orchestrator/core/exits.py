@@ -45,7 +45,7 @@ _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError", "SystemExit", "
 _LAST_WORDS = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.LAST_WORDS)
 _KILLED = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.KILLED)
 _REPORTS = tuple(
-    (re.compile(heading), re.compile(certain, re.MULTILINE), module, re.compile(mistakes))
+    (re.compile(heading), re.compile(certain), module, re.compile(mistakes))
     for heading, certain, module, mistakes in patterns.REPORTS
 )
 """The tables of `orchestrator.core.patterns`, compiled."""
@@ -329,11 +329,12 @@ def _of_settings(lines: Sequence[str]) -> tuple[Cause, str] | None:
             )
             return (cause, called.group()) if called and cause is not Cause.UNKNOWN else None
         return next(((Cause.CONFIG, line) for line in lines if patterns.HYDRA_ERROR.match(line)), None)
+    hints = [number for number, line in enumerate(lines) if patterns.HINT.match(line)]
     for number, line in enumerate(lines):
         match = patterns.OPTION.match(line)
-        near = [*lines[max(0, number - _NUM_TEXT_LINES) : number], *lines[number + 1 :]]
+        is_near = any(hint != number and hint >= number - _NUM_TEXT_LINES for hint in hints)
         is_last = number == len(lines) - 1 and ": " in line and " -" in line.replace("'", " ")
-        if match and (is_last or any(map(patterns.HINT.match, near))):
+        if match and (is_last or is_near):
             return Cause.CONFIG, match.group(1)
     return None
 
@@ -345,15 +346,17 @@ def _of_unreadable(text: str) -> Cause:
 
 def _reported(lines: Sequence[str]) -> tuple[Cause, str] | None:
     """Return the cause of the last error that a program in another language reported, and its message."""
+    are_certain: set[re.Pattern[str]] = set()  # reports of which a line so far holds what it must contain
     for number in range(len(lines) - 1, max(-1, len(lines) - 1 - _NUM_TRACEBACK_LINES), -1):
+        are_certain.update(certain for _, certain, _, _ in _REPORTS if certain.search(lines[number]))
         begin = _end_of_stamp(lines[number])
         for heading, certain, module, mistakes in _REPORTS:
             match = heading.match(lines[number], begin)
-            if match is None or not certain.search("\n".join(lines[number:])):
+            if match is None or certain not in are_certain:
                 continue
-            told = match.groupdict()
+            fields = match.groupdict()
             rest = [_WHAT.sub("", line).strip() for line in lines[number + 1 :][:_NUM_TEXT_LINES]]
-            name, text = module + (told.get("name") or "Error"), told.get("text") or " ".join(rest[:1])
+            name, text = module + (fields.get("name") or "Error"), fields.get("text") or " ".join(rest[:1])
             cause = _of_report(name, text, "\n".join((text, *rest)), mistakes)
             root = next((found for line in reversed(lines[number:]) if (found := _ROOT.match(line))), None)
             if cause is Cause.UNKNOWN and root is not None:

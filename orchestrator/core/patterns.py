@@ -68,8 +68,8 @@ MESSAGES = (
     (r"(\w+ error: )*CU[A-Z]+_STATUS_ALLOC_FAILED", "oom_gpu"),
     (r"No available memory for the cache blocks|Free memory on device ", "oom_gpu"),
     (r"RESOURCE_EXHAUSTED: (out of memory|failed to allocate)", "oom_gpu"),
-    (r"(RESOURCE_EXHAUSTED: |\{\{.*?\}\} )*OOM when allocating [\s\S]*\bdevice:GPU\b", "oom_gpu"),
-    (r"(RESOURCE_EXHAUSTED: |\{\{.*?\}\} )*OOM when allocating [\s\S]*\bdevice:CPU\b", "oom_host"),
+    (r"(RESOURCE_EXHAUSTED: |\{\{[^{}]*\}\} )*OOM when allocating [\s\S]*\bdevice:GPU\b", "oom_gpu"),
+    (r"(RESOURCE_EXHAUSTED: |\{\{[^{}]*\}\} )*OOM when allocating [\s\S]*\bdevice:CPU\b", "oom_host"),
     (r"NCCL\b[\s\S]*(out of memory|Failed to CUDA \w*alloc)", "oom_gpu"),
     (r"NCCL\b[\s\S]*uncorrectable ECC", "bad_node"),
     (r"Consistency check failed: file should be of size", "communication"),
@@ -81,7 +81,7 @@ MESSAGES = (
     (r"std::bad_alloc|\[Errno 12\]|(can't|cannot) allocate (memory|vector)|not enough memory", "oom_host"),
     (r"DataLoader worker .*out of shared memory", "oom_host"),
     (r"(\[[^\]]*\]:? ?)*(NCCL|nccl[A-Z]\w+|Watchdog caught collective)\b", "communication"),
-    (r"(\[[^\]]*\]:? ?|[\w .()/-]+: )*Connection (reset|closed) by peer", "communication"),
+    (r"(\[[^\]]*\]:? ?+|[\w .()/-]+: )*Connection (reset|closed) by peer", "communication"),
     (r"\[\S*/gloo/transport/\S+\] ", "communication"),
     (r"(UNAVAILABLE|DEADLINE_EXCEEDED): |<_\w*Rpc\w*Error of RPC[\s\S]*StatusCode\.(UNAVAILABLE|DEADLINE_E)",
      "communication"),
@@ -334,7 +334,7 @@ REPORTS = (
      r"|there is no package called)"),
     # pytest: the summary of its tests
     (r"(?:FAILED|ERROR) \S+::.*? - (?:(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z]\w*): )?(?P<text>.*)",
-     r"^(?:=+ )?.*\d+ (?:failed|errors?)\b.* in [\d.]+s", "", r"assert "),
+     r"\b\d+ (?:failed|errors?)\b.* in [\d.]+s", "", r"assert "),
     # Java
     (r'Exception in thread "main" (?P<name>[\w.$]+)(?:: (?P<text>.*))?$', r"^", "",
      r"java\.lang\.(NullPointer|ClassCast|Arithmetic|NegativeArraySize|ClassNotFound|\w*IndexOutOfBounds)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from orchestrator.core.causes import cause_of
@@ -36,7 +38,7 @@ KINDS = {
     "a symbol of cuda": (1, 'CUDA error at a.cu:7 code=2(cudaErrorMemoryAllocation) "f()"', Cause.OOM_GPU),
     "a broken gpu": (1, "x: code=214(cudaErrorECCUncorrectable)", Cause.BAD_NODE),
     "a quoted symbol": (1, "x: no test for 'cudaErrorECCUncorrectable'", Cause.UNKNOWN),
-    "no handle": (15, "Unable to determine the device handle for GPU 0000:3D:00.0: GPU is lost.", Cause.BAD_NODE),
+    "no handle": (15, "Unable to determine the device handle for GPU 0000:3D:00.0: Unknown Error", Cause.BAD_NODE),
     "an old driver": (1, raised("RuntimeError: The NVIDIA driver on your system is too old"), Cause.BAD_NODE),
     "an old torch": (1, raised("RuntimeError: cuda runtime error (2) : out of memory at /x/y.cpp:1"), Cause.OOM_GPU),
     "a container": (125, "docker: x: nvidia-container-cli: initialization error: nvml error: driver not loaded",
@@ -74,8 +76,8 @@ KINDS = {
     "rust, an error": (1, "Error: cannot save\n\nCaused by:\n    No space left on device (os error 28)", Cause.STORAGE),
     "rust, data": (101, "thread 'main' panicked at src/a.rs:1:2:\nan `Err` value: Error { kind: InvalidData }",
                    Cause.DATA),
-    "java, the root": (1, 'Exception in thread "main" org.x.Failed: no\n\tat A.b(A.java:1)\nCaused by: '
-                          "java.io.IOException: No space left on device", Cause.STORAGE),
+    "java, the root": (1, 'Exception in thread "main" org.x.Failed: no' + "\n\tat A.b(A.java:1)" * 12
+                       + "\nCaused by: java.io.IOException: No space left on device\n\t... 3 more", Cause.STORAGE),
     "julia, the root": (1, "ERROR: LoadError: TaskFailedException\n    nested task error: BoundsError: x\nStacktrace:",
                         Cause.CODE),
     "julia, data": (1, 'ERROR: ArgumentError: "a.csv" is not a valid file\nStacktrace:', Cause.DATA),
@@ -110,7 +112,7 @@ KINDS = {
     # the network
     "git": (128, "fatal: unable to access 'https://x/': Could not resolve host: x", Cause.COMMUNICATION),
     "orte": (205, "ORTE has lost communication with a remote daemon.\n\n  HNP: on node n1", Cause.COMMUNICATION),
-    "ucx": (16, "[1.2] [n1:7] sock.c:3  UCX  ERROR connect() failed: Connection refused\n[n1:07] *** An error occurred",
+    "ucx": (16, "[1.2] [n1:7] sock.c:3  UCX  ERROR failed to create an endpoint: unreachable\n[n1:07] *** An error occurred",
             Cause.COMMUNICATION),
     "an address": (1, raised("RuntimeError: failed to bind to [::]:29500 (errno: 98 - Address already in use)",
                              "torch/x.py f"), Cause.COMMUNICATION),
@@ -129,6 +131,21 @@ KINDS = {
                         + raised("RuntimeError: it failed. See root cause above.", "vllm/x.py f"), Cause.OOM_GPU),
     "killed by slurm": (137, "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0.", Cause.OOM_HOST),
     "out of time": (143, "slurmstepd: error: *** STEP 1.0 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***", Cause.TIMEOUT),
+    "preempted": (143, "slurmstepd: error: *** JOB 1 ON n1 CANCELLED AT 2026 DUE TO PREEMPTION ***", Cause.PREEMPTED),
+    "a node's end": (143, "slurmstepd: error: *** JOB 1 ON n1 CANCELLED AT 2026 DUE TO NODE FAILURE ***", Cause.NODE_LOST),
+    "srun's memory": (1, "srun: error: n1: task 0: Out Of Memory", Cause.OOM_HOST),
+    "the kernel's": (137, "[9.1] Memory cgroup out of memory: Killed process 7 (python)", Cause.OOM_HOST),
+    "libc++": (134, "libc++abi: terminating due to uncaught exception of type std::out_of_range: x", Cause.CODE),
+    ".net": (134, "Unhandled exception. System.NullReferenceException: x\n   at A.B()", Cause.CODE),
+    "rust, memory": (134, "memory allocation of 8 bytes failed", Cause.OOM_HOST),
+    "slots": (1, "There are not enough slots available in the system to satisfy the 4 slots", Cause.CONFIG),
+    "no driver": (9, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", Cause.BAD_NODE),
+    "xid": (1, "NVRM: Xid (PCI:0000:3d:00): 79, pid=7", Cause.BAD_NODE),
+    "an image": (125, "docker: Error response from daemon: pull access denied for x", Cause.CONFIG),
+    "shared memory": (1, raised("RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error. It is possible "
+                                "that dataloader's workers are out of shared memory."), Cause.OOM_HOST),
+    "a loss scale": (1, raised("Exception: Current loss scale already at minimum - cannot decrease", "deepspeed/x.py f"),
+                     Cause.NAN),
     "killed after words": (137, "x: connect: Connection refused", Cause.UNKNOWN),
     # what no program ends by
     "a warning": (1, "tar: warning: truncated file names", Cause.UNKNOWN),
@@ -211,3 +228,27 @@ def test_lines_of_a_log_keep_the_mark_of_their_host_and_lose_the_time() -> None:
     log = before_each("n1 10:00:0{} ", KEY) + before_each("n2 10:00:0{} ", KEY) + "n3 10:00:01 done\n"
     found = lines_of(f"{BAR}\n{log}")
     assert {line.rank for line in found} == {"n1  ", "n2  ", ""} and found[-1].text == "n3 10:00:01 done"
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        raised("ValueError: " + "{{ role }} " * 22),  # a template, as in the message of a parser
+        raised("ValueError: " + "[3] loss: " * 21),
+        "\n".join(["FAILED tests/a.py::test_b - assert " + "7" * 1900] * 12),
+        "\n".join(["x: unknown option: " + "use -" * 380] * 30),
+    ],
+    ids=["templates", "marks", "summaries of tests", "hints"],
+)
+def test_no_line_of_a_log_takes_exponential_or_cubic_time(log: str) -> None:
+    before = time.process_time()
+    cause_of_command(1, log, oom_killed=False)
+    assert time.process_time() - before < 0.5
+
+
+def test_memory_of_a_gpu_is_meant_where_a_message_names_the_host_beside_it() -> None:
+    text = "OOM on /device:GPU:0, while copying from /device:CPU:0"
+    assert (
+        cause_of_command(1, raised(f"{TF}ResourceExhaustedError: {text}"), oom_killed=False).cause
+        is Cause.OOM_GPU
+    )
