@@ -313,6 +313,13 @@ def write_outcome(folder: Path, outcome: ChildOutcome, log: Callable[[str], obje
     return code
 
 
+def drop_half(folder: Path) -> None:
+    """Delete the output of an attempt without a product, unless by its outcome a later attempt reads that."""
+    outcome = read_outcome(folder)
+    for name in (layout.OUTPUT, layout.SCRATCH) if outcome is None or not outcome.unread else ():
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def end_of_log(path: Path, num_bytes: int = LOG_END_BYTES) -> str:
     """Return the end of a log; of a long log, from the beginning of a line on."""
     try:

@@ -203,3 +203,14 @@ def steps_of(output: Sequence[str] | str) -> int:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+
+
+def fill(disk: Path) -> Path:
+    """Take all the space that is left on a disk; return the file."""
+    file = disk / "other people's data"
+    with file.open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(bytes(4096))
+        except OSError:
+            return file
