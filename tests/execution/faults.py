@@ -98,7 +98,7 @@ def main(path: str) -> None:
         owner=this_owner(order, os.getpid()),
         children=ForkedChildren(context),
         stop_asked=lambda: reasons[0] if reasons else "",
-        say=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     code = worker.run()
     print(f"{objects.num_steps} steps", flush=True)
