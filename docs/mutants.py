@@ -3,7 +3,7 @@
     python docs/mutants.py                        a random sample of the changes to core/ and the pure modules of jobs/
     python docs/mutants.py --all                  every change to them; hours
     python docs/mutants.py --modules core.state   every change to some of these modules
-    python docs/mutants.py --rest                 300 random changes to all other modules
+    python docs/mutants.py --rest                 310 random changes to all other modules
     python docs/mutants.py --page                 only write the page again
 
 What was measured is kept in ``.mutants/``, so a run that was cut off, or had its ``--minutes``, goes on. A change

@@ -119,7 +119,8 @@ def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
 def packages(without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return the version of every installed package, in the order of their names.
 
-    Each worker needs them. `importlib.metadata` finds the same, but takes four times as long, for its import.
+    Each worker needs them. `importlib.metadata` takes four times as long, for its import. It also finds
+    packages in zip files, and those of finders of other programs.
 
     Args:
         without: folders of `sys.path` that are not searched.
@@ -129,17 +130,21 @@ def packages(without: tuple[str, ...] = ()) -> dict[str, str]:
         with contextlib.suppress(OSError):  # not there, or no folder
             names = () if folder in without else os.listdir(folder or ".")  # noqa: PTH208 - faster
             for name in names:
-                if name.lower().endswith((".dist-info", ".egg-info")):
+                if name.lower().endswith((".dist-info", ".egg-info")) or name == "EGG-INFO":
                     package, version = _name_and_version(os.path.join(folder, name))  # noqa: PTH118
                     found.setdefault(package, version)  # of two versions, Python imports the first
     return {name: found[name] for name in sorted(found) if name}
 
 
 def _name_and_version(folder: str) -> tuple[str, str]:
-    """Return what a package's metadata contain. To parse them whole takes ten times as long."""
+    """Return what a package's metadata contain. To parse them whole takes ten times as long.
+
+    Args:
+        folder: of the metadata, or the one file that holds them.
+    """
     text = ""
-    for file in ("METADATA", "PKG-INFO"):
-        with contextlib.suppress(OSError), open(f"{folder}/{file}", "rb") as stream:  # noqa: PTH123
+    for file in ("/METADATA", "/PKG-INFO", ""):  # some are one file: what Debian installs, for example
+        with contextlib.suppress(OSError), open(folder + file, "rb") as stream:  # noqa: PTH123
             text = text or stream.read(_HEAD_BYTES).decode(errors="replace")
     name, version = (re.search(rf"^{key}:(.*)$", text, re.MULTILINE) for key in ("Name", "Version"))
     return name[1].strip() if name else "", version[1].strip() if version else ""

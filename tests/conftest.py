@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import shutil
@@ -74,6 +75,20 @@ def _temporary() -> str:
 _MEMORY_BYTES = 8 * 2**30
 TEMPORARY = _temporary()
 """A folder with a short path, since paths of sockets have a limit."""
+
+
+def give_back(folder: Path) -> None:
+    """Delete the folders of runs that were killed: pytest itself would keep them in memory for three days."""
+    for lock in folder.glob("pytest-of-*/pytest-*/.lock"):
+        with contextlib.suppress(OSError, ValueError):  # another run may do the same, or has just begun
+            if not psutil.pid_exists(int(lock.read_text())):
+                shutil.rmtree(lock.parent)
+
+
+def pytest_sessionstart() -> None:
+    """Make room where a killed run left its folders in memory."""
+    if TEMPORARY == "/dev/shm" and "PYTEST_XDIST_WORKER" not in os.environ:
+        give_back(Path(TEMPORARY))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -43,7 +43,7 @@ class VerifyOptions(NamedTuple):
 
 
 class Verification(msgspec.Struct, kw_only=True):
-    """The result of checking a bundle, as ``sweep verify --json`` prints it.
+    """The result of checking a bundle, as in the output of ``sweep verify --json``.
 
     Attributes:
         file: the zip.

@@ -33,10 +33,10 @@ from orchestrator.cli.progress import (
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import RunSettings
-from orchestrator.core.state import GOOD, State
+from orchestrator.core.state import GOOD, STARTABLE, State
 from orchestrator.core.sweep import Cell, preload
 from orchestrator.entry import for_people, give_back_output, outlive_the_reader, prepare
-from orchestrator.errors import InfrastructureError, UserError, counted
+from orchestrator.errors import InfrastructureError, SweepError, UserError, counted, means_full_disk
 from orchestrator.jobs.records import Submission
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import GpuNumbers, Launch, Launcher
@@ -178,12 +178,20 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher, *, as_j
 
 
 def _lack_of_space(view: SweepState, cells: Sequence[Cell]) -> str:
-    """Return why no worker starts a stage that could run, if a full disk is the reason, else ""."""
+    """Return why no worker starts a stage that could run, if a full disk is the reason, else "".
+
+    The workers have ended.
+    """
     for cell in cells:
         for digest, status in view.cells[cell.id].stages.items():
             hold = view.holds.of(cell.id, digest)
             if hold is not None and hold.cause is Cause.STORAGE and status.state is State.PENDING:
                 return hold.reason
+    if any(view.cells[cell.id].state in STARTABLE for cell in cells):
+        try:
+            view.ledger.prove_writable()
+        except SweepError as error:  # no end of an attempt, from which holds follow, could be recorded
+            return error.what if means_full_disk(error.what) else ""
     return ""
 
 

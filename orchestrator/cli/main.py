@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import gc
 import importlib
 import sys
@@ -116,9 +117,8 @@ def _missing_extra(error: ModuleNotFoundError, words: list[str]) -> UserError | 
 
 def _run(words: list[str]) -> int:
     """Run the verb that the first word names, or print the help or the version."""
-    if words and (
-        words[0] == "--store" or words[0].startswith("--store=")
-    ):  # it may stand before the verb too
+    # `--store` may stand before the verb too.
+    if words and words[0].partition("=")[0] == "--store":
         number = 1 if "=" in words[0] else 2
         store, words = words[:number], words[number:] or words[:1]
         if words[0] not in ("help", "-h", "--help", "--version", *store):
@@ -144,10 +144,15 @@ def _run(words: list[str]) -> int:
     try:
         return run(args)
     except OSError as error:
-        # A failed write does not name its file.
-        if error.filename is None and getattr(args, "out", None) and "output" not in str(error.strerror):
-            error.filename = str(args.out)
+        name_file(error, getattr(args, "out", None))
         raise
+
+
+def name_file(error: OSError, out: object) -> None:
+    """Add the file that a verb writes to an error of a write, which has no name; a store's error is left."""
+    is_of_write = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if out and is_of_write and error.filename is None and "output" not in str(error.strerror):
+        error.filename = str(out)
 
 
 def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

@@ -323,7 +323,7 @@ def _composed(primary: str, overrides: list[str]) -> DictConfig:
         config: DictConfig = loader._compose_config_from_defaults_list(found.defaults, repository)
         OmegaConf.set_struct(config, True)
         loader._apply_overrides_to_config(found.config_overrides, config)
-        if "hydra" not in config:
+        if "hydra" not in [*config]:  # a DictConfig has no key whose value is ??? or cannot be resolved
             return config
     return hydra_compose(primary, overrides)
 

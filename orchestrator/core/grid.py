@@ -109,8 +109,7 @@ class Grid:
         early = [selector for selector in exclude if selector.keys <= names]
         early_include = list(include) if all(selector.keys <= names for selector in include) else []
         for selector in (*early, *early_include):
-            selector.check(subjects, labels=labels, where=self._where)
-            selector.check_sense(subjects, labels=labels, where=self._where)
+            selector.check(subjects, labels=labels, where=self._where, together=True)
         self._early = early, early_include
         self._late = (
             [selector for selector in exclude if selector not in early],
@@ -183,8 +182,7 @@ class Grid:
         subjects = [point.subject for point in self._points]
         exclude, include = self._late
         for selector in (*exclude, *include, *self._chains.skips.values()):
-            selector.check(subjects, labels=self._selectors.labels, where=self._where)
-            selector.check_sense(subjects, labels=self._selectors.labels, where=self._where)
+            selector.check(subjects, labels=self._selectors.labels, where=self._where, together=True)
         points = [point for point in self._points if _admits(exclude, include, point.subject)]
         self._num_excluded += len(self._points) - len(points)
         return points

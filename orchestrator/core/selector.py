@@ -157,6 +157,7 @@ class Selector:
         *,
         labels: Mapping[str, Collection[str]] | None = None,
         where: str = "",
+        together: bool = False,
     ) -> None:
         """Refuse words that must be mistakes: unknown keys, unknown labels, ids of no or of several cells.
 
@@ -164,6 +165,7 @@ class Selector:
             subjects: all cells that could match.
             labels: further labels of an axis, such as those that the command line removed from it.
             where: what to name in an error.
+            together: whether to refuse words of one key that no cell has together, such as ``seed=0 seed=1``.
 
         Raises:
             UserError: with the nearest names.
@@ -173,25 +175,12 @@ class Selector:
                 _check_ids(word, subjects, where)
             else:
                 _check_word(word.key, word, subjects, (labels or {}).get(word.key, ()), where)
-
-    def check_sense(
-        self, subjects: Sequence[Subject], *, labels: Mapping[str, Collection[str]], where: str
-    ) -> None:
-        """Refuse words of one key that no cell has together, such as ``seed=0 seed=1``.
-
-        Args:
-            subjects: all cells that could match.
-            labels: further labels of an axis, such as those that the command line removed from it.
-            where: what to name in an error.
-
-        Raises:
-            UserError: it has such words.
-        """
-        for key in sorted(self.keys):
+        for key in sorted(self.keys) if together else ():
             words = [word for word in self._words if word.key == key]
             # The command line may have removed the cells that are meant, so values that are named count too.
-            named = [*labels.get(key, ()), *(pattern.text for word in words for pattern in word.patterns)]
-            could = (*subjects, *(Subject({key: value}, {}, {}) for value in named))
+            texts = (pattern.text for word in words for pattern in word.patterns)
+            named = [Subject({key: text}, {}, {}) for text in (*(labels or {}).get(key, ()), *texts)]
+            could = (*subjects, *named)
             if len(words) > 1 and not any(all(w.matches(s) for w in words) for s in could):
                 raise UserError(
                     f"no cell has all that {self.text!r} demands of {key}",

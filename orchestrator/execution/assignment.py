@@ -281,7 +281,7 @@ def read_outcome(folder: Path) -> ChildOutcome | None:
         return None
 
 
-def write_outcome(folder: Path, outcome: ChildOutcome, say: Callable[[str], object]) -> int:
+def write_outcome(folder: Path, outcome: ChildOutcome, log: Callable[[str], object]) -> int:
     """Write the outcome of a child durably, and return its exit code; 0 if the outcome was written.
 
     Half a product is useless, and fills the disk for all others and for this file. So it is deleted if a disk
@@ -290,7 +290,7 @@ def write_outcome(folder: Path, outcome: ChildOutcome, say: Callable[[str], obje
     Args:
         folder: of the attempt.
         outcome: to be written.
-        say: writes a text to the attempt's log.
+        log: writes a text to the attempt's log.
     """
     path, temporary, code = folder / layout.OUTCOME, folder / f".{layout.OUTCOME}", 0
     is_full, is_kept = outcome.cause is Cause.STORAGE, outcome.outcome == "succeeded" or outcome.unread
@@ -308,9 +308,16 @@ def write_outcome(folder: Path, outcome: ChildOutcome, say: Callable[[str], obje
         except OSError as error:
             is_full = is_out_of_space(error)
             code = NO_SPACE if is_full else NO_OUTCOME
-            say(f"the outcome cannot be written, try {number} of 5: {error}\n")
-            time.sleep(0.1 * 2**number)
+            log(f"the outcome cannot be written, try {number} of 5: {error}\n")
+            time.sleep(0.1 * 2**number if number < 5 else 0)
     return code
+
+
+def drop_half(folder: Path) -> None:
+    """Delete the output of an attempt without a product, unless by its outcome a later attempt reads that."""
+    outcome = read_outcome(folder)
+    for name in (layout.OUTPUT, layout.SCRATCH) if outcome is None or not outcome.unread else ():
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def end_of_log(path: Path, num_bytes: int = LOG_END_BYTES) -> str:

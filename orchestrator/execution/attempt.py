@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ from orchestrator.execution.assignment import (
     AttemptSpec,
     ChildOutcome,
     ClaimedAttempt,
+    drop_half,
     git_of,
     log_tail,
     read_outcome,
 )
-from orchestrator.execution.checkpoints import UNREAD, candidates, drop_partial
+from orchestrator.execution.checkpoints import candidates, drop_partial
 from orchestrator.execution.command_text import command_facts
 from orchestrator.execution.conclude import (
     INPUT_RETIRED,
@@ -227,10 +227,8 @@ class AttemptRun:
         while isinstance(decision := conclude(facts), Fact):
             facts = replace(facts, **{decision: establish[decision]()})
         is_full = decision.cause is Cause.STORAGE and means_full_disk(decision.message)
-        if is_full and decision.exception != UNREAD and self._recorded is not None:
-            # Nobody goes on from these, and the record of the end needs space too.
-            for name in (layout.OUTPUT, layout.SCRATCH):
-                shutil.rmtree(self._folder / name, ignore_errors=True)
+        if is_full and self._recorded is not None:
+            drop_half(self._folder)  # the record of the end needs space too
         end = self._end(decision)
         is_published = facts.refusal == ""  # else it was refused, or never tried
         if is_published and not self._keeps_checkpoints:

@@ -327,10 +327,13 @@ def drop_partial(
         end, claim = attempt.end, attempt.claim
         if claim is None or end is None or claim.generation != generation:
             continue
-        if end.outcome in ("failed", "released") and end.exception != UNREAD:
+        key = layout.payload(instance, attempt.number)
+        with contextlib.suppress(OSError):  # what stays takes space, and nothing else
+            # The end may name another reason, such as an error of the store.
+            is_unread = end.exception == UNREAD or bool((found := _outcome(ledger, key)) and found.unread)
             for name in (layout.OUTPUT, layout.SCRATCH):
-                with contextlib.suppress(OSError):  # what stays takes space, and nothing else
-                    ledger.objects.delete(f"{layout.payload(instance, attempt.number)}/{name}")
+                if end.outcome in ("failed", "released") and not is_unread:
+                    ledger.objects.delete(f"{key}/{name}")
 
 
 def find_unread(

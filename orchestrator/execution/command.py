@@ -17,13 +17,13 @@ end is therefore judged only after a short wait::
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +31,7 @@ from pathlib import Path
 from orchestrator.core.exits import CommandFailure, cause_of_command
 from orchestrator.core.failure import Cause
 from orchestrator.entry import MARK
-from orchestrator.errors import StageFailure, StopRequested, one_line
+from orchestrator.errors import StageFailure, StopRequested, is_out_of_space, one_line
 from orchestrator.execution.assignment import end_of_log
 from orchestrator.execution.checkpoints import Sealer
 from orchestrator.execution.command_output import (
@@ -117,18 +117,8 @@ def run_command(
             raise StageFailure("config", f"there is no interpreter {spec.python!r} here")
         if words[0] == "python":
             words[0] = python
-    marker = _Marker(spec, context)
-    kills = oom_kills()
-    try:
-        process = subprocess.Popen(
-            words,
-            cwd=folder,
-            env=_environment(config, context, python),
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # `kill 0` in a script signals its group, which must not include this process
-        )
-    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
-        raise StageFailure("config", f"cannot run {words[0]!r}: {error.strerror}") from error
+    marker, kills = _Marker(spec, context), oom_kills()
+    process = _start(words, folder, _environment(config, context, python))
     running = _Running(process, spec, context, grace_s)
     code = running.wait()
     if code == 0 and marker.is_new:
@@ -142,18 +132,55 @@ def run_command(
     if code == 0:
         message = f"the command exited with code 0, but did not create {spec.finished!r}: it is not through"
         raise FailedCommand("unknown", message, "")
-    log = end_of_log(context.folder / layout.LOG)
-    failed = cause_of_command(code, log, oom_killed=oom_kills() > kills)
-    if failed.cause is Cause.UNKNOWN and os.statvfs(context.folder).f_bavail == 0:
+    raise _failure(words, code, context.folder, oom_killed=oom_kills() > kills)
+
+
+def _start(words: list[str], folder: Path | None, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a command.
+
+    Raises:
+        StageFailure: it cannot be started.
+    """
+    try:
+        return subprocess.Popen(
+            words,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # `kill 0` in a script signals its group, which must not include this process
+        )
+    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        raise StageFailure("config", f"cannot run {words[0]!r}: {error.strerror}") from error
+
+
+def _failure(words: list[str], code: int, folder: Path, *, oom_killed: bool) -> FailedCommand:
+    """Return why a command failed, from its exit code and the log in the attempt's folder."""
+    log = end_of_log(folder / layout.LOG)
+    failed = cause_of_command(code, log, oom_killed=oom_killed)
+    if failed.cause is Cause.UNKNOWN and (full := _lack_of_space(folder)):
         # Its log lies on the same disk, which had no room for its last words.
-        message = f"{failed.message}, and the disk is full: {os.strerror(errno.ENOSPC)}"
+        message = f"{failed.message}, and the disk is full: {full}"
         failed = CommandFailure(Cause.STORAGE, failed.exception, message)
     # An exception locates the failure. Without one, the command line and its last words help most:
     # `sys.exit("a message")` prints the message last, and exits with code 1.
     last = log.rstrip().rpartition("\n")[2] if code == 1 else ""
     ran = "" if failed.exception else (f", last line: {one_line(last, 160)}" if last else "")
     ran += "" if failed.exception else f" ({shlex.join(words)})"
-    raise FailedCommand(failed.cause, f"the command {failed.message}{ran}", failed.exception)
+    return FailedCommand(failed.cause, f"the command {failed.message}{ran}", failed.exception)
+
+
+def _lack_of_space(folder: Path) -> str:
+    """Return the system's message if nothing can be written in a folder for want of space, else "".
+
+    What the file system reports as free is no answer: a quota does not show there, and root may write more.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return (error.strerror or str(error)) if is_out_of_space(error) else ""
+    return ""
 
 
 def take_results(spec: StageSpec, context: Context) -> tuple[Row, ...]:

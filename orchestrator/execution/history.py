@@ -156,14 +156,14 @@ class WorkerHistory:
             return "this machine cannot run the stages", REFUSED
         return None
 
-    def report_faults(self, nodes: NodeReports, owner: Owner, sweep: str, say: Callable[[str], None]) -> None:
+    def report_faults(self, nodes: NodeReports, owner: Owner, sweep: str, log: Callable[[str], None]) -> None:
         """Report attempts that failed by this node, so that others avoid it for a while.
 
         Args:
             nodes: the reports about nodes.
             owner: the worker.
             sweep: name of the sweep.
-            say: writes a line to the worker's log.
+            log: writes a line to the worker's log.
         """
         while self.faults:
             what, end = self.faults.pop(0)
@@ -171,7 +171,7 @@ class WorkerHistory:
             try:
                 nodes.add(cluster, host, "failed", why, cause=end.cause, sweep=sweep, attempt=what)
             except (OSError, InfrastructureError) as error:  # the next failure is reported again
-                say(f"the failure of this node is not reported: {error_line(error)}")
+                log(f"the failure of this node is not reported: {error_line(error)}")
 
     def exit_code(self, why: str) -> int:
         """Return the exit code of a worker that leaves work behind; it matters to a scheduler only."""

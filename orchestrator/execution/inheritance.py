@@ -297,7 +297,7 @@ class Products:
         sweep: the sealed sweep, with its gates among its stages.
         gates: of the launch.
         by: name of the worker in the records of what it voids and retires.
-        say: writes a line to the worker's log.
+        log: writes a line to the worker's log.
 
     Attributes:
         sweep: as given.
@@ -305,12 +305,12 @@ class Products:
     """
 
     def __init__(
-        self, ledger: Ledger, sweep: ComposedSweep, gates: Gates, *, by: str, say: Callable[[str], None]
+        self, ledger: Ledger, sweep: ComposedSweep, gates: Gates, *, by: str, log: Callable[[str], None]
     ) -> None:
         self.sweep = sweep
         self._ledger = ledger
         self._by = by
-        self._say = say
+        self._log = log
         self.remedies = Remedies(ledger, sweep, gates)
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
@@ -341,7 +341,7 @@ class Products:
         for retired in retain(
             self._ledger, self.sweep, policy, by=by, sources=sources, trusted=self._trusted
         ):
-            self._say(f"retired {len(retired.files)} files under policy {retired.policy}: {retired.why}")
+            self._log(f"retired {len(retired.files)} files under policy {retired.policy}: {retired.why}")
 
     def folders(self, instance: StageInstance, reader: EvidenceReader) -> dict[str, dict[str, str]] | None:
         """Return the verified folders of a stage's inputs; None if one does not count.
@@ -385,7 +385,7 @@ class Products:
             if not problem:
                 return
         self._trusted.discard((instance.digest, evidence.generation))
-        self._say(f"{instance.name} {instance.digest[:8]}: product does not count: {problem}")
+        self._log(f"{instance.name} {instance.digest[:8]}: product does not count: {problem}")
         void = Void(
             nonce=new_nonce(),
             generation=evidence.generation,

@@ -53,7 +53,7 @@ class Worker:
         children: starts the processes of attempts.
         stop_asked: returns why it should stop ("stopped", "deadline", ...), "" while it should not.
         shortage: returns the lack of memory on its node because of which it should stop; None without one.
-        say: writes a line to the worker's log.
+        log: writes a line to the worker's log.
         checkout: the code that it runs in place; None if that cannot change or need not be watched.
     """
 
@@ -67,7 +67,7 @@ class Worker:
         children: Children,
         stop_asked: Callable[[], str],
         shortage: Callable[[], Shortage | None] = lambda: None,
-        say: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
         checkout: Checkout | None = None,
     ) -> None:
         self._ledger = ledger
@@ -80,7 +80,7 @@ class Worker:
             held=HeldTime(ledger, order, owner),
             checkout=checkout,
         )
-        self._say = say
+        self._log = log
         self._watcher = Watcher(owner, job=order.job)
         self._idleness = Idleness(self._watcher, order)
         self._leaving = Leaving()
@@ -105,7 +105,7 @@ class Worker:
         cells = share(sweep.cells, order, later=later)
         self._scanner = StoreScanner(cells, sweep.stages, self._status, gates, holds)
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
-        self._products = Products(ledger, sweep, gates, by=f"worker on {self._owner.host}", say=self._say)
+        self._products = Products(ledger, sweep, gates, by=f"worker on {self._owner.host}", log=self._log)
 
     def _decides(self, reader: EvidenceReader, summary: RequestSummary) -> bool:
         """Make the decisions that can be made, and return whether any was made here or elsewhere."""
@@ -141,25 +141,25 @@ class Worker:
         while not self._hooks.stop_asked():
             if (refusal := self._history.refusal(self._attributed)) is not None:
                 why, code = refusal
-                self._history.report_faults(self._nodes, self._owner, self._order.sweep, self._say)
-                self._say(f"{why}: this worker claims no more")
+                self._history.report_faults(self._nodes, self._owner, self._order.sweep, self._log)
+                self._log(f"{why}: this worker claims no more")
                 return code
             self._idleness.start_scan()
             summary = self._requests.read(at_most_s=0.0)
             if (hold := self._hooks.held.budget.hold(summary.limit)) is not None:
-                self._say(f"{hold.reason}: this worker claims no more")
+                self._log(f"{hold.reason}: this worker claims no more")
                 return 0
             # New evidence for each scan. A decision from an old scan is checked again in `_try`.
             reader = self._products.reader(self._watcher)
             holds = NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages)
             scan = self._scanner.next_stage(reader, summary, holds)
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
-                self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
+                self._log(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
                 return self._history.exit_code("deadline")
             if scan.claimable is not None and self._has_other_code():
                 return OTHER_CODE
             if scan.claimable is not None and (found := self._nodes.of(self._owner)) is not None:
-                self._say(f"{named(self._owner.host, found)}: this worker claims no more")
+                self._log(f"{named(self._owner.host, found)}: this worker claims no more")
                 return BROKEN_NODE
             if scan.claimable is None and self._decides(reader, summary):
                 idle_s = IDLE_S
@@ -168,7 +168,7 @@ class Worker:
                 self._idleness.end()
             elif scan.waiting:
                 if why := self._idleness.why_leave(self._scanner.lacks_space):
-                    self._say(f"{why}: this worker leaves")
+                    self._log(f"{why}: this worker leaves")
                     return 0
                 self._leaving.reset()  # others still work, so it stays whatever the unreadable stages do
                 idle_s = self._pause(idle_s)
@@ -178,7 +178,7 @@ class Worker:
             else:
                 # Otherwise the log of a scheduler's job would be empty.
                 if self.num_claims == 0 and self._order.job is not None:
-                    self._say(self._scanner.held_back() or "nothing was left to do")
+                    self._log(self._scanner.held_back() or "nothing was left to do")
                 self._retain()
                 return NO_MEMORY if self._history.is_starved else 0
         return self._history.exit_code(self._hooks.stop_asked())
@@ -195,7 +195,7 @@ class Worker:
             return False
         names = checkout.changed() or ["the code"]
         more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
-        self._say(
+        self._log(
             f"{', '.join(names[:3])}{more} changed since the launch: this worker claims no more; "
             "launch again to go on with the code as it is now (launcher.snapshot=true runs a copy)"
         )
@@ -221,7 +221,7 @@ class Worker:
         except (OSError, InfrastructureError) as error:
             if not self._ledger.objects.in_place or not self._answers():
                 raise
-            self._say(f"{claimable.cell.id} {claimable.instance.name}: left for now: {error_line(error)}")
+            self._log(f"{claimable.cell.id} {claimable.instance.name}: left for now: {error_line(error)}")
             self._leaving.leave(claimable.instance.digest, error)
             self._scanner.look_again(claimable.instance.digest)
             return True
@@ -260,7 +260,7 @@ class Worker:
                 sources = [taken.digest for taken in done.inputs]
                 self._products.retain(policy, after=f"{claimable.cell.id} {done.name}", sources=sources)
         except (OSError, InfrastructureError) as error:  # the next worker completes the deletion
-            self._say(f"retention: {error}")
+            self._log(f"retention: {error}")
 
     # Claiming
 
@@ -313,7 +313,7 @@ class Worker:
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):
             return False
-        self._say(f"{claimable.cell.id} {instance.name}: attempt {number}")
+        self._log(f"{claimable.cell.id} {instance.name}: attempt {number}")
         self._history.num_claims += 1
         self._hooks.held.begins(layout.payload(instance, number))
         status = self._status(reader, self._requests.summary, instance.digest)
@@ -336,8 +336,8 @@ class Worker:
         self._learn(claimed, run, end, attempts)
         if end.outcome == "succeeded":
             self._retain(claimable)
-        outcome = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
-        self._say(f"{claimable.cell.id} {instance.name}: {outcome}")
+        line = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
+        self._log(f"{claimable.cell.id} {instance.name}: {line}")
         return True
 
     def _learn(self, claimed: ClaimedAttempt, run: AttemptRun, end: End, earlier: Sequence[Attempt]) -> None:
@@ -346,7 +346,7 @@ class Worker:
         gave_way = end.why == "superseded" and is_replaced(self._ledger.attempts(instance), self._owner)
         what = f"{claimed.cell.id} {instance.name} attempt {claimed.number}"
         self._history.add(instance.digest, run, end, what, is_replaced=gave_way)
-        self._history.report_faults(self._nodes, self._owner, self._order.sweep, self._say)
+        self._history.report_faults(self._nodes, self._owner, self._order.sweep, self._log)
         if end.outcome == "failed":
             self._scanner.look_at_holds()
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.

@@ -79,25 +79,25 @@ def run(
         _print_to(log)
     ending = _Ending(order, lifeline)
 
-    def say(line: str) -> None:
+    def log_line(line: str) -> None:
         summary.last_line = line = provenance.without_secrets(line)
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
     try:
-        return _work(order, summary, ending, shortage, say)
+        return _work(order, summary, ending, shortage, log_line)
     except DamagedRecord as error:
-        say(f"{error.what}; {error.fix}")
+        log_line(f"{error.what}; {error.fix}")
         return DAMAGED
     except InfrastructureError as error:
-        say(f"error: {error}")
+        log_line(f"error: {error}")
         _outlast(order.store, ending)
         return error.exit_code
     except SweepError as error:
-        say(f"error: {error}")
+        log_line(f"error: {error}")
         return error.exit_code
     except OSError as error:
-        say(f"error: the store does not answer: {error}")
+        log_line(f"error: the store does not answer: {error}")
         _outlast(order.store, ending)
         return InfrastructureError.exit_code
 
@@ -107,14 +107,14 @@ def _work(
     summary: WorkerSummary,
     ending: _Ending,
     shortage: Callable[[], Shortage | None],
-    say: Callable[[str], None],
+    log_line: Callable[[str], None],
 ) -> int:
     """Check that this worker may claim stages, and work; return the exit code.
 
     Raises:
         SweepError, OSError: The sweep cannot be read, or the store does not answer.
     """
-    ledger = _opened(order, ending, say)
+    ledger = _opened(order, ending, log_line)
     revision = _revision(ledger, order)
     if order.code is not None:
         paths = import_paths(ledger.objects, order.code)
@@ -126,10 +126,10 @@ def _work(
     # Before the first claim: a worker that cannot work must cost no attempt.
     if problem := (
         _code_problem(ledger, order, revision.sweep, checkout)
-        or _store_problem(ledger, order, ending, say)
+        or _store_problem(ledger, order, ending, log_line)
         or _package_problem(ledger, order)
     ):
-        say(f"{problem.what}: this worker claims nothing")
+        log_line(f"{problem.what}: this worker claims nothing")
         return problem.code
     # A job that is to claim nothing should give its GPUs back before it imports anything large.
     for module in () if _is_spent(ledger, order) else preload(revision.sweep):
@@ -143,7 +143,7 @@ def _work(
         children=ForkedChildren(multiprocessing.get_context("fork")),
         stop_asked=ending.why,
         shortage=shortage,
-        say=say,
+        log=log_line,
         checkout=checkout if order.code is None and order.code_digest else None,
     )
     try:
@@ -160,9 +160,9 @@ def _print_to(log: Path) -> None:
         os.dup2(handle, 2)
 
 
-def _opened(order: Assignment, ending: _Ending, say: Callable[[str], None]) -> Ledger:
+def _opened(order: Assignment, ending: _Ending, log_line: Callable[[str], None]) -> Ledger:
     """Return the store's ledger. For a shared folder, wait until it answers, here and in later operations."""
-    outage = Outage(order.settings.store.outage_s, say, ending.why)
+    outage = Outage(order.settings.store.outage_s, log_line, ending.why)
     objects = open_objects(order.store)
     if not objects.in_place:
         return open_ledger(order.store)
@@ -305,7 +305,7 @@ def _is_spent(ledger: Ledger, order: Assignment) -> bool:
 
 
 def _store_problem(
-    ledger: Ledger, order: Assignment, ending: _Ending, say: Callable[[str], None]
+    ledger: Ledger, order: Assignment, ending: _Ending, log_line: Callable[[str], None]
 ) -> _Problem | None:
     """Return why the store cannot be used safely; None if it can.
 
@@ -324,7 +324,7 @@ def _store_problem(
             if not is_full or ending.why() or time.monotonic() > until_s:
                 return _Problem(error.what, REFUSED)
             if not is_printed:
-                say(f"{error.what}: waiting for space")
+                log_line(f"{error.what}: waiting for space")
             is_printed = True
             time.sleep(OUTAGE_POLL_S)
         else:

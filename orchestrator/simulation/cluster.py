@@ -137,10 +137,10 @@ class SimulatedNodes:
 
 
 class SimulatedDisk:
-    """The disk on which the store lies. It is full for a while, if faults say so.
+    """The disk on which the store lies. Faults with `full_hours` fill it for a while.
 
     Args:
-        faults: of which those with `full_hours` say when.
+        faults: all that are simulated.
         clock: of the simulation.
         on_space: called when there is space again.
     """

@@ -271,7 +271,7 @@ class Play:
             owner=owner,
             children=self.children[name],
             stop_asked=stop_asked,
-            say=functools.partial(self.world.note, "say"),
+            log=functools.partial(self.world.note, "say"),
         )
         return worker.run()
 

@@ -9,13 +9,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.api.outputs import OUTPUTS
 from orchestrator.api.schemas import output_schemas
-from orchestrator.cli.main import VERBS, guarded, verb_of
+from orchestrator.cli.main import VERBS, guarded, name_file, verb_of
 from orchestrator.entry import for_people
 from tests import outputs
 from tests.cli.launches import SLOW, Running, running_heartbeats, wait_for
@@ -238,6 +239,21 @@ def test_however_a_command_ends_it_prints_an_object(
     assert guarded(fails, ["launch"]) == code
     out, err = capsys.readouterr()
     assert out == "" and f"error: {what}" in err
+
+
+def test_the_file_that_a_verb_writes_is_named_for_failed_writes_alone(tmp_path: Path):
+    out = tmp_path / "rows.csv"
+    for number, message, where in (
+        (errno.ENOSPC, "No space left on device", str(out)),
+        (errno.EFBIG, "File too large", str(out)),
+        (errno.ETIMEDOUT, "the store did not answer in 60 s", None),
+        (errno.ENOSPC, "cannot write standard output: No space left on device", None),
+    ):
+        error = OSError(number, message)
+        name_file(error, out)
+        assert error.filename == where
+        name_file(error := OSError(number, message), None)
+        assert error.filename is None
 
 
 def test_a_bug_in_the_process_that_goes_on_in_the_snapshot_is_an_object_too(sweep: Sweep):

@@ -91,6 +91,7 @@ def test_a_group_axis_and_value_axes_together_have_the_config_that_hydra_compose
         ("{defaults: [further: here], hydra: {searchpath: ['file://{more}']}}", []),
         ("{defaults: [further: here]}", ["hydra.searchpath=[file://{more}]"]),
         ("{defaults: [further: here]}", []),
+        ("{x: 1, hydra: '???'}", ["x=2"]),
         ("{defaults: [model: a, settings], x: '${choice}'}", ["settings.unknown=1"]),
         ("{defaults: [model: a], x: 1}", ["x=1,2"]),
         ("{defaults: [model: a], x: 1}", ["y=1"]),

@@ -249,10 +249,11 @@ def test_a_list_matches_itself_and_each_of_its_elements(values):
 
 
 def test_words_of_one_key_that_no_cell_has_together_make_no_sense_unless_a_removed_label_has_them() -> None:
-    cells = [Subject({"seed": seed}, {}, {}) for seed in ("0", "1")]
+    cells = [Subject({"seed": seed}, {}, {"steps": 30}) for seed in ("0", "1")]
     for text in ("seed=0 seed=1", "seed=0 seed!=0"):
+        Selector.parse(text).check(cells)
         with pytest.raises(UserError, match="demands of seed"):
-            Selector.parse(text).check_sense(cells, labels={}, where="")
-    Selector.parse("seed=0,1 seed!=0").check_sense(cells, labels={}, where="")
-    Selector.parse("seed=2 seed=2*").check_sense(cells, labels={"seed": ("2",)}, where="")
-    Selector.parse("steps=10,20 steps!=20").check_sense(cells, labels={}, where="")
+            Selector.parse(text).check(cells, together=True)
+    Selector.parse("seed=0,1 seed!=0").check(cells, together=True)
+    Selector.parse("seed=2 seed=2*").check(cells, labels={"seed": ("2",)}, together=True)
+    Selector.parse("steps=10,20 steps!=20").check(cells, together=True)

@@ -98,7 +98,7 @@ def main(path: str) -> None:
         owner=this_owner(order, os.getpid()),
         children=ForkedChildren(context),
         stop_asked=lambda: reasons[0] if reasons else "",
-        say=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     code = worker.run()
     print(f"{objects.num_steps} steps", flush=True)
@@ -203,3 +203,14 @@ def steps_of(output: Sequence[str] | str) -> int:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+
+
+def fill(disk: Path) -> Path:
+    """Take all the space that is left on a disk; return the file."""
+    file = disk / "other people's data"
+    with file.open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(bytes(4096))
+        except OSError:
+            return file

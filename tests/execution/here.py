@@ -39,6 +39,6 @@ def work(
         owner=owner or this_owner(order, os.getpid()),
         children=ForkedChildren(multiprocessing.get_context("forkserver")),
         stop_asked=stop_asked,
-        say=lines.append,
+        log=lines.append,
     )
     return Worked(worker.run(), lines)

@@ -2,71 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
-from orchestrator.cli.main import main
 from orchestrator.core.evidence import Attempt, Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End
 from orchestrator.core.settings import StoreSettings
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution import main as worker_main
-from orchestrator.execution.assignment import NO_SPACE, Assignment, ChildOutcome, this_owner, write_outcome
+from orchestrator.execution.assignment import (
+    NO_SPACE,
+    Assignment,
+    ChildOutcome,
+    drop_half,
+    this_owner,
+    write_outcome,
+)
 from orchestrator.execution.checkpoints import UNREAD, drop_partial
+from orchestrator.execution.command import FailedCommand, run_command
 from orchestrator.execution.conclude import Conclusion, Facts, conclude
 from orchestrator.execution.liveness import Idleness, Watcher
 from orchestrator.jobs.records import REFUSED, JobContext
 from orchestrator.saving import MANIFEST
+from orchestrator.stage import Config, Context, Inputs, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
-from tests.conftest import Sweep
-from tests.execution.faults import Start, finish, order_for
+from tests.execution.faults import Start, fill, finish, order_for
 from tests.execution.stages import spec
 from tests.execution.waiting import until
 from tests.store.builders import claim, counted, instance_of, ledger_at, seal, sweep_of
 
-DISK_KIB, LARGE_KIB = 2048, 4096
-
+LARGE_KIB = 4096
 
 SOON = {"space_pause_s": 0.5}
 """A policy by which stages wait for less than a minute after one lacked space."""
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    if mounted.returncode:
-        pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=False)
-
-
-def fill(disk: Path) -> Path:
-    """Takes all the space that is left."""
-    file = disk / "other people's data"
-    with file.open("wb", buffering=0) as stream:
-        try:
-            while True:
-                stream.write(bytes(4096))
-        except OSError:
-            return file
 
 
 def test_a_stage_whose_product_fills_the_disk_fails_by_storage_and_a_later_attempt_resumes(
@@ -83,26 +60,6 @@ def test_a_stage_whose_product_fills_the_disk_fails_by_storage_and_a_later_attem
     assert first.end.cause is Cause.STORAGE and "No space left" in first.end.message
     assert not (store / layout.payload(instance, 1) / layout.OUTPUT).exists()  # it would take all space
     assert_finishes(start, ledger, order_for(store, sweep.name, policy=SOON))
-
-
-@pytest.mark.long
-def test_a_command_that_fills_its_disk_fails_by_storage_and_a_table_names_its_file(
-    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = f"head -c {LARGE_KIB}k /dev/zero > {{output}}/large"
-    (tmp_path / "large.yaml").write_text(f"stages: {{s: {{shell: true, command: '{command}'}}}}\n")
-    (tmp_path / "rows.json").write_text('[{"a": 1}]')
-    stage = f"{{command: 'cp {tmp_path}/rows.json {{output}}', results: rows.json}}"
-    (tmp_path / "small.yaml").write_text(f"stages: {{s: {stage}}}\n")
-    # The log lies on the full disk too, so the command's last words are lost.
-    assert main(["launch", "large.yaml", "--store", str(disk / "store"), "policy.space_pause_s=0.2"]) == 1
-    printed = capfd.readouterr().out
-    assert "failed by storage" in printed and "and the disk is full: No space left on device" in printed
-    assert main(["launch", "small.yaml", "--store", str(tmp_path / "store")]) == 0
-    fill(disk)
-    assert main(["collect", "small", "--out", str(disk / "r.csv"), "--store", str(tmp_path / "store")]) == 3
-    assert str(disk / "r.csv") in capfd.readouterr().err
 
 
 def test_a_checkpoint_that_fills_the_disk_is_skipped_and_the_stage_ends_well(
@@ -233,15 +190,6 @@ def test_a_worker_on_a_full_disk_claims_nothing_and_says_why(
     assert not (store / "records").exists()
 
 
-def test_a_launch_on_a_full_disk_ends_as_a_lack_of_space_and_not_as_a_mistake(
-    disk: Path, sweep: Sweep
-) -> None:
-    """Exit code 3: scripts try again. No way out leads to another store, without what is done."""
-    fill(disk)
-    said = sweep("launch", "count", f"store.url={disk}/store", code=3)
-    assert "No space left on device" in said and "SWEEP_STORE" not in said
-
-
 def test_a_worker_that_starts_on_a_full_disk_waits_for_space(disk: Path, tmp_path: Path) -> None:
     store = disk / "store"
     sweep = sweep_of(1)
@@ -261,15 +209,20 @@ def test_what_an_attempt_left_unfinished_is_deleted_before_the_next_one(tmp_path
     """But not what that reads, nor what may still be published, nor what may be an earlier product."""
     ledger, instance = ledger_at(tmp_path), instance_of(sweep_of(1))
     failed = End(nonce="", outcome="failed", cause=Cause.OOM_HOST)
-    ends = [failed, replace(failed, outcome="released"), replace(failed, exception=UNREAD), None, failed]
-    claims = [claim(generation=1 if number == 5 else 2) for number in range(1, 6)]
-    attempts = [Attempt(n, claims[n - 1], end=ends[n - 1]) for n in range(1, 6)]
+    ends = [failed, replace(failed, outcome="released"), replace(failed, exception=UNREAD), None]
+    ends += [failed, failed]  # of another product, and after an outcome that the store could not take
+    claims = [claim(generation=1 if number == 5 else 2) for number in range(1, 7)]
+    attempts = [Attempt(n, claims[n - 1], end=ends[n - 1]) for n in range(1, 7)]
     kinds = (layout.OUTPUT, layout.SCRATCH, layout.WORK)
     folders = {
-        (n, kind): tmp_path / layout.payload(instance, n) / kind for n in range(1, 6) for kind in kinds
+        (n, kind): tmp_path / layout.payload(instance, n) / kind for n in range(1, 7) for kind in kinds
     }
     for folder in folders.values():
         folder.mkdir(parents=True)
+    for number in (1, 6):
+        unread = number if number == 6 else None
+        outcome = ChildOutcome(outcome="failed", cause=Cause.DATA, unread=unread)
+        assert write_outcome(tmp_path / layout.payload(instance, number), outcome, print) == 0
     drop_partial(ledger, instance, attempts, generation=2)
     gone = {key for key, folder in folders.items() if not folder.exists()}
     assert gone == {(n, kind) for n in (1, 2) for kind in (layout.OUTPUT, layout.SCRATCH)}
@@ -282,10 +235,39 @@ def written(disk: Path, outcome: ChildOutcome) -> tuple[int, bool]:
     return write_outcome(disk, outcome, lambda text: None), (disk / "output").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "cause"),
+    [
+        (f"head -c {LARGE_KIB}k /dev/zero > {{output}}/x", "storage"),
+        ("false", "unknown"),
+        ("rm -r {output}/..; false", "unknown"),
+    ],
+)
+def test_a_command_without_a_reason_in_its_log_failed_by_storage_if_nothing_can_be_written_beside_it(
+    disk: Path, command: str, cause: str
+) -> None:
+    context = Context(disk / "attempt")
+    with pytest.raises(FailedCommand) as failure:
+        run_command(StageSpec(command=command, shell=True), Config({}), Inputs({}), context)
+    assert failure.value.cause == cause
+    assert ("No space left on device" in str(failure.value)) is (cause == "storage")
+
+
 def test_an_outcome_makes_room_for_itself_by_half_a_product(disk: Path) -> None:
     """Its cause need not be the disk: a program prints what it likes about a failed write."""
     assert written(disk, ChildOutcome(outcome="failed", cause=Cause.CODE)) == (0, False)
     assert written(disk, ChildOutcome(outcome="released", why="stopped")) == (0, False)
+
+
+@pytest.mark.parametrize(("unread", "is_kept"), [(1, True), (None, False)])
+def test_half_a_product_goes_whatever_ended_its_attempt_unless_it_is_read_later(
+    tmp_path: Path, unread: int | None, is_kept: bool
+) -> None:
+    """The store may have refused the end of an attempt whose outcome it took."""
+    (tmp_path / "output").mkdir()
+    assert write_outcome(tmp_path, ChildOutcome(outcome="failed", unread=unread), print) == 0
+    drop_half(tmp_path)
+    assert (tmp_path / "output").exists() is is_kept
 
 
 @pytest.mark.long
@@ -295,76 +277,3 @@ def test_an_outcome_without_space_is_a_failure_of_storage_and_costs_no_output_th
     assert written(disk, ChildOutcome(outcome="failed", cause=Cause.STORAGE, unread=1)) == (NO_SPACE, True)
     found = conclude(Facts(exit_code=NO_SPACE, superseded=False, retired_input="", shortage=None))
     assert isinstance(found, Conclusion) and "No space left on device" in found.message
-
-
-MEETING = """
-import os, time
-
-def main(config, inputs, context):
-    with (context.output / "large").open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, 450 * 1024)
-        time.sleep(1.5 - time.time() % 0.5)  # all that run get here, and go on at one moment
-        os.posix_fallocate(stream.fileno(), 0, 1600 * 1024)
-        time.sleep(0.3)
-    (context.output / "large").unlink()
-    return [{"seed": config.seed}]
-"""
-
-
-@pytest.mark.long
-def test_stages_that_fit_on_a_disk_one_at_a_time_all_end_though_they_pause_alike(
-    disk: Path, sweep: Sweep
-) -> None:
-    sweep.store = disk / "store"
-    (sweep.folder / "fills.yaml").write_text(COUNT_LARGE.format())
-    (sweep.folder / "filling.py").write_text(MEETING)
-    said = sweep("launch", "fills.yaml", "launcher.workers=2", "policy.space_pause_s=4")
-    assert "waiting: 2 cells. fill lacked space on a disk: the next starts at 2" in said
-    ends = [json.loads(path.read_text()) for path in sweep.store.glob("records/fill/*/*/end.json")]
-    starts = {
-        (path.parts[-3], path.parts[-2]): path.stat().st_mtime
-        for path in sweep.store.glob("records/fill/*/*/claim.json")
-    }
-    assert sorted(end["outcome"] for end in ends) == ["failed"] * 4 + ["succeeded"] * 2
-    first, second = sorted(at for (_, number), at in starts.items() if int(number) == 3)
-    assert second - first > 1.5, "one after the other"
-
-
-COUNT_LARGE = """
-expect_cells: 2
-config: {{seed: 0, count: {{num_steps: 2, checkpoint_every: 1, step_s: 0, fail: null}}}}
-axes: {{seed: "range(0,2)"}}
-stages:
-  fill: {{run: "filling:main", reads: [seed], uses: [count]}}
-"""
-STAGE = """
-from pathlib import Path
-
-def main(config, inputs, context):
-    if not Path({gate!r}).exists():
-        (context.output / "large").write_bytes(bytes(4 * 2**20))
-    (context.output / "small").write_text("done")
-    return [{{"seed": config.seed}}]
-"""
-
-
-@pytest.mark.long
-def test_a_launch_on_a_disk_too_small_names_storage_and_a_rerun_finishes_when_there_is_space(
-    disk: Path, sweep: Sweep
-) -> None:
-    """The whole command line, as a user sees it."""
-    sweep.store = disk / "store"
-    (sweep.folder / "fills.yaml").write_text(COUNT_LARGE.format())
-    (sweep.folder / "filling.py").write_text(STAGE.format(gate=str(sweep.folder / "gate")))
-    said = sweep("launch", "fills.yaml", "launcher.workers=1", "policy.space_pause_s=1", code=1)
-    assert "storage" in said and "No space left on device" in said
-    attempts = [cell["attempts"] for cell in sweep.json("status", "fills")["cells"]]
-    assert {c["cause"] for c in sweep.json("status", "fills")["cells"]} == {"storage"}
-    others = fill(disk)
-    assert "No space left on device" in sweep("rerun", "fills", "--yes", code=None)
-    others.unlink()
-    (sweep.folder / "gate").touch()
-    sweep("rerun", "fills", "--yes")
-    cells = sweep.json("status", "fills")["cells"]
-    assert [cell["state"] for cell in cells] == ["done", "done"]
-    assert all(cell["attempts"] > before for cell, before in zip(cells, attempts, strict=True))

@@ -113,14 +113,14 @@ class Slot:
         # this actor keeps the writing end, which no child inherits
         lifeline, mine = os.pipe()
         with tempfile.TemporaryFile() as log:
-            replies = _start(argv, {**os.environ, **environment}, folder, lifeline, log)
+            stream = _start(argv, {**os.environ, **environment}, folder, lifeline, log)
             os.close(lifeline)
             try:
-                self._pid = int(replies.readline())
+                self._pid = int(stream.readline())
                 # a stop can arrive before the worker has a process id
                 if self._asked:
                     self.stop()
-                code = replies.readline()
+                code = stream.readline()
             finally:
                 self._pid = None
                 os.close(mine)

@@ -186,12 +186,12 @@ class RayDriver:
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = Stop(grace_s)
         self._nodes = NodeReports(ledger, run_settings.policy.quarantine_s)
-        self._notifier = Notifier(ledger.objects.url, sweep, run_settings.notify, self._say)
+        self._notifier = Notifier(ledger.objects.url, sweep, run_settings.notify, self._log_line)
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
         if (over := self._records.submission_end()) is not None:
-            self._say(f"this submission was given up ({over.word} {over.detail}): it starts nothing")
+            self._log_line(f"this submission was given up ({over.word} {over.detail}): it starts nothing")
             return 0
         signal.signal(signal.SIGTERM, self._stop.on_signal)
         address = LOCAL if self._settings.address == LOCAL else AUTO
@@ -216,7 +216,7 @@ class RayDriver:
             happened += self._pool.wait(POLL_S)
             self._stop.check_parent()
             for address in self._pool.leave_draining():
-                self._say(f"node {address} is about to go: its worker saves a checkpoint")
+                self._log_line(f"node {address} is about to go: its worker saves a checkpoint")
             self._tell()
             self._notifier.poll()
             if self._stop.is_requested or self._failures.given_up:
@@ -229,7 +229,7 @@ class RayDriver:
                 continue
             try:
                 if self._round(happened):
-                    self._say("nothing is left to do")
+                    self._log_line("nothing is left to do")
                     return 0
                 answered_s = time.monotonic()
                 troubled = False
@@ -237,7 +237,7 @@ class RayDriver:
                 if isinstance(error, DamagedRecord) or now_s - answered_s > OUTAGE_S:
                     raise
                 troubled = True
-                self._say(f"the store does not answer: {error}")
+                self._log_line(f"the store does not answer: {error}")
             # a slow store is scanned less often
             scan_s = now_s + max(SCAN_S, SCAN_SHARE * (time.monotonic() - now_s))
 
@@ -258,7 +258,7 @@ class RayDriver:
             OSError, InfrastructureError: the store did not answer.
         """
         if self._records.submission_end() is not None:
-            self._say("this submission was given up meanwhile: its workers save checkpoints and end")
+            self._log_line("this submission was given up meanwhile: its workers save checkpoints and end")
             self._stop.is_requested = True
             return False
         work = self._scanner.open_work(self._failures.claimed)
@@ -278,7 +278,7 @@ class RayDriver:
         left_out, here = self._nodes.left_out(), self._starter.submission.cluster
         out = {node: one for (place, node), one in left_out.items() if place == here}
         if self._pool.bar(out):
-            self._say("; ".join(named(*each) for each in out.items()) or "no node is left out any more")
+            self._log_line("; ".join(named(*each) for each in out.items()) or "no node is left out any more")
         num_running, pending = len(self._pool.running), self._pool.pending
         # a worker without a stage takes one; but those from before the last losses may wait for a lease
         needed = work.num_claimable - len(self._pool.running.keys() - work.busy - self._unaware)
@@ -312,7 +312,7 @@ class RayDriver:
                 self._losses.add(ended.slot, ended.cause, why)
         # the end of a node is no failure of its workers; Ray may notice it later than the driver
         if claimed or not ended.node or self._pool.lives(ended.node):
-            self._say(why)
+            self._log_line(why)
             of_node = ended.is_of_node
             self._failures.end_badly(ended.slot, ended.node, why, gives_up=not busy, is_of_node=of_node)
 
@@ -327,9 +327,9 @@ class RayDriver:
         try:
             self._records.write_status(text, self._losses.known, force=force)
         except OSError as error:
-            self._say(f"the store does not take what is seen: {error}")
+            self._log_line(f"the store does not take what is seen: {error}")
 
-    def _say(self, line: str) -> None:
+    def _log_line(self, line: str) -> None:
         log_line(line, self._log)
 
 

@@ -121,8 +121,8 @@ class Ended(NamedTuple):
         """Return its last message and the number of its claims; without JSON, its last line and 0."""
         lines = self.output.strip().splitlines() or [""]
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            words = json.loads(lines[-1])
-            return str(words["said"]), int(words["claims"])
+            summary = json.loads(lines[-1])
+            return str(summary["said"]), int(summary["claims"])
         return lines[-1][:300], 0
 
 

@@ -359,19 +359,19 @@ class SlurmScheduler:
 
         Never raise.
         """
-        why: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         try:
             found = cluster(self._cluster)
             for part in _parts(tasks):
                 words = ("-ahr", "-t", "PENDING", "-j", ",".join(part), "-o", "%F_%K|%r|%S")
                 result = slurm("squeue", *found.options, *words)
                 for line in _without_title(result.output, found):
-                    task, reason, start = (field.strip() for field in f"{line}||".split("|", 2))
-                    start = start.strip("|")
-                    why[task] = reason + ("" if start in ("", "N/A") else f", expected to start at {start}")
+                    task, reason, start = (field.strip(" |") for field in f"{line}||".split("|", 2))
+                    more = "" if start in ("", "N/A") else f", expected to start at {start}"
+                    reasons[task] = reason + more
         except InfrastructureError:
             pass  # the reasons are for display only, so what was found so far suffices
-        return why
+        return reasons
 
     def cancel(self, submission: Submission, tasks: Sequence[str]) -> None:
         """Cancel tasks, each by its own name.

@@ -104,7 +104,7 @@ def never(reason: str) -> str:
 
 
 def may_release(reason: str, restarts: int | None) -> bool:
-    """Return whether a job is held only because a node failed to start it, and not again and again.
+    """Return whether a job is held only because a node failed to start it, at most `MAX_RELEASED` times.
 
     Slurm holds such a job for ever, also where its controller was lost for a moment.
 

@@ -219,27 +219,27 @@ def submit(text: str, submission: Submission) -> SubmitOutcome:
             return SubmitOutcome(Verdict.UNREACHED, message=error.what)
         return _looked_for(submission, error.what)
     answers = list(_ANSWER.finditer(result.output))
-    words = " ".join(result.error.split())
+    message = " ".join(result.error.split())
     if result.code == 0 and len(answers) == 1:
         job, cluster = answers[0]["job"], answers[0]["cluster"] or ""
         if result.output.strip() != answers[0][0].strip():  # a number among other lines may be something else
             job = _looked_for(submission, "").job or job
         return _accepted(submission, job, cluster)
-    if result.code == 0 or answers or UNCLEAR.search(words):
-        return _looked_for(submission, words or " ".join(result.output.split()))
-    if not _SLURMS_OWN.search(words):  # a site's wrapper may fail after sbatch succeeded
+    if result.code == 0 or answers or UNCLEAR.search(message):
+        return _looked_for(submission, message or " ".join(result.output.split()))
+    if not _SLURMS_OWN.search(message):  # a site's wrapper may fail after sbatch succeeded
         try:
             job = find(submission)
         except InfrastructureError:
-            return SubmitOutcome(Verdict.UNCLEAR, message=_short(words))
+            return SubmitOutcome(Verdict.UNCLEAR, message=_short(message))
         if job is not None:
             return SubmitOutcome(Verdict.ACCEPTED, job=job)
-    if UNREACHED.search(words):
-        return SubmitOutcome(Verdict.UNREACHED, message=_short(words))
-    if is_limit(words):
-        return SubmitOutcome(Verdict.LIMIT, message=_short(words))
-    advice = refusal_advice(words)
-    return SubmitOutcome(Verdict.REFUSED, message=_short(words) + (f"; {advice}" if advice else ""))
+    if UNREACHED.search(message):
+        return SubmitOutcome(Verdict.UNREACHED, message=_short(message))
+    if is_limit(message):
+        return SubmitOutcome(Verdict.LIMIT, message=_short(message))
+    advice = refusal_advice(message)
+    return SubmitOutcome(Verdict.REFUSED, message=_short(message) + (f"; {advice}" if advice else ""))
 
 
 def _accepted(submission: Submission, job: str, cluster: str) -> SubmitOutcome:

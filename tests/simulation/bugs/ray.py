@@ -68,8 +68,8 @@ RAY = (
             Edit(DRIVER, "            self._stop.check_parent()\n", ""),
             Edit(
                 DRIVER,
-                '        if self._records.submission_end() is not None:\n            self._say("this submission was given up meanwhile: its',
-                '        if self._records is None:\n            self._say("this submission was given up meanwhile: its',
+                '        if self._records.submission_end() is not None:\n            self._log_line("this submission was given up meanwhile: its',
+                '        if self._records is None:\n            self._log_line("this submission was given up meanwhile: its',
             ),
         ),
         kind="ray",
