@@ -49,7 +49,7 @@ KINDS = {
     "a mistake's words": (1, raised("RuntimeError: size mismatch: read 10 of 20 bytes: Input/output error"),
                           Cause.STORAGE),
     "an import": (1, raised("ImportError: x: [Errno 5] Input/output error"), Cause.STORAGE),
-    "quoted words": (1, raised("ValueError: no name: 'No space left on device'"), Cause.CODE),
+    "quoted words": (1, raised("ValueError: expected a name, got 'No space left on device'"), Cause.CODE),
     "triton": (1, raised("RuntimeError: Triton Error [CUDA]: out of memory"), Cause.OOM_GPU),
     "a library's words": (1, raised("RuntimeError: x.h 168\ncuda failed with error 2 out of memory",
          "x/y.py f"),
