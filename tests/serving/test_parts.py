@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import html
 import re
+import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -188,21 +190,33 @@ def test_an_error_of_a_look_is_shown_and_the_next_look_may_succeed() -> None:
     assert found.get(wait_s=5)[0] == "seen" or found.get(wait_s=5)[0] == "seen"
 
 
+def running(thread: threading.Thread) -> list[str]:
+    """Names of the functions that a thread is in."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return [frame.name for frame in traceback.extract_stack(frame)] if frame else []
+
+
 def test_many_viewers_share_a_look() -> None:
     number = iter(range(100))
+    may_end = threading.Event()
 
     def look() -> int:
-        time.sleep(0.05)
+        assert may_end.wait(30)
         return next(number)
 
     found = Live(look)
-    found.get(wait_s=5)
-    threads = [threading.Thread(target=lambda: found.get(max_age_s=0.0, wait_s=5)) for _ in range(20)]
+    values: list[int | None] = []
+    threads = [threading.Thread(target=lambda: values.append(found.get(wait_s=30).value)) for _ in range(20)]
     for thread in threads:
         thread.start()
+    # No look can end before all have asked: one serves those that came before it began, a second one the others.
+    while sum("wait_for" in running(thread) for thread in threads) < len(threads):
+        time.sleep(0.01)
+    may_end.set()
     for thread in threads:
         thread.join()
-    assert next(number) < 6
+    assert len(values) == len(threads) and set(values) <= {0, 1}
+    assert next(number) == (2 if 1 in values else 1)
 
 
 def test_numbers_are_for_people() -> None:
