@@ -209,7 +209,7 @@ def test_many_viewers_share_a_look() -> None:
     threads = [threading.Thread(target=lambda: values.append(found.get(wait_s=30).value)) for _ in range(20)]
     for thread in threads:
         thread.start()
-    # No look can end before all have asked: one serves those that came before it began, a second one the others.
+    # No look can end before all have asked: one serves those before it began, a second one the others.
     while sum("wait_for" in running(thread) for thread in threads) < len(threads):
         time.sleep(0.01)
     may_end.set()
