@@ -1,6 +1,7 @@
 """Failures by another author, who knew no rule: what users of Python and other languages get to see.
 
-The texts are those of the tools; where a report was at hand, its address stands above the text.
+The texts are those of the tools: where a report was looked up its address stands above the text, the others
+are from the sources of the tool or from memory.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ ValueError: Some specified arguments are not used by the HfArgumentParser: ['--d
 """,
 )
 
-# The user's config: no key for the tracker was configured. https://github.com/wandb/wandb/issues/1553
+# The user's config: no key for the tracker was configured.
 prints(
     "key_of_wandb",
     r"""
@@ -178,7 +179,7 @@ AssertionError: bad header, cannot read: /data/c4_text_document.idx
 """,
 )
 
-# The user's data: a download whose checksum is another. https://github.com/tensorflow/datasets/issues/1482
+# The user's data: a download whose checksum is another.
 prints(
     "checksum_of_tfds",
     r"""
@@ -208,7 +209,7 @@ CONTEXT:  COPY runs, line 4, column loss: "n/a"
     3,
 )
 
-# The user's data: a damaged file. https://github.com/h5py/h5py/issues/1101
+# The user's data: a damaged file.
 prints(
     "header_of_h5py",
     r"""
@@ -226,7 +227,7 @@ OSError: Unable to synchronously open file (bad object header version number)
 """,
 )
 
-# The user's data: a film that no decoder opens. https://github.com/dmlc/decord/issues/150
+# The user's data: a film that no decoder opens.
 prints(
     "film_of_decord",
     r"""

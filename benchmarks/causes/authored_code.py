@@ -40,7 +40,7 @@ ImportError: numpy.core.multiarray failed to import
 """,
 )
 
-# Code: a package that was built for another torch. https://github.com/Dao-AILab/flash-attention/issues/919
+# Code: a package that was built for another torch.
 prints(
     "symbol_of_flash_attention",
     r"""
@@ -86,7 +86,7 @@ flax.errors.ScopeParamShapeError: Initializer expected to generate shape (784, 2
 """,
 )
 
-# Code: a call that this kind of model refuses. https://github.com/huggingface/transformers/issues/24540
+# Code: a call that this kind of model refuses.
 prints(
     "moved_in_4_bit",
     r"""
