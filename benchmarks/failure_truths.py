@@ -244,10 +244,11 @@ AUTHORED: Truths = {
         "target_of_make",
     ),
 }
-"""Written by another author, who had read neither the rules nor the programs above; not changed since.
+"""Written by another author, who had not read the rules, and of the programs above their names and a few.
 
-Debatable, as its author found when the results were there: `negative_rate` (config or code), `checksum_of_tfds`
-(data or communication), `disk_of_curl` (storage or unknown), `devices_of_nvidia_smi` (bad_node or config).
+Neither programs nor truths were changed since the first results. Debatable, as its author found then:
+`negative_rate` (config or code), `checksum_of_tfds` (data or communication), `disk_of_curl` (storage or
+unknown), `devices_of_nvidia_smi` (bad_node or config).
 """
 PARTS: Mapping[str, Truths] = {
     **{"seen": SEEN, "unseen": UNSEEN, "fresh": FRESH, "held_out": HELD_OUT},
