@@ -306,7 +306,7 @@ def page(found: Sequence[Found], first: Sequence[Found], option: str) -> str:
         "The rules were written before all programs but the `seen`, then mended by what every set but",
         "`later` and `authored` showed: these are *seen after the fact*. The middle column is what programs",
         "get that the rules never met, locally. `shapes`, `apart` are other languages, launchers, groups of",
-        "exceptions; `reported`, `strangers` follow reports to public projects, chosen for being unlike others;",
+        "exceptions; `reported`, `strangers` follow reports to public projects, chosen to be unlike;",
         "`later`, `authored` are held out today. The first figures of these four are of the rules alone, by",
         "`benchmarks/failure_offline.py`. One author wrote the rules and all programs but the `authored`.",
         "",
