@@ -21,6 +21,7 @@ and the message begins as torch writes it. ``ValueError: cannot parse 'CUDA out 
 
 from __future__ import annotations
 
+import builtins
 import errno
 import re
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ _BY_PACKAGE = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in pa
 _BY_MESSAGE = tuple(
     (re.compile(pattern, re.IGNORECASE), Cause(cause)) for pattern, cause in patterns.MESSAGES
 )
+_BY_CLASS_WORDS = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.CLASS_WORDS)
+_BY_WORDS = tuple((pattern, Cause(cause)) for pattern, cause in patterns.WORDS)
 _BY_SYMBOL = tuple((re.compile(rf"\b{pattern}\b"), Cause(cause)) for pattern, cause in patterns.SYMBOLS)
 _BY_SYSTEM = re.compile(
     "|".join(
@@ -45,17 +48,18 @@ _BY_SYSTEM = re.compile(
 
 _LIBRARY = re.compile(r"lib(cuda|nvidia-\w+|amdhip64|hsa-runtime64|ze_loader)\.so\S*: ")
 _SHARED_OBJECT = re.compile(r"\S+\.so\b\S*: |.*\bversion `GLIBC")
-"""A driver's library that a node lacks, and any library that cannot be loaded."""
+_OTHER_BUILD = re.compile(r"\S+-packages/\S+\.so: undefined symbol: ")
+"""A driver's library that a node lacks, any library that cannot be loaded, and one that was built for another."""
 
 _QUOTED = re.compile(r"(?<!\w)(['\"`])[^'\"`\n]*\1")
 """Words that another program or the user may have written."""
 
 _OF_DRIVER = re.compile(r"NVMLError(?!_(InvalidArgument|NotSupported|NoPermission|FunctionNotFound))")
-_GPU = re.compile(r"\b(torch|cupy\w*|jax\w*|tensorflow|numba)\.|\b(CUDA|HIP|XPU|MPS|GPU)\b")
 _ON_HOST = re.compile(r"(?![\s\S]*device:GPU)[\s\S]*device:CPU")
 _NOT_FINITE = re.compile(
-    r"\b(nans?|infs?|infinity|non-?finite)\b(?! (check|detect|polic|handl))", re.IGNORECASE
+    r"(?<![(\[]-)\b(nans?|infs?|infinity|non-?finite)\b(?! (check|detect|polic|handl)|[\])])", re.IGNORECASE
 )
+_VALUE = re.compile(r"[:=] ?[-+]?(nan|inf)\b", re.IGNORECASE)
 _GPU_MEMORY = re.compile(r"\b(cuda|hip|gpu)\w*\b.*\bout of memory\b", re.IGNORECASE)
 _OF_ROWS = re.compile(
     r"\b(input|data|rows?|columns?|features?|labels?|samples?)\b.* contains?\b", re.IGNORECASE
@@ -85,6 +89,7 @@ _SETTINGS = re.compile(
 )
 """Modules that read and write files of data, and names of files and functions of the config."""
 _CHECKING = re.compile(r".*[/\\](\w+_)?(config|settings|arguments|training_args)\w*\.py$")
+_CHECK = re.compile(r"_*(check|validate|verify)_\w*(args|arguments?|params?|parameters?|config|settings|options)")
 _WRITING = re.compile(r"_*(write|save|dump|to_|store|export|put|flush|close)")
 _PARSING = re.compile(r"(argparse|absl|click|typer|fire|tyro|simple_parsing|jsonargparse|docopt)\b")
 
@@ -177,7 +182,7 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
         return (causes.pop(), True) if len(causes) == 1 else (Cause.UNKNOWN, True)
     for rule in _RULES:
         cause = rule(raised)
-        if cause in DETERMINISTIC and (failed := _of_machine(raised)) is not None:
+        if cause in DETERMINISTIC and (failed := _of_machine(raised, cause)) is not None:
             return failed, True
         if cause is Cause.DATA and _OF_NODE.match(raised.text):
             return Cause.UNKNOWN, False
@@ -189,7 +194,16 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
             return cause, True
     found = (_BY_GENERAL_TYPE[name] for name in raised.classes if name in _BY_GENERAL_TYPE)
     cause = next(found, Cause.UNKNOWN)
-    return (Cause.CONFIG, True) if cause is Cause.CODE and _is_of_settings(raised) else (cause, False)
+    if cause is Cause.CODE:
+        if (failed := _of_machine(raised, cause)) is not None:
+            return failed, True
+        if patterns.NAN.search(raised.text[:2000]):
+            return Cause.NAN, True
+    is_setting = patterns.SETTING.search(_unquoted(raised.text.partition("\n")[0])) is not None
+    is_setting = is_setting and raised.is_of_library
+    if is_setting or (cause is Cause.CODE and _is_of_settings(raised)):
+        return Cause.CONFIG, True
+    return cause, False
 
 
 def _by_status(raised: Raised) -> Cause | None:
@@ -206,17 +220,21 @@ def _by_library(raised: Raised) -> Cause | None:
         return None
     if _LIBRARY.match(raised.text):
         return Cause.BAD_NODE
+    if _OTHER_BUILD.match(raised.text):
+        return Cause.CODE
     return Cause.UNKNOWN if _SHARED_OBJECT.match(raised.text) else None
 
 
 def _by_class(raised: Raised) -> Cause | None:
     if _OF_DRIVER.match(raised.classes[0]):
         return Cause.BAD_NODE
+    if "MemoryError" in raised.classes and patterns.GPU.search(f"{raised.names[0]} {raised.text[:2000]}"):
+        return Cause.OOM_GPU
     if OUT_OF_MEMORY.search(raised.classes[0]) and _by_message(raised) is None:
         if of_system(raised.text.partition("\n")[0]) is Cause.STORAGE:  # TensorFlow has one class for both
             return Cause.STORAGE
         text = f"{raised.names[0]} {raised.text}"
-        is_host = "." in raised.names[0] and (not _GPU.search(text) or _ON_HOST.match(text))
+        is_host = "." in raised.names[0] and (not patterns.GPU.search(text) or _ON_HOST.match(text))
         return Cause.OOM_HOST if is_host else Cause.OOM_GPU
     if raised.classes[0] == "SystemExit":
         is_usage = raised.text == "2" and any(_PARSING.match(frame.module) for frame in raised.inside)
@@ -302,7 +320,7 @@ def _by_place(raised: Raised) -> Cause | None:
     """Return the cause by the reader, writer or loader inside which a general class was raised."""
     frames = [frame for frame in raised.inside if _READERS.match(frame.module)]
     if frames and any(_WRITING.match(frame.function) for frame in frames):
-        return Cause.STORAGE if "OSError" in raised.classes else None
+        return Cause.STORAGE if "OSError" in raised.classes or "iostream error" in raised.text else None
     if frames:
         return Cause.DATA
     is_loader = any(re.match(r"transformers\b", frame.module) for frame in raised.inside)
@@ -313,17 +331,24 @@ def _by_quoted_system(raised: Raised) -> Cause | None:
     """Return what a machine lacked or a reader met, where the message of a library states it."""
     if not raised.is_of_library:
         return None
-    text = raised.text.partition("\n")[0]
-    cause = of_system(text)
-    if cause in OF_MACHINES:
-        return cause
-    is_general = any(name in _BY_GENERAL_TYPE for name in raised.classes)
-    return Cause.DATA if patterns.DATA.search(text) and not is_general else None
+    cause = of_words(raised.text.partition("\n")[0])
+    if cause is Cause.UNKNOWN and _VALUE.search(raised.text[:2000]):
+        return Cause.NAN
+    if cause in DETERMINISTIC and any(name in _BY_GENERAL_TYPE for name in raised.classes):
+        return None
+    return None if cause is Cause.UNKNOWN else cause
+
+
+def _by_name(raised: Raised) -> Cause | None:
+    """Return the cause by words in the name of a class that a library or a program defines."""
+    own = (name for name in raised.classes if not hasattr(builtins, name))
+    found = (cause for name in own for words, cause in _BY_CLASS_WORDS if words.search(name))
+    return next(found, None)
 
 
 _RULES: tuple[Callable[[Raised], Cause | None], ...] = (
     *(_by_status, _by_library, _by_class, _by_message, _by_number, _by_package, _by_words, _by_place,
-      _by_quoted_system),
+      _by_quoted_system, _by_name),
 )  # fmt: skip
 """The evidence, the strongest first."""
 
@@ -331,7 +356,9 @@ _RULES: tuple[Callable[[Raised], Cause | None], ...] = (
 def _is_of_settings(raised: Raised) -> bool:
     """Whether a module of a library that checks settings raised it."""
     last = raised.frames[-1] if raised.frames else None
-    return last is not None and raised.is_stated and _CHECKING.match(last.module) is not None
+    if last is None or not raised.is_stated:
+        return False
+    return _CHECKING.match(last.file) is not None or _CHECK.match(last.function) is not None
 
 
 def _is_about_settings(raised: Raised) -> bool:
@@ -354,16 +381,45 @@ def of_driver(text: str) -> Cause | None:
     return next((cause for pattern, cause in _BY_SYMBOL if pattern.search(text)), None)
 
 
-def _of_machine(raised: Raised) -> Cause | None:
+def _of_machine(raised: Raised, cause: Cause) -> Cause | None:
     """Return the cause if the message of an error that is not the system's own states a machine's failure.
 
     Its beginning or class may be that of a mistake: ``size mismatch: read 1 of 2 bytes: Input/output error``.
     """
-    if "OSError" in raised.classes or "SyntaxError" in raised.classes:
+    if _SYSTEM.match(raised.text) or "SyntaxError" in raised.classes:
         return None
-    text = _QUOTED.sub("", raised.text.partition("\n")[0])
-    found = (of_driver(text), of_system(text))
-    return next((cause for cause in found if cause in OF_MACHINES), None)
+    text = _unquoted(raised.text.partition("\n")[0])
+    found = (of_driver(text), of_system(text), _by_any_words(text) if cause is Cause.DATA else None)
+    return next((each for each in found if each in OF_MACHINES), None)
+
+
+def _unquoted(text: str) -> str:
+    return _QUOTED.sub("''", text)
+
+
+def of_words(text: str) -> Cause:
+    """Return the cause that the words of an error show, whoever wrote them; a machine's before the user's.
+
+    Words in quotes are another program's or the user's, and count only as the name of a file.
+    """
+    words = _unquoted(text)
+    if patterns.INTERCONNECT.search(words):
+        return Cause.COMMUNICATION
+    system = of_driver(words) or of_system(words)
+    if system in OF_MACHINES:
+        return system
+    cause = _by_any_words(words)
+    if cause not in {Cause.DATA, Cause.UNKNOWN}:
+        return cause
+    system = of_system(text)
+    if system is Cause.UNKNOWN and cause is Cause.DATA and not _LACKED.search(text):
+        return Cause.CONFIG if _SETTINGS.search(text[:2000]) else Cause.DATA
+    return system
+
+
+def _by_any_words(text: str) -> Cause:
+    cause = next((cause for pattern, cause in _BY_WORDS if pattern.search(text)), Cause.UNKNOWN)
+    return Cause.OOM_GPU if cause is Cause.OOM_HOST and patterns.GPU.search(text) else cause
 
 
 def of_system(text: str) -> Cause:

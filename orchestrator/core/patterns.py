@@ -78,7 +78,7 @@ MESSAGES = (
     (r"(task|actor|worker)\b.* (node|host) (running low on|out of) memory", "oom_host"),
     (r"The actor died because its node has died", "node_lost"),
     (r"\[enforce fail at \S*alloc_cpu\S*\]|DefaultCPUAllocator: ", "oom_host"),
-    (r"std::bad_alloc|\[Errno 12\]|(can't|cannot) allocate (memory|vector)|not enough memory", "oom_host"),
+    (r"std::bad_alloc|\[Errno 12\]|(can't|cannot) allocate (memory|vector)|not enough memory: ", "oom_host"),
     (r"DataLoader worker .*out of shared memory", "oom_host"),
     (r"(\[[^\]]*\]:? ?)*(NCCL|nccl[A-Z]\w+|Watchdog caught collective)\b", "communication"),
     (r"(\[[^\]]*\]:? ?+|[\w .()/-]+: )*Connection (reset|closed) by peer", "communication"),
@@ -163,42 +163,151 @@ SYSTEM_ERRORS = {
 }  # fmt: skip
 """System errors that show a cause, by the system's words and by their names: all languages print these."""
 
-NETWORK = re.compile(
+GPU = re.compile(
+    r"\b(torch|cupy\w*|jax\w*|tensorflow|numba|pyopencl|pycuda|rmm|cudf|cuml)\.|\b(CUDA|HIP|XPU|MPS|GPU|TRT)\b"
+    r"|(?i:\bcuda|TensorRT|\bcu(blas|dnn)|device memory|opencl)|\bhip[A-Z]|\bVRAM\b|MEM_OBJECT_ALLOC"
+)
+"""Packages and words of a GPU, beside words of memory."""
+
+_MEMORY = (
+    r"\bout of( host| system)? memory\b|OutOfMemory|\bheap (space|out of memory|exhausted)|GC overhead limit"
+    r"|memory exhausted|bad_alloc|\boom[- _]?kill|malloc\w* (failed|of \S+ \S+ failed)"
+    r"|(can't|cannot|could not|unable to|failed to) (allocate|reserve|commit|map) (\S+ ){0,4}"
+    r"(memory|vector|bytes|array|buffer|tensor|block)"
+    r"|(exceed\w*|over|beyond|reached) (\S+ ){0,4}memory (limit|budget)|memory (limit|allocation)s? "
+    r"(was |is |has been )?(exceeded|failed|failure|reached)|insufficient (\w+ )?memory"
+)
+_STORAGE = (
+    r"(not enough|insufficient|out of|low on) (free |available )?(disk |storage |device |scratch )?space\b"
+    r"|\bno (free |more )?(disk |storage )space|\bno space left|(storage|disk)(?:_| is | )?full\b"
+    r"|\b(device|file ?system|volume|partition|backend) (is |was )?(full|read-only)\b"
+    r"|(disk|storage|volume|home|inode)s? quota|minimum free drive|fail(ed|ure) (to )?writ(e|ing) (output|to disk)"
+)
+_NETWORK = (
     r"could not resolve (host|proxy)|name resolution|name or service not known|no such host|unknown ?host"
     r"|failed to lookup address|\bENOTFOUND\b|\bEAI_AGAIN\b|nodename nor servname|resolve host\w* "
-    r"|\b(i/o|handshake|connect\w*|(ssh|http|tls|network|rpc|socket) (request|operation)) timed? ?out"
-    r"|failed to connect to \S+ port|could(n't| not) connect to (the )?(server|host|endpoint)"
-    r"|remote end hung up unexpectedly|connection (was )?(reset|refused|aborted|closed by (the )?"
-    r"(remote|peer))|max retries exceeded with url|\b(502 bad gateway|503 service unavailable"
-    r"|504 gateway time-?out|429 too many requests)|no route to host|network is unreachable",
-    re.IGNORECASE,
+    r"|\b(i/o|handshake|connect\w*|(ssh|http|tls|network|rpc|socket|read|write|server) ?(request|operation)?)"
+    r" timed? ?out|timed? ?out (waiting|connecting|while (waiting|connecting|reading))"
+    r"|(failed|unable|could ?n[o']t|cannot|can't) (to )?(connect|reach|contact|communicate|establish a (new )?"
+    r"connection)\b|remote end hung up|unexpected disconnect|lost connection|disconnected from"
+    r"|connection (was |has been |is )?(reset|refused|aborted|closed|terminated|dropped|broken|timed? ?out)\b"
+    r"|max retries exceeded with url|no route to host|network is unreachable|(?<!resource )temporarily unavail"
+    r"|\b(host|server|peer|service|broker|endpoint|node)s? (is |are )?(unreachable|unavailable|not respond\w+"
+    r"|not reachable)|RPC failed|\bcurl:? \(?(5|6|7|16|18|28|35|52|55|56|92)\b|broken pipe"
+    r"|\b(tls|ssl)\w* (recv|read|connect\w*|handshake|connection|protocol) ?(error|failed|failure)"
+    r"|certificate verify failed|too many requests|rate limit (was |has been )?(exceeded|reached)"
+    r"|\b50[234]:? (bad gateway|service (temporarily )?unavail|gateway time)"
+    r"|\b(HTTP\S*|status|error|code|returned) (error |status |code )?(is |was )?[:=(]? ?(408|429|50[0234])\b"
 )
-"""How clients and resolvers of names report a network that fails."""
-
-MEMORY = re.compile(
-    r"\bout of memory\b|\bheap (space|out of memory|exhausted)|GC overhead limit|memory exhausted|bad_alloc"
-    r"|(can't|cannot|could not|unable to|failed to) allocate (\S+ )?(memory|vector|bytes)",
-    re.IGNORECASE,
+_DEVICE = (
+    r"\bno ((cuda|hip|rocm|gpu|nvidia|amd|npu|xpu|tpu)[- ]?(capable )?)*(gpu|device)s? (were |was |are |is )?"
+    r"(available|found|detected|visible)\b|(driver|library) version (mismatch|is insufficient)"
+    r"|(could ?n[o']t|failed to|unable to|cannot) (initiali[sz]e|communicate with|talk to) (the )?"
+    r"(nvml|nvidia|cuda|hip|rocm|gpu)\b|uncorrectable (\w+ )?(ecc|error|memory)|\bECC error"
+    r"|no kernel image is available|fallen off the bus|\bmachine check"
 )
-"""How runtimes of languages report that the memory of the host is used up."""
-
-DATA = re.compile(
+_SETTING = (
+    r"(learning[ _]rate|\blr|momentum|weight[ _]decay|batch[ _]size|vocab\w*[ _]size|(world|parallel|hidden|"
+    r"model|group)[ _]size|warm ?up[ _]\w+|dropout( probability)?|optimizer|scheduler|precision|num(ber)?[ _](of )?"
+    r"(\w+ )?(heads|layers|experts|workers|epochs|gpus)|(?:max|min)\w*[ _](length|tokens|steps|epochs|seq\w*)"
+    r"|temperature|top_[pk]|hyper-?parameter)s?"
+)
+_CONFIG = (
+    rf"\b(invalid|unknown|unsupported|unrecogni[sz]ed|illegal|negative) (\w+ )?{_SETTING}\b"
+    rf"|\b{_SETTING}\b( \S+){{0,4}} (must|should|cannot|can't|can only|has to|needs to|too (high|large|small|low)"
+    r"|(is |are )?not (divisible|supported|allowed|valid)|out of range)\b"
+    r"|\b(unrecogni[sz]ed|unknown|unsupported|ambiguous|no such|missing|illegal|invalid|required) (command[- ]"
+    r"line |config\w* |environment )?(option|flag|parameter|setting|config\w* key|subcommand|env\w* variable)s?\b"
+    r"|(unrecogni[sz]ed|unknown) arguments?\b|\binvalid (argument|value) '' for"
+    r"|environment variable (\S+ ){0,3}(not set|is missing|must be set|undefined)|\bset the (\S+ )?environment var"
+    r"|no matching (distribution|manifest|version)|did(n't| not) match any|\bunknown (revision|branch|tag|partition)"
+    r"|(find|locate|resolve) (a |the |any )?(version that|credentials|revision|ref\b|tag\b|branch\b|manifest|image\b)"
+    r"|\b(partition|account|qos|revision|branch|tag|manifest|repository|profile|environment|bucket)\b"
+    r"( \S+){0,4} (not found|does ?n[o']t exist|is unknown|is invalid|not valid)"
+    r"|\b(400 bad request|401 unauthori[sz]ed|403 forbidden|404 not found)"
+    r"|\b(HTTP\S*|status|error|code|returned) (error |status |code )?(is |was )?[:=(]? ?40[0134]\b"
+    r"|authentication (failed|required)|invalid (credentials|\w+ key id|api key|access token|username|password)"
+)
+_CODE = (
+    r"\bundefined (reference|symbol|variable|function|method|identifier|name)|\bundefined: \w|'' undefined\b"
+    r"|declared (and|but) (not|never) used|undeclared|not (been )?declared|unresolved (external|symbol|import|name)"
+    r"|(cannot|can't|could ?n[o']t) (find|resolve|locate) (symbol|value|function|type|name|method|module|crate|macro"
+    r"|trait)\b|could not compile|compilation (failed|error|terminated)|failed to compile|\bsyntax error\b"
+    r"|(unrecogni[sz]ed|unknown) (cmake command|function|method|identifier|variable|symbol|type)\b"
+    r"|\b(is|are|was) not defined\b|is not a function|has no (attribute|method|member|field)|no (such|matching) "
+    r"(method|member|function|overload)|\b(function|method|variable|object|symbol|identifier)( '')? (is )?"
+    r"(not found|undefined|not defined|does not exist)|no module named|attempt to (call|index|perform|compare) a"
+    r"|\b(null|nil) (pointer|reference)|(index|subscript|range) out of (bounds|range)|di(vide|vision) by zero"
+    r"|(incompatible|mismatched) (types?|shapes?|dimensions?)|shape mismatch|dimensions? (mismatch|do not match)"
+    r"|shape [(\[].{0,60}\bgot shape"
+)
+_DATA = (
     r"(json|csv|xml|parquet|avro|toml|utf-?8)\S*:? (parse|parser|parsing|decode|syntax|lexical) ?error"
     r"|\b(parse|lexical) error\b|unexpected (token|character|end of (json|input|file|data))|JSON (at|text)\b"
     r"|invalid (char\w*\b.*\b(json|looking for|in literal)|json|utf-?8|magic|byte sequence|multibyte)"
     r"|valid utf-?8|not in \w+ format|\bnot (appear to be )?an? (valid )?[\w/.-]+ (file|archive|image)\b"
     r"|is not a valid file|does not look like an? \w+ archive|premature(ly)? end|embedded nul|\bInvalidData\b"
-    r"|unexpected end of|ParseFrom(Array|String)|bad magic|magic (number|bytes)"
-    r"|\b(crc|checksum)\b.*\b(error|mismatch|failed)"
-    r"|(unknown|unrecogni[sz]ed) (input|file|image|archive) format|file format not recogni[sz]ed"
-    r"|end-of-central-directory|codec can't|malformed (\S+ )?(input|line|row|record|file|header|json|xml)"
-    r"|did not have \d+ elements|\bend of file\b|\bformat error\b|invalid data\b|more columns than"
-    r"|wrong number of fields"
-    r"|\b(corrupt(ed)?|truncated|damaged) (\S+ )?(files?|data|archive|input|stream|records?|header|image)"
-    r"|\b(file|data|archive|stream|record|header) (is|was|seems|appears to be|may be) (corrupt|truncat|dama)",
+    r"|unexpected (end of|eof)|ParseFrom(Array|String)|bad magic|magic (number|bytes)"
+    r"|\b(crc|checksum|sha\d+|md5|hash|digest|length|header|schema|columns?)s?\b.{0,40}"
+    r"\b(mismatch\w*|(do|does|did) ?n[o']t match)|\b(crc|checksum)\b.*\b(error|failed)"
+    r"|(unknown|unrecogni[sz]ed|unsupported) (input|file|image|archive) format|format not recogni[sz]ed"
+    r"|not recogni[sz]ed as (being )?(in )?a|end-of-central-directory|codec can't"
+    r"|malformed (\S+ )?(input|line|row|record|file|header|json|xml)|did not have \d+ elements|\bend of file\b"
+    r"|\bformat error\b|(invalid|bad|corrupt\w*|damaged) (\w+ )?(data|header|record|row|line|chunk|block|frame)s?\b"
+    r"|more columns than|wrong number of (fields|columns)|(extra|missing) (data|columns?|fields?) (after|in|for|at)\b"
+    r"|expected \d+ (columns|fields|values|tokens)|\b(corrupt(ed)?|truncated|damaged) (\S+ )?(files?|data|archive"
+    r"|input|stream|records?|header|image)"
+    r"|\b(file|data|archive|stream|record|header|image) (is|was|seems|appears to be|may be|ends?) (corrupt|truncat|dama"
+    r"|early|unexpected|empty)|\b(path|file|folder|director(y|ies)|dataset)s?( \S+)? does ?n[o']t exist"
+)
+DATA = re.compile(_DATA, re.IGNORECASE)
+"""How readers of data report what they cannot read."""
+
+_NAN = r"(nans?|[+-]?inf|infinit(?:e|y)|not finite|non-finite)\b"
+_OF_STEP = r"\b(loss(es)?|grad(ient)?s?|grad_norm|logits|perplexity|likelihood|objective|log ?prob\w*)"
+NAN = re.compile(
+    rf"{_OF_STEP}\b( \S+){{0,3}} (is|are|was|were|became|becomes|contains?|=|:) (now )?(an? )?{_NAN}"
+    rf"|(found|encountered|detected|produced|got|non-finite) (\w+ )?(or )?({_NAN})?,? ?(values? )?(in|for) (\w+ ){{0,3}}?{_OF_STEP}\b"
+    r"|\bloss (is )?(diverg|explod)|training (has )?diverged|floating point (exception|overflow)",
     re.IGNORECASE,
 )
-"""How readers of data report what they cannot read."""
+"""How training reports that a number is not finite."""
+
+WORDS = tuple(
+    (re.compile(words, re.IGNORECASE), cause)
+    for words, cause in (
+        *((_MEMORY, "oom_host"), (_STORAGE, "storage"), (_NETWORK, "communication"), (_DEVICE, "bad_node")),
+        *((NAN.pattern, "nan"), (_CONFIG, "config"), (_CODE, "code"), (_DATA, "data")),
+    )
+)
+"""What programs of all languages write about a cause, the machine's first. Words of memory beside those of a
+GPU are of its memory."""
+NETWORK, MEMORY, SETTING = WORDS[2][0], WORDS[0][0], re.compile(_CONFIG, re.IGNORECASE)
+
+INTERCONNECT = re.compile(
+    r"\b(ucx|ofi|psm2|btl_tcp|ibv|rdma|libfabric|infiniband)\w*\b(?!.*cannot allocate).*\b(fail|error|unreach|time)",
+    re.IGNORECASE,
+)
+"""What libraries of a cluster's network report, also where the system's words are those of a disk."""
+RETRY = re.compile(r"\b(re-?try(ing)?|re-?tries|attempts?|giving up|re-?connect\w*)\b", re.IGNORECASE)
+"""What a client writes before it gives up."""
+
+CLASS_WORDS = (
+    (r"(Disk|Storage)\w*(Full|Quota|Space)|NoSpace|OutOf(Disk|Space)", "storage"),
+    (r"Connect(ion|ivity)?(Error|Exception|Failure|Failed|Refused|Reset|Lost|Closed|Aborted|Timeout)|Time(d_?)?[oO]ut"
+     r"(?!Expired)|Network(?!X)|Unreachable|Unavailable|Disconnect|NoBrokers|NoHost|NoServers|TooManyRequests|RateLimit"
+     r"|Throttl|BrokenPipe|Handshake|NameResolution|Heartbeat", "communication"),
+    (r"NonFinite|NotFinite|Nan(Loss|Error|Value|Detected)|Diverge(d|nce)", "nan"),
+    (r"Shape\w*Error|Dimension|Broadcast|D[tT]ypeError|Tracer|Concretization|NotImplemented|DataDependent|Compil(e|ation)"
+     r"|SyntaxError|Unsupported(Op|Func)", "code"),
+    (r"Config\w*(Error|Exception)|Settings?(Error|Exception)|Credentials?|(Missing|Unknown|Bad)Argument|BadOption|NoSuchOption"
+     r"|Parameter(Validation)?(Error|Exception)|Usage(Error|Exception)|Unauthori|Forbidden|AccessDenied"
+     r"|(Environment|Package|Profile)s?NotFound", "config"),
+    (r"Pars(e|ing|er)(Error|Exception)|Decod(e|ing)|Deseriali[sz]|Corrupt|Truncat|Checksum|Malformed|BadFile|BadZip"
+     r"|(File|Image|Data|Media)Format|InvalidHeader|Unidentified|Data(set|File)s?(Error|Exception|NotFound)|FileNotFound"
+     r"|Schema(Error|Exception|Mismatch)", "data"),
+)  # fmt: skip
+"""Words in the names of classes of libraries that no other table knows."""
 
 PRINTED = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception))): (.+)$")
 """An exception that a program caught and printed as its last line, without the traceback."""
