@@ -165,17 +165,17 @@ SYSTEM_ERRORS = {
 
 GPU = re.compile(
     r"\b(torch|cupy\w*|jax\w*|tensorflow|numba|pyopencl|pycuda|rmm|cudf|cuml)\.|\b(CUDA|HIP|XPU|MPS|GPU|TRT)\b"
-    r"|(?i:\bcuda|TensorRT|\bcu(blas|dnn)|device memory|opencl)|\bhip[A-Z]|\bVRAM\b|MEM_OBJECT_ALLOC"
+    r"|(?i:(?<![a-z])cuda|TensorRT|\bcu(blas|dnn)|device memory|opencl)|\bhip[A-Z]|\bVRAM\b|MEM_OBJECT_ALLOC"
 )
 """Packages and words of a GPU, beside words of memory."""
 
 _MEMORY = (
     r"\bout of( host| system)? memory\b|OutOfMemory|\bheap (space|out of memory|exhausted)|GC overhead limit"
-    r"|memory exhausted|bad_alloc|\boom[- _]?kill|malloc\w* (failed|of \S+ \S+ failed)"
+    r"|memory exhausted|bad_alloc|\boom\b|\boom[-_]?kill|malloc\w* (failed|of \S+ \S+ failed)"
     r"|(can't|cannot|could not|unable to|failed to) (allocate|reserve|commit|map) (\S+ ){0,4}"
     r"(memory|vector|bytes|array|buffer|tensor|block)"
-    r"|(exceed\w*|over|beyond|reached) (\S+ ){0,4}memory (limit|budget)|memory (limit|allocation)s? "
-    r"(was |is |has been )?(exceeded|failed|failure|reached)|insufficient (\w+ )?memory"
+    r"|(exceed\w*|over|beyond|reached) (\S+ ){0,4}memory (limit|budget)|memory (limit|size|allocation)s?"
+    r"( \S+){0,4} (exceeded|exhausted|failed|failure|reached)|insufficient (\w+ )?memory"
 )
 _STORAGE = (
     r"(not enough|insufficient|out of|low on) (free |available )?(disk |storage |device |scratch )?space\b"
@@ -187,9 +187,9 @@ _NETWORK = (
     r"could not resolve (host|proxy)|name resolution|name or service not known|no such host|unknown ?host"
     r"|failed to lookup address|\bENOTFOUND\b|\bEAI_AGAIN\b|nodename nor servname|resolve host\w* "
     r"|\b(i/o|handshake|connect\w*|(ssh|http|tls|network|rpc|socket|read|write|server) ?(request|operation)?)"
-    r" timed? ?out|timed? ?out (waiting|connecting|while (waiting|connecting|reading))"
+    r" timed? ?out|timed? ?out (in data|exceeded|waiting|connecting|while (waiting|connecting|reading))|deadline exceeded|getaddrinfo"
     r"|(failed|unable|could ?n[o']t|cannot|can't) (to )?(connect|reach|contact|communicate|establish a (new )?"
-    r"connection)\b|remote end hung up|unexpected disconnect|lost connection|disconnected from"
+    r"connection)\b|(connection|server) \S+ (\S+ )?was refused|temporary failure|zero bytes were trans|remote end hung up|unexpected disconnect|lost connection|disconnected from"
     r"|connection (was |has been |is )?(reset|refused|aborted|closed|terminated|dropped|broken|timed? ?out)\b"
     r"|max retries exceeded with url|no route to host|network is unreachable|(?<!resource )temporarily unavail"
     r"|\b(host|server|peer|service|broker|endpoint|node)s? (is |are )?(unreachable|unavailable|not respond\w+"
@@ -204,7 +204,9 @@ _DEVICE = (
     r"(available|found|detected|visible)\b|(driver|library) version (mismatch|is insufficient)"
     r"|(could ?n[o']t|failed to|unable to|cannot) (initiali[sz]e|communicate with|talk to) (the )?"
     r"(nvml|nvidia|cuda|hip|rocm|gpu)\b|uncorrectable (\w+ )?(ecc|error|memory)|\bECC error"
-    r"|no kernel image is available|fallen off the bus|\bmachine check"
+    r"|no kernel image is available|fallen off the bus|\bmachine check|system not (yet )?(initialized|ready)"
+    r"|\blib(cuda|nvidia-\w+|amdhip64|hsa-runtime64)\.so\S*( \S+){0,3} (not (be )?found|cannot open|cannot found)"
+    r"|(find|load|open|locate) (the )?lib(cuda|nvidia-\w+|amdhip64|hsa-runtime64)\b"
 )
 _SETTING = (
     r"(learning[ _]rate|\blr|momentum|weight[ _]decay|batch[ _]size|vocab\w*[ _]size|(world|parallel|hidden|"
@@ -218,25 +220,26 @@ _CONFIG = (
     r"|(is |are )?not (divisible|supported|allowed|valid)|out of range)\b"
     r"|\b(unrecogni[sz]ed|unknown|unsupported|ambiguous|no such|missing|illegal|invalid|required) (command[- ]"
     r"line |config\w* |environment )?(option|flag|parameter|setting|config\w* key|subcommand|env\w* variable)s?\b"
-    r"|(unrecogni[sz]ed|unknown) arguments?\b|\binvalid (argument|value) '' for"
-    r"|environment variable (\S+ ){0,3}(not set|is missing|must be set|undefined)|\bset the (\S+ )?environment var"
-    r"|no matching (distribution|manifest|version)|did(n't| not) match any|\bunknown (revision|branch|tag|partition)"
+    r"|\b(unrecogni[sz]ed|unknown|unsupported) (argument|model|architecture|backend|revision|branch|tag|partition)s?\b|\binvalid (argument|value) '' for"
+    r"|environment variable (\S+ ){0,3}(not set|is missing|must be set|undefined)|unbound variable|null or not set|\bset the (\S+ )?environment var"
+    r"|no matching (distribution|manifest|version)|did(n't| not) match any|manifest unknown|locate package|not a git repository"
     r"|(find|locate|resolve) (a |the |any )?(version that|credentials|revision|ref\b|tag\b|branch\b|manifest|image\b)"
-    r"|\b(partition|account|qos|revision|branch|tag|manifest|repository|profile|environment|bucket)\b"
+    r"|\b(partition|account|qos|revision|branch|tag|manifest|repository|profile|environment|bucket|model|image)\b"
     r"( \S+){0,4} (not found|does ?n[o']t exist|is unknown|is invalid|not valid)"
     r"|\b(400 bad request|401 unauthori[sz]ed|403 forbidden|404 not found)"
     r"|\b(HTTP\S*|status|error|code|returned) (error |status |code )?(is |was )?[:=(]? ?40[0134]\b"
-    r"|authentication (failed|required)|invalid (credentials|\w+ key id|api key|access token|username|password)"
+    r"|authentication (failed|required)|access denied for user|access to the resource is denied|\(publickey\W"
+    r"|\b(ya?ml|toml|ini): (line|error|parse|syntax)|\bsection (\S+ )?in (the )?config|invalid (credentials|\w+ key id|api key|access token|username|password)"
 )
 _CODE = (
     r"\bundefined (reference|symbol|variable|function|method|identifier|name)|\bundefined: \w|'' undefined\b"
-    r"|declared (and|but) (not|never) used|undeclared|not (been )?declared|unresolved (external|symbol|import|name)"
+    r"|declared (and|but) (not|never) used|undeclared|not (been )?declared|\bnot in scope\b|\bin (this )?scope\b|call to undefined|\b\w+\.\w+:\d+:\d+: (fatal )?error: |unresolved (external|symbol|import|name)"
     r"|(cannot|can't|could ?n[o']t) (find|resolve|locate) (symbol|value|function|type|name|method|module|crate|macro"
-    r"|trait)\b|could not compile|compilation (failed|error|terminated)|failed to compile|\bsyntax error\b"
+    r"|trait)\b|could not compile|compilation (failed|error|terminated)|failed to compile|\bsyntax error\b|error in \S+ (\S+ )?syntax"
     r"|(unrecogni[sz]ed|unknown) (cmake command|function|method|identifier|variable|symbol|type)\b"
     r"|\b(is|are|was) not defined\b|is not a function|has no (attribute|method|member|field)|no (such|matching) "
-    r"(method|member|function|overload)|\b(function|method|variable|object|symbol|identifier)( '')? (is )?"
-    r"(not found|undefined|not defined|does not exist)|no module named|attempt to (call|index|perform|compare) a"
+    r"(method|member|function|overload)|\b(function|method|variable|object|symbol|identifier)( \S+)? (is )?"
+    r"(not found|undefined|not defined|does not exist)|no module named|find '' module|cannot (index|call|iterate over|add|concatenate) (\w+ )?(with|a|of|over)\b|attempt to (call|index|perform|compare) a"
     r"|\b(null|nil) (pointer|reference)|(index|subscript|range) out of (bounds|range)|di(vide|vision) by zero"
     r"|(incompatible|mismatched) (types?|shapes?|dimensions?)|shape mismatch|dimensions? (mismatch|do not match)"
     r"|shape [(\[].{0,60}\bgot shape"
@@ -252,12 +255,14 @@ _DATA = (
     r"\b(mismatch\w*|(do|does|did) ?n[o']t match)|\b(crc|checksum)\b.*\b(error|failed)"
     r"|(unknown|unrecogni[sz]ed|unsupported) (input|file|image|archive) format|format not recogni[sz]ed"
     r"|not recogni[sz]ed as (being )?(in )?a|end-of-central-directory|codec can't"
-    r"|malformed (\S+ )?(input|line|row|record|file|header|json|xml)|did not have \d+ elements|\bend of file\b"
-    r"|\bformat error\b|(invalid|bad|corrupt\w*|damaged) (\w+ )?(data|header|record|row|line|chunk|block|frame)s?\b"
+    r"|malformed (json|xml)|did not have \d+ elements|\bend of file\b"
+    r"|\bformat error\b|(invalid|bad|improper|malformed|corrupt\w*|damaged|truncated) (\S+ )?(data|header|footer|record|row|line|chunk|block|frame"
+    r"|input|files?|archive|image|stream|index)s?\b|(illegal|invalid) (\w+ )?(sequence|block type)|data integrity|NoSuch(File|Key)"
+    r"|\b(parsing|decoding|decompression|deserialization) (has )?(failed|error)|(header|footer|magic|signature) (was )?not found"
+    r"|no properly formatted|missing (required )?(field|key|section|property|column)s?\b"
     r"|more columns than|wrong number of (fields|columns)|(extra|missing) (data|columns?|fields?) (after|in|for|at)\b"
-    r"|expected \d+ (columns|fields|values|tokens)|\b(corrupt(ed)?|truncated|damaged) (\S+ )?(files?|data|archive"
-    r"|input|stream|records?|header|image)"
-    r"|\b(file|data|archive|stream|record|header|image) (is|was|seems|appears to be|may be|ends?) (corrupt|truncat|dama"
+    r"|expected \d+ (columns|fields|values|tokens)"
+    r"|\b(file|data|archive|stream|record|header|image|input) (is|was|seems|appears to be|may be|ends?) (corrupt|truncat|dama|malform"
     r"|early|unexpected|empty)|\b(path|file|folder|director(y|ies)|dataset)s?( \S+)? does ?n[o']t exist"
 )
 DATA = re.compile(_DATA, re.IGNORECASE)
@@ -268,6 +273,7 @@ _OF_STEP = r"\b(loss(es)?|grad(ient)?s?|grad_norm|logits|perplexity|likelihood|o
 NAN = re.compile(
     rf"{_OF_STEP}\b( \S+){{0,3}} (is|are|was|were|became|becomes|contains?|=|:) (now )?(an? )?{_NAN}"
     rf"|(found|encountered|detected|produced|got|non-finite) (\w+ )?(or )?({_NAN})?,? ?(values? )?(in|for) (\w+ ){{0,3}}?{_OF_STEP}\b"
+    rf"|\b(nan|inf|infinite|non-?finite) (\w+ )?{_OF_STEP}\b"
     r"|\bloss (is )?(diverg|explod)|training (has )?diverged|floating point (exception|overflow)",
     re.IGNORECASE,
 )
@@ -304,7 +310,7 @@ CLASS_WORDS = (
      r"|Parameter(Validation)?(Error|Exception)|Usage(Error|Exception)|Unauthori|Forbidden|AccessDenied"
      r"|(Environment|Package|Profile)s?NotFound", "config"),
     (r"Pars(e|ing|er)(Error|Exception)|Decod(e|ing)|Deseriali[sz]|Corrupt|Truncat|Checksum|Malformed|BadFile|BadZip"
-     r"|(File|Image|Data|Media)Format|InvalidHeader|Unidentified|Data(set|File)s?(Error|Exception|NotFound)|FileNotFound"
+     r"|(File|Image|Data|Media)Format|NoSuchFile|InvalidHeader|InvalidFormat|InvalidProtobuf|Unidentified|Data(set|File)s?(Error|Exception|NotFound)|FileNotFound"
      r"|Schema(Error|Exception|Mismatch)", "data"),
 )  # fmt: skip
 """Words in the names of classes of libraries that no other table knows."""
@@ -367,7 +373,7 @@ AFTERWORDS = re.compile(
     r"launch/|error: \S+: tasks? [\d,-]+: (Exited|Terminated))|slurmstepd: error: \*\*\* .* CANCELLED AT "
     r"[^D]*\*\*\*$|Primary job +terminated|(mpirun|mpiexec|prterun) (detected|has exited)|\[\S+\] \*\*\* "
     r"|[-=*#]{8,}$|.*Kill"
-    r"ing subprocess \d+|.*exits with return code = \d+$|ERROR conda\.cli|npm (ERR!|error)|error Command fai"
+    r"ing subprocess \d+|.*exits with return code = \d+$|ERROR conda\.cli|npm (ERR!|error)(?!.*(\b[45]\d\d\b|\bE[A-Z]{6,}))|error Command fai"
     r"led|error: failed to (fetch|push) |(real|user|sys)\t|Command exited with non-zero status|ERROR: Job fai"
     r"led|Aborted( \(core dumped\))?$"
     r"|.*: line \d+: +\d+ (Aborted|Killed|Terminated|Segmentation fault)\b"
@@ -401,7 +407,7 @@ HINT = re.compile(
 OPTION = re.compile(
     r"(?:.*: )?((?:(?:unrecogni[sz]ed|unknown|invalid|illegal|unexpected|ambiguous|bad|no"
     r" such) (?:[\w-]+ ){0,3}(?:option|argument|flag|parameter|value|choice|subcommand)|flag provided but no"
-    r"|(?:the following |(?:required|long|short) )*(?:option|argument|flag)s?\b.*(?:requires? |required|"
+    r"|found argument|unexpected argument|(?:the following |(?:required|long|short) )*(?:option|argument|flag)s?\b.*(?:requires? |required|"
     r"not provided|not recogni[sz]ed|not allowed|missing|invalid)).*)",
     re.IGNORECASE,
 )
