@@ -88,7 +88,7 @@ class Live(Generic[T]):
     def _run(self) -> None:
         while True:
             with self._condition:
-                in_time = self._condition.wait_for(lambda: self._wanted > self._answered)
+                self._condition.wait_for(lambda: self._wanted > self._answered)
                 self._begun_s = time.monotonic()
             at_s = time.time()
             try:

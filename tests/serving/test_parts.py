@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ from orchestrator.serving import cells, results, site
 from orchestrator.serving.app import application
 from orchestrator.serving.drawing import HERE, number
 from orchestrator.serving.live import Live
-from orchestrator.testing import wait_for
 from orchestrator.serving.server import is_loopback, named_host
 from orchestrator.store.objects import PosixStore
+from orchestrator.testing import wait_for
+from tests.execution.waiting import running
 from tests.store import states
 
 ROWS: list[dict[str, Any]] = [
@@ -189,12 +188,6 @@ def test_an_error_of_a_look_is_shown_and_the_next_look_may_succeed() -> None:
     assert (found.get(wait_s=60).problem, found.get(wait_s=60).value) == ("stale file handle", None)
     fails[0] = False
     assert found.get(wait_s=60).value == "seen"
-
-
-def running(thread: threading.Thread) -> list[str]:
-    """Names of the functions that a thread is in."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    return [frame.name for frame in traceback.extract_stack(frame)] if frame else []
 
 
 def test_many_viewers_share_a_look() -> None:
