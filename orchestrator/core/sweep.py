@@ -247,6 +247,8 @@ def stage_specs(
         specs[name] = spec = _spec(name, fields or {}, registered, known, where)
         if spec.limit_s is not None and not spec.limit_s > 0:  # also catches NaN
             raise UserError(f"stages.{name}.limit_s is {spec.limit_s!r}", where=where, allowed="more than 0")
+        if spec.version < 0:
+            raise UserError(f"stages.{name}.version is {spec.version}", where=where, allowed="0, 1, 2, ...")
     for name, spec in specs.items():
         for other in spec.after:
             if other not in specs:
