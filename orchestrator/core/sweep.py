@@ -155,7 +155,8 @@ def check_axis(name: str, *, where: str = "") -> None:
         UserError: the name is refused.
     """
     if not name or len(name) > MAX_NAME or not name.isprintable() or re.search(r"[\s=,!]", name):
-        raise UserError(f"{_short(name)!r} cannot be the name of an axis", where=where)
+        allowed = "the dotted name of a key, without spaces and = , !"
+        raise UserError(f"{_short(name)!r} cannot be the name of an axis", where=where, allowed=allowed)
     if name in (taken := (*_ENGINE_COLUMNS, "state", "cause")):
         raise UserError(
             f"{name!r} cannot be the name of an axis",
