@@ -375,87 +375,8 @@ def open_objects(url: str) -> ObjectStore:
     if scheme == "file":
         return PosixStore(Path("/" + rest.lstrip("/")))
     if scheme not in BUCKETS:
-        raise UserError(
-            f"unknown store scheme {scheme!r}",
-            where=f"store.url={url}",
-            allowed=f"what the environment says: {names}",
-            fix="set them to an account that may read, write, list and delete there",
-        )
-    if error.errno == errno.EINVAL:
-        return UserError(message, where=f"store.url={url}", allowed=f"{scheme}://BUCKET/PREFIX")
-    return InfrastructureError(
-        f"the store does not answer: {message}",
-        where=f"store.url={url}",
-        allowed=f"what the environment says: {names}",
-        fix="check them, and the network, with: sweep doctor",
-    )
-
-
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]")
-"""Bucket names that S3 and GCS accept."""
-
-_ADDRESSES = "a folder on a shared file system, file://, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
-_NAME_BYTES, _PATH_BYTES = 255, 3500
-"""Longest name of a file, and a path of a store that leaves room for those in it, up to Linux's 4,096."""
-
-
-def _folder(url: str) -> Path:
-    """Return the folder that a path names.
-
-    Raises:
-        UserError: It can be none.
-    """
-    fix = "store.url=FOLDER, or set SWEEP_STORE"
-    if re.match(rf"(?i)({'|'.join(BUCKETS)}|file):", url):
-        raise UserError(f"{redacted(url)!r} is no address of a store", allowed=_ADDRESSES, fix=fix)
-    try:
-        folder = Path(url).expanduser().absolute()
-    except RuntimeError as error:
-        raise UserError(f"the store {url!r} names no folder: {error}", fix=fix) from None
-    longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
-    if longest > _NAME_BYTES or len(os.fsencode(folder)) > _PATH_BYTES:
-        raise UserError(
-            f"the path of the store is too long: {str(folder)[:40]}...",
-            allowed=f"names of at most {_NAME_BYTES} bytes, and {_PATH_BYTES:,} bytes in all",
-            fix=fix,
-        )
-    if not is_utf8(str(folder)):
-        raise UserError(f"the path of the store is no UTF-8 text: {one_line(str(folder))}", fix=fix)
-    if problem := _no_folder(folder):
-        raise UserError(f"the store {folder} {problem}", allowed="a folder, or a path of none", fix=fix)
-    return folder
-
-
-def _no_folder(path: Path) -> str:
-    """Return why a path can be no folder, "" if it is one, or one can be made there as far as is known."""
-    try:
-        return "" if stat.S_ISDIR(path.stat().st_mode) else "is a file"
-    except FileNotFoundError:
-        odd = "begins or ends with a space" if path.name != path.name.strip() else ""
-        return "is a link to nowhere" if path.is_symlink() else odd
-    except OSError as error:
-        return f"is no folder: {error.strerror}" if error.errno in (errno.ELOOP, errno.ENOTDIR) else ""
-
-
-def open_objects(url: str) -> ObjectStore:
-    """Return the store operations for a URL or path, without reading what is there.
-
-    Raises:
-        UserError: The scheme is unknown, or the address names no bucket.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return PosixStore(_folder(url))
-    if scheme == "file":
-        return PosixStore(Path("/" + rest.lstrip("/")))
-    if scheme not in BUCKETS:
-        is_known = scheme == "file" or not separator
-        raise UserError(
-            f"{redacted(url)!r} is no address of a store" if is_known else f"unknown store scheme {scheme!r}",
-            where=f"store.url={url}",
-            allowed=_ADDRESSES,
-            fix="store.url=/shared/runs",
-        )
+        what, fix = f"unknown store scheme {scheme!r}", "store.url=/shared/runs"
+        raise UserError(what, where=f"store.url={url}", allowed=_ADDRESSES, fix=fix)
     bucket, *parts = rest.rstrip("/").split("/")
     if "@" in bucket or (":" in bucket and "@" in rest):
         raise UserError(
