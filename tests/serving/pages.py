@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 
+from orchestrator.serving.site import QUICK_S
+
 START_S = 60
 """How long a busy machine may take to start the server, in seconds."""
 
@@ -65,6 +67,16 @@ class Served:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+
+
+def next_page(client: httpx.Client, path: str, changed_s: float) -> str:
+    """Returns the next page that may be shown after a change: only one that waited in vain shows the past."""
+    while True:
+        asked_s = time.monotonic()
+        page = client.get(path)
+        if float(page.headers["x-read-at"]) >= changed_s:
+            return page.text
+        assert time.monotonic() - asked_s >= QUICK_S
 
 
 def content(root: Path) -> dict[str, tuple[int, int]]:
