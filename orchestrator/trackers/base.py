@@ -45,7 +45,7 @@ class Tracked(NamedTuple):
 
 
 def open_trackers(names: Sequence[str], tracked: Tracked) -> list[Tracker]:
-    """Open trackers by name, the store's always first. One that fails, then or later, costs the stage nothing."""
+    """Open trackers by name, the store's first. One that fails, then or later, costs the stage nothing."""
     trackers: list[Tracker] = []
     for name in dict.fromkeys(("store", *names)):
         if name in MIRRORS:  # it runs in a process of the launch
