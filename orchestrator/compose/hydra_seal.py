@@ -276,9 +276,7 @@ class Identity:
         touched: resolvers that were refused since the last key: the list of `without_resolvers`.
     """
 
-    def __init__(
-        self, volatile: list[str], given: Collection[str], base: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, volatile: list[str], given: Collection[str], base: Any = None) -> None:
         self._volatile, self._given, self._base = volatile, given, base
         self.left_out: dict[str, str] = {}
         self.texts: dict[str, Any] = {}
