@@ -179,6 +179,10 @@ _ACTING = re.compile(
 """Characters that act on a terminal, or that UTF-8 cannot encode."""
 
 
+SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+"""An escape sequence of a terminal (ECMA-48): a control sequence, a system command, or a short one."""
+
+
 def escaped(text: str) -> str:
     r"""Return a text that cannot act on a terminal and that UTF-8 can encode; ``\x1b`` replaces an escape.
 

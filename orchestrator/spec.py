@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from orchestrator.errors import StageFailure
+from orchestrator.errors import StageFailure, UserError
 from orchestrator.formats import SINCE_2, Settings
 
 
@@ -114,3 +114,18 @@ class Config(Mapping[str, Any]):
 def plain(config: Config) -> Mapping[str, Any]:
     """Return the tree that a config wraps, for hooks that are called often. It must not be changed."""
     return config._tree
+
+
+def refuse_zero_bytes(value: Any, key: str, where: str) -> None:
+    """Refuse a text with a zero byte anywhere in a value that a command is given as an argument.
+
+    Raises:
+        UserError: there is one.
+    """
+    if isinstance(value, str) and "\0" in value:
+        what = f"{key} is {value!r}, which no command can be given"
+        raise UserError(what, where=where, allowed="text without zero bytes")
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, item in items:
+            refuse_zero_bytes(item, f"{key}.{name}".lstrip("."), where)

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.core.failure import Cause
 from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import UserError, nearest
-from orchestrator.spec import StageSpec
+from orchestrator.spec import StageSpec, refuse_zero_bytes
 
 _ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
 
@@ -296,13 +296,14 @@ def check_filled(
         where: the stage and cell, for messages.
 
     Raises:
-        UserError: a placeholder names no single value.
+        UserError: a placeholder names no single value, or one that no argument of a program can hold.
     """
     for name in asked:
         root, _, key = name.partition(".")
-        if root in slices:
-            value = pick(slices[root], key)
-            is_filled = value is not MISSING and not isinstance(value, Mapping)
+        if root in (*slices, "args"):
+            value = pick(slices[root], key) if key else slices["config"]
+            refuse_zero_bytes(value, key, where)
+            is_filled = not key or (value is not MISSING and not isinstance(value, Mapping))
         else:
             is_filled = root != "inputs" or name in inputs
         if not is_filled:

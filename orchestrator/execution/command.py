@@ -162,8 +162,9 @@ def _failure(words: list[str], code: int, folder: Path, *, oom_killed: bool) -> 
         failed = CommandFailure(Cause.STORAGE, failed.exception, message)
     # An exception locates the failure. Without one, the command line and its last words help most:
     # `sys.exit("a message")` prints the message last, and exits with code 1.
-    last = log.rstrip().rpartition("\n")[2] if code == 1 else ""
-    ran = "" if failed.exception else (f", last line: {one_line(last, 160)}" if last else "")
+    last = one_line(log.rstrip().rpartition("\n")[2], 160) if code in (1, 126, 127) else ""
+    is_new = last and last not in failed.message
+    ran = "" if failed.exception else (f", last line: {last}" if is_new else "")
     ran += "" if failed.exception else f" ({shlex.join(words)})"
     return FailedCommand(failed.cause, f"the command {failed.message}{ran}", failed.exception)
 
