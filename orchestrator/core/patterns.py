@@ -150,7 +150,7 @@ POINTS_ABOVE = re.compile(
 
 SYSTEM_ERRORS = {
     errno.ENOENT: "No such file or directory", errno.EISDIR: "Is a directory",
-    errno.ENOTDIR: "Not a directory", errno.ENOMEM: "Cannot allocate memory",
+    errno.ENOTDIR: "Not a directory", errno.ENOMEM: "Cannot allocate memory(?! in static TLS)",
     errno.EIO: "Input/output error", errno.ENOSPC: "No space left on device",
     errno.EROFS: "Read-only file system", errno.ESTALE: "Stale file handle",
     errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large",

@@ -119,6 +119,7 @@ LOADER = "python: error while loading shared libraries: "
          Cause.BAD_NODE),
         (127, f"{LOADER}libGL.so.1: cannot open shared object file: No such file or directory\n",
          Cause.UNKNOWN),
+        (127, f"{LOADER}libgomp.so.1: cannot allocate memory in static TLS block\n", Cause.UNKNOWN),
         (127, "bash: line 1: /nfs/x/train: Stale file handle\n", Cause.STORAGE),
         (126, "bash: line 1: /nfs/x/train: Input/output error\n", Cause.STORAGE),
         (1, "ls: cannot access '/mnt/x': Transport endpoint is not connected\n", Cause.STORAGE),
