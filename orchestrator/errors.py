@@ -216,6 +216,11 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
     return line if len(line) <= limit and len(begun) == len(text) else line[: limit - 3] + "..."
 
 
+def first_line_of(error: Exception) -> str:
+    """Return the first line of an exception's text that is not empty, or its type if there is none."""
+    return next((line for line in words_of(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def words_of(error: object) -> str:
     """Return the text of an exception or of any other object, even if its ``__str__`` fails.
 

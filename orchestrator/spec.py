@@ -16,7 +16,7 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     Attributes:
         run: ``module:function`` of the stage; exactly one of `run` and `command` is set.
         command: a command line with ``{inputs.NAME}``, ``{output}``, ``{config.KEY}`` and ``{uses.KEY}``.
-        name: a fixed name that stands for the target in the digest (for the stages that ship here).
+        name: a fixed name that stands for the target in the digest; stages that ship and plugins' have one.
         version: raised by hand when the stage's meaning changes.
         reads: config keys that the stage receives and that enter its digest.
         uses: config keys that it receives but that never enter the digest (paths, micro-batch).

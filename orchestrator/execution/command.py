@@ -55,7 +55,6 @@ from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
 from orchestrator.trackers.base import parse_metrics
 
-GRACE_S = 30.0
 POLL_S, REST_POLL_S, PROGRESS_S = 0.05, 0.2, 1.0
 RUMOUR_S = 0.2
 """Seconds to wait, after the end of any command, for news of a stop that may have caused it.
@@ -92,7 +91,7 @@ def run_command(
     context: Context,
     *,
     folder: Path | None = None,
-    grace_s: float = GRACE_S,
+    grace_s: float = 30.0,
     in_job: bool = False,
 ) -> None:
     """Run a command to its end. Its checkpoints are sealed while it runs and when it has ended.

@@ -19,7 +19,14 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.costs import Need
-from orchestrator.errors import InfrastructureError, StageFailure, UserError, counted, home_expanded
+from orchestrator.errors import (
+    InfrastructureError,
+    StageFailure,
+    UserError,
+    counted,
+    first_line_of,
+    home_expanded,
+)
 from orchestrator.registry import EXTRAS, install
 from orchestrator.sft import data, fetching, model_folder
 from orchestrator.sft.config import ItemsConfig, is_hub_id
@@ -247,7 +254,7 @@ def model(*, repo_id: str, revision: str) -> None:
     except errors.GatedRepoError as error:
         raise InfrastructureError(
             f"{repo_id} is gated",
-            where=_first_line(error),
+            where=first_line_of(error),
             fix=f"accept its licence at https://huggingface.co/{repo_id} and set HF_TOKEN",
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -256,17 +263,13 @@ def model(*, repo_id: str, revision: str) -> None:
         raise InfrastructureError(f"{repo_id} has no revision {revision}", fix="model.revision=") from error
     except Exception as error:
         offline = huggingface_hub.constants.HF_HUB_OFFLINE
-        why = "HF_HUB_OFFLINE is set" if offline else _first_line(error)
+        why = "HF_HUB_OFFLINE is set" if offline else first_line_of(error)
         advice = (
             "unset HF_HUB_OFFLINE" if offline else "run it where there is a network, with the same HF_HOME"
         )
         raise InfrastructureError(f"{repo_id} is not to be had from the hub: {why}", fix=advice) from error
     if missing := missing_files(repo_id, revision):
         raise InfrastructureError(f"{repo_id}@{revision} is incomplete: {missing}")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 MAX_POSITIONS = 4096

@@ -317,7 +317,7 @@ def test_a_config_of_before_is_masked_and_else_the_same() -> None:
 def test_hostile_text_takes_linear_time(unit: str) -> None:
     start_s = time.process_time()
     redacted(unit * (100_000 // len(unit)))
-    assert time.process_time() - start_s < 2
+    assert time.process_time() - start_s < 10  # usually 0.5
 
 
 @pytest.mark.parametrize(
