@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 from orchestrator.api.estimates import ordered_ids, sized
 from orchestrator.api.launching import CheckedLaunch, Detached, detach, make_launcher
-from orchestrator.api.reconciling import Notifies, PendingLaunch, is_well, notifier_of, undecided_lines
+from orchestrator.api.reconciling import Notifies, PendingLaunch, notifier_of, undecided_lines
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
+from orchestrator.api.waiting import exit_code, is_well
 from orchestrator.cli.output import LongStep, indented, print_lines, styled
 from orchestrator.cli.progress import (
     count_stages,
@@ -30,13 +31,12 @@ from orchestrator.cli.progress import (
     submit_all,
     write_reports,
 )
-from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import RunSettings
-from orchestrator.core.state import GOOD, STARTABLE, State
-from orchestrator.core.sweep import Cell, preload
+from orchestrator.core.state import GOOD, State
+from orchestrator.core.sweep import preload
 from orchestrator.entry import for_people, give_back_output, outlive_the_reader, prepare
-from orchestrator.errors import InfrastructureError, SweepError, UserError, counted, means_full_disk
+from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.records import Submission
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import GpuNumbers, Launch, Launcher
@@ -169,30 +169,10 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher, *, as_j
     # A refusal is an error of the machine or the store (exit code 3), not of a cell.
     if launcher.refusal() and not stopper.count:
         raise InfrastructureError(launcher.refusal())
-    if not stopper.count and (why := _lack_of_space(view, cells)):
-        go_on = f"make room, then: sweep launch {view.sweep.name}{view.hint}"
-        raise InfrastructureError(why, where=view.ledger.objects.url, fix=go_on)
-    if stopper.count:
-        print(f"stopped; go on with: sweep launch {view.sweep.name}{view.hint}")
+    if not stopper.count:
+        return exit_code(view, cells)
+    print(f"stopped; go on with: sweep launch {view.sweep.name}{view.hint}")
     return 1
-
-
-def _lack_of_space(view: SweepState, cells: Sequence[Cell]) -> str:
-    """Return why no worker starts a stage that could run, if a full disk is the reason, else "".
-
-    The workers have ended.
-    """
-    for cell in cells:
-        for digest, status in view.cells[cell.id].stages.items():
-            hold = view.holds.of(cell.id, digest)
-            if hold is not None and hold.cause is Cause.STORAGE and status.state is State.PENDING:
-                return hold.reason
-    if any(view.cells[cell.id].state in STARTABLE for cell in cells):
-        try:
-            view.ledger.prove_writable()
-        except SweepError as error:  # no end of an attempt, from which holds follow, could be recorded
-            return error.what if means_full_disk(error.what) else ""
-    return ""
 
 
 def _last_view(view: SweepState) -> SweepState:
