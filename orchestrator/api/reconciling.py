@@ -13,7 +13,7 @@ from orchestrator.api.state import Notify, SweepState
 from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
-from orchestrator.core.state import State
+from orchestrator.core.state import GOOD, State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import (
     AccessDenied,
@@ -293,6 +293,11 @@ def is_open(view: SweepState, cell: Cell) -> bool:
     can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
     status = view.cells[cell.id]
     return status.state in _OPEN and not can_never_start and not status.is_undecided(cell)
+
+
+def is_well(view: SweepState, cells: Sequence[Cell]) -> bool:
+    """Return whether cells have ended as they should, and no decision of the sweep is left open."""
+    return view.open_decision is None and all(view.cells[cell.id].state in GOOD for cell in cells)
 
 
 def undecided_lines(view: SweepState) -> list[str]:

@@ -8,13 +8,12 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.core.failure import Cause
 from orchestrator.core.sealed import most_cells
 from orchestrator.core.settings import StoreSettings
-from orchestrator.core.state import GOOD, STARTABLE, State
+from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.core.waiting import Goal, Outlook, outlook
-from orchestrator.errors import InfrastructureError, SweepError, UserError, counted, means_full_disk
+from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.store import layout
 from orchestrator.store.access import error_line
 
@@ -203,40 +202,3 @@ def _pause(view: SweepState, look_s: float, deadline_s: float | None, *, asks_jo
     if deadline_s is not None:
         pause_s = min(pause_s, max(0.0, deadline_s - now_s))
     time.sleep(pause_s)
-
-
-def is_well(view: SweepState, cells: Sequence[Cell]) -> bool:
-    """Return whether cells have ended as they should, and no decision of the sweep is left open."""
-    return view.open_decision is None and all(view.cells[cell.id].state in GOOD for cell in cells)
-
-
-def exit_code(view: SweepState, cells: Sequence[Cell]) -> int:
-    """Return 0 if cells that nothing works on any more have ended well, else 1.
-
-    Raises:
-        InfrastructureError: some did not because the store has no space.
-    """
-    if is_well(view, cells):
-        return 0
-    if why := _lack_of_space(view, cells):
-        go_on = f"make room, then: sweep launch {view.sweep.name}{view.hint}"
-        raise InfrastructureError(why, where=view.ledger.objects.url, fix=go_on)
-    return 1
-
-
-def _lack_of_space(view: SweepState, cells: Sequence[Cell]) -> str:
-    """Return why no worker starts a stage that could run, if a full disk is the reason, else "".
-
-    The workers have ended.
-    """
-    for cell in cells:
-        for digest, status in view.cells[cell.id].stages.items():
-            hold = view.holds.of(cell.id, digest)
-            if hold is not None and hold.cause is Cause.STORAGE and status.state is State.PENDING:
-                return hold.reason
-    if any(view.cells[cell.id].state in STARTABLE for cell in cells):
-        try:
-            view.ledger.prove_writable()
-        except SweepError as error:  # no end of an attempt, from which holds follow, could be recorded
-            return error.what if means_full_disk(error.what) else ""
-    return ""

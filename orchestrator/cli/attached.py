@@ -19,10 +19,9 @@ from typing import NamedTuple
 
 from orchestrator.api.estimates import ordered_ids, sized
 from orchestrator.api.launching import CheckedLaunch, Detached, detach, make_launcher
-from orchestrator.api.reconciling import Notifies, PendingLaunch, notifier_of, undecided_lines
+from orchestrator.api.reconciling import Notifies, PendingLaunch, is_well, notifier_of, undecided_lines
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
-from orchestrator.api.waiting import exit_code, is_well
 from orchestrator.cli.output import LongStep, indented, print_lines, styled
 from orchestrator.cli.progress import (
     count_stages,
@@ -170,7 +169,7 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher, *, as_j
     if launcher.refusal() and not stopper.count:
         raise InfrastructureError(launcher.refusal())
     if not stopper.count:
-        return exit_code(view, cells)
+        return int(load("orchestrator.api.failures:exit_code")(view, cells))
     print(f"stopped; go on with: sweep launch {view.sweep.name}{view.hint}")
     return 1
 

@@ -19,13 +19,13 @@ from orchestrator.api.reconciling import (
     NOTICES_S,
     JobPasses,
     PendingLaunch,
+    is_well,
     notifier_of,
     submit_pass,
     undecided_lines,
 )
 from orchestrator.api.requests import code_drift, finish_retention
 from orchestrator.api.state import SweepState
-from orchestrator.api.waiting import exit_code
 from orchestrator.cli.output import (
     NUMBERS,
     LongStep,
@@ -324,7 +324,7 @@ def _stay(passes: JobPasses) -> int:
     print_lines(undecided_lines(view))
     if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
-    return exit_code(view, cells)
+    return 0 if is_well(view, cells) else int(load("orchestrator.api.failures:exit_code")(view, cells))
 
 
 @contextlib.contextmanager
