@@ -95,7 +95,11 @@ def _files_of_items(config: Config) -> list[Need]:
 
 FETCH_MODEL = "orchestrator.sft.needs:model"
 _WEIGHTS = "model.safetensors"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+_TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"),
+    *("sentencepiece.bpe.model", "tiktoken.model", "vocab.model"),
+)
+"""Files of which a tokenizer has at least one."""
 
 
 def models(config: Config) -> list[Need]:
@@ -146,13 +150,6 @@ def problem_of(folder: Path, max_new_tokens: int) -> str:
         return f"no {_TOKENIZERS[0]}, nor another file of a tokenizer; save the model's tokenizer there too"
     too_short = "" if found.context_tokens is None else _too_short(found.context_tokens, max_new_tokens)
     return f"config.json: {too_short}" if too_short else ""
-
-
-_TOKENIZERS = (
-    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"),
-    *("sentencepiece.bpe.model", "tiktoken.model", "vocab.model"),
-)
-"""Files of which a tokenizer has at least one."""
 
 
 def _beside(folder: Path) -> str:
