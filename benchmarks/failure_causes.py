@@ -303,12 +303,12 @@ def page(found: Sequence[Found], first: Sequence[Found], option: str) -> str:
         lines.append(f"| {launcher} | {len(forms)} | {most} | {len(own)} | {share:.1%} |")
     lines += [
         "",
-        "The rules were written before all programs but the `seen`, then mended by what all showed but half of",
-        "`authored`: these are *seen after the fact*. The middle column is what programs get that the rules",
-        "never met, locally; of the last four sets by the rules alone (`benchmarks/failure_offline.py`). `shapes`,",
-        "`apart` are other languages, launchers, groups; `reported` and `strangers` follow public reports. Another",
-        "author wrote `authored`: at first sight 43.9 % were right, 10 % wrong. After general mechanisms learnt",
-        "from one half of it: 71.7 % of the other half are right, 6.7 % wrong.",
+        "The rules were written before all programs but the `seen`, then mended by what all showed but half",
+        "of `authored`: these are *seen after the fact*. The middle column: first sight, locally; of the",
+        "last four sets the rules alone, by `benchmarks/failure_offline.py`. `shapes`, `apart` are other",
+        "languages and launchers; `reported`, `strangers` follow public reports. Another author wrote",
+        "`authored`: 43.9 % right at first sight, 10 % wrong. After general mechanisms learnt from one half",
+        "of it: 71.7 % of the other half right, 6.7 % wrong.",
         "",
         "| programs | right when the rules first met them | right today |",
         "|---|---:|---:|",
