@@ -322,7 +322,8 @@ def _by_quoted_system(raised: Raised) -> Cause | None:
     cause = words.of_words(raised.text.partition("\n")[0])
     if cause is Cause.UNKNOWN and _VALUE.search(raised.text[:2000]):
         return Cause.NAN
-    if cause in DETERMINISTIC and any(name in _BY_GENERAL_TYPE for name in raised.classes):
+    is_general = any(name in _BY_GENERAL_TYPE for name in raised.classes)
+    if is_general and cause in DETERMINISTIC and not (cause is Cause.DATA and raised.is_stated):
         return None
     return None if cause is Cause.UNKNOWN else cause
 

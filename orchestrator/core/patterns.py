@@ -158,7 +158,7 @@ KILLED = (
     (r"(slurmstepd: error: Detected \d+ oom[_-]kill event.*)", "oom_host"),
     (r"(srun: error: \S+: tasks? [\d,-]+: Out Of Memory.*)", "oom_host"),
     (r".*\b((?:Memory cgroup out|Out) of memory: Kill(?:ed)? process.*|\bOOMKilled\b.*)", "oom_host"),
-    (r"(slurmstepd: error: .* DUE TO TIME LIMIT.*)", "timeout"),
+    (r"(slurmstepd: error: .* DUE TO TIME LIMIT.*|.*\b(?:job killed: walltime|TERM_RUNLIMIT).*)", "timeout"),
     (r"(slurmstepd: error: .* DUE TO PREEMPTION.*)", "preempted"),
     (r"(slurmstepd: error: .* DUE TO NODE FAILURE.*|srun: error: Node failure on .*)", "node_lost"),
 )

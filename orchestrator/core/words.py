@@ -25,7 +25,7 @@ def _any(phrases: str) -> str:
 
 
 _CANNOT = "(can(no|')t|could ?n[o']t|unable to|fail(ed)? to)"
-_ABSENT = "(not found|does ?n[o']t exist)"
+_ABSENT = "((was |is )?not found|could not be found|does ?n[o']t exist)"
 _MEMORY = _any(rf"""
 \bout of( host| system)? memory\b|OutOfMemory|memory exhausted|bad_alloc|insufficient (\w+ )?memory
 \bheap (space|out of memory|exhausted)|GC overhead limit|\boom\b|\boom[-_]?kill
@@ -33,6 +33,7 @@ malloc\w* (failed|of \S+ \S+ failed)
 {_CANNOT} (allocate|reserve|commit|map) (\S+ ){{0,4}}(memory|vector|bytes|array|buffer|tensor|block)
 (exceed\w*|over|beyond|reached) (\S+ ){{0,4}}memory (limit|budget)
 memory (limit|size|allocation)s?( \S+){{0,4}} (exceeded|exhausted|failed|failure|reached)
+reach(ed|ing) (\S+ )?memory (usage )?limit|MEM_?LIMIT|\bmem(ory)? (\S+ )?exceed
 """)
 _STORAGE = _any(r"""
 (not enough|insufficient|out of|low on) (free |available )?(disk |storage |device |scratch )?space\b
@@ -56,14 +57,15 @@ certificate verify failed
 \b(tls|ssl)\w* (recv|read|connect\w*|handshake|connection|protocol) ?(error|failed|failure)
 too many requests|rate limit (was |has been )?(exceeded|reached)
 \b50[234]:? (bad gateway|service (temporarily )?unavail|gateway time)
-\b(HTTP\S*|status|error|code|returned) (error |status |code )?(is |was )?[:=(]? ?(408|429|50[0234])\b
+\b(HTTP\S*|status|error|code|returned)\W{{1,2}}((error|status|code)\W{{1,2}})?(is |was )?(408|429|50[0234])\b
 """)
 _KIND = "((cuda|hip|rocm|gpu|nvidia|amd|npu|xpu|tpu)[- ]?(capable )?)*"
 _DEVICE = _any(rf"""
 \bno {_KIND}(gpu|device)s? (were |was |are |is )?(available|found|detected|visible)\b
 {_CANNOT} (initiali[sz]e|communicate with) (the )?(nvml|nvidia|cuda|hip|gpu)\b
 (driver|library) version (mismatch|is insufficient)|uncorrectable (\w+ )?(ecc|error|memory)|\bECC error
-no kernel image is available|fallen off the bus|\bmachine check|system not (yet )?(initialized|ready)
+no kernel image is available|fallen off the bus|\bmachine check|\bno (visible|usable) {_KIND}devices?\b
+select device driver|system not (yet )?(initialized|ready)
 \blib(cuda|nvidia-\w+|amdhip64|hsa-runtime64)\.so\S*( \S+){{0,3}} (not (be )?found|cannot (open|found))
 (find|load|open|locate) (the )?lib(cuda|nvidia-\w+|amdhip64|hsa-runtime64)\b
 """)
@@ -72,7 +74,9 @@ _NOT_FINITE = r"(nans?|[+-]?inf|infinit(e|y)|not finite|non-?finite)\b"
 _NAN = _any(rf"""
 {_STEP}( \S+){{0,3}} (is|are|was|were|became|becomes|contains?|=|:) (now )?(an? )?{_NOT_FINITE}
 (found|encountered|detected|got) (\w+ )?(or )?{_NOT_FINITE},? (values? )?(in|for) (\w+ ){{0,3}}?{_STEP}
-\b(nan|inf|infinite|non-?finite) (values? in (the )?)?(\w+ )?{_STEP}|\bloss (is )?(diverg|explod)
+\b(nan|inf|infinite|non-?finite) (values? in (the )?)?(\w+ )?{_STEP}
+(minimum loss scale|loss scale) (has )?(reached|at)\b
+(nan|inf)s? (found|detected|encountered) in (\w+ )?tensor|\bloss (is )?(diverg|explod)
 training (has )?diverged|floating point (exception|overflow)
 """)
 _SETTING = "({})s?".format(
@@ -89,29 +93,39 @@ _CONFIG = _any(rf"""
 \b{_SETTING}\b( \S+){{0,4}} (must|should|can(no|')t|can only|has to|needs to|too (high|large|small|low))\b
 \b{_SETTING}\b( \S+){{0,4}} ((is |are )?not (divisible|supported|allowed|valid)|out of range)\b
 \b{_ODD} (\S+ )?(option|flag|parameter|setting)s?\b
-\b(un(recogni[sz]ed|known|supported)) (argument|subcommand|config\w* key|model|architecture|backend)s?\b
+\bun(recogni[sz]ed|known|supported) (argument|subcommand|config\w* key|model|architecture|backend)s?\b
+\bun(recogni[sz]ed|known|supported) (objective|metric|activation)s?\b
 \bunknown (revision|branch|tag|partition)\b|\binvalid (argument|value) '' for|manifest unknown
 locate package|environment variable (\S+ ){{0,3}}(not set|is missing|must be set|undefined)
-\bset the (\S+ )?environment var|no matching (distribution|manifest|version)|did(n't| not) match any
-not a git repository|access denied for user
-(find|locate|resolve) (a |the |any )?(version that|credentials|revision|ref|tag|branch|manifest|image)\b
-\b(partition|account|qos|revision|branch|tag|manifest|model|image)( \S+){{0,4}} {_ABSENT}
-\b(repository|profile|environment|bucket)( \S+){{0,4}} {_ABSENT}
-\b(400 bad request|401 unauthori[sz]ed|403 forbidden|404 not found)|access to the resource is denied
-\b(HTTP\S*|status|error|code|returned) (error |status |code )?(is |was )?[:=(]? ?40[0134]\b|\(publickey\W
-authentication (failed|required)|invalid (credentials|\w+ key id|api key|access token|username|password)
+(be|not) (evenly )?divisible by
+\b(option|flag|parameter|setting)s?( \S+)? (can only|could only|must|exceeds?)\b
+\bexpected (a )?(positive|non-negative) (integer|float|number)|\bshould be one of\b|\bmust be one of\b
+(^|[ `])--[a-z]\w+[`]? (requires|must|is required|cannot|and --)|\bset the (\S+ )?environment var
+no matching (distribution|manifest|version)|did(n't| not) match any|not a git repository
+not (compiled|built) with\b|access denied for user
+(find|locate|resolve) (a |the |any )?(version that|credentials|revision|ref|tag|branch|manifest)\b
+(find|locate|resolve) (the )?model ''
+\b(partition|account|qos|revision|branch|tag|manifest)( \S+){{0,4}} {_ABSENT}|\b(model|image) '' {_ABSENT}
+\b(repository|profile|environment|bucket|resource|project)( \S+){{0,4}} {_ABSENT}
+\b(400:? bad request|401:? unauthori[sz]ed|403:? forbidden|404:? not found)|access to the resource is denied
+\b(HTTP\S*|status|error|code|returned)\W{{1,2}}((error|status|code)\W{{1,2}})?(is |was )?40[0134]\b
+\(publickey\W|authentication (failed|required)
+invalid (credentials|\w+ key id|api key|access token|username|password)
 \b(ya?ml|toml|ini): (line|error|parse|syntax)|\bsection (\S+ )?in (the )?config|unbound variable
 null or not set
 """)
 _KNOWN = "(symbol|value|function|type|name|method|module|crate|macro|trait|variable|identifier|object)"
+_SOURCE = "(cuh?|cc|c(pp|xx|s)?|h(pp|s)?|rs|go|f90|java|scala|swift|tsx?|ml)"
 _CODE = _any(rf"""
-\bundefined (reference|symbol|variable|function|method|identifier|name)|\bundefined: \w|'' undefined\b
+(?<!so: )(?<!so\.\d: )\bundefined symbol|-packages/\S+\.so: undefined symbol
+\bundefined (reference|variable|function|method|identifier|name)|\bundefined: \w|'' undefined\b
 declared (and|but) (not|never) used|undeclared|not (been )?declared|\b(not in|in this|in) scope\b
-call to undefined|\b\w+\.\w+:\d+:\d+: (fatal )?error: |unresolved (external|symbol|import|name)
-is not a function|no module named|{_CANNOT} (find|resolve|locate) {_KNOWN}\b|could not compile
-compilation (failed|error|terminated)|failed to compile|\bsyntax error\b|find '' module
-(unrecogni[sz]ed|unknown) (cmake command|function|method|identifier|variable|symbol|type)\b
-\b(is|are|was) not defined\b|has no (attribute|method|member|field)
+call to undefined|^\S+\.{_SOURCE}[:(]\d+([:,]\d+)?\)?: (fatal )?error( \w+\d)?:(?= )
+unresolved (external|symbol|import|name)|is not a function|no module named
+{_CANNOT} (find|resolve|locate) {_KNOWN}\b|could not compile|compilation (failed|errors?|terminated|aborted)
+error building|no known rule to make|\bnot found: (value|type|object)|failed to compile|\bsyntax error\b
+find '' module|(unrecogni[sz]ed|unknown) (cmake command|function|method|identifier|variable|symbol|type)\b
+\b(name|type) '' does not exist|\b(is|are|was) not defined\b|has no (attribute|method|member|field)
 (such|matching) (method|function|overload)
 \b(function|method|variable|object|symbol|identifier)( \S+)? (is )?(undefined|not defined|{_ABSENT})
 (cannot|attempt to) (index|call|iterate over|add|concatenate|compare|perform) (\w+ )?(with|a|of|over|on)\b
@@ -123,7 +137,7 @@ _BAD = r"(invalid|bad|improper|malformed|corrupt\w*|damaged|truncated|broken)"
 _PART = (
     r"(files?|data|archive|stream|records?|header|footer|image|input|rows?|lines?|chunk|block|frame|index)"
 )
-_SUM = r"(crc|checksum|sha\d+|md5|hash|digest|length|header|schema|columns?)s?"
+_SUM = r"(crc\d*|checksum|sha\d+|md5|hash|digest|length|header|schema|columns?)s?"
 _DATA = _any(rf"""
 (json|csv|xml|parquet|avro|toml|utf-?8)\S*:? (parse|parser|parsing|decode|syntax|lexical) ?error
 \b(parse|lexical) error\b|unexpected (token|character|end of (json|input|file|data))|JSON (at|text)\b
@@ -135,10 +149,11 @@ unexpected (end of|eof)|ParseFrom(Array|String)|bad magic|magic (number|bytes)|e
 (unknown|unrecogni[sz]ed|unsupported) (input|file|image|archive) format|format not recogni[sz]ed
 not recogni[sz]ed as (being )?(in )?a|malformed (json|xml)|did not have \d+ elements|more columns than
 \bend of file\b|\bformat error\b|(illegal|invalid) (\w+ )?(sequence|block type)|data integrity
-NoSuch(File|Key)|\b{_BAD} (\S+ )?{_PART}\b|\b{_PART} (is|was|seems|appears to be|may be) ({_BAD}|empty)
-\b{_PART} ends? (early|unex)|\b(parsing|decoding|decompression|deserialization) (has )?(failed|error)
-no properly formatted|(header|footer|magic|signature) (was )?not found
-missing (required )?(field|key|section|property|column)s?\b|wrong number of (fields|columns)
+NoSuch(File|Key)|\b{_BAD} (\S+ )?{_PART}\b
+\b{_PART}( \S+)? (is|was|seems|appears to be|may be) ({_BAD}|empty)|\b{_PART} ends? (early|unex)
+\b(parsing|decoding|decompression|deserialization) (has )?(failed|error)|no properly formatted
+(header|footer|magic|signature) (was )?not found|missing (required )?(field|key|section|property|column)s?\b
+\bdata error\b|cannot find or open|cannot be (parsed|decoded|opened)|wrong number of (fields|columns)
 (extra|missing) (data|columns?|fields?) (after|in|for|at)\b|expected \d+ (columns|fields|values|tokens)
 \b(path|file|folder|directory|dataset)s?( \S+)? does ?n[o']t exist
 """)
@@ -172,7 +187,7 @@ _SYSTEM_ERRORS = {
     Cause.OOM_HOST: {"ENOMEM": "Cannot allocate memory"},
     Cause.STORAGE: {
         "EIO": "Input/output error", "ENOSPC": "No space left on device", "EROFS": "Read-only file system",
-        "ESTALE": "Stale file handle", "EDQUOT": "Disk quota exceeded", "EFBIG": "File too large",
+        "ESTALE": "Stale (NFS )?file handle", "EDQUOT": "Disk quota exceeded", "EFBIG": "File too large",
         "EUCLEAN": "Structure needs cleaning", "EREMOTEIO": "Remote I/O error",
         "ENOTCONN": "Transport endpoint is not connected",
     },
@@ -203,7 +218,8 @@ _SYMBOLS = (
 _BY_SYMBOL = tuple((re.compile(rf"\b{pattern}\b"), cause) for pattern, cause in _SYMBOLS)
 
 _LACKED = re.compile(
-    r"shared object|\.so\b|\bsocket|\.sock\b|\bconnect\b|\bdial\b|(?<![\w.])/(dev|proc|sys|run|var/run)/"
+    r"shared object|\.so\b|\bsocket|\.sock\b|\b(connect|dial|mount\w*)\b"
+    r"|(?<![\w.])/(dev|proc|sys|run|var/run)/"
 )
 """What a node or a service lacks, where the system's words are those of a missing file."""
 _OF_FILE = re.compile(r"[^:]+: '")

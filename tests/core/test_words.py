@@ -32,6 +32,11 @@ TEXTS = {
         fatal: repository 'https://github.com/x/y.git/' not found
         RuntimeError: Vocabulary size too high (8000)
         tool: server returned HTTP 403
+        curl: (22) The requested URL returned error: 404
+        embed_dim must be divisible by num_heads
+        `task_type` should be one of LORA, X
+        --load_best_model_at_end requires the save and eval strategy to match
+        AssertionError: Torch not compiled with CUDA enabled
         job: bad.yaml: {ENOENT}
     """,
     Cause.DATA: """
@@ -46,6 +51,8 @@ TEXTS = {
         xz: a.xz: File format not recognized
         iconv: illegal input sequence at position 12
         tool: a.bin: checksum did not match
+        pigz: skipping: a.gz: corrupted -- crc32 mismatch
+        error: OpenCV(4.8.0) /io/color.cpp:182: error: image is empty
         tool: Path does not exist: file:/data/a.
         wc: /data/a.txt: {ENOENT}
     """,
@@ -60,6 +67,9 @@ TEXTS = {
         PHP Fatal error:  Uncaught Error: Call to undefined function foo() in /a.php:3
         ERROR 1064 (42000) at line 1: You have an error in your SQL syntax
         Incompatible shapes: [32] vs. [32,10]
+        Main.java:3: error: ';' expected
+        src/app.ts(3,7): error TS2304: Cannot use 'foo'.
+        ninja: error: 'foo.c', needed by 'foo.o', missing and no known rule to make it
     """,
     Cause.OOM_GPU: """
         CUDA error 2 at main.cu:12: out of memory
@@ -71,12 +81,15 @@ TEXTS = {
         Code: 241. DB::Exception: Memory limit (total) exceeded: would use 9.39 GiB.
         train.service: A process of this unit has been killed by the OOM killer.
         x: fork: {ENOMEM}
+        PBS: job killed: mem 130gb exceeded limit 128gb
     """,
     Cause.NAN: """
         ERROR: loss is NaN, aborting
         Non-finite loss at step 12, stopping
         Rank 4: found NaN in local forward loss calculation.
         Training diverged: gradient norm is inf at step 5
+        Minimum loss scale reached (0.0001).
+        NaN or Inf found in input tensor.
     """,
     Cause.COMMUNICATION: """
         Unable to connect to the server: dial tcp 10.0.0.1:6443: i/o timeout
@@ -87,6 +100,7 @@ TEXTS = {
         rsync error: timeout in data send/receive (code 30) at io.c(204)
         error: RPC failed; curl 56 recv error
         ERROR 503: Service Unavailable.
+        curl: (22) The requested URL returned error: 503
         tool: {ECONNREFUSED}
         UCX  ERROR ibv_create_cq(cqe=256) failed: {EIO}
     """,
@@ -112,6 +126,8 @@ TEXTS = {
         tool: dial unix /var/run/docker.sock: connect: {ENOENT}
         ERROR: Atoms lost: original 100 current 98 (src/thermo.cpp:494)
         done: 3 of 4
+        x: symbol lookup error: /usr/lib/libfoo.so: undefined symbol: bar
+        FATAL: while mounting /x: {ENOENT}
     """,
 }
 
@@ -196,6 +212,8 @@ def test_the_lines_of_the_last_report_count_together(log: str, cause: Cause) -> 
             Cause.CONFIG,
         ),
         (raised("AssertionError: batch size must be even", "assert n % 2 == 0"), Cause.CODE),
+        (raised("ValueError: file a.bin is truncated", "x/y.py load"), Cause.DATA),
+        (raised("ValueError: the file is truncated", "raise ValueError(x)"), Cause.CODE),
         # a machine's failure behind a class or a place of the user's
         (raised("OSError: Not enough disk space. Needed: 134 GiB", "datasets/builder.py f"), Cause.STORAGE),
         (raised("AssertionError: libcuda.so cannot found!", "triton/x.py f"), Cause.BAD_NODE),
