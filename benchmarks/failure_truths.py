@@ -259,7 +259,8 @@ PARTS: Mapping[str, Truths] = {
 }
 """When they were written, to cause, to the programs that fail for it; nobody can know that of the last.
 
-The rules of `orchestrator.core.causes` were mended by what all but `later` and `authored` showed.
+The rules of `orchestrator.core.causes` were mended by what all showed but half of `authored`: the programs
+whose names have an odd SHA-256.
 """
 CAUSES: Mapping[str, Cause] = {
     name: cause for part in PARTS.values() for cause, names in part.items() for name in names

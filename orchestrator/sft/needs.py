@@ -95,7 +95,11 @@ def _files_of_items(config: Config) -> list[Need]:
 
 FETCH_MODEL = "orchestrator.sft.needs:model"
 _WEIGHTS = "model.safetensors"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+_TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"),
+    *("sentencepiece.bpe.model", "tiktoken.model", "vocab.model"),
+)
+"""Files of which a tokenizer has at least one."""
 
 
 def models(config: Config) -> list[Need]:
@@ -141,9 +145,20 @@ def problem_of(folder: Path, max_new_tokens: int) -> str:
         return "no such folder"
     found = model_folder.inspect(folder)
     if found.problem:
-        return found.problem
+        return found.problem + (_beside(folder) if found.problem == "no config.json" else "")
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return f"no {_TOKENIZERS[0]}, nor another file of a tokenizer; save the model's tokenizer there too"
     too_short = "" if found.context_tokens is None else _too_short(found.context_tokens, max_new_tokens)
     return f"config.json: {too_short}" if too_short else ""
+
+
+def _beside(folder: Path) -> str:
+    """Return which models lie in a folder: checkpoints of a trainer, or snapshots of the hub's cache."""
+    there = sorted(
+        path.parent for name in ("*", "snapshots/*") for path in folder.glob(f"{name}/config.json")
+    )
+    names = [str(path.relative_to(folder)) for path in there]
+    return f"; the folder holds models: name one, such as {names[-1]}" if names else ""
 
 
 def _too_short(context_tokens: int, max_new_tokens: int) -> str:

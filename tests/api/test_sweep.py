@@ -173,7 +173,7 @@ def process_state() -> tuple[object, ...]:
 def test_mistakes_are_errors_of_the_package_and_record_nothing(counts: Sweep, sweep: Command) -> None:
     for mistake, said in (
         (lambda: Sweep.compose("nowhere.yaml", store=sweep.store), "nowhere"),
-        (lambda: Sweep.open("counts", store=sweep.store), "neither a file nor in the store"),
+        (lambda: Sweep.open("counts", store=sweep.store), "neither a sweep file nor in the store"),
         (lambda: counts.launch(workers="two"), "launcher.workers is of the wrong type"),
         (lambda: counts.launch(only="seed=7"), "seed"),
         (lambda: counts.plan(device="abacus"), "unknown device"),

@@ -23,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SWEEP_STORE", raising=False)
     (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "rows.csv").write_text("a,b\n")
     return tmp_path
 
 
@@ -42,6 +43,7 @@ def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
     ("words", "says"),
     [
         (["launch", "smok"], "did you mean smoke"),
+        (["launch", "rows.csv"], "rows.csv is a file, but the name of a sweep file ends in .yaml or .yml"),
         (["launch", "no/such.yaml"], "no sweep file"),
         (["plan", "good.yaml", "--gpus-per-node", "4"], "--gpus N"),
         (["plan", "good.yaml", "--gpus", "4", "--budget"], "two questions"),

@@ -28,7 +28,8 @@ def main(config, inputs, context):
         case "grandchild":  # goes on writing into the output after the stage has returned
             file = context.output / "growing"
             file.write_text("y")
-            subprocess.Popen(["bash", "-c", f"while true; do echo y >> {file}; sleep 0.001; done"])
+            for _ in range(3):  # of which one may not be scheduled for a while
+                subprocess.Popen(["bash", "-c", f"while true; do echo y >> {file}; sleep 0.001; done"])
             time.sleep(0.3)
         case "float_step":
             context.log(1.0, loss=float("nan"))

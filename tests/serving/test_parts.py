@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from orchestrator.api.overview import Watched
-from orchestrator.serving import cells, results, site
+from orchestrator.serving import cells, live, results, site
 from orchestrator.serving.app import application
 from orchestrator.serving.drawing import HERE, number
 from orchestrator.serving.live import Live
@@ -152,8 +152,6 @@ def test_loopback_is_this_machine_alone() -> None:
 
 
 def test_a_look_that_hangs_delays_nobody_for_long_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.serving import live
-
     monkeypatch.setattr(live, "SILENT_S", 0.1)
     hangs = threading.Event()
     answers = threading.Event()
@@ -211,6 +209,30 @@ def test_many_viewers_share_a_look() -> None:
         thread.join()
     assert len(values) == len(threads) and set(values) <= {0, 1}
     assert next(number) == (2 if 1 in values else 1)
+
+
+def test_a_time_of_change_that_is_read_too_late_vouches_for_no_earlier_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "QUICK_S", -1.0)  # as if looks took long
+    monkeypatch.setattr(site, "SOON_S", 3600.0)
+    monkeypatch.setattr(site, "STALE_S", 3600.0)
+    monkeypatch.setattr(live, "SILENT_S", 3600.0)
+    states.make(tmp_path / "store")
+    served = site.Served(Watched("study", str(tmp_path / "store")))
+    before, seen = served.seen()
+    hangs, may_end = threading.Event(), threading.Event()
+
+    def look() -> site.Stamp:
+        if hangs.is_set():
+            may_end.wait(120)
+        return site.stamp_of(seen.view)
+
+    served._stamps = Live(look)
+    served._stamps.get(wait_s=60)  # the same as before
+    hangs.set()
+    wait_for(lambda: served.seen()[0].number > before.number)
+    may_end.set()
 
 
 def test_numbers_are_for_people() -> None:
