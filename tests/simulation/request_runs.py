@@ -198,7 +198,7 @@ class RequestPlay(Play):
 
     def _look(self, process: SimulatedProcess) -> None:
         """Look at the sweep as `sweep status`, `collect` and `why` do, several times."""
-        calm, view = calm_table(*self._form), self._view(process)
+        calm, view = calm_table(*self.scope.form), self._view(process)
         for _ in range(self.world.random.choice((2, 4, 6))):
             start_s = self.world.now_s
             view = view.fresh()
