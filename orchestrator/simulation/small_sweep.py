@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from orchestrator import formats
+from orchestrator import formats, provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.grid import Chains
 from orchestrator.core.records import Process, Request, Revision
@@ -249,8 +249,8 @@ class Scope(NamedTuple):
         return self.num_cells, self.num_steps, self.step_s
 
 
-STAGE_STEPS = ((1, 0.3), (1, 0.3), (2, 0.3), (2, 0.3), (1, 8.0), (2, 5.0), (4, 2.5))
-"""Steps of a stage and the seconds of each. In three of seven, a stage takes longer than a lease."""
+STAGE_STEPS = ((1, 0.3), (1, 0.3), (2, 0.3), (2, 0.3), (1, 8.0), (2, 8.0), (3, 5.0))
+"""Steps of a stage and the seconds of each: some outlast the lease of an owner that stops."""
 
 
 def draw_scope(draw: Random) -> Scope:
@@ -322,6 +322,9 @@ def prepared(
     world = World(0)
     files = Files(world)
     revision = revision_of(num_cells, num_steps, step_s)
+    # A process reads these once: here, and not in a step of whichever of its runs needs them first.
+    provenance.boot_id()
+    provenance.pid_namespace()
     with running(world, files):
         ledger = open_ledger(SHARED, create=True, at="")
         ledger.seal(lambda number: revision, NAME, revision.content)
