@@ -33,6 +33,8 @@ from orchestrator.errors import words_of
 HERE = Path(__file__).parent
 FORMS = ("stage", "command", "script")
 LIMIT_S = 60
+HANGING = ("hang", "stubborn_hang", "deadlocked_workers")
+"""Programs that only a time limit ends. Time limits are the sweep's, so these are no matter of the rules."""
 
 
 def fail_as_stage(name: str, kept: Path) -> None:
@@ -113,12 +115,11 @@ def main() -> int:
         fail_as_stage(args.stage, args.folder)
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)
-    # Time limits are the sweep's, so what hangs is no matter of these rules.
     pairs = [
         (form, name)
-        for name, cause in CAUSES.items()
+        for name, part in PART_OF.items()
         for form in FORMS
-        if PART_OF[name] in args.parts and cause is not Cause.TIMEOUT
+        if part in args.parts and name not in HANGING
     ]
     with ThreadPoolExecutor(2) as pool:
         runs: list[Callable[[], None]] = []

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ["COLUMNS"] = "100"  # the width of argparse's help
 
@@ -16,6 +19,15 @@ from orchestrator.cli.main import VERBS, verb_of
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/reference"
 NOTE = "<!-- written by `python docs/reference.py`; `make check` compares -->\n"
+TITLES = {
+    "SweepFile": "The file",
+    "StageSpec": "A stage: `stages.NAME`",
+    "PhaseFile": "A phase: one of `phases`",
+    "Select": "How cells are chosen: `select` of a phase",
+    "RungsFile": "`rungs`",
+    "AppSpec": "A Hydra app: `app`",
+    "SearchFile": "A search: `search`",
+}
 GROUPS = ("launcher", "cluster", "policy", "store", "tracker", "hardware", "notify")
 
 
@@ -44,10 +56,44 @@ def settings() -> str:
     return "\n".join(parts)
 
 
+def sweep_file(schema: Mapping[str, Any]) -> str:
+    """Return the page of the keys of a sweep file, one table for each mapping in it, from its schema."""
+    parts = [
+        "# A sweep file\n",
+        NOTE,
+        "Every key that a sweep file may have. [schema/sweep.json](../../schema/sweep.json)",
+    ]
+    parts += ["says the same to editors.\n"]
+    for name in sorted(schema["$defs"], key=list(TITLES).index):
+        mapping = schema["$defs"][name]
+        parts.append(f"## {TITLES[name]}\n\n{mapping['description']}\n\n| key | default | |\n|---|---|---|")
+        needed = mapping.get("required", ())
+        for key, known in mapping["properties"].items():
+            default = "required" if key in needed else _default(known)
+            text = known["description"].replace("``", "`").replace("|", "\\|")
+            for kind, title in TITLES.items():
+                text = text.replace(f"`{kind}`", f"[{title}](#{_anchor(title)})")
+            parts.append(f"| `{key}` | {default} | {text} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _anchor(title: str) -> str:
+    """Return the fragment that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def _default(known: Mapping[str, Any]) -> str:
+    """Return a default as YAML; a dash for one that is empty."""
+    default = known.get("default")
+    return f"`{json.dumps(default)}`" if default or isinstance(default, bool | int) else "–"
+
+
 def main() -> int:
     """Write the pages, or with ``--check`` return 1 where one is not current."""
     stale = []
     pages = {FOLDER / "cli.md": cli(), FOLDER / "settings.md": settings()}
+    pages[FOLDER / "sweep-file.md"] = sweep_file(schemas()["sweep"])
     for name, schema in schemas().items():
         pages[ROOT / "schema" / f"{name}.json"] = json.dumps(schema, indent=1) + "\n"
     for verb, schema in output_schemas().items():

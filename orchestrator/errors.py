@@ -179,6 +179,10 @@ _ACTING = re.compile(
 """Characters that act on a terminal, or that UTF-8 cannot encode."""
 
 
+SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+"""An escape sequence of a terminal (ECMA-48): a control sequence, a system command, or a short one."""
+
+
 def escaped(text: str) -> str:
     r"""Return a text that cannot act on a terminal and that UTF-8 can encode; ``\x1b`` replaces an escape.
 
@@ -210,6 +214,11 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
     begun = text[: 4 * limit]  # the text may have millions of characters
     line = escaped(" ".join(re.split(r"[ \t\r\n]+", begun.strip(" \t\r\n"))))
     return line if len(line) <= limit and len(begun) == len(text) else line[: limit - 3] + "..."
+
+
+def first_line_of(error: Exception) -> str:
+    """Return the first line of an exception's text that is not empty, or its type if there is none."""
+    return next((line for line in words_of(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def words_of(error: object) -> str:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.errors import escaped
+from orchestrator.errors import escaped, is_utf8
 from orchestrator.formats import Stored
 
 MAX_HASH_THREADS = 8
@@ -230,7 +230,7 @@ def contain(folder: Path, *, linked: Path | None = None) -> bool:
     open_to_owner(folder)
     for place, folders, names in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *names)):
-            if not _is_text(path.name):
+            if not is_utf8(path.name):
                 raise ValueError(
                     f"the name of {escaped(path.relative_to(folder).as_posix())} is no UTF-8 text"
                 )
@@ -268,14 +268,6 @@ def _add_mode(path: Path, mode: int) -> None:
         found = path.lstat().st_mode
         if not stat.S_ISLNK(found) and found & mode != mode:
             path.chmod(stat.S_IMODE(found) | mode)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _target(link: Path) -> Path | None:

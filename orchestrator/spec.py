@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from orchestrator.errors import StageFailure
+from orchestrator.errors import StageFailure, UserError
 from orchestrator.formats import SINCE_2, Settings
 
 
@@ -16,7 +16,7 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     Attributes:
         run: ``module:function`` of the stage; exactly one of `run` and `command` is set.
         command: a command line with ``{inputs.NAME}``, ``{output}``, ``{config.KEY}`` and ``{uses.KEY}``.
-        name: a fixed name that stands for the target in the digest (for the stages that ship here).
+        name: a fixed name that stands for the target in the digest; stages that ship and plugins' have one.
         version: raised by hand when the stage's meaning changes.
         reads: config keys that the stage receives and that enter its digest.
         uses: config keys that it receives but that never enter the digest (paths, micro-batch).
@@ -114,3 +114,18 @@ class Config(Mapping[str, Any]):
 def plain(config: Config) -> Mapping[str, Any]:
     """Return the tree that a config wraps, for hooks that are called often. It must not be changed."""
     return config._tree
+
+
+def refuse_zero_bytes(value: Any, key: str, where: str) -> None:
+    """Refuse a text with a zero byte anywhere in a value that a command is given as an argument.
+
+    Raises:
+        UserError: there is one.
+    """
+    if isinstance(value, str) and "\0" in value:
+        what = f"{key} is {value!r}, which no command can be given"
+        raise UserError(what, where=where, allowed="text without zero bytes")
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, item in items:
+            refuse_zero_bytes(item, f"{key}.{name}".lstrip("."), where)

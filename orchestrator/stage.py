@@ -138,7 +138,7 @@ class Context:
         return self.folder / "scratch"
 
     def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
-        """Record metrics of a step (counted from 1) and report progress; never raise, never block."""
+        """Record metrics of a step, an integer from 1 on, and report progress. No tracker fails a stage."""
         number = int(step)  # the step may be an integer type of a library, which JSON cannot hold
         self.report(number, num_steps=num_steps)
         for tracker in self._trackers:

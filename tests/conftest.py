@@ -8,7 +8,8 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -77,12 +78,25 @@ TEMPORARY = _temporary()
 """A folder with a short path, since paths of sockets have a limit."""
 
 
-def give_back(folder: Path) -> None:
-    """Delete the folders of runs that were killed: pytest itself would keep them in memory for three days."""
+def give_back(folder: Path, *, new_s: float = 120) -> None:
+    """Delete the folders of runs and test beds that were killed: pytest would keep its own for three days."""
     for lock in folder.glob("pytest-of-*/pytest-*/.lock"):
         with contextlib.suppress(OSError, ValueError):  # another run may do the same, or has just begun
             if not psutil.pid_exists(int(lock.read_text())):
                 shutil.rmtree(lock.parent)
+    beds = [bed for kind in ("slurm", "ray") for bed in folder.glob(f"sweep-{kind}.*")]
+    used = " ".join(_in_use()) if beds else ""
+    for bed in beds:
+        with contextlib.suppress(OSError):
+            # One without a process may have just been made. All daemons of a bed name its folder.
+            if bed.name not in used and time.time() - bed.stat().st_ctime > new_s:
+                shutil.rmtree(bed, ignore_errors=True)
+
+
+def _in_use() -> Iterator[str]:
+    """Yield the arguments and working folders of all processes."""
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        yield from (*(process.info["cmdline"] or ()), process.info["cwd"] or "")
 
 
 def pytest_sessionstart() -> None:

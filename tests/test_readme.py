@@ -81,11 +81,11 @@ def environment(**more: str) -> dict[str, str]:
 
 @pytest.mark.long
 def test_the_tutorials_own_sweep_of_15_lines_runs_as_it_says(tmp_path):
-    assert len(FILES["curve/curve.yaml"].splitlines()) <= 15
+    assert len(FILES["descent/descent.yaml"].splitlines()) <= 15
     write_files(tmp_path)
     output = run_commands(tmp_path, [sys.executable, "-m", "orchestrator"], environment())
     assert "6 cells, 12 stages" in output
-    assert "curve@1: 6 cells: 6 done" in output
+    assert "descent@1: 6 cells: 6 done" in output
     assert "verified by content" in output
 
 

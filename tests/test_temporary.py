@@ -27,3 +27,22 @@ def test_only_folders_of_runs_that_have_ended_without_giving_them_back_are_delet
         "pytest-beginning",
         "pytest-kept",
     }
+
+
+def test_test_beds_without_processes_are_deleted_unless_they_are_new(tmp_path: Path) -> None:
+    beds = [
+        tmp_path / name
+        for name in ("sweep-slurm.gone", "sweep-ray.gone", "sweep-ray.alive", "sweep-slurm.in")
+    ]
+    for bed in beds:
+        (bed / "etc").mkdir(parents=True)
+    give_back(tmp_path)
+    assert all(bed.is_dir() for bed in beds)
+    daemon = subprocess.Popen(["sh", "-c", "read line", f"--temp-dir={beds[2]}/head"], stdin=subprocess.PIPE)
+    inside = subprocess.Popen(["sh", "-c", "read line"], stdin=subprocess.PIPE, cwd=beds[3])
+    try:
+        give_back(tmp_path, new_s=-1)
+        assert [bed.is_dir() for bed in beds] == [False, False, True, True]
+    finally:
+        for process in (daemon, inside):
+            process.communicate()

@@ -9,6 +9,11 @@ from typing import Any
 from causes import (
     apart,
     apart_machines,
+    authored,
+    authored_code,
+    authored_machines,
+    authored_networks,
+    authored_tools,
     fresh,
     fresh_machines,
     held_out,
@@ -24,6 +29,7 @@ from causes import (
 from causes.programs import FAILURES
 
 MODULES = (
+    *(authored, authored_code, authored_machines, authored_networks, authored_tools),
     *(apart, apart_machines, fresh, fresh_machines, held_out, later, reported, reported_machines),
     *(seen, shapes, strangers, strangers_machines, unseen),
 )

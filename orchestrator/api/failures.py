@@ -11,9 +11,9 @@ from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Attempt, is_answered
 from orchestrator.core.failure import DETERMINISTIC, Cause, Fingerprint
 from orchestrator.core.remedies import described
-from orchestrator.core.state import State
+from orchestrator.core.state import STARTABLE, State
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import counted
+from orchestrator.errors import InfrastructureError, SweepError, counted, means_full_disk
 
 
 class FailureExample(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,3 +153,33 @@ def _remedy(attempt: Attempt, cause: Cause) -> str:
     """Return the remedies of a failed attempt, and whether another one is left."""
     left = "another one is left, and is tried by itself" if is_answered(attempt, cause) else ""
     return "; ".join(filter(None, (described(attempt.start), left)))
+
+
+def exit_code(view: SweepState, cells: Sequence[Cell]) -> int:
+    """Return 1 for cells that nothing works on any more, and that did not end well.
+
+    Raises:
+        InfrastructureError: they did not because the store has no space.
+    """
+    if why := _lack_of_space(view, cells):
+        go_on = f"make room, then: sweep launch {view.sweep.name}{view.hint}"
+        raise InfrastructureError(why, where=view.ledger.objects.url, fix=go_on)
+    return 1
+
+
+def _lack_of_space(view: SweepState, cells: Sequence[Cell]) -> str:
+    """Return why no worker starts a stage that could run, if a full disk is the reason, else "".
+
+    The workers have ended.
+    """
+    for cell in cells:
+        for digest, status in view.cells[cell.id].stages.items():
+            hold = view.holds.of(cell.id, digest)
+            if hold is not None and hold.cause is Cause.STORAGE and status.state is State.PENDING:
+                return hold.reason
+    if any(view.cells[cell.id].state in STARTABLE for cell in cells):
+        try:
+            view.ledger.prove_writable()
+        except SweepError as error:  # no end of an attempt, from which holds follow, could be recorded
+            return error.what if means_full_disk(error.what) else ""
+    return ""

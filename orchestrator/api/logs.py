@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import msgspec
 from orchestrator.api.state import SweepState
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import UserError, escaped, nearest
+from orchestrator.errors import SEQUENCE, UserError, escaped, nearest
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import ObjectStore
@@ -117,10 +116,6 @@ def log_tail(view: SweepState, cell: Cell, stage: str | None = None, lines: int 
         is_whole=not skipped and len(found) <= lines,
         is_over=attempt is None or attempt.end is not None,
     )
-
-
-SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-"""An escape sequence of a terminal (ECMA-48): a control sequence, a system command, or a short one."""
 
 
 def shown_lines(text: str) -> list[str]:

@@ -79,9 +79,6 @@ def write_sweep_reports(
         place: folder to write to; None for the sweep's report folder in the store.
         notify: called with lines about reports that were not written.
         over: axes to average over in the general report, in addition to seeds.
-
-    Returns:
-        The files of each report, and the errors.
     """
     # What a stopped cell returned is of a shorter run than that of the cells that went on.
     compared = [cell for cell in view.sweep.cells if view.cells[cell.id].state is not State.STOPPED]
@@ -177,7 +174,7 @@ def curves(view: SweepState) -> tuple[Curve, ...]:
     found = []
     for digest, cells in _cells_by_stage(view).items():
         done = view.reader.evidence(digest).done
-        # The attempt that made the product, else the last one: earlier attempts logged the same steps.
+        # The attempt that made the product, else the last one: its history holds what it resumed from.
         number = done.attempt if done is not None else view.stages[digest].attempts
         if not number:
             continue

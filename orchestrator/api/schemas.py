@@ -125,12 +125,13 @@ def _attributes(kind: type) -> dict[str, str]:
     if not text and typing.is_typeddict(kind):
         return dict(re.findall(r"^    (\w+): .*  #: (.*)$", inspect.getsource(kind), re.MULTILINE))
     found: dict[str, str] = {}
+    names: list[str] = []
     for line in text.splitlines():
-        if match := re.match(r"    (\w+): (.*)", line):
-            last = match[1]
-            found[last] = match[2]
+        if match := re.match(r"    (\w+(?:, \w+)*): (.*)", line):
+            names = match[1].split(", ")
+            found |= dict.fromkeys(names, match[2])
         elif line.startswith("        ") and found:
-            found[last] += f" {line.strip()}"
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
         elif line.strip():
             break
     return found

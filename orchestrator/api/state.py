@@ -378,7 +378,7 @@ def naming_the_store(ledger: Ledger) -> Iterator[None]:
         yield
     except UnknownSweep as error:
         known = [*error.known, *ledger.sweeps()]
-        where = f"neither a file nor in the store {ledger.objects.url}"
+        where = f"neither a sweep file nor in the store {ledger.objects.url}"
         raise UnknownSweep(error.name, known, where=where, fix=error.fix) from None
 
 

@@ -8,11 +8,11 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.api.state import Notify, SweepState
+from orchestrator.core.notices import Goal, Outlook, outlook
 from orchestrator.core.sealed import most_cells
 from orchestrator.core.settings import StoreSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.core.waiting import Goal, Outlook, outlook
 from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.store import layout
 from orchestrator.store.access import error_line

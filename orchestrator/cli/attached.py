@@ -30,13 +30,12 @@ from orchestrator.cli.progress import (
     submit_all,
     write_reports,
 )
-from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import RunSettings
-from orchestrator.core.state import GOOD, STARTABLE, State
-from orchestrator.core.sweep import Cell, preload
+from orchestrator.core.state import GOOD, State
+from orchestrator.core.sweep import preload
 from orchestrator.entry import for_people, give_back_output, outlive_the_reader, prepare
-from orchestrator.errors import InfrastructureError, SweepError, UserError, counted, means_full_disk
+from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.records import Submission
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import GpuNumbers, Launch, Launcher
@@ -169,30 +168,10 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher, *, as_j
     # A refusal is an error of the machine or the store (exit code 3), not of a cell.
     if launcher.refusal() and not stopper.count:
         raise InfrastructureError(launcher.refusal())
-    if not stopper.count and (why := _lack_of_space(view, cells)):
-        go_on = f"make room, then: sweep launch {view.sweep.name}{view.hint}"
-        raise InfrastructureError(why, where=view.ledger.objects.url, fix=go_on)
-    if stopper.count:
-        print(f"stopped; go on with: sweep launch {view.sweep.name}{view.hint}")
+    if not stopper.count:
+        return int(load("orchestrator.api.failures:exit_code")(view, cells))
+    print(f"stopped; go on with: sweep launch {view.sweep.name}{view.hint}")
     return 1
-
-
-def _lack_of_space(view: SweepState, cells: Sequence[Cell]) -> str:
-    """Return why no worker starts a stage that could run, if a full disk is the reason, else "".
-
-    The workers have ended.
-    """
-    for cell in cells:
-        for digest, status in view.cells[cell.id].stages.items():
-            hold = view.holds.of(cell.id, digest)
-            if hold is not None and hold.cause is Cause.STORAGE and status.state is State.PENDING:
-                return hold.reason
-    if any(view.cells[cell.id].state in STARTABLE for cell in cells):
-        try:
-            view.ledger.prove_writable()
-        except SweepError as error:  # no end of an attempt, from which holds follow, could be recorded
-            return error.what if means_full_disk(error.what) else ""
-    return ""
 
 
 def _last_view(view: SweepState) -> SweepState:

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.api.estimates import of_cell
 from orchestrator.api.launching import run_settings_of
+from orchestrator.api.pace import HOUR_S, duration
 from orchestrator.api.planning import Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.rehearsals import gate_lines
 from orchestrator.api.requests import distinct, need_line, needing_retired_lines
@@ -179,8 +180,8 @@ def _makespan_line(found: Simulated, gpus_per_node: int, order: str = "with the 
         f"{counted(undone, 'cell')} not done" if undone else f"{makespan.ratio:.3f} times the least possible"
     )
     return (
-        f"{counted(makespan.num_gpus, 'GPU')}, {gpus_per_node} a node: {duration(makespan.hours)} {order},"
-        f" {bound}{unknown}"
+        f"{counted(makespan.num_gpus, 'GPU')}, {gpus_per_node} a node: {duration(makespan.hours * HOUR_S)}"
+        f" {order}, {bound}{unknown}"
     )
 
 
@@ -357,15 +358,16 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
     )
     generated = f"{rounded(totals['generation_gpu_hours'])} of generating"
     answers = counted(totals["num_generations"], "answer")
-    print(f"in total: {trained if totals['num_steps'] else ''}{generated} {answers}, on {device}")
+    print(f"in total: {trained if totals['num_steps'] else ''}{generated} {answers}, estimated for {device}")
     print(
-        f"  about {duration(totals['wall_hours'])}; disk {rounded(totals['disk_gib'])} GiB in the end,"
+        f"  about {duration(totals['wall_hours'] * HOUR_S)};"
+        f" disk {rounded(totals['disk_gib'])} GiB in the end,"
         f" {rounded(totals['peak_disk_gib'])} GiB at the peak"
     )
     if totals["lost_s"]:
         print(
             f"  {totals['checkpoint_share']:.1%} of the time waits for checkpoints;"
-            f" a killed attempt may lose {duration(totals['lost_s'] / 3600)}"
+            f" a killed attempt may lose {duration(totals['lost_s'])}"
         )
     if totals["lost_s"] and totals["useful_share"]:
         print(f"  {totals['useful_share']:.0%} of the positions are useful")
@@ -391,8 +393,3 @@ def amount(number: float) -> str:
 def rounded(number: float) -> str:
     """Return a number of hours or GiB: two decimals below 10, none from there on."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
-
-
-def duration(number: float) -> str:
-    """Return a number of hours as text, in minutes if it is below one hour."""
-    return f"{number:,.1f} hours" if number >= 1 else f"{60 * number:.0f} minutes"

@@ -324,7 +324,7 @@ def _stay(passes: JobPasses) -> int:
     print_lines(undecided_lines(view))
     if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
-    return 0 if is_well(view, cells) else 1
+    return 0 if is_well(view, cells) else int(load("orchestrator.api.failures:exit_code")(view, cells))
 
 
 @contextlib.contextmanager

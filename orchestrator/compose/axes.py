@@ -122,7 +122,7 @@ def values_of(override: Override, options: Sequence[str] = ()) -> list[Any]:
                 values = [plain(item) for item in value.list]
             case RangeSweep():
                 if not value.step or not all(math.isfinite(x or 0) for x in (value.start, value.stop)):
-                    raise UserError(f"{text!r} never ends")
+                    raise UserError(f"{text!r} never ends", allowed="a step that is not 0, and finite bounds")
                 # Check the length before the range is expanded: range(0,1e12) would fill the memory.
                 _check_length(text, value)
                 values = list(value.range())
@@ -135,7 +135,9 @@ def values_of(override: Override, options: Sequence[str] = ()) -> list[Any]:
     except (InvalidOperation, OverflowError, ValueError, HydraException) as error:
         raise UserError(f"{cut(text)!r} is no list of values: {error}") from None
     if not values:
-        raise UserError(f"{text!r} has no value", allowed=nearest(text.partition("=")[2], options))
+        is_glob = isinstance(value, Glob)
+        allowed = nearest(text.partition("=")[2], options) if is_glob else "range(start,stop,step)"
+        raise UserError(f"{text!r} has no value", allowed=allowed)
     return values
 
 

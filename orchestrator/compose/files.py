@@ -100,6 +100,8 @@ def locate(sweep: str, cwd: Path) -> Path:
     if sweep not in known:
         beside = [path.name for path in _files(cwd) if path.stem == sweep]
         fix = f"{beside[0]} is a file here" if beside else "`sweep list`, or a path to a file"
+        if _is_file(cwd / sweep):
+            fix = f"{sweep} is a file, but the name of a sweep file ends in .yaml or .yml"
         if sweep.endswith((".py", ".sh")) and _is_file(cwd / sweep):
             fix = f"a script runs by --run or --app; `sweep new {sweep}` writes a sweep file for it"
         raise UnknownSweep(cut(sweep), [*known, *beside], fix=fix)

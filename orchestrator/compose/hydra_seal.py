@@ -23,6 +23,7 @@ import pathlib
 import re
 import types
 import typing
+from collections.abc import Collection
 from typing import Any
 
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf, base
@@ -239,7 +240,7 @@ def _placed(child: Any, parent: Any, key: Any) -> Any:
 
 
 class without_resolvers:
-    """A context in which resolvers whose value is not the config's alone raise, and are noted."""
+    """Context manager in which each resolver not in `_PURE` raises. It yields the list of their names."""
 
     def __enter__(self) -> list[str]:
         self._before = BaseContainer._resolvers
@@ -272,12 +273,10 @@ class Identity:
     Attributes:
         left_out: key to the reason why it is no part of the identity.
         texts: key to the value as it is written, of those that are places or resolve in the attempt.
-        touched: resolvers that were called.
+        touched: resolvers that were refused since the last key: the list of `without_resolvers`.
     """
 
-    def __init__(
-        self, volatile: list[str], given: dict[str, str], base: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, volatile: list[str], given: Collection[str], base: Any = None) -> None:
         self._volatile, self._given, self._base = volatile, given, base
         self.left_out: dict[str, str] = {}
         self.texts: dict[str, Any] = {}
@@ -286,51 +285,51 @@ class Identity:
     def tree(self, config: Any, path: str = "", is_given: bool = False) -> Any:
         """Return a container as plain data, without the keys that are left out."""
         if isinstance(config._content, list):
-            items = [self._item(config, index, path, is_given) for index in range(len(config._content))]
+            items = [self._of_key(config, index, path, is_given) for index in range(len(config._content))]
             return [None if item is _LEFT_OUT else item for item in items]
         found = {}
         for key in config._content:
-            item = self._item(config, key, path, is_given)
+            item = self._of_key(config, key, path, is_given)
             if item is not _LEFT_OUT:
                 found[key.name if hasattr(key, "name") else str(key)] = item
         return found
 
-    def _item(self, config: Any, key: Any, path: str, is_given: bool) -> Any:
+    def _of_key(self, config: Any, key: Any, path: str, is_given: bool) -> Any:
         name = key.name if hasattr(key, "name") else str(key)
         full = path + "." + name if path else name
         node = config._get_node(key)
         is_given = is_given or full in self._given
         if is_given:
-            return self._plain(node, full, is_given)
+            return self._of_node(node, full, is_given)
         reason = "named as volatile" if full in self._volatile else ""
         inner = any(each.startswith(full + ".") for each in self._given)
         if not reason and not inner and _OUTPUT.fullmatch(name) and not isinstance(key, int):
             reason = "an output folder"
         if reason:
-            return self._leave(full, reason)
+            return self._leave_out(full, reason)
         del self.touched[:]
         try:
             found = node._maybe_dereference_node(throw_on_resolution_failure=True)
         except Exception as error:  # noqa: BLE001 - Hydra's own errors, and those of resolvers
             if self.touched:
-                return self._written(node, full, self.touched[0])
+                return self._text_or_leave(node, full, self.touched[0])
             if type(error).__name__ == "UnsupportedInterpolationType":  # of an app that is not there
-                return self._written(node, full, "a resolver of the app")
-            return node._value()  # missing, or an interpolation that leads nowhere: so it is for the task
-        return self._plain(found, full, False, node)
+                return self._text_or_leave(node, full, "a resolver of the app")
+            return node._value()  # missing, or an interpolation to nowhere: the task meets the same
+        return self._of_node(found, full, False, node)
 
-    def _written(self, node: Any, full: str, reason: str) -> Any:
+    def _text_or_leave(self, node: Any, full: str, reason: str) -> Any:
         """Leave a key out, unless a chosen group sets it: then return its text."""
         text = self.texts[full] = str(node._value())
         if self._base is None or self._base.get(full) == text:
-            return self._leave(full, reason)
+            return self._leave_out(full, reason)
         return "literal:" + text
 
-    def _leave(self, full: str, reason: str) -> Any:
+    def _leave_out(self, full: str, reason: str) -> Any:
         self.left_out[full] = reason
         return _LEFT_OUT
 
-    def _plain(self, node: Any, full: str, is_given: bool, written: Any = None) -> Any:
+    def _of_node(self, node: Any, full: str, is_given: bool, written: Any = None) -> Any:
         if isinstance(node, Container) and isinstance(node._content, (dict, list)):
             return self.tree(node, full, is_given)
         value = node._value()
@@ -343,7 +342,7 @@ class Identity:
         if isinstance(value, float) and not math.isfinite(value):
             return str(value)
         if isinstance(value, str) and _PATH.match(value):
-            return "literal:" + value if is_given else self._written(written, full, "an absolute path")
+            return "literal:" + value if is_given else self._text_or_leave(written, full, "an absolute path")
         return value
 
 

@@ -21,11 +21,12 @@ and the message begins as torch writes it. ``ValueError: cannot parse 'CUDA out 
 
 from __future__ import annotations
 
+import builtins
 import errno
 import re
 from collections.abc import Callable, Sequence
 
-from orchestrator.core import patterns
+from orchestrator.core import patterns, words
 from orchestrator.core.failure import DETERMINISTIC, OF_MACHINES, Cause
 from orchestrator.core.tracebacks import OUT_OF_MEMORY, Raised, with_bases
 
@@ -34,28 +35,20 @@ _BY_PACKAGE = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in pa
 _BY_MESSAGE = tuple(
     (re.compile(pattern, re.IGNORECASE), Cause(cause)) for pattern, cause in patterns.MESSAGES
 )
-_BY_SYMBOL = tuple((re.compile(rf"\b{pattern}\b"), Cause(cause)) for pattern, cause in patterns.SYMBOLS)
-_BY_SYSTEM = re.compile(
-    "|".join(
-        rf"(?P<E{code}>{words}|\b{errno.errorcode[code]}\b)" for code, words in patterns.SYSTEM_ERRORS.items()
-    ),
-    re.IGNORECASE,
-)
+_BY_CLASS_WORDS = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.CLASS_WORDS)
 """The tables of `orchestrator.core.patterns`, compiled."""
 
 _LIBRARY = re.compile(r"lib(cuda|nvidia-\w+|amdhip64|hsa-runtime64|ze_loader)\.so\S*: ")
 _SHARED_OBJECT = re.compile(r"\S+\.so\b\S*: |.*\bversion `GLIBC")
-"""A driver's library that a node lacks, and any library that cannot be loaded."""
-
-_QUOTED = re.compile(r"(?<!\w)(['\"`])[^'\"`\n]*\1")
-"""Words that another program or the user may have written."""
+_OTHER_BUILD = re.compile(r"\S+-packages/\S+\.so: undefined symbol: ")
+"""A driver's library that a node lacks, any that cannot be loaded, and one built for another version."""
 
 _OF_DRIVER = re.compile(r"NVMLError(?!_(InvalidArgument|NotSupported|NoPermission|FunctionNotFound))")
-_GPU = re.compile(r"\b(torch|cupy\w*|jax\w*|tensorflow|numba)\.|\b(CUDA|HIP|XPU|MPS|GPU)\b")
 _ON_HOST = re.compile(r"(?![\s\S]*device:GPU)[\s\S]*device:CPU")
 _NOT_FINITE = re.compile(
-    r"\b(nans?|infs?|infinity|non-?finite)\b(?! (check|detect|polic|handl))", re.IGNORECASE
+    r"(?<![(\[]-)\b(nans?|infs?|infinity|non-?finite)\b(?! (check|detect|polic|handl)|[\])])", re.IGNORECASE
 )
+_VALUE = re.compile(r"[:=] ?[-+]?(nan|inf)\b", re.IGNORECASE)
 _GPU_MEMORY = re.compile(r"\b(cuda|hip|gpu)\w*\b.*\bout of memory\b", re.IGNORECASE)
 _OF_ROWS = re.compile(
     r"\b(input|data|rows?|columns?|features?|labels?|samples?)\b.* contains?\b", re.IGNORECASE
@@ -80,11 +73,11 @@ _READERS = re.compile(
     r"|openpyxl|webdataset|skimage[/\\]io|safetensors|polars[/\\]io)[/\\]|(zipfile|tarfile|gzip|bz2|lzma|wave|csv"
     r"|pickle|_compression|soundfile)\b)"
 )
-_SETTINGS = re.compile(
-    r"[\w./-]+\.(ya?ml|toml|ini|cfg|conf)\b|\bconfig\w*\.json\b|(^|_)(configs?|settings|hparams)(_|$)"
-)
-"""Modules that read and write files of data, and names of files and functions of the config."""
+"""Modules that read and write files of data."""
 _CHECKING = re.compile(r".*[/\\](\w+_)?(config|settings|arguments|training_args)\w*\.py$")
+_CHECK = re.compile(
+    r"_*(check|validate|verify)_\w*(args|arguments?|params?|parameters?|config|settings|options)"
+)
 _WRITING = re.compile(r"_*(write|save|dump|to_|store|export|put|flush|close)")
 _PARSING = re.compile(r"(argparse|absl|click|typer|fire|tyro|simple_parsing|jsonargparse|docopt)\b")
 
@@ -177,7 +170,7 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
         return (causes.pop(), True) if len(causes) == 1 else (Cause.UNKNOWN, True)
     for rule in _RULES:
         cause = rule(raised)
-        if cause in DETERMINISTIC and (failed := _of_machine(raised)) is not None:
+        if cause in DETERMINISTIC and (failed := _of_machine(raised, cause)) is not None:
             return failed, True
         if cause is Cause.DATA and _OF_NODE.match(raised.text):
             return Cause.UNKNOWN, False
@@ -189,7 +182,16 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
             return cause, True
     found = (_BY_GENERAL_TYPE[name] for name in raised.classes if name in _BY_GENERAL_TYPE)
     cause = next(found, Cause.UNKNOWN)
-    return (Cause.CONFIG, True) if cause is Cause.CODE and _is_of_settings(raised) else (cause, False)
+    if cause is Cause.CODE:
+        if (failed := _of_machine(raised, cause)) is not None:
+            return failed, True
+        if words.NAN.search(raised.text[:2000]):
+            return Cause.NAN, True
+    is_setting = words.SETTING.search(words.unquoted(raised.text.partition("\n")[0])) is not None
+    is_setting = is_setting and raised.is_of_library
+    if is_setting or (cause is Cause.CODE and _is_of_settings(raised)):
+        return Cause.CONFIG, True
+    return cause, False
 
 
 def _by_status(raised: Raised) -> Cause | None:
@@ -206,17 +208,21 @@ def _by_library(raised: Raised) -> Cause | None:
         return None
     if _LIBRARY.match(raised.text):
         return Cause.BAD_NODE
+    if _OTHER_BUILD.match(raised.text):
+        return Cause.CODE
     return Cause.UNKNOWN if _SHARED_OBJECT.match(raised.text) else None
 
 
 def _by_class(raised: Raised) -> Cause | None:
     if _OF_DRIVER.match(raised.classes[0]):
         return Cause.BAD_NODE
+    if "MemoryError" in raised.classes and words.GPU.search(f"{raised.names[0]} {raised.text[:2000]}"):
+        return Cause.OOM_GPU
     if OUT_OF_MEMORY.search(raised.classes[0]) and _by_message(raised) is None:
-        if of_system(raised.text.partition("\n")[0]) is Cause.STORAGE:  # TensorFlow has one class for both
-            return Cause.STORAGE
+        if words.of_system(raised.text.partition("\n")[0]) is Cause.STORAGE:
+            return Cause.STORAGE  # TensorFlow has one class for both
         text = f"{raised.names[0]} {raised.text}"
-        is_host = "." in raised.names[0] and (not _GPU.search(text) or _ON_HOST.match(text))
+        is_host = "." in raised.names[0] and (not words.GPU.search(text) or _ON_HOST.match(text))
         return Cause.OOM_HOST if is_host else Cause.OOM_GPU
     if raised.classes[0] == "SystemExit":
         is_usage = raised.text == "2" and any(_PARSING.match(frame.module) for frame in raised.inside)
@@ -279,7 +285,7 @@ def _package(raised: Raised) -> Cause | None:
 def _by_words(raised: Raised) -> Cause | None:
     """Return the cause by words inside a message, which must be a library's own."""
     text = raised.text.partition("\n")[0]  # in a log, the next lines may be another program's
-    if "ValueError" not in raised.classes and (cause := of_driver(text)):
+    if "ValueError" not in raised.classes and (cause := words.of_driver(text)):
         return cause
     if not raised.is_of_library:
         return None
@@ -302,7 +308,7 @@ def _by_place(raised: Raised) -> Cause | None:
     """Return the cause by the reader, writer or loader inside which a general class was raised."""
     frames = [frame for frame in raised.inside if _READERS.match(frame.module)]
     if frames and any(_WRITING.match(frame.function) for frame in frames):
-        return Cause.STORAGE if "OSError" in raised.classes else None
+        return Cause.STORAGE if "OSError" in raised.classes or "iostream error" in raised.text else None
     if frames:
         return Cause.DATA
     is_loader = any(re.match(r"transformers\b", frame.module) for frame in raised.inside)
@@ -313,17 +319,24 @@ def _by_quoted_system(raised: Raised) -> Cause | None:
     """Return what a machine lacked or a reader met, where the message of a library states it."""
     if not raised.is_of_library:
         return None
-    text = raised.text.partition("\n")[0]
-    cause = of_system(text)
-    if cause in OF_MACHINES:
-        return cause
-    is_general = any(name in _BY_GENERAL_TYPE for name in raised.classes)
-    return Cause.DATA if patterns.DATA.search(text) and not is_general else None
+    cause = words.of_words(raised.text.partition("\n")[0])
+    if cause is Cause.UNKNOWN and _VALUE.search(raised.text[:2000]):
+        return Cause.NAN
+    if cause in DETERMINISTIC and any(name in _BY_GENERAL_TYPE for name in raised.classes):
+        return None
+    return None if cause is Cause.UNKNOWN else cause
+
+
+def _by_name(raised: Raised) -> Cause | None:
+    """Return the cause by words in the name of a class that a library or a program defines."""
+    own = (name for name in raised.classes if not hasattr(builtins, name))
+    found = (cause for name in own for pattern, cause in _BY_CLASS_WORDS if pattern.search(name))
+    return next(found, None)
 
 
 _RULES: tuple[Callable[[Raised], Cause | None], ...] = (
     *(_by_status, _by_library, _by_class, _by_message, _by_number, _by_package, _by_words, _by_place,
-      _by_quoted_system),
+      _by_quoted_system, _by_name),
 )  # fmt: skip
 """The evidence, the strongest first."""
 
@@ -331,48 +344,32 @@ _RULES: tuple[Callable[[Raised], Cause | None], ...] = (
 def _is_of_settings(raised: Raised) -> bool:
     """Whether a module of a library that checks settings raised it."""
     last = raised.frames[-1] if raised.frames else None
-    return last is not None and raised.is_stated and _CHECKING.match(last.module) is not None
+    if last is None or not raised.is_stated:
+        return False
+    return _CHECKING.match(last.file) is not None or _CHECK.match(last.function) is not None
 
 
 def _is_about_settings(raised: Raised) -> bool:
     """Whether what could not be read is a file of the config, by its name or by the function that read it."""
     own = [frame for frame in raised.frames if not frame.module][-1:]
     return any(
-        _SETTINGS.search(words)
-        for words in (raised.text[:2000].split("\n")[0], *(frame.function for frame in own))
+        words.SETTINGS.search(text)
+        for text in (raised.text[:2000].split("\n")[0], *(frame.function for frame in own))
     )
 
 
-_NODES = r"shared object|\.so\b|\bsocket|\.sock\b|\bconnect\b|\bdial\b|(?<![\w.])/(dev|proc|sys|run|var/run)/"
-_LACKED = re.compile(_NODES)
-"""What a node or a service lacks, where the system's words are those of a missing file."""
-
-
-def of_driver(text: str) -> Cause | None:
-    """Return the cause that the names of errors of a GPU's runtime or driver show, None without one."""
-    text = _QUOTED.sub("", text)
-    return next((cause for pattern, cause in _BY_SYMBOL if pattern.search(text)), None)
-
-
-def _of_machine(raised: Raised) -> Cause | None:
+def _of_machine(raised: Raised, cause: Cause) -> Cause | None:
     """Return the cause if the message of an error that is not the system's own states a machine's failure.
 
     Its beginning or class may be that of a mistake: ``size mismatch: read 1 of 2 bytes: Input/output error``.
     """
-    if "OSError" in raised.classes or "SyntaxError" in raised.classes:
+    if _SYSTEM.match(raised.text) or "SyntaxError" in raised.classes:
         return None
-    text = _QUOTED.sub("", raised.text.partition("\n")[0])
-    found = (of_driver(text), of_system(text))
-    return next((cause for cause in found if cause in OF_MACHINES), None)
-
-
-def of_system(text: str) -> Cause:
-    """Return the cause that a system error in a message shows, as the exception of Python for it does."""
-    match = _BY_SYSTEM.search(text)
-    if match is None or match.lastgroup is None:
-        return Cause.COMMUNICATION if patterns.NETWORK.search(text) else Cause.UNKNOWN
-    number = int(match.lastgroup[1:])
-    if number == errno.ENOENT and _LACKED.search(text):
-        return Cause.UNKNOWN
-    names = [base.__name__ for base in type(OSError(number, "")).__mro__]
-    return cause_of_exception(names, f"[Errno {number}] {text}")
+    text = words.unquoted(raised.text.partition("\n")[0])
+    found = (words.of_driver(text), words.of_system(text))
+    if (system := next((each for each in found if each in OF_MACHINES), None)) is not None:
+        return system
+    phrase = words.of_phrases(text)
+    # A mistake may be about memory, as in ``TypeError: CUDA out of memory handler takes 1 argument``.
+    is_other = cause is Cause.DATA or phrase not in {Cause.OOM_GPU, Cause.OOM_HOST}
+    return phrase if phrase in OF_MACHINES and is_other else None

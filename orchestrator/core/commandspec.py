@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.core.failure import Cause
 from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import UserError, nearest
-from orchestrator.spec import StageSpec
+from orchestrator.spec import StageSpec, refuse_zero_bytes
 
 _ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
 
@@ -20,7 +20,8 @@ PLAIN = (
     *("python", "resume", "scratch", "work"),
 )
 _NAME = r"[A-Za-z_][\w.\[\]\-+]*"
-# Other names were always refused in single braces. So no command that ran before holds one in double braces.
+# Such a name in single braces is refused, and `{{x}}` was as well, as it holds `{x}`. So to read it as text
+# changes no command that ever ran.
 _OTHER = rf"(?!(?:{'|'.join(PLAIN)})\}}|(?:inputs|config|uses)\.){_NAME}"
 _LITERAL = re.compile(rf"\{{(\{{{_OTHER}\}})\}}")
 """Doubled braces, as for `str.format`, around a name that is no placeholder's: ``{{x}}`` for ``{x}``."""
@@ -124,12 +125,12 @@ def _check_words(name: str, spec: StageSpec, where: str) -> None:
     command = spec.command or ""
     # The words keep their quotes, so that a quoted operator, such as '>', is taken as plain text.
     words = [] if spec.shell else list(_raw_words(command))
-    inside = [word for word in words if "{args}" in word and word.strip("'\"") != "{args}"]
-    if spec.shell and any(quote for name, quote in quoted_placeholders(command) if name == "args"):
-        inside = ["quotes"]
-    if inside:
+    places = [word for word in words if "{args}" in word and word.strip("'\"") != "{args}"]
+    if spec.shell and any(quote for found, quote in quoted_placeholders(command) if found == "args"):
+        places = ["quotes"]
+    if places:
         raise UserError(
-            f"the command of stage {name!r} has {{args}} inside {inside[0]}",
+            f"the command of stage {name!r} has {{args}} inside {places[0]}",
             where=where,
             allowed="{args} stands for several words: it must be one by itself, without quotes",
         )
@@ -295,13 +296,14 @@ def check_filled(
         where: the stage and cell, for messages.
 
     Raises:
-        UserError: a placeholder names no single value.
+        UserError: a placeholder names no single value, or one that no argument of a program can hold.
     """
     for name in asked:
         root, _, key = name.partition(".")
-        if root in slices:
-            value = pick(slices[root], key)
-            is_filled = value is not MISSING and not isinstance(value, Mapping)
+        if root in (*slices, "args"):
+            value = pick(slices[root], key) if key else slices["config"]
+            refuse_zero_bytes(value, key, where)
+            is_filled = not key or (value is not MISSING and not isinstance(value, Mapping))
         else:
             is_filled = root != "inputs" or name in inputs
         if not is_filled:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from orchestrator.core import patterns
-from orchestrator.core.causes import cause_of, cause_of_exception, of_driver, of_system
+from orchestrator.core.causes import cause_of, cause_of_exception
 from orchestrator.core.failure import DETERMINISTIC, OF_MACHINES, Cause
 from orchestrator.core.tracebacks import HEADING, Line, Raised, Shown, exceptions_in, lines_of, with_bases
+from orchestrator.core.words import DATA, of_driver, of_phrases, of_system, of_words, unquoted
 
 
 class CommandFailure(NamedTuple):
@@ -34,11 +36,6 @@ class CommandFailure(NamedTuple):
 
 _SIGNALS = {name: (Cause(cause), words) for name, (cause, words) in patterns.SIGNALS.items()}
 _EXIT_CODES = {code: (Cause(cause), words) for code, (cause, words) in patterns.EXIT_CODES.items()}
-_NOT_RUN = re.compile(
-    r".*(not found|No such file|Permission denied|Is a directory|Exec format|cannot execute)"
-)
-"""What shells print of a program that they cannot run. Codes 126 and 127 alone may come from a machine."""
-
 _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError", "SystemExit", "KeyboardInterrupt"})
 """Exceptions with which a launcher such as torchrun repeats that one of its processes failed."""
 
@@ -49,21 +46,6 @@ _REPORTS = tuple(
     for heading, certain, module, mistakes in patterns.REPORTS
 )
 """The tables of `orchestrator.core.patterns`, compiled."""
-
-_WHAT = re.compile(r"\s*what\(\):\s+")
-"""What C++ prints before the message of an exception."""
-_ROOT = re.compile(r"\s*(?:Caused by|nested task error): (?P<name>[\w.$]+)(?:: (?P<text>.*))?$")
-"""What Java and Julia print before the error that led to one; the last is the first that happened."""
-_GPU = re.compile(r"(?i:\bcuda)|\bHIP\b|\bhip[A-Z]|\bGPU\b|device memory")
-_DIVERGED = re.compile(
-    r"\b(?:is|are|was|became) (?:nan|[+-]?inf|infinite|not finite|non-finite)\b", re.IGNORECASE
-)
-_OF_PROGRAM = re.compile(
-    r"(?!.*(?:line \d+: |run command|exec))(?:(?:[\w./-]+ ){0,2}[\w./-]+: |\[[\w./ -]+\] )"
-)
-"""A program's line about what it worked on; not a shell's, which goes on, nor about a missing program."""
-_LESSER = re.compile(r"(?:.*: |.* NCCL )?\W*(?:INFO|DEBUG|WARN\w*|NOTICE)\b", re.IGNORECASE)
-"""Levels of logging at which no program reports why it ends."""
 
 _NUM_LAST_LINES, _NUM_USAGE_LINES, _NUM_TRACEBACK_LINES, _NUM_TEXT_LINES = 8, 40, 100, 8
 """How far from the end the reason may stand, in lines. Launchers and trackers print a few lines after it."""
@@ -144,7 +126,7 @@ def _judged(exit_code: int, name: str, how: str, of_log: Sequence[Line]) -> Comm
     if found is not None:
         return _as_failure(found, how)
     cause, words = _SIGNALS.get(name) or _EXIT_CODES.get(exit_code) or (Cause.UNKNOWN, "")
-    if cause is Cause.CONFIG and lines and not any(map(_NOT_RUN.match, lines[-_NUM_LAST_LINES:])):
+    if cause is Cause.CONFIG and lines and not any(map(patterns.NOT_RUN.match, lines[-_NUM_LAST_LINES:])):
         return CommandFailure(Cause.UNKNOWN, "", how)
     return CommandFailure(cause, "", f"{how}: {words}" if words else how)
 
@@ -163,8 +145,11 @@ def cause_of_raised(raised: Raised, log: str) -> Cause:
     if raised.classes[0] == "SystemExit":  # a traceback with more than its message after it was handled
         lines = lines_of(log)
         own = [] if raised.text.lstrip("-").isdecimal() else [*filter(str.strip, raised.text.split("\n"))]
-        end = max((each.line + 1 for each in exceptions_in(lines)), default=len(lines))
-        while end < len(lines) and patterns.SUMMARY.match(lines[end].text):
+        shown = exceptions_in(lines)
+        end = max((each.line + 1 for each in shown), default=len(lines))
+        while end < len(lines) and lines[end].rank and lines[end].rank == shown[-1].rank:
+            end += 1
+        while end < len(lines) and (patterns.SUMMARY.match(lines[end].text) or _is_lesser(lines[end].text)):
             end += 1
         whole = cause_of_command(code, log, oom_killed=False).cause
         # Launchers and trackers print after the reason too: what a machine lacked counts in any place.
@@ -203,7 +188,8 @@ def _words_beside(found: Shown, lines: Sequence[str], end: int) -> tuple[Cause, 
         last = _last_words(before, may_be_usage=may_be_usage, is_missing=is_missing)
         if last is None and (match := _printed(before)):
             last = cause_of_exception(with_bases(match.group(1)), match.group(3)), match.group()
-        return last
+        status = patterns.STATUS.search(raised.text)
+        return _EXIT_CODES.get(int(status[1])) if status and last is None else last
     last = _last_words(lines[end:], may_be_usage=False)
     is_weaker = cause_of(raised) in DETERMINISTIC | {Cause.UNKNOWN}
     return last if last is not None and last[0] in OF_MACHINES and is_weaker else None
@@ -244,19 +230,25 @@ def _last_exception(shown: Sequence[Shown], num_lines: int, exit_code: int) -> S
 
 def _printed(lines: Sequence[str]) -> re.Match[str] | None:
     """Return the exception that the last line states without a traceback, None without one."""
-    final = next(_own_words(lines), "")
+    final = next(_own_words(lines), "").strip()
     return patterns.PRINTED.match(final[_end_of_stamp(final) :])
 
 
 def _own_words(lines: Sequence[str]) -> Iterator[str]:
     """Yield the lines from the last one on, without what launchers and trackers print after it."""
-    return (line.strip() for line in reversed(lines) if not patterns.AFTERWORDS.match(line.strip()))
+    return (line for line in reversed(lines) if not patterns.AFTERWORDS.match(line.strip()))
 
 
 def _end_of_stamp(line: str) -> int:
     """Return where a line begins behind the time that a logger writes; 0 if there is none."""
     match = patterns.STAMP.match(line)
-    return match.end() if match and not _LESSER.match(line, match.end()) else 0
+    return match.end() if match and not _is_lesser(line) else 0
+
+
+def _is_lesser(line: str) -> bool:
+    """Whether the level of a line is one at which no program reports why it ends."""
+    match = patterns.STAMP.match(line)
+    return patterns.LESSER.match(line, match.end() if match else 0) is not None
 
 
 def _killed(lines: Sequence[str]) -> tuple[Cause, str] | None:
@@ -281,42 +273,47 @@ def _last_words(
     if (reported := _reported(lines)) is not None:
         return reported
     has_usage = may_be_usage and any(map(patterns.USAGE.match, lines[-_NUM_USAGE_LINES:]))
-    for number, line in enumerate(_own_words(lines)):
-        is_last = number == 0
-        if number == _NUM_LAST_LINES:
-            break
+    stated: tuple[Cause, str] | None = None
+    is_report = not is_ended  # whether this line and all after it may be one report of errors
+    for number, shown in enumerate(islice(_own_words(lines), _NUM_LAST_LINES)):
+        line = shown.strip(patterns.BORDERS)
         begin = _end_of_stamp(line)
         found = ((cause, words.match(line, begin)) for words, cause in _LAST_WORDS)
         known = next(((cause, match.group(1)) for cause, match in found if match), None)
-        if known is None and (is_missing or is_last) and (match := patterns.MISSING.match(line)):
+        if known is None and (is_missing or number == 0) and (match := patterns.MISSING.match(line)):
             known = Cause.CONFIG, match.group(1)
         is_usage = has_usage and (known is None or known[0] not in OF_MACHINES)
-        if is_usage and (match := patterns.USAGE_ERROR.match(line)):
+        if is_usage and stated is None and (match := patterns.USAGE_ERROR.match(line)):
             return Cause.CONFIG, match.group(1)
-        may_state = known is None and is_last and not _LESSER.match(line)
-        if may_state and (cause := of_driver(line)):
+        if known is None and number == 0 and not _is_lesser(line) and (cause := of_driver(line)):
             known = cause, line
-        elif may_state and not (is_missing or is_ended):
-            known = _of_last_line(line, begin)
-        if known is not None:
+        elif known is None and is_report and not is_missing:
+            known = _of_line(line, begin)
+        if known is not None and known[0] not in DETERMINISTIC:
             return known
-    return None if is_ended else _of_settings(lines[-_NUM_USAGE_LINES:])
+        stated = stated or known
+        is_report = is_report and (shown[:1].isspace() or patterns.OF_REPORT.search(line) is not None)
+        if stated is not None and not is_report:
+            break
+    return stated if stated is not None or is_ended else _of_settings(lines[-_NUM_USAGE_LINES:])
 
 
-def _of_last_line(line: str, begin: int) -> tuple[Cause, str] | None:
-    """Return the cause that a program's last line shows, and its words.
+def _of_line(line: str, begin: int) -> tuple[Cause, str] | None:
+    """Return the cause that a line at the end of a program's output shows, and its words.
 
     Args:
         line: of the log.
         begin: where it begins behind the time that a logger wrote.
     """
     words = line[begin:]
-    if not begin and not _OF_PROGRAM.match(words):
+    if patterns.PRINTED.match(words):  # its class is better evidence
         return None
-    known = of_system(words)
-    if known is Cause.UNKNOWN and patterns.DATA.search(words):
-        known = _of_unreadable(words)
-    return None if known is Cause.UNKNOWN else (known, words)
+    cause = of_words(words)
+    if _is_lesser(line):  # no reason, unless a client tried until the end
+        is_retry = cause is Cause.COMMUNICATION and patterns.RETRY.search(line) and "WARN" in line
+        return (cause, words) if is_retry else None
+    is_other = patterns.OF_SHELL.match(words) or not patterns.OF_REPORT.search(line)
+    return None if cause is Cause.UNKNOWN or (cause in DETERMINISTIC and is_other) else (cause, words)
 
 
 def _of_settings(lines: Sequence[str]) -> tuple[Cause, str] | None:
@@ -330,7 +327,8 @@ def _of_settings(lines: Sequence[str]) -> tuple[Cause, str] | None:
             return (cause, called.group()) if called and cause is not Cause.UNKNOWN else None
         return next(((Cause.CONFIG, line) for line in lines if patterns.HYDRA_ERROR.match(line)), None)
     hints = [number for number, line in enumerate(lines) if patterns.HINT.match(line)]
-    for number, line in enumerate(lines):
+    for number, shown in enumerate(lines):
+        line = shown.strip(patterns.BORDERS)
         match = patterns.OPTION.match(line)
         is_near = any(hint != number and hint >= number - _NUM_TEXT_LINES for hint in hints)
         is_last = number == len(lines) - 1 and ": " in line and " -" in line.replace("'", " ")
@@ -355,10 +353,10 @@ def _reported(lines: Sequence[str]) -> tuple[Cause, str] | None:
             if match is None or certain not in are_certain:
                 continue
             fields = match.groupdict()
-            rest = [_WHAT.sub("", line).strip() for line in lines[number + 1 :][:_NUM_TEXT_LINES]]
+            rest = [patterns.WHAT.sub("", line).strip() for line in lines[number + 1 :][:_NUM_TEXT_LINES]]
             name, text = module + (fields.get("name") or "Error"), fields.get("text") or " ".join(rest[:1])
             cause = _of_report(name, text, "\n".join((text, *rest)), mistakes)
-            root = next((found for line in reversed(lines[number:]) if (found := _ROOT.match(line))), None)
+            root = next(filter(None, map(patterns.ROOT.match, reversed(lines[number:]))), None)
             if cause is Cause.UNKNOWN and root is not None:
                 text = root["text"] or ""
                 cause = _of_report(module + root["name"], text, text, mistakes)
@@ -379,18 +377,18 @@ def _of_report(name: str, text: str, whole: str, mistakes: re.Pattern[str]) -> C
     if cause not in DETERMINISTIC | {Cause.UNKNOWN}:
         return cause
     system = of_system(whole)
-    if system in OF_MACHINES:
-        return system
-    if patterns.MEMORY.search(whole):
-        return Cause.OOM_GPU if _GPU.search(f"{name} {whole}") else Cause.OOM_HOST
-    if _DIVERGED.search(text):
+    for machine in (system, of_phrases(unquoted(f"{name} {whole}"))):
+        if machine in OF_MACHINES:
+            return machine
+    if patterns.DIVERGED.search(text):
         return Cause.NAN
     if patterns.OPTION.match(text):
         return Cause.CONFIG
     is_mistake = mistakes.match(name) or mistakes.match(text)
-    if patterns.DATA.search(text) and ((cause is Cause.UNKNOWN and not is_mistake) or "SyntaxError" in name):
+    if DATA.search(text) and ((cause is Cause.UNKNOWN and not is_mistake) or "SyntaxError" in name):
         return _of_unreadable(text)
-    return cause if cause is not Cause.UNKNOWN else Cause.CODE if is_mistake else system
+    cause = Cause.CODE if is_mistake and cause is Cause.UNKNOWN else cause
+    return next((each for each in (cause, system, of_words(text)) if each is not Cause.UNKNOWN), cause)
 
 
 def _signal_name(number: int) -> str:

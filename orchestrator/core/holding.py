@@ -94,7 +94,7 @@ def with_space(records: SweepRecords) -> Holds:
         if times:
             lacked[digest] = times
             most, last = full.get(name := stages[digest].stage, (0, 0.0))
-            full[name] = max(most, times), max(last, _seconds(ends[-1].at))
+            full[name] = max(most, times), max(last, recorded_s(ends[-1].at))
     if not full:
         return NO_HOLDS
     free, total = records.space or (0, 0)
@@ -168,8 +168,8 @@ def _time(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _seconds(at: str) -> float:
-    """Return the time of a record, in seconds since 1970; 0 if it has none."""
+def recorded_s(at: str) -> float:
+    """Return the time of a record, in seconds since 1970; 0.0 if it has none."""
     try:
         return datetime.fromisoformat(at).timestamp()
     except ValueError:

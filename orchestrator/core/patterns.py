@@ -7,7 +7,6 @@ runtime or a system prints for each of its users, never what one program prints.
 
 from __future__ import annotations
 
-import errno
 import re
 
 CLASSES = {
@@ -65,11 +64,8 @@ _GPU = (
 )
 MESSAGES = (
     (rf"({_GPU}:?|Triton Error \[\w+\]:) out of memory|out of GPU m", "oom_gpu"),
-    (r"(\w+ error: )*CU[A-Z]+_STATUS_ALLOC_FAILED", "oom_gpu"),
     (r"No available memory for the cache blocks|Free memory on device ", "oom_gpu"),
     (r"RESOURCE_EXHAUSTED: (out of memory|failed to allocate)", "oom_gpu"),
-    (r"(RESOURCE_EXHAUSTED: |\{\{[^{}]*\}\} )*OOM when allocating [\s\S]*\bdevice:GPU\b", "oom_gpu"),
-    (r"(RESOURCE_EXHAUSTED: |\{\{[^{}]*\}\} )*OOM when allocating [\s\S]*\bdevice:CPU\b", "oom_host"),
     (r"NCCL\b[\s\S]*(out of memory|Failed to CUDA \w*alloc)", "oom_gpu"),
     (r"NCCL\b[\s\S]*uncorrectable ECC", "bad_node"),
     (r"Consistency check failed: file should be of size", "communication"),
@@ -78,7 +74,7 @@ MESSAGES = (
     (r"(task|actor|worker)\b.* (node|host) (running low on|out of) memory", "oom_host"),
     (r"The actor died because its node has died", "node_lost"),
     (r"\[enforce fail at \S*alloc_cpu\S*\]|DefaultCPUAllocator: ", "oom_host"),
-    (r"std::bad_alloc|\[Errno 12\]|(can't|cannot) allocate (memory|vector)|not enough memory", "oom_host"),
+    (r"std::bad_alloc|\[Errno 12\]|(can't|cannot) allocate (memory|vector)|not enough memory: ", "oom_host"),
     (r"DataLoader worker .*out of shared memory", "oom_host"),
     (r"(\[[^\]]*\]:? ?)*(NCCL|nccl[A-Z]\w+|Watchdog caught collective)\b", "communication"),
     (r"(\[[^\]]*\]:? ?+|[\w .()/-]+: )*Connection (reset|closed) by peer", "communication"),
@@ -107,7 +103,6 @@ MESSAGES = (
     (r"\[Errno (7|36)\]", "code"),
     (r"\[enforce fail at inline_container|(disk I/O error|database or disk is full|database is locked"
      r"|attempt to write a readonly database)$", "storage"),
-    (r"Error while serializing: .*(code: 28|No space left)", "storage"),
     (r"Error while deserializing|Compressed file ended|Ran out of input|field larger than field limit|"
      r"line contains NUL|PytorchStreamReader failed|Unable to load weights|invalid load key", "data"),
     (r"(data did not match|missing field|expected |invalid (type|value)|unknown (field|variant)|trailing |"
@@ -118,20 +113,8 @@ MESSAGES = (
     (r"error\(s\) in loading state_dict|element \d+ of tensors|trying to backward|boolean value of"
      r"|one of the variables needed|a leaf variable|CUDA error: device-side assert"
      r"|\W\w+\W not implemented for", "code"),
-    (r"(encountered |got )?(a )?(nan|non-finite|inf) (in )?(the )?(loss|gradients?)\b", "nan"),
 )  # fmt: skip
 """Beginnings of messages, for classes that do not identify the cause. The first that matches counts."""
-
-SYMBOLS = (
-    (r"(?i:cuda_?error_?memory_?allocation|(cuda|hip)_?error_?out_?of_?memory|cu[a-z]+_status_alloc_failed)",
-     "oom_gpu"),
-    (r"(?i:(cuda|hip)_?error_?(ecc_?uncorrectable|devices?_?unavailable|insufficient_?driver|no_?device"
-     r"|system_?driver_?mismatch|system_?not_?ready|hardware_?stack_?error|nvlink_?uncorrectable"
-     r"|initialization_?error))", "bad_node"),
-    (r"(?i:(cuda|hip)_?error_?assert)", "code"),
-    (r"(NVML(_[A-Z]\w+)?|NVRM|Xid|(GPU|device) is lost|fallen off the bus)", "bad_node"),
-)  # fmt: skip
-"""Names of the errors of GPU runtimes and drivers, which nothing else writes outside of quotation marks."""
 
 HANDED_ON = re.compile(
     r"(?:\[[^\]]*\]:? ?)*(?:Process group|NCCL) watchdog thread terminated with exception: "
@@ -148,57 +131,25 @@ POINTS_ABOVE = re.compile(
 )
 """A message that holds no reason, and points to an earlier one."""
 
-SYSTEM_ERRORS = {
-    errno.ENOENT: "No such file or directory", errno.EISDIR: "Is a directory",
-    errno.ENOTDIR: "Not a directory", errno.ENOMEM: "Cannot allocate memory",
-    errno.EIO: "Input/output error", errno.ENOSPC: "No space left on device",
-    errno.EROFS: "Read-only file system", errno.ESTALE: "Stale file handle",
-    errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large",
-    errno.EUCLEAN: "Structure needs cleaning", errno.EREMOTEIO: "Remote I/O error",
-    errno.ENOTCONN: "Transport endpoint is not connected",
-    errno.ECONNREFUSED: "Connection refused", errno.ECONNRESET: "Connection reset by peer",
-    errno.ECONNABORTED: "Software caused connection abort", errno.ETIMEDOUT: "Connection timed out",
-    errno.EHOSTUNREACH: "No route to host", errno.EHOSTDOWN: "Host is down",
-    errno.ENETUNREACH: "Network is unreachable", errno.EADDRINUSE: "Address already in use",
-}  # fmt: skip
-"""System errors that show a cause, by the system's words and by their names: all languages print these."""
+RETRY = re.compile(r"\b(re-?try(ing)?|re-?tries|attempts?|giving up|re-?connect\w*)\b", re.IGNORECASE)
+"""What a client writes before it gives up."""
 
-NETWORK = re.compile(
-    r"could not resolve (host|proxy)|name resolution|name or service not known|no such host|unknown ?host"
-    r"|failed to lookup address|\bENOTFOUND\b|\bEAI_AGAIN\b|nodename nor servname|resolve host\w* "
-    r"|\b(i/o|handshake|connect\w*|(ssh|http|tls|network|rpc|socket) (request|operation)) timed? ?out"
-    r"|failed to connect to \S+ port|could(n't| not) connect to (the )?(server|host|endpoint)"
-    r"|remote end hung up unexpectedly|connection (was )?(reset|refused|aborted|closed by (the )?"
-    r"(remote|peer))|max retries exceeded with url|\b(502 bad gateway|503 service unavailable"
-    r"|504 gateway time-?out|429 too many requests)|no route to host|network is unreachable",
-    re.IGNORECASE,
-)
-"""How clients and resolvers of names report a network that fails."""
-
-MEMORY = re.compile(
-    r"\bout of memory\b|\bheap (space|out of memory|exhausted)|GC overhead limit|memory exhausted|bad_alloc"
-    r"|(can't|cannot|could not|unable to|failed to) allocate (\S+ )?(memory|vector|bytes)",
-    re.IGNORECASE,
-)
-"""How runtimes of languages report that the memory of the host is used up."""
-
-DATA = re.compile(
-    r"(json|csv|xml|parquet|avro|toml|utf-?8)\S*:? (parse|parser|parsing|decode|syntax|lexical) ?error"
-    r"|\b(parse|lexical) error\b|unexpected (token|character|end of (json|input|file|data))|JSON (at|text)\b"
-    r"|invalid (char\w*\b.*\b(json|looking for|in literal)|json|utf-?8|magic|byte sequence|multibyte)"
-    r"|valid utf-?8|not in \w+ format|\bnot (appear to be )?an? (valid )?[\w/.-]+ (file|archive|image)\b"
-    r"|is not a valid file|does not look like an? \w+ archive|premature(ly)? end|embedded nul|\bInvalidData\b"
-    r"|unexpected end of|ParseFrom(Array|String)|bad magic|magic (number|bytes)"
-    r"|\b(crc|checksum)\b.*\b(error|mismatch|failed)"
-    r"|(unknown|unrecogni[sz]ed) (input|file|image|archive) format|file format not recogni[sz]ed"
-    r"|end-of-central-directory|codec can't|malformed (\S+ )?(input|line|row|record|file|header|json|xml)"
-    r"|did not have \d+ elements|\bend of file\b|\bformat error\b|invalid data\b|more columns than"
-    r"|wrong number of fields"
-    r"|\b(corrupt(ed)?|truncated|damaged) (\S+ )?(files?|data|archive|input|stream|records?|header|image)"
-    r"|\b(file|data|archive|stream|record|header) (is|was|seems|appears to be|may be) (corrupt|truncat|dama)",
-    re.IGNORECASE,
-)
-"""How readers of data report what they cannot read."""
+CLASS_WORDS = (
+    (r"(Disk|Storage)\w*(Full|Quota|Space)|NoSpace|OutOf(Disk|Space)", "storage"),
+    (r"Connect(ion|ivity)?(Error|Exception|Failure|Failed|Refused|Reset|Lost|Closed|Aborted|Timeout)|Time(d_?)?[oO]ut"
+     r"(?!Expired)|Network(?!X)|Unreachable|Unavailable|Disconnect|NoBrokers|NoHost|NoServers|TooManyRequests|RateLimit"
+     r"|Throttl|BrokenPipe|Handshake|NameResolution|Heartbeat", "communication"),
+    (r"NonFinite|NotFinite|Nan(Loss|Error|Value|Detected)|Diverge(d|nce)", "nan"),
+    (r"Shape\w*Error|Dimension|Broadcast|D[tT]ypeError|Tracer|Concretization|NotImplemented|DataDependent|Compil(e|ation)"
+     r"|SyntaxError|Unsupported(Op|Func)", "code"),
+    (r"Config\w*(Error|Exception)|Settings?(Error|Exception)|Credentials?|(Missing|Unknown|Bad)Argument|BadOption|NoSuchOption"
+     r"|Parameter(Validation)?(Error|Exception)|Usage(Error|Exception)|Unauthori|Forbidden|AccessDenied"
+     r"|(Environment|Package|Profile)s?NotFound", "config"),
+    (r"Pars(e|ing|er)(Error|Exception)|Decod(e|ing)|Deseriali[sz]|Corrupt|Truncat|Checksum|Malformed|BadFile|BadZip"
+     r"|(File|Image|Data|Media)Format|NoSuchFile|InvalidHeader|InvalidFormat|InvalidProtobuf|Unidentified|Data(set|File)s?(Error|Exception|NotFound)|FileNotFound"
+     r"|Schema(Error|Exception|Mismatch)", "data"),
+)  # fmt: skip
+"""Words in the names of classes of libraries that no other table knows."""
 
 PRINTED = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception))): (.+)$")
 """An exception that a program caught and printed as its last line, without the traceback."""
@@ -216,8 +167,6 @@ KILLED = (
 LAST_WORDS = (
     *KILLED,
     (r"terminate called after throwing an instance of '(std::bad_alloc)'", "oom_host"),
-    (r"(?:(?i:fatal|error)[ :]+)*((?:CUDA|HIP)(?: runtime)?(?: error:)? out of memory.*)", "oom_gpu"),
-    (r"(?:[\w./-]+: )+((?:\w+: )*[Cc]annot allocate memory)$", "oom_host"),
     (r"(?:[\w./-]+: )+(.*(?:No space left on device|Disk quota exceeded|Stale file handle"
      r"|Input/output error|Read-only file system|[Tt]ransport endpoint (?:is not connected|shutdown)))$",
      "storage"),
@@ -225,26 +174,15 @@ LAST_WORDS = (
      r"lib(?:cuda|nvidia-[\w-]+|amdhip64|hsa-runtime64|ze_loader)\.so.*)", "bad_node"),
     (r"(?:\S+: )*(error while loading shared libraries: .*)", "unknown"),
     (r"(?:[\w./-]+: )+(can't open file .*\[Errno 2\].*)$", "code"),
-    (r"(?:\S*\bpython[\d.]*: )(No module named .*)$", "code"),
     (r"(memory allocation of \d+ bytes failed)$", "oom_host"),
-    (r"(curl: \((?:5|6|7|16|18|28|35|52|55|56|92)\) .*)", "communication"),
-    (r"(?:[\w./-]+: )+(.*(?:Temporary failure in name resolution|Name or service not known))$",
-     "communication"),
-    (r"(?!.*[Cc]annot allocate)(.*\b(?:UCX +ERROR|pml_ucx\.c|btl_tcp\w*|ofi_\w+|psm2_\w+)\b.*"
-     r"(?:failed|[Ee]rror|unreachable|timed out|refused|reset).*)", "communication"),
-    (r"(.*\b(?:cuda|hip)Malloc\w*\b.*\bout of memory.*)", "oom_gpu"),
-    (r"(?:[\w./-]+: )+([Hh]eap exhausted;?|[Mm]emory exhausted.*)$", "oom_host"),
-    (r"(Out of memory\. Type .help memory.*)", "oom_host"),
     (r"((?:srun|sbatch|salloc): error: .*(?:More processors requested|Requested node config|Memory spec"
      r"|CPU count per node|Job request does not|Invalid (?:partition|account|qos|generic)).*)", "config"),
     (r"(docker: Error response from daemon: (?:pull access denied|manifest for|No such image|invalid ref).*)",
      "config"),
     (r"(?:\S+: )?(line \d+: syntax error.*)", "code"),
-    (r"((?:\w+: )*[Oo]ut of memory (?:error )?on (?:GPU|device|CUDA)\b.*)", "oom_gpu"),
     (r"(slurmstepd: error: execve\(\): \S*/slurmd/.*|srun: error: Task launch for \S+ failed on node .*)",
      "bad_node"),
     (r"(There are not enough slots available in the system.*)", "config"),
-    (r"(\S+\.(?:cuh?|cc|cpp|cxx|c|hpp|h|rs|go|f90|F90|java|tsx?)[:(]\d+(?:[:,]\d+)?\)?: error: .*)", "code"),
     (r"(.*nvidia-container-cli: (?:\w+ error|\w+): (?:nvml|driver|cuda) error: .*)", "bad_node"),
     (r"((?:ORTE|PRTE|PRRTE) has lost communication with a remote daemon.*)", "communication"),
     (r"(Unable to determine the device handle for (?:GPU|gpu).*)", "bad_node"),
@@ -257,8 +195,8 @@ AFTERWORDS = re.compile(
     r"make(\[\d+\])?: \*\*\*|tar: (Child |Error is not|Exiting)|wandb: |mlflow: |srun: (Job step|Terminating|"
     r"launch/|error: \S+: tasks? [\d,-]+: (Exited|Terminated))|slurmstepd: error: \*\*\* .* CANCELLED AT "
     r"[^D]*\*\*\*$|Primary job +terminated|(mpirun|mpiexec|prterun) (detected|has exited)|\[\S+\] \*\*\* "
-    r"|[-=*#]{8,}$|.*Kill"
-    r"ing subprocess \d+|.*exits with return code = \d+$|ERROR conda\.cli|npm (ERR!|error)|error Command fai"
+    r"|[-=*#]{8,}$|.*Killing subprocess \d+|.*exits with return code = \d+$|ERROR conda\.cli"
+    r"|npm (ERR!|error)(?!.*(\b[45]\d\d\b|\bE[A-Z]{6,}))|error Command fai"
     r"led|error: failed to (fetch|push) |(real|user|sys)\t|Command exited with non-zero status|ERROR: Job fai"
     r"led|Aborted( \(core dumped\))?$"
     r"|.*: line \d+: +\d+ (Aborted|Killed|Terminated|Segmentation fault)\b"
@@ -267,7 +205,7 @@ AFTERWORDS = re.compile(
 
 SUMMARY = re.compile(
     r"[-=]{8,}$|Ran \d+ tests? in |FAILED \(\w+=|\S+ FAILED$|Failures:$|Root Cause \(|\[\d+\]:$|\s+\S"
-    r"|CUDA kernel errors|For debugging consider|Compile with `TORCH"
+    r"|[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ |CUDA kernel errors|For debugging consider|Compile with `TORCH"
 )
 """What unittest and torchrun print after the last traceback, and further lines of messages, as torch's."""
 
@@ -276,6 +214,23 @@ STAMP = re.compile(
     r"(?:\[?(?:ERROR|FATAL|CRITICAL)\]?[ :|-]+)?"
 )
 """The time, and a level, that loggers write before a line."""
+
+LESSER = re.compile(r"(?:.*: |.* NCCL )?\W*(?:INFO|DEBUG|WARN\w*|NOTICE)\b", re.IGNORECASE)
+"""Levels of logging at which no program reports why it ends."""
+
+OF_SHELL = re.compile(
+    r"(?:.*: )?(?:\S+: line \d+: .+: (?!unbound|parameter null)|.*\b(?:run command|exec\w*)\b)",
+    re.IGNORECASE,
+)
+"""A shell's line, after which it goes on, and one about a missing program."""
+
+OF_REPORT = re.compile(
+    r"^\W*(?:[\w./-]+ ){0,2}[\w./-]+(?::\d+)*\S?: (?!\d)|^\[[\w./ :-]+\] |^[\W\d_]*$|\[E\]|\bline \d+"
+    r"|^(?:see|try|run|use|for|at|in) |error|fatal|fail|cannot|can't|could ?n|unable|invalid|unexpected"
+    r"|unknown|unrecogni|abort|refused|denied|not found|no such|exception|undefined|incomplete",
+    re.IGNORECASE,
+)
+"""A line of a report of errors: of a program about what it works on, a place, a hint, or words of failure."""
 
 MISSING = re.compile(r"(?:[\w./-]+: )*((?:line \d+: )?.*: (?:command )?not found)$")
 """What a shell prints of a program that is not there. It goes on, so only the last line is the reason."""
@@ -292,8 +247,8 @@ HINT = re.compile(
 OPTION = re.compile(
     r"(?:.*: )?((?:(?:unrecogni[sz]ed|unknown|invalid|illegal|unexpected|ambiguous|bad|no"
     r" such) (?:[\w-]+ ){0,3}(?:option|argument|flag|parameter|value|choice|subcommand)|flag provided but no"
-    r"|(?:the following |(?:required|long|short) )*(?:option|argument|flag)s?\b.*(?:requires? |required|"
-    r"not provided|not recogni[sz]ed|not allowed|missing|invalid)).*)",
+    r"|found argument|(?:the following |(?:required|long|short) )*(?:option|argument|flag)s?\b"
+    r".*(?:requires? |required|not provided|not recogni[sz]ed|not allowed|missing|invalid)).*)",
     re.IGNORECASE,
 )
 """How parsers of a command line report a wrong option, and the hint that they print beside it."""
@@ -302,6 +257,9 @@ HYDRA, HYDRA_JOB = "Set the environment variable HYDRA_FULL_ERROR=1", "Error exe
 HYDRA_TARGET = re.compile(r"(?P<name>\w+(?:Error|Exception))\(['\"](?P<text>.*)['\"]\)$")
 HYDRA_ERROR = re.compile(r"(?:Could not|In '|Error |Key |Missing|Multiple|Ambiguous|You |Primary|Unable).*")
 """What Hydra prints after its errors, before those of the job, and how those of the config begin."""
+
+STATUS = re.compile(r"returned non-zero exit status (\d+)\.$")
+"""How Python names the exit code of a program that it started."""
 
 NOT_RUN_CODES, NOT_RUN_STATUS = (126, 127), re.compile(r"exit (?:status|code) 12[67]\b")
 """Exit codes by which shells report a program that cannot be run, and how Python's errors name them."""
@@ -378,3 +336,21 @@ EXIT_CODES = {
     127: ("config", "its program was not found"),
 }
 """Signals and exit codes that show how a process ended, with the cause, and words for people."""
+
+NOT_RUN = re.compile(
+    r".*(not found|No such file|Permission denied|Is a directory|Exec format|cannot execute)"
+)
+"""What shells print of a program that they cannot run. Codes 126 and 127 alone may come from a machine."""
+
+WHAT = re.compile(r"\s*what\(\):\s+")
+"""What C++ prints before the message of an exception."""
+ROOT = re.compile(r"\s*(?:Caused by|nested task error): (?P<name>[\w.$]+)(?:: (?P<text>.*))?$")
+"""What Java and Julia print before the error that led to one; the last is the first that happened."""
+
+DIVERGED = re.compile(
+    r"\b(?:is|are|was|became) (?:nan|[+-]?inf|infinite|not finite|non-finite)\b", re.IGNORECASE
+)
+"""How a program reports that a number is not finite."""
+
+BORDERS = " \t│┃║"
+"""What boxes are drawn of."""

@@ -140,6 +140,10 @@ _LOGIN = re.compile(
     r"|\bdocker[ ]{1,9}login\b[^\n|;]{0,200}?[ ]-p[ ]{1,9}[\"']?|\bmysql\w{0,9}\b[^\n|;]{0,200}?[ ]-p[\"']?)"
     r"(?P<value>[^\s\"']{1,300})"
 )
+# What databases are reached by, which is nothing but pairs: Server=a;Uid=b;Pwd=c or host=a password=c
+_CONNECTION = re.compile(
+    r"\s*\w[\w ]{0,30}=[^;=]*(?:;\s*\w[\w ]{0,30}=[^;=]*){1,30};?\s*|\w+=[^\s=]+(?:\s+\w+=[^\s=]+){1,30}\s*"
+)
 _EXAMPLE = re.compile(r":(?:pass(?:word|wd)?|pwd|secret|token)@", re.IGNORECASE)
 # A whole line, or the rest after a # outside quotes: in a shell ; separates commands, // occurs in values.
 _COMMENT = re.compile(
@@ -168,7 +172,8 @@ def reason_of(name: str, value: object) -> str:
 
 @lru_cache(maxsize=20_000)
 def _reason(name: str, value: str) -> str:
-    if len(value) >= 8 and (kind := form_of(value)):
+    is_header = name.lower().endswith("authorization")  # its form includes the name
+    if len(value) >= 8 and (kind := form_of(f"{name}: {value}" if is_header else value)):
         return kind
     # W&B keys look like SHA-1 digests, so the name must mention W&B and no digest.
     words = [word.lower() for word in _WORDS.findall(name)]
@@ -255,7 +260,8 @@ def found_in(
             reason = next(filter(None, (reason_of(name, tree) for name in names)), "")
             if not reason and len(tree) >= 8 and any(value in tree for value in known):
                 reason = "a credential of the environment"
-            if not reason and (shell or _SHELL_KEYS.fullmatch(key.rpartition(".")[2].lower())):
+            is_line = shell or _SHELL_KEYS.fullmatch(key.rpartition(".")[2].lower())
+            if not reason and (is_line or _CONNECTION.fullmatch(tree)):
                 reason = line_reason(tree)
             if reason:
                 yield key, reason
@@ -294,17 +300,11 @@ def _without_value(found: re.Match[str]) -> str:
 
 def masked(tree: Any, key: str = "") -> Any:
     """Return a tree of settings with credentials replaced by ``***``, for configs recorded earlier."""
-    match tree:
-        case Mapping():
-            return {
-                name: masked(value, f"{key}.{name}" if key else str(name)) for name, value in tree.items()
-            }
-        case list() | tuple():
-            return [masked(value, key) for value in tree]
-        case str():
-            return MASK if reason_of(key, tree) else tree
-        case _:
-            return tree
+    if isinstance(tree, Mapping):
+        return {name: masked(value, f"{key}.{name}" if key else str(name)) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [masked(value, key) for value in tree]
+    return MASK if reason_of(key, tree) else tree
 
 
 def _settings(text: str, most: _Name = _Name.ANY) -> Iterator[tuple[str, int, int]]:

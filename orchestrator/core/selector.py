@@ -170,11 +170,15 @@ class Selector:
         Raises:
             UserError: with the nearest names.
         """
-        for word in self._words:
-            if word.key is None:
-                _check_ids(word, subjects, where)
-            else:
-                _check_word(word.key, word, subjects, (labels or {}).get(word.key, ()), where)
+        try:
+            for word in self._words:
+                if word.key is None:
+                    _check_ids(word, subjects, where)
+                else:
+                    _check_word(word.key, word, subjects, (labels or {}).get(word.key, ()), where)
+        except UserError as error:
+            error.fix = self._in_quotes(subjects, labels or {}) or error.fix
+            raise
         for key in sorted(self.keys) if together else ():
             words = [word for word in self._words if word.key == key]
             # The command line may have removed the cells that are meant, so values that are named count too.
@@ -187,6 +191,19 @@ class Selector:
                     where=where,
                     allowed="all words of a selector must match; key=a,b means either value",
                 )
+
+    def _in_quotes(self, subjects: Sequence[Subject], labels: Mapping[str, Collection[str]]) -> str:
+        """Return how to write a value with a space or comma that stands in the text without quotes, or ""."""
+        for key in sorted(self.keys - {"cell"}):
+            values = (subject.value(key) for subject in subjects)
+            texts = {scalar_text(value) for value in values if isinstance(value, str)} | {
+                *labels.get(key, ())
+            }
+            for text in sorted(texts, key=len, reverse=True):
+                bare = rf"{re.escape(key)}!?=([^ ]*,)?{re.escape(text)}"
+                if re.search(r"[ ,]", text) and "'" not in text and re.search(bare, self.text):
+                    return f"\"{key}='{text}'\": quotes inside those of the shell keep its spaces and commas"
+        return ""
 
 
 _Item = TypeVar("_Item")

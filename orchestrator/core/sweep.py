@@ -155,7 +155,8 @@ def check_axis(name: str, *, where: str = "") -> None:
         UserError: the name is refused.
     """
     if not name or len(name) > MAX_NAME or not name.isprintable() or re.search(r"[\s=,!]", name):
-        raise UserError(f"{_short(name)!r} cannot be the name of an axis", where=where)
+        allowed = "the dotted name of a key, without spaces and = , !"
+        raise UserError(f"{_short(name)!r} cannot be the name of an axis", where=where, allowed=allowed)
     if name in (taken := (*_ENGINE_COLUMNS, "state", "cause")):
         raise UserError(
             f"{name!r} cannot be the name of an axis",
@@ -247,6 +248,8 @@ def stage_specs(
         specs[name] = spec = _spec(name, fields or {}, registered, known, where)
         if spec.limit_s is not None and not spec.limit_s > 0:  # also catches NaN
             raise UserError(f"stages.{name}.limit_s is {spec.limit_s!r}", where=where, allowed="more than 0")
+        if spec.version < 0:
+            raise UserError(f"stages.{name}.version is {spec.version}", where=where, allowed="0, 1, 2, ...")
     for name, spec in specs.items():
         for other in spec.after:
             if other not in specs:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from orchestrator.errors import SEQUENCE
+
 OUT_OF_MEMORY = re.compile(r"OutOf\w*Memory|ResourceExhaustedError")
 """Names of exceptions that no base class explains: GPU and host memory have the same."""
 
-_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
-"""Colours, moves of the cursor and titles of a terminal."""
 HEADING = "Traceback (most recent call last)"
 _CLOCK = re.compile(r"\d\d:\d\d:\d\d(?:\\?[.,]\d+)?")
 """The time in what a launcher writes before each line, also where its dot is escaped."""
@@ -182,7 +182,7 @@ def lines_of(log: str) -> list[Line]:
         n1: Traceback (most recent call last):
         n1:   File "train.py", line 7, in <module>
     """
-    parts = [part.rstrip() for part in re.split(r"[\r\n]", _CONTROL.sub("", log))]
+    parts = [part.rstrip() for part in re.split(r"[\r\n]", SEQUENCE.sub("", log))]
     texts = [text for part in parts if (text := _without_progress(part))]
     margins: set[str] = set()
     for first, second in pairwise(texts):

@@ -71,7 +71,7 @@ class AttemptRun:
         self._supervision = Supervision(claimed, hooks, self._heartbeats, self._fence)
         self._supervision.on_adapted = self._record_adapted
         self._mark = hooks.children.mark(claimed.claim.nonce)
-        self._folder = Path(layout.CHECKPOINTS)
+        self._folder: Path | None = None  # until it is made
         self._goes_without = False  # whether inputs were retired before the start
         self._resumed = False
         self._publisher: Publisher | None = None
@@ -163,7 +163,7 @@ class AttemptRun:
     @property
     def made_progress(self) -> bool:
         """Whether the child left a checkpoint of its own, so that the next attempt need not start over."""
-        return has_progressed(self._folder, num_adopted=1 if self._resumed else 0)
+        return bool(self._folder and has_progressed(self._folder, num_adopted=1 if self._resumed else 0))
 
     def _record_start(self, start: StartRecord) -> None:
         """Record the start, unless it is recorded already in this form."""
@@ -227,7 +227,7 @@ class AttemptRun:
         while isinstance(decision := conclude(facts), Fact):
             facts = replace(facts, **{decision: establish[decision]()})
         is_full = decision.cause is Cause.STORAGE and means_full_disk(decision.message)
-        if is_full and self._recorded is not None:
+        if is_full and self._folder and self._recorded is not None:
             drop_half(self._folder)  # the record of the end needs space too
         end = self._end(decision)
         is_published = facts.refusal == ""  # else it was refused, or never tried
@@ -291,7 +291,7 @@ class AttemptRun:
 
     def _end(self, conclusion: Conclusion) -> End:
         """Record the end of the attempt and return it; texts are cut, escaped and redacted."""
-        tail = log_tail(self._folder / layout.LOG) if conclusion.with_log else ""
+        tail = log_tail(self._folder / layout.LOG) if self._folder and conclusion.with_log else ""
         end = End(
             nonce=new_nonce(),
             outcome=conclusion.outcome,

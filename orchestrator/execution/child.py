@@ -31,7 +31,7 @@ from orchestrator.errors import MAX_LINE, StageFailure, StopRequested, one_line,
 from orchestrator.execution.assignment import AttemptSpec, ChildOutcome, Message, end_of_log, write_outcome
 from orchestrator.execution.audit import context_for
 from orchestrator.execution.checkpoints import UNREAD
-from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
+from orchestrator.execution.command import FailedCommand, Unread, run_command, take_results
 from orchestrator.execution.keeper import ReceivedSignals
 from orchestrator.execution.work import keep, undo
 from orchestrator.manifest import File, contain, fsync_tree, open_to_owner, scan
@@ -283,7 +283,7 @@ def _call(
                 inputs,
                 context,
                 folder=Path(order.import_paths[0]) if order.import_paths else None,
-                grace_s=min(GRACE_S, order.settings.policy.grace_s / 2),
+                grace_s=order.settings.policy.grace_s / 2,
                 in_job=order.in_job,
             )
         else:
@@ -309,9 +309,9 @@ def _call(
 def _take(
     context: Context, patterns: tuple[str, ...], rows: Callable[[], tuple[Row, ...]]
 ) -> tuple[Row, ...]:
-    """Copy the files to keep from the work folder into the output, and return the rows.
+    """Put the files to keep from the work folder into the output, and return the rows.
 
-    If either fails, the copies are removed, so that a later attempt finds the stage's output unchanged.
+    If either fails, they are removed from it, so that a later attempt finds the stage's output unchanged.
 
     Raises:
         Unread: the stage finished, but its kept files or its rows cannot be read.

@@ -55,7 +55,6 @@ from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
 from orchestrator.trackers.base import parse_metrics
 
-GRACE_S = 30.0
 POLL_S, REST_POLL_S, PROGRESS_S = 0.05, 0.2, 1.0
 RUMOUR_S = 0.2
 """Seconds to wait, after the end of any command, for news of a stop that may have caused it.
@@ -92,7 +91,7 @@ def run_command(
     context: Context,
     *,
     folder: Path | None = None,
-    grace_s: float = GRACE_S,
+    grace_s: float = 30.0,
     in_job: bool = False,
 ) -> None:
     """Run a command to its end. Its checkpoints are sealed while it runs and when it has ended.
@@ -163,8 +162,9 @@ def _failure(words: list[str], code: int, folder: Path, *, oom_killed: bool) -> 
         failed = CommandFailure(Cause.STORAGE, failed.exception, message)
     # An exception locates the failure. Without one, the command line and its last words help most:
     # `sys.exit("a message")` prints the message last, and exits with code 1.
-    last = log.rstrip().rpartition("\n")[2] if code == 1 else ""
-    ran = "" if failed.exception else (f", last line: {one_line(last, 160)}" if last else "")
+    last = one_line(log.rstrip().rpartition("\n")[2], 160) if code in (1, 126, 127) else ""
+    is_new = last and last not in failed.message
+    ran = "" if failed.exception else (f", last line: {last}" if is_new else "")
     ran += "" if failed.exception else f" ({shlex.join(words)})"
     return FailedCommand(failed.cause, f"the command {failed.message}{ran}", failed.exception)
 

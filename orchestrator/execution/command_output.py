@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.errors import StageFailure
+from orchestrator.errors import SEQUENCE, StageFailure
 from orchestrator.manifest import copy_file
 from orchestrator.stage import Context, Row, StageSpec
 from orchestrator.store import layout
@@ -225,6 +225,7 @@ def metrics_in(line: str) -> dict[str, Any] | None:
     A line counts that names its step and at least one other number: ``step=12 loss=0.7`` or
     ``step: 12/100, loss: 0.7``.
     """
+    line = SEQUENCE.sub("", line[:4000])  # a terminal would colour what they enclose
     step = _STEP.search(line[:2000])
     if step is None:
         return None
@@ -248,10 +249,11 @@ def printed_row(patterns: Mapping[str, str], text: str) -> Row:
         StageFailure: a pattern matches nothing (cause ``data``), or a number is not finite (cause ``nan``).
     """
     row: dict[str, Any] = {}
+    plain = SEQUENCE.sub("", text)
     for name, pattern in patterns.items():
-        found = None
-        for match in re.finditer(pattern, text, re.MULTILINE):
-            found = found if match[1] is None else match[1]  # None: an alternative without the group
+        found = _last_match(pattern, plain)
+        if found is None:  # the pattern may describe the sequences themselves
+            found = _last_match(pattern, text)
         if found is None:
             raise StageFailure(
                 "data", f"nothing that the command printed matches the metric {name}: {pattern!r}"
@@ -264,6 +266,13 @@ def printed_row(patterns: Mapping[str, str], text: str) -> Row:
             raise StageFailure("nan", f"the metric {name} is {found}")
         row[name] = value
     return row
+
+
+def _last_match(pattern: str, text: str) -> str | None:
+    found = None
+    for match in re.finditer(pattern, text, re.MULTILINE):
+        found = found if match[1] is None else match[1]  # None: an alternative without the group
+    return found
 
 
 def _size(path: Path) -> int:

@@ -239,6 +239,9 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         is_table = text.lstrip()[:1] not in ("", "{", "[") and path.suffix not in (".json", ".jsonl")
         return checked_rows(_table(text) if is_table else _values(text), cause="data")
     except FileNotFoundError:
+        if path.is_symlink():
+            what = f"the results {path.name} are a link to {path.readlink()}, which is not there"
+            raise StageFailure("data", what) from None
         raise StageFailure("data", f"there is no results file {path.name}{_others(path)}") from None
     except UnicodeDecodeError as error:
         raise StageFailure(

@@ -39,7 +39,7 @@ from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 
 IDLE_S, MAX_IDLE_S = 0.1, 2.0
-"""First and longest pause in seconds of a worker that finds nothing to claim; each is 1.5 times as long."""
+"""First and longest pause in seconds of a worker that finds nothing to claim; each is 1.5 times longer."""
 
 
 class Worker:
@@ -306,7 +306,7 @@ class Worker:
         number = (attempts[-1].number if attempts else 0) + 1
         after = self._requests.summary.after
         begin = self._products.remedies.start(claimable.cell, instance, reader, after)
-        # A limit of the stage's own is another one than its job's, so only memory is a remedy of attempts.
+        # A job's time limit is not its stage's, so of a job's rungs only that for memory is the attempt's.
         if Cause.OOM_HOST in order.rungs:
             begin = begin._replace(rungs={Cause.OOM_HOST: order.rungs[Cause.OOM_HOST], **begin.rungs})
         claim = self._claim(claimable, evidence, attempts)

@@ -21,13 +21,13 @@ from orchestrator.saving import PhaseClock
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
 
-KEPT = 20
+MAX_UNTIL_SAVED = 20
 """Number of a worker's last attempts whose time to a checkpoint its record holds."""
 
 CHILD = "child"
 """Phase of an attempt in which its child measures the phases."""
 
-HELD_S = 10.0
+RECORD_INTERVAL_S = 10.0
 """Longest pause between two records of a worker, in seconds."""
 
 
@@ -52,7 +52,7 @@ class HeldTime:
         began = order.job.start_at if order.job is not None else None
         before_s = max(process_age_s(), time.time() - began if began is not None else 0.0)
         self._start_s = time.monotonic() - before_s
-        self._interval_s = min(order.settings.policy.lease_s / 3, HELD_S)
+        self._interval_s = min(order.settings.policy.lease_s / 3, RECORD_INTERVAL_S)
         self._written_s = 0.0
         self.record = WorkerRecord(
             nonce=new_nonce(),
@@ -89,7 +89,7 @@ class HeldTime:
         """
         found = self.record.until_saved
         found += () if until_saved_s is None else (round(until_saved_s, 1),)
-        self.write(runs="", until_saved=found[-KEPT:])
+        self.write(runs="", until_saved=found[-MAX_UNTIL_SAVED:])
 
     def keepalive(self) -> None:
         """Write the record if that is due."""
@@ -161,7 +161,8 @@ def _merged(times: Mapping[str, float], child: Message) -> dict[str, float]:
     phases = dict(times)
     ran_s = phases.pop(CHILD, 0.0)
     measured_s = sum(child.times.values())
-    # The message took a moment, so the child may have measured more than the worker; and time goes on since.
+    # The child measured until it sent its message, so its sum may exceed what the worker saw. The time since
+    # then is added below.
     scale = min(1.0, ran_s / measured_s) if measured_s else 1.0
     for name, seconds in child.times.items():
         phases[name] = phases.get(name, 0.0) + scale * seconds

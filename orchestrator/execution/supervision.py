@@ -196,7 +196,8 @@ class Supervision:
             if child.wait(0.2):
                 self._take_message(child.pipe)
             now_s = time.monotonic()
-            if limit_s is not None and now_s - self._start_s > limit_s:
+            # This worker may look long after the child has ended in time.
+            if limit_s is not None and now_s - self._start_s > limit_s and child.exitcode is None:
                 self.has_timed_out = True
                 return
             self._control()

@@ -1,4 +1,4 @@
-"""The work folder of an attempt: taking over the previous one, and moving results into the product.
+"""The work folder of an attempt: taking over the previous one, and putting files to keep into the product.
 
 A script without checkpoints writes into one folder and continues with what it finds there. Each attempt has
 such a folder of its own, because an earlier owner that still lives must not write into it. The next attempt

@@ -13,7 +13,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from orchestrator.api.grid import GridCell
 from orchestrator.api.logs import (
-    SEQUENCE,
     MetricCurve,
     curve,
     interesting_stage,
@@ -24,7 +23,7 @@ from orchestrator.api.status import explain
 from orchestrator.api.waiting import decision_line
 from orchestrator.core.state import FINAL
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import escaped
+from orchestrator.errors import SEQUENCE, escaped
 from orchestrator.serving.site import Seen, Served, Site, Unknown, pages_of, query, whole
 from orchestrator.store import layout
 from orchestrator.store.objects import ObjectStore

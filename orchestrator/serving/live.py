@@ -25,6 +25,7 @@ class Look(NamedTuple, Generic[T]):
         took_s: how long reading took, in seconds.
         problem: why the last attempt to look failed; "" if it did not.
         is_silent: whether the store has not answered since this look.
+        is_late: whether the wait ended before the look that was waited for, so this is an earlier one.
     """
 
     value: T | None
@@ -33,6 +34,7 @@ class Look(NamedTuple, Generic[T]):
     took_s: float = 0.0
     problem: str = ""
     is_silent: bool = False
+    is_late: bool = False
 
     @property
     def age_s(self) -> float:
@@ -71,17 +73,17 @@ class Live(Generic[T]):
             wait_s: longest time to wait for a new one, in seconds.
         """
         with self._condition:
-            last = self._last
+            last, in_time = self._last, True
             if last.value is None or last.problem or max_age_s <= 0 or last.age_s > max_age_s:
                 # A look that is under way may have read before a change that the viewer knows of.
                 self._wanted = max(self._wanted, self._answered + (2 if self._begun_s else 1))
                 ticket = self._wanted
                 self._condition.notify_all()
-                self._condition.wait_for(lambda: self._answered >= ticket, wait_s)
+                in_time = self._condition.wait_for(lambda: self._answered >= ticket, wait_s)
             begun_s, last = self._begun_s, self._last
         # A first look at a large sweep takes longer. A renewal that takes so long has met a silent store.
         late = begun_s is not None and time.monotonic() - begun_s > SILENT_S and last.value is not None
-        return last._replace(is_silent=late or bool(last.problem))
+        return last._replace(is_silent=late or bool(last.problem), is_late=not in_time)
 
     def _run(self) -> None:
         while True:

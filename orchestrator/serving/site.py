@@ -180,7 +180,7 @@ class Served:
             return self._of(self.live.get())
         if last.value.stamp is not None and last.age_s < STALE_S:
             stamp = self._stamps.get(wait_s=0.3)
-            if stamp.value == last.value.stamp and not stamp.is_silent:
+            if stamp.value == last.value.stamp and not (stamp.is_silent or stamp.is_late):
                 self._look_soon()
                 return self._of(last)
         return self._of(self.live.get(wait_s=3 * last.took_s))

@@ -37,7 +37,7 @@ def copied(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tens
 def pin(sizes: Sequence[int]) -> None:
     """Let PyTorch keep pinned host memory for later tensors of these sizes, in bytes."""
     kept = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
-    del kept  # all at once: one freed before would serve the next of its size
+    del kept  # freed together: a block freed earlier would be reused for the next tensor of its size
 
 
 def room_bytes(root: Path = Path("/")) -> int:
@@ -79,7 +79,7 @@ def _groups(root: Path) -> list[Path]:
 def may_copy(num_bytes: int) -> bool:
     """Return whether each process of this machine may hold a copy of so many bytes.
 
-    PyTorch rounds pinned blocks up to powers of two, hence the margin of a half.
+    PyTorch rounds a pinned block up to a power of two, on average by half.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return 1.5 * num_bytes * processes < room_bytes()
@@ -98,7 +98,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 RECOMPUTED_SHARE = 0.25
-"""Ours: what a token takes if the backward pass computes layers again, as a share of the rest."""
+"""Share of a token's memory that stays when layers are recomputed in the backward pass; our guess."""
 
 
 class DeviceLimit(NamedTuple):

@@ -19,7 +19,14 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.costs import Need
-from orchestrator.errors import InfrastructureError, StageFailure, UserError, counted, home_expanded
+from orchestrator.errors import (
+    InfrastructureError,
+    StageFailure,
+    UserError,
+    counted,
+    first_line_of,
+    home_expanded,
+)
 from orchestrator.registry import EXTRAS, install
 from orchestrator.sft import data, fetching, model_folder
 from orchestrator.sft.config import ItemsConfig, is_hub_id
@@ -88,7 +95,11 @@ def _files_of_items(config: Config) -> list[Need]:
 
 FETCH_MODEL = "orchestrator.sft.needs:model"
 _WEIGHTS = "model.safetensors"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+_TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"),
+    *("sentencepiece.bpe.model", "tiktoken.model", "vocab.model"),
+)
+"""Files of which a tokenizer has at least one."""
 
 
 def models(config: Config) -> list[Need]:
@@ -134,9 +145,20 @@ def problem_of(folder: Path, max_new_tokens: int) -> str:
         return "no such folder"
     found = model_folder.inspect(folder)
     if found.problem:
-        return found.problem
+        return found.problem + (_beside(folder) if found.problem == "no config.json" else "")
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return f"no {_TOKENIZERS[0]}, nor another file of a tokenizer; save the model's tokenizer there too"
     too_short = "" if found.context_tokens is None else _too_short(found.context_tokens, max_new_tokens)
     return f"config.json: {too_short}" if too_short else ""
+
+
+def _beside(folder: Path) -> str:
+    """Return which models lie in a folder: checkpoints of a trainer, or snapshots of the hub's cache."""
+    there = sorted(
+        path.parent for name in ("*", "snapshots/*") for path in folder.glob(f"{name}/config.json")
+    )
+    names = [str(path.relative_to(folder)) for path in there]
+    return f"; the folder holds models: name one, such as {names[-1]}" if names else ""
 
 
 def _too_short(context_tokens: int, max_new_tokens: int) -> str:
@@ -247,7 +269,7 @@ def model(*, repo_id: str, revision: str) -> None:
     except errors.GatedRepoError as error:
         raise InfrastructureError(
             f"{repo_id} is gated",
-            where=_first_line(error),
+            where=first_line_of(error),
             fix=f"accept its licence at https://huggingface.co/{repo_id} and set HF_TOKEN",
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -256,17 +278,13 @@ def model(*, repo_id: str, revision: str) -> None:
         raise InfrastructureError(f"{repo_id} has no revision {revision}", fix="model.revision=") from error
     except Exception as error:
         offline = huggingface_hub.constants.HF_HUB_OFFLINE
-        why = "HF_HUB_OFFLINE is set" if offline else _first_line(error)
+        why = "HF_HUB_OFFLINE is set" if offline else first_line_of(error)
         advice = (
             "unset HF_HUB_OFFLINE" if offline else "run it where there is a network, with the same HF_HOME"
         )
         raise InfrastructureError(f"{repo_id} is not to be had from the hub: {why}", fix=advice) from error
     if missing := missing_files(repo_id, revision):
         raise InfrastructureError(f"{repo_id}@{revision} is incomplete: {missing}")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 MAX_POSITIONS = 4096

@@ -21,7 +21,7 @@ import transformers
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from orchestrator.errors import StageFailure
+from orchestrator.errors import StageFailure, first_line_of
 from orchestrator.stage import Config, Context, Inputs
 
 
@@ -76,7 +76,7 @@ def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:
         probe = tokenizer("1 + 1", add_special_tokens=False)["input_ids"]
     except Exception as error:  # `tokenizers` raises no narrower class
         name = type(tokenizer).__name__
-        raise StageFailure("data", f"model.path={uses.model.path}: {name}: {_first_line(error)}") from error
+        raise StageFailure("data", f"model.path={uses.model.path}: {name}: {first_line_of(error)}") from error
     if not probe:
         # Without tokenizer files, transformers silently makes an empty one.
         raise StageFailure("data", f"model.path={uses.model.path} has no tokenizer")
@@ -152,7 +152,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedMod
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        raise StageFailure("data", f"no model in {folder}: {_first_line(error)}") from error
+        raise StageFailure("data", f"no model in {folder}: {first_line_of(error)}") from error
     shapes = [f"{name} {tuple(saved)}, not {tuple(own)}" for name, saved, own in found["mismatched_keys"]]
     left_over = [name for name in found["unexpected_keys"] if not _FORMER_BUFFERS.search(name)]
     problems = [
@@ -196,10 +196,6 @@ def _from_cache(from_pretrained: Callable[..., Any], uses: Config, **how: Any) -
         return from_pretrained(path, local_files_only=True, **how)
     except Exception as error:
         if Path(path).is_dir() or not isinstance(error, OSError):
-            raise StageFailure("data", f"model.path={path}: {_first_line(error)}") from error
+            raise StageFailure("data", f"model.path={path}: {first_line_of(error)}") from error
         message = f"model.path={path}@{how['revision']} is not in the cache here: run `sweep prefetch` first"
         raise StageFailure("data", message) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -140,7 +140,7 @@ class Checkout:
         words = self._words() if self._paths else {}
         self.named = tuple(sorted(self._named(words) if named is None else named))
         self._made = {path for word, path in words.items() if word not in self.named}
-        data = {word for word in self._words_after(_TAKES) if not _is_text(word)} | self._words_after(
+        data = {word for word in self._words_after(_TAKES) if not _is_source(word)} | self._words_after(
             _MAY_MAKE
         )
         self._data = {f"command/{word}" for word in data.intersection(self.named)}
@@ -277,7 +277,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def _is_text(name: str) -> bool:
+def _is_source(name: str) -> bool:
     """Return whether a file is code or settings by its suffix."""
     return os.path.splitext(name)[1].lower() in _SOURCES | _SETTINGS  # noqa: PTH122
 

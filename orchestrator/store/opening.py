@@ -320,7 +320,7 @@ def refusal(url: str, error: OSError) -> SweepError:
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]")
 """Bucket names that S3 and GCS accept."""
 
-
+_ADDRESSES = "a folder on a shared file system, file://, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
 _NAME_BYTES, _PATH_BYTES = 255, 3500
 """Longest name of a file, and a path of a store that leaves room for those in it, up to Linux's 4,096."""
 
@@ -332,6 +332,8 @@ def _folder(url: str) -> Path:
         UserError: It can be none.
     """
     fix = "store.url=FOLDER, or set SWEEP_STORE"
+    if re.match(rf"(?i)({'|'.join(BUCKETS)}|file):", url):
+        raise UserError(f"{redacted(url)!r} is no address of a store", allowed=_ADDRESSES, fix=fix)
     try:
         folder = Path(url).expanduser().absolute()
     except RuntimeError as error:
@@ -355,7 +357,8 @@ def _no_folder(path: Path) -> str:
     try:
         return "" if stat.S_ISDIR(path.stat().st_mode) else "is a file"
     except FileNotFoundError:
-        return "is a link to nowhere" if path.is_symlink() else ""
+        odd = "begins or ends with a space" if path.name != path.name.strip() else ""
+        return "is a link to nowhere" if path.is_symlink() else odd
     except OSError as error:
         return f"is no folder: {error.strerror}" if error.errno in (errno.ELOOP, errno.ENOTDIR) else ""
 
@@ -372,12 +375,8 @@ def open_objects(url: str) -> ObjectStore:
     if scheme == "file":
         return PosixStore(Path("/" + rest.lstrip("/")))
     if scheme not in BUCKETS:
-        raise UserError(
-            f"unknown store scheme {scheme!r}",
-            where=f"store.url={url}",
-            allowed="a folder on a shared file system, file://, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
-            fix="store.url=/shared/runs",
-        )
+        what, fix = f"unknown store scheme {scheme!r}", "store.url=/shared/runs"
+        raise UserError(what, where=f"store.url={url}", allowed=_ADDRESSES, fix=fix)
     bucket, *parts = rest.rstrip("/").split("/")
     if "@" in bucket or (":" in bucket and "@" in rest):
         raise UserError(

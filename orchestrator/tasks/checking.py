@@ -244,6 +244,8 @@ def _notes(table: Table, info: dataset.DatasetInfo | None) -> Iterator[str]:
     trained, tested = table.get(Split.TRAIN, {}), table.get(Split.TEST, {})
     if trained and tested and (untested := [code for code in trained if code not in tested]):
         yield f"no test items in {', '.join(untested)}: these languages can be trained on, not tested"
+    for split, rows in table.items():
+        yield from dataset.copies_of_english(split, {code: [row.line for row in rows[code]] for code in rows})
     if info is not None:
         for reason, number in info.left_out.items():
             yield f"left out at the import, {reason}: {number:,} ids"

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +272,17 @@ def describe(task: str) -> str:
 def setting(task: str) -> str:
     """Return the setting of a sweep that names the folder of a task's data set."""
     return f"data.{task}_dir" if task in TASKS else f"data.tasks.{task}.dir"
+
+
+def copies_of_english(split: str, lines: Mapping[str, Sequence[Mapping[str, str]]]) -> Iterator[str]:
+    """Yield a note for each language of which more than a tenth of the items are those of English.
+
+    Args:
+        split: name of the split.
+        lines: language to the lines of its items.
+    """
+    english = {line["id"]: line for line in lines.get("en", ())}
+    for language in sorted(lines.keys() - {"en"}):
+        same = sum(line == english.get(line["id"]) for line in lines[language])
+        if same > len(lines[language]) / 10:
+            yield f"{same:,} {split} items of {language} are word for word those of en: not translated?"

@@ -256,7 +256,7 @@ def total(
         second: the second number, including its words.
         language: the language of the text.
         is_scaled: whether the second number also has a word of magnitude.
-        is_said: whether more than a space joins the numbers, as in ``3 thousand and 20``.
+        is_worded: whether more than a space joins the numbers, as in ``3 thousand and 20``.
     """
     if second >= factor or second < 0:
         return None

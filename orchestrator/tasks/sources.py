@@ -8,13 +8,14 @@ the array in memory, and could not name the line of a bad row. `importing` decid
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.errors import UserError, home_expanded
+from orchestrator.errors import UserError, home_expanded, one_line
 from orchestrator.registry import TASKS, lookup
 from orchestrator.tasks.base import LANGUAGES, Split
 
@@ -81,8 +82,11 @@ def open_source(path: Path, task: str) -> Source:
         raise UserError(f"no file or folder {str(path)!r}", fix=f"sweep data describe {task}")
     source: Source | None = lookup(TASKS, task, kind="task").source(path)
     if source is None:
+        files = itertools.islice((item for item in path.rglob("*") if item.is_file()), 6)
+        names = sorted(one_line(item.relative_to(path).as_posix()) for item in files)
         raise UserError(
             f"nothing in {path} is known as data of {task}",
+            where=f"it holds {', '.join(names)}" if names else "",
             fix=f"sweep data describe {task} lists what can be imported",
         )
     return source
@@ -148,6 +152,8 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text: {error.reason}", where=str(path)) from None
     except (ValueError, RecursionError) as error:  # also a whole number of more than 4,300 digits
+        if number == 1 and line.startswith("version https://git-lfs.github.com/spec/"):
+            raise UserError("a git-lfs pointer, not the file", where=str(path), fix="git lfs pull") from None
         raise UserError(f"not JSON: {error}", where=f"{path}:{number}") from None
 
 

@@ -92,7 +92,7 @@ def records(store: Path, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 30) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
     """Wait until a condition holds, and return its value.
 
     Raises:

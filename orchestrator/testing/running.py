@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -66,6 +67,17 @@ def check(config, inputs, context):
 def own(config, inputs, context):
     return [{"value": config.seed}]
 """
+
+
+def _kill_a_worker(store: Path) -> bool:
+    """Kill the worker of an attempt that has not ended; return whether there was one."""
+    folders = [beat["folder"] for beat in running_heartbeats(store)]
+    for claim in records(store, "claim.json"):
+        if claim["folder"] in folders:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(claim["owner"]["process"]["pid"], signal.SIGKILL)
+                return True
+    return False
 
 
 class LauncherContract:
@@ -160,9 +172,7 @@ class LauncherContract:
         launch.start()
         try:
             wait_for(lambda: checkpoints(on.store), timeout_s=90)
-            beat = wait_for(lambda: running_heartbeats(on.store))[0]
-            claim = next(c for c in records(on.store, "claim.json") if c["folder"] == beat["folder"])
-            os.kill(claim["owner"]["process"]["pid"], signal.SIGKILL)
+            wait_for(lambda: _kill_a_worker(on.store))
         finally:
             launch.join(240)
         assert output and "4 done" in output[0]

@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,16 +45,49 @@ class Tracked(NamedTuple):
 
 
 def open_trackers(names: Sequence[str], tracked: Tracked) -> list[Tracker]:
-    """Open trackers by name, the store's always first; log and leave out one that fails to open."""
+    """Open trackers by name, the store's first. One that fails, then or later, costs the stage nothing."""
     trackers: list[Tracker] = []
     for name in dict.fromkeys(("store", *names)):
         if name in MIRRORS:  # it runs in a process of the launch
             continue
         try:
-            trackers.append(lookup(TRACKERS, name, kind="tracker")(tracked))
+            trackers.append(_Harmless(name, lookup(TRACKERS, name, kind="tracker")(tracked)))
         except Exception:
             logger.exception("tracker %s cannot be used", name)
     return trackers
+
+
+class _Harmless:
+    """A tracker whose errors go to the attempt's log, the first of them with its traceback.
+
+    No metric is worth the loss of an attempt, and a tracker may be any object of a user's.
+    """
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self._name = name
+        self._tracker = tracker
+        self._num_failed = 0
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of one step."""
+        with self._keeping_on(f"to record step {step}"):
+            self._tracker.log(step, metrics)
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        with self._keeping_on("to end"):
+            self._tracker.close()
+        if self._num_failed > 1:
+            logger.error("tracker %s failed %d times", self._name, self._num_failed)
+
+    @contextlib.contextmanager
+    def _keeping_on(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self._num_failed += 1
+            if self._num_failed == 1:
+                logger.exception("tracker %s failed %s; the stage goes on", self._name, what)
 
 
 FLUSH_S = 1.0

@@ -12,12 +12,12 @@ import re
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
 from orchestrator.core.evidence import FAILED, Evidence
+from orchestrator.core.holding import recorded_s
 from orchestrator.core.identity import SEALED
 from orchestrator.core.records import Claim, Revision, StartRecord, StoreMark
 from orchestrator.core.sweep import Cell, StageInstance
@@ -193,7 +193,7 @@ class Follower:
             if done is not None and product not in given.products:
                 run = self._run(cell)
                 sent = msgspec.structs.replace(given, products=[*given.products, product])
-                run.results(instance.name, done.rows, seconds_of(done.at), sent)
+                run.results(instance.name, done.rows, recorded_s(done.at), sent)
                 self._advance(cell, sent, results=1)
 
     def _give_metrics(self, cell: Cell, instance: StageInstance, number: int) -> None:
@@ -214,9 +214,9 @@ class Follower:
         """Return when an attempt started, in seconds since 1970."""
         start, _ = self._ledger.read(layout.attempt(instance, number, layout.START), StartRecord)
         if start is not None and start.at:
-            return seconds_of(start.at)
+            return recorded_s(start.at)
         claim, _ = self._ledger.read(layout.attempt(instance, number, layout.CLAIM), Claim)
-        return seconds_of(claim.at if claim else "")
+        return recorded_s(claim.at if claim else "")
 
     def _progress(self, cell: Cell) -> MirrorProgress:
         id = self._id(cell)
@@ -282,21 +282,13 @@ def _point(stage: str, number: int, at: float, row: dict[str, Any]) -> MetricPoi
 def state_of(found: Sequence[Evidence]) -> tuple[str, float]:
     """Return the state of a cell from the evidence of its chain, and when that was reached (0.0: unknown)."""
     if all(evidence.done is not None for evidence in found):
-        return DONE, max((seconds_of(e.done.at) for e in found if e.done), default=0.0)
+        return DONE, max((recorded_s(e.done.at) for e in found if e.done), default=0.0)
     lasts = [e.attempts[-1] for e in found if e.attempts and e.done is None]
     if any(attempt.end is None for attempt in lasts):
         return RUNNING, 0.0
-    ended = max((seconds_of(attempt.end.at) for attempt in lasts if attempt.end), default=0.0)
+    ended = max((recorded_s(attempt.end.at) for attempt in lasts if attempt.end), default=0.0)
     broken = any(attempt.end.outcome in FAILED for attempt in lasts if attempt.end)
     return (BROKEN if broken else STOPPED), ended
-
-
-def seconds_of(at: str) -> float:
-    """Return a time of a record in seconds since 1970; 0.0 if it is none."""
-    try:
-        return datetime.fromisoformat(at).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def sweep_id(store: str, sweep: str) -> str:

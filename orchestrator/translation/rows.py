@@ -276,5 +276,6 @@ def distinct(
     rows: Sequence[SourceRow], language: str, cache: ReplyCache, max_attempts: int
 ) -> Iterator[Conversation]:
     """Yield a conversation for each distinct row."""
+    # Reversed, so that of equal rows the first one stays.
     for digest, row in {row.digest: row for row in reversed(rows)}.items():
         yield Conversation(row.line, digest, language, cache, max_attempts)

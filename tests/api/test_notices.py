@@ -68,7 +68,7 @@ def view_of(sweep: Any) -> SweepState:
 
 
 def send_now(sweep: Any, *, is_last: bool = False) -> list[str]:
-    return send_due(view_of(sweep), limit_s=20.0, is_last=is_last)
+    return send_due(view_of(sweep), limit_s=60.0, is_last=is_last)
 
 
 def outcomes(sweep: Any) -> dict[str, str]:
@@ -106,7 +106,7 @@ def test_a_launch_that_does_nothing_is_no_end_and_another_attempt_is(ended: Any,
 
 
 def test_senders_at_once_send_each_notice_once(ended: Any, receiver: Receiver) -> None:
-    command = [sys.executable, "-m", "orchestrator.api.notices", str(ended.store), "s", "10", "now"]
+    command = [sys.executable, "-m", "orchestrator.api.notices", str(ended.store), "s", "60", "now"]
     senders = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
     said = [process.communicate(timeout=60)[0] for process in senders]
     assert receiver.kinds == ["done"]
@@ -115,7 +115,7 @@ def test_senders_at_once_send_each_notice_once(ended: Any, receiver: Receiver) -
 
 def test_a_sender_killed_while_sending_leaves_an_unclear_notice(ended: Any, receiver: Receiver) -> None:
     receiver.answers = ["hang"]
-    command = [sys.executable, "-m", "orchestrator.api.notices", str(ended.store), "s", "10", "now"]
+    command = [sys.executable, "-m", "orchestrator.api.notices", str(ended.store), "s", "60", "now"]
     process = subprocess.Popen(command, start_new_session=True)
     wait_for(lambda: receiver.got)
     os.killpg(process.pid, signal.SIGKILL)
@@ -156,9 +156,12 @@ def test_refusals_are_tried_three_times_more_and_an_unclear_answer_never(
     ended: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receiver.answers = [500, 429, "cut", 200]
+    # The pauses are 2, 60 and 600 s; their lengths are tested where they are computed.
+    monkeypatch.setattr(rules, "PAUSES_S", (3600.0, 3600.0, 3600.0))
     (first,) = send_now(ended)
     assert "refused (HTTP 500" in first and send_now(ended) == []  # the pause is not over
-    # The pauses are 2, 60 and 600 s; their lengths are tested where they are computed.
+    (path,) = (ended.store / "sweeps/s/notices").glob("*/webhook.1.outcome.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pause_s": 0.0}))  # now it is
     monkeypatch.setattr(rules, "PAUSES_S", (0.0, 0.0, 0.0))
     said = send_now(ended, is_last=True)
     assert [line.partition(": ")[2].split()[0] for line in said] == ["refused", "unclear"]

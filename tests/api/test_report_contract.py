@@ -37,21 +37,27 @@ def small(rows: Any, folder: Path) -> list[Path]:
     return [folder / "small.md"]
 
 
+def reported(made: states.Made) -> SweepState:
+    """A sweep whose reports are the two above."""
+    report = [f"tests.api.test_report_contract:{name}" for name in ("broken", "small")]
+    return SweepState(made.ledger, msgspec.structs.replace(made.sweep, report=report), 1, sealed=True)
+
+
 def test_a_report_that_fails_at_the_end_of_a_launch_is_an_error_and_the_others_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = states.make(tmp_path, {"n": ["1", "2"]}, ["done"])
-    for axes, text in ((made, "4 rows"), (states.make(tmp_path, {"n": ["3"]}, ["pending"], name="new"), "")):
-        report = [f"tests.api.test_report_contract:{name}" for name in ("broken", "small")]
-        sweep = msgspec.structs.replace(axes.sweep, report=report)
-        write_reports(SweepState(axes.ledger, sweep, 1, sealed=True))
-        out, err = capsys.readouterr()
-        assert text in out
-        if text:
-            assert "small.md" in out and "Traceback" in err and "in broken" in err
-            assert "broken failed: ZeroDivisionError: no rows left" in err.splitlines()[-1]
-        else:
-            assert err.count("no rows yet, so nothing for the report") == 2 and "error" not in err
+    write_reports(reported(states.make(tmp_path, {"n": ["1", "2"]}, ["done"])))
+    out, err = capsys.readouterr()
+    assert "4 rows" in out and "small.md" in out and "Traceback" in err and "in broken" in err
+    assert "broken failed: ZeroDivisionError: no rows left" in err.splitlines()[-1]
+
+
+def test_reports_of_a_sweep_without_rows_are_named_and_are_no_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_reports(reported(states.make(tmp_path, {"n": ["3"]}, ["pending"])))
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("no rows yet, so nothing for the report") == 2 and "error" not in err
 
 
 def test_a_cell_without_a_metric_that_others_have_is_a_line_with_a_dash(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def test_mistakes_in_a_command_line_are_named(
             {"step": 12, "num_steps": 100, "train/loss": 0.7, "lr": None},
         ),
         ("global_step=1 x=-2", {"step": 1, "x": -2.0}),
+        ("\x1b[32mstep=\x1b[1m5\x1b[0m \x1b[36mloss\x1b[0m=\x1b[1m0.5\x1b[0m", {"step": 5, "loss": 0.5}),
         ("step=4", None),
         ("timestep=3 loss=1", None),
         ("step 3 loss 0.5", None),
@@ -169,6 +170,9 @@ def test_metrics_of_printed_lines(line: str, found: dict[str, Any] | None) -> No
 def test_a_metric_is_the_last_match_of_its_pattern() -> None:
     text = "loss: 3\nloss: 2.5\nname: a b\n"
     assert printed_row({"loss": r"loss: (\S+)", "name": "name: (.*)"}, text) == {"loss": 2.5, "name": "a b"}
+    coloured = "\x1b[32mloss: \x1b[1m0.5\x1b[0m\n"
+    assert printed_row({"loss": "^loss: (.*)$"}, coloured) == {"loss": 0.5}
+    assert printed_row({"loss": "\x1b.32mloss: \x1b.1m(.*)\x1b"}, coloured) == {"loss": 0.5}
     with pytest.raises(StageFailure, match="nothing"):
         printed_row({"f1": r"f1: (\S+)"}, text)
 

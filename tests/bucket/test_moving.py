@@ -24,6 +24,8 @@ axes: {seed: [7]}
 stages: [count]
 """
 WORDS = ("launcher.workers=1", "policy.grace_s=20")
+STAYS = "count.fail={how: hang, step: 12, attempts: 1}"
+"""The first attempt is still there when it is killed, however late that is."""
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ class Launched(Running):
         if beat["child"]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(beat["child"]["pid"], signal.SIGKILL)
-        self.process.communicate()
+        self.end()
 
 
 def parents(on: BucketSweep) -> list[int | None]:
@@ -75,10 +77,10 @@ def test_a_cell_that_started_on_one_node_goes_on_at_another(
     nodes: tuple[BucketSweep, BucketSweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = nodes
-    launch = Launched(first, monkeypatch, "launch", "one.yaml", *WORDS)
-    wait_for(lambda: max(whole_checkpoints(first), default=0) >= 10, timeout_s=60)
+    launch = Launched(first, monkeypatch, "launch", "one.yaml", *WORDS, STAYS)
+    wait_for(lambda: max(whole_checkpoints(first), default=0) >= 10)
     launch.end_node(first)
-    assert "1 done" in second("launch", "one.yaml", *WORDS)
+    assert "1 done" in second("launch", "one.yaml", *WORDS, STAYS)
     assert parents(second)[0] is None and (parents(second)[1] or 0) >= 10
     assert_counted(second)
     assert not whole_checkpoints(second)  # they go when the stage is done, whoever's they were
@@ -110,8 +112,8 @@ def test_who_dies_in_the_middle_of_an_upload_costs_at_most_that_checkpoint(
     first, second = nodes
     proxy = first.bucket.proxy
     proxy.hangs = "checkpoints/00000010/state"
-    launch = Launched(first, monkeypatch, "launch", "one.yaml", *WORDS, "policy.retries.unknown=3")
-    wait_for(lambda: proxy.has_seen("PUT", "checkpoints/00000010/state"), timeout_s=60)
+    launch = Launched(first, monkeypatch, "launch", "one.yaml", *WORDS, STAYS, "policy.retries.unknown=3")
+    wait_for(lambda: proxy.has_seen("PUT", "checkpoints/00000010/state"))
     if victim == "child":
         beat = running_heartbeats(first.store)[-1]
         os.kill(beat["child"]["pid"], signal.SIGKILL)
@@ -123,7 +125,7 @@ def test_who_dies_in_the_middle_of_an_upload_costs_at_most_that_checkpoint(
         launch.end_node(first)
         proxy.hangs = None
         assert whole_checkpoints(first) == {5}
-        second("launch", "one.yaml", *WORDS)
+        second("launch", "one.yaml", *WORDS, STAYS)
         assert parents(second) == [None, 5]
     assert_counted(second)
 

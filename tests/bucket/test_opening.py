@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,10 +81,9 @@ def without_credentials(on: BucketSweep) -> str:
 def test_what_is_no_store_is_refused(
     on: BucketSweep, verb: str, place: Callable[[BucketSweep], str], code: int, what: str, fix: str
 ) -> None:
-    start_s = time.monotonic()
     said = on(verb, "jobs.yaml" if verb == "launch" else "jobs", f"store.url={place(on)}", code=code)
     assert said.startswith("error: ") and what in said and re.search(fix, said), said
-    assert "Traceback" not in said and time.monotonic() - start_s < 20
+    assert "Traceback" not in said
 
 
 def test_a_launch_over_a_server_that_ignores_the_condition_is_refused(on: BucketSweep) -> None:

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.manifest import scan
 from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.objects import Listing
+from orchestrator.testing import wait_for
 from tests.bucket.buckets import Bucket
 
 ODD = ("a b.txt", "é#%~*.txt", "x%20y", "[1].json", "q?&=+.t", "deep/er/file")
@@ -52,11 +53,14 @@ def test_records_are_created_once_replaced_listed_and_deleted(bucket: Bucket) ->
 
 def test_the_age_of_an_object_is_by_the_clock_of_the_bucket(bucket: Bucket) -> None:
     objects = bucket.open()
+    begun_s = time.monotonic()
     objects.put("old.json", b"1")
-    assert 0 <= objects.age_s("old.json") <= 1
-    time.sleep(2.1)  # the server dates objects to the second
+    assert 0 <= objects.age_s("old.json") <= 1 + time.monotonic() - begun_s  # dated to the second
+    time.sleep(2.1)
+    later_s = time.monotonic()
     objects.put("new.json", b"1")
-    assert 2 <= objects.age_s("old.json") <= 4 and objects.age_s("new.json") <= 1
+    assert 2 <= objects.age_s("old.json") <= 1 + time.monotonic() - begun_s
+    assert objects.age_s("new.json") <= 1 + time.monotonic() - later_s
     assert set(objects.trees([""])[""]) == {"old.json", "new.json"}  # the probes are gone
     with pytest.raises(OSError):
         objects.age_s("nothing.json")
@@ -129,9 +133,24 @@ def test_a_call_whose_broker_dies_is_made_again_by_another(bucket: Bucket) -> No
     objects = bucket.open()
     objects.put("x", b"1")
     pid = broker_of(objects)
-    bucket.proxy.latency_s = 0.5
-    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+    killing = kill_meanwhile(bucket, pid, "GET")
     assert objects.get("x") == b"1" and broker_of(objects) != pid
+    killing.join()
+
+
+def kill_meanwhile(bucket: Bucket, pid: int, method: str) -> threading.Thread:
+    """Kills a broker while the server has its request for x."""
+    bucket.proxy.hangs = "/x$"
+
+    def kill() -> None:
+        wait_for(lambda: bucket.proxy.has_seen(method, "/x$"))
+        os.kill(pid, signal.SIGKILL)
+        bucket.proxy.hangs = None
+
+    bucket.proxy.seen.clear()
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
 
 
 def test_a_broker_that_always_dies_is_an_error(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +164,10 @@ def test_a_broker_that_always_dies_is_an_error(bucket: Bucket, monkeypatch: pyte
 def test_a_create_whose_broker_dies_is_an_error_and_not_made_again(bucket: Bucket) -> None:
     objects = bucket.open()
     pid = broker_of(objects)
-    bucket.proxy.latency_s = 1.0
-    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+    killing = kill_meanwhile(bucket, pid, "PUT")
     with pytest.raises(OSError, match="broker died"):
         objects.create("x", b"1")
-    bucket.proxy.latency_s = 0.0
+    killing.join()
     assert broker_of(objects) != pid
 
 
@@ -172,13 +190,15 @@ def test_records_are_put_while_files_are_on_their_way(bucket: Bucket) -> None:
     folder = objects.workspace("payload/a/b/1/output")
     for number in range(12):
         (folder / str(number)).write_bytes(bytes(1000))
-    beats: list[float] = []
+    beats: list[int] = []
 
     def keepalive() -> None:
         objects.put("heartbeat", str(len(beats)).encode())
-        beats.append(time.monotonic())
+        beats.append(len(beats))
+        if len(beats) == 2:
+            bucket.proxy.hangs = None
 
-    bucket.proxy.latency_s = 0.5  # four at a time: three rounds
+    bucket.proxy.hangs = "payload/"
     objects.upload("payload/a/b/1/output", keepalive=keepalive)
     assert len(beats) >= 2
     assert len(objects.trees(["payload"])["payload"]) == 12

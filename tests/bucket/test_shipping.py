@@ -27,7 +27,7 @@ def save(folder: Path) -> None:
 
 def until(is_so: Callable[[], object], shipper: BucketPublisher) -> None:
     """Has the uploads go on until something is so."""
-    until_s = time.monotonic() + 30
+    until_s = time.monotonic() + 60
     while not is_so():
         shipper.step()
         time.sleep(0.01)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,6 +61,22 @@ def on_terminal(
     return process.wait(timeout=60), shown.decode().replace("\r\n", "\n")
 
 
+def screen(shown: str) -> list[str]:
+    """Return what is left on the screen, without its styles: each line as it was written last."""
+    lines, row = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", shown):
+        if part == "\n":
+            row += 1
+            lines += [""] if row == len(lines) else []
+        elif part.startswith("\x1b[") and part.endswith("A"):
+            row -= int(part[2:-1] or 1)
+        elif part.startswith("\x1b[") and part.endswith("K"):
+            lines[row] = ""
+        elif part != "\r" and not part.startswith("\x1b"):
+            lines[row] += part
+    return [line.rstrip() for line in lines if line.strip()]
+
+
 class Running:
     """A launch in the background, in a process group of its own as a terminal would make it."""
 
@@ -73,12 +91,32 @@ class Running:
             text=True,
             process_group=0,
         )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            self._lines.extend(stream)
 
     def interrupt(self) -> None:
         """What Ctrl-C does: SIGINT to the whole foreground group."""
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def end(self, timeout_s: float = 60) -> tuple[int, str]:
-        """Waits for the end; returns exit code and output."""
-        output, _ = self.process.communicate(timeout=timeout_s)
-        return self.process.returncode, output
+    def wait_for_line(self, text: str) -> None:
+        """Waits until it has printed a line with this text."""
+        wait_for(lambda: any(text in line for line in self._lines))
+
+    def interrupt_twice(self) -> None:
+        """The second Ctrl-C once the first one has been seen: two at once may count as one."""
+        self.interrupt()
+        self.wait_for_line("stopping")
+        self.interrupt()
+
+    def end(self, timeout_s: float = 120) -> tuple[int, str]:
+        """Waits for the end of it and of all that hold its output; returns exit code and output."""
+        self.process.wait(timeout_s)
+        self._reader.join(timeout_s)
+        assert not self._reader.is_alive(), "somebody holds its output"
+        return self.process.returncode, "".join(self._lines)

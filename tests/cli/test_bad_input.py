@@ -23,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SWEEP_STORE", raising=False)
     (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "rows.csv").write_text("a,b\n")
     return tmp_path
 
 
@@ -42,6 +43,7 @@ def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
     ("words", "says"),
     [
         (["launch", "smok"], "did you mean smoke"),
+        (["launch", "rows.csv"], "rows.csv is a file, but the name of a sweep file ends in .yaml or .yml"),
         (["launch", "no/such.yaml"], "no sweep file"),
         (["plan", "good.yaml", "--gpus-per-node", "4"], "--gpus N"),
         (["plan", "good.yaml", "--gpus", "4", "--budget"], "two questions"),
@@ -73,6 +75,9 @@ def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
         (["launch", "good.yaml", "policy.budget.gpu_hours=-1"], "0 or more, or null"),
         (["launch", "good.yaml", "policy.breaker=2.5"], "policy.breaker"),
         (["launch", "good.yaml", "store.url=ftp://x/y"], "unknown store scheme 'ftp'"),
+        (["launch", "good.yaml", "--store", "s3:/bucket/x"], "'s3:/bucket/x' is no address of a store"),
+        (["launch", "good.yaml", "--store", "file:/x"], "'file:/x' is no address of a store"),
+        (["launch", "good.yaml", "--store", " "], "begins or ends with a space"),
         (["launch", "good.yaml", "store.url=/proc/nowhere"], "not writable"),
         (["launch", "good.yaml", f"store.url={'n' * 256}"], "the path of the store is too long"),
         (["status", "good.yaml", "--store", "n/" * 2000], "the path of the store is too long"),
@@ -148,6 +153,7 @@ def test_a_wrong_command_line_is_refused_with_the_way_out(folder, capfd, words, 
         (GOOD.replace("[count]", "{a: {run: 'nowhere_to_be_found:main'}}"), "nowhere_to_be_found"),
         (GOOD.replace("[count]", "{a: {run: 'x:y', command: 'z'}}"), "a"),
         (GOOD.replace("[count]", "{a: {command: 'true', reads: [sead]}}"), "sead"),
+        (GOOD.replace("[count]", "{a: {command: 'true', version: -1}}"), "stages.a.version is -1"),
         (GOOD.replace("[count]", "{a: {command: 'true', after: [b]}}"), "b"),
         (GOOD.replace("[count]", "{a: {command: 'true', after: [a]}}"), "a"),
         (GOOD.replace("[count]", "{a: {command: 'true', reads: [seed, seed]}}"), "'seed' twice in `reads`"),
@@ -160,6 +166,11 @@ def test_a_wrong_command_line_is_refused_with_the_way_out(folder, capfd, words, 
             "path",
         ),
         (GOOD.replace("expect_cells: 2", "expect_cells: two"), "expect_cells"),
+        ('config: {s: "a\\0b"}\nstages: {a: {command: "echo {config.s}", reads: [s]}}\n', "s is 'a\\x00b'"),
+        ('config: {s: [{t: "a\\0"}]}\nstages: {a: {command: "x {args}", reads: [s]}}\n', "s.0.t is 'a\\x00'"),
+        ('config: {s: 0}\naxes: {s: "range(3,0)"}\nstages: {a: {command: x}}\n', "range(start,stop,step)"),
+        ('config: {s: 0}\naxes: {s: "range(0,3,0)"}\nstages: {a: {command: x}}\n', "a step that is not 0"),
+        ('config: {"s t": 0}\naxes: {"s t": [1]}\nstages: {a: {command: x}}\n', "without spaces"),
         ("- a\n- b\n", "mapping"),
         ("", "bad.yaml"),
     ],

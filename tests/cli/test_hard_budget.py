@@ -27,23 +27,23 @@ def spent_s(sweep: Any) -> float:
 
 
 def test_at_the_limit_stages_save_and_end_and_a_larger_budget_loses_nothing(with_gpus: Any) -> None:
-    words = ("policy.lease_s=3", "policy.checkpoint_interval_s=1", "count.num_steps=40", "--only", "seed=0,1")
+    words = ("policy.lease_s=3", "policy.checkpoint_interval_s=1", "--only", "seed=0,1")
+    words = (*words, "count.num_steps=600", "count.checkpoint_every=100")
     said = with_gpus("launch", "slow.yaml", *words, HOURS.format(2.5 / 3600), code=1)
     assert "blocked" in said and "held back: 2 cells. " in said and "of policy.budget.gpu_hours=" in said
     whys = {end["why"] for end in records(with_gpus.store, "end.json") if end["outcome"] == "released"}
     assert whys == {"budget"}
-    # Each of two workers may overrun by one interval, and by the time to save and end.
-    assert 1.5 <= spent_s(with_gpus) <= 2.5 + 2 * 2.0
+    assert 1.5 <= spent_s(with_gpus) < 2 * 30.0  # by how much it may overrun is a test of its own
     (why,) = {
         cell["reason"] for cell in with_gpus.json("status", "slow")["cells"] if cell["state"] == "blocked"
     }
     assert "policy.budget.gpu_hours" in why and "sweep launch slow policy.budget.gpu_hours=" in why
-    with_gpus("launch", "slow.yaml", *words, "policy.budget.gpu_hours=1")
+    logs = [path.read_text().splitlines() for path in with_gpus.store.glob("payload/*/*/1/metrics.jsonl")]
+    with_gpus("launch", "slow.yaml", *words, "count.step_s=0.001", "policy.budget.gpu_hours=1")
     assert with_gpus.json("status", "slow")["counts"] == {"done": 2, "pending": 4}
-    (found,) = with_gpus.json("status", "slow", "--spent")["spent"]
-    assert found["parts"]["lost"] < 0.5  # a stage that was stopped saved first
     steps = [record["step"] for record in parents(with_gpus.store)]
-    assert steps and min(steps) > 0
+    # A stage that was stopped saved first.
+    assert sorted(steps) == sorted(json.loads(lines[-1])["step"] for lines in logs) and min(steps) > 0
 
 
 def parents(store: Any) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.cli.launches import records, running_heartbeats, wait_for
@@ -29,7 +28,8 @@ def main(config, inputs, context):
         case "grandchild":  # goes on writing into the output after the stage has returned
             file = context.output / "growing"
             file.write_text("y")
-            subprocess.Popen(["bash", "-c", f"while true; do echo y >> {file}; sleep 0.001; done"])
+            for _ in range(3):  # of which one may not be scheduled for a while
+                subprocess.Popen(["bash", "-c", f"while true; do echo y >> {file}; sleep 0.001; done"])
             time.sleep(0.3)
         case "float_step":
             context.log(1.0, loss=float("nan"))
@@ -53,7 +53,7 @@ def main(config, inputs, context):
 def test_whatever_a_stage_does_its_cell_ends_and_the_launch_too(sweep):
     (sweep.folder / "hostile.yaml").write_text(HOSTILE)
     (sweep.folder / "hostile.py").write_text(STAGE)
-    output = sweep("launch", "hostile.yaml", code=1, timeout_s=60)
+    output = sweep("launch", "hostile.yaml", code=1)
     cells = {cell["axes"]["how"]: cell for cell in sweep.json("status", "hostile")["cells"]}
     states = {how: (cell["state"], cell["cause"]) for how, cell in cells.items()}
     assert states == {
@@ -77,7 +77,7 @@ def test_a_reader_that_leaves_does_not_stop_a_launch(slow):
     subprocess.run(
         command, shell=True, cwd=slow.folder, env=environment, check=True, stdin=subprocess.DEVNULL
     )
-    wait_for(lambda: slow.json("status", "slow")["counts"].get("done") == 6, timeout_s=30)
+    wait_for(lambda: slow.json("status", "slow")["counts"].get("done") == 6)
     assert [end["outcome"] for end in records(slow.store, "end.json")] == ["succeeded"] * 6
 
 
@@ -96,7 +96,7 @@ def test_plan_says_when_products_were_made_by_other_code_than_now(sweep):
 
 
 def test_one_fork_server_serves_all_workers(slow, background):
-    launch = background("launch", "slow.yaml", "launcher.workers=3")
+    launch = background("launch", "slow.yaml", "launcher.workers=3", "count.step_s=0.3")
     wait_for(lambda: len(running_heartbeats(slow.store)) == 3)
     servers = [
         path.parent.name
@@ -106,7 +106,8 @@ def test_one_fork_server_serves_all_workers(slow, background):
     # the server, three workers forked from it and up to three children of theirs bear its command line; a
     # server of each worker's own would make it ten
     assert 4 <= len(servers) <= 7
-    assert launch.end()[0] == 0
+    launch.interrupt()
+    assert launch.end()[0] == 1
 
 
 def is_below(process: Path, ancestor: int) -> bool:
@@ -127,7 +128,5 @@ def test_an_unreadable_request_is_named_and_nothing_breaks(slow):
     request.write_text(request.read_text().replace('"lease_s":', '"lease_s":"long","was":'))
     for words in (("status", "slow"), ("why", "slow", "seed=0"), ("plan", "slow.yaml", "count.step_s=0.0")):
         assert "is unreadable" in slow(*words)
-    start_s = time.monotonic()
     slow("launch", "slow.yaml", "count.step_s=0.0")
-    assert time.monotonic() - start_s < 30
     assert len(records(slow.store, "claim.json")) == 6

@@ -97,7 +97,7 @@ def test_estimates_that_are_wrong_change_the_time_and_the_same_seed_gives_the_sa
     assert found["makespan"]["hours"] != lengths.json(*words, "--seed", "2")["makespan"]["hours"]
     assert found["makespan"]["hours"] >= found["makespan"]["lower_bound_hours"]
     assert lengths.json("simulate", "lengths.yaml", "--gpus", "2")["makespan"]["hours"] == 5
-    assert "2 GPUs, 8 a node: 5.0 hours" in lengths("simulate", "lengths.yaml", "--gpus", "2")
+    assert "2 GPUs, 8 a node: 5 h 0 min" in lengths("simulate", "lengths.yaml", "--gpus", "2")
 
 
 def test_cells_that_may_have_more_gpus_than_they_need_end_earlier(lengths: Any) -> None:

@@ -172,7 +172,7 @@ def test_what_cannot_be_is_an_error_of_the_plan(grid: Any, words: tuple[str, ...
 
 def test_the_table_is_short_and_names_what_was_assumed(grid: Any) -> None:
     output = grid("plan", "grid.yaml", "--mfu", "0.4")
-    assert "MFU 40% (as given)" in output and "on a100 (79.1 GiB)" in output
+    assert "MFU 40% (as given)" in output and "estimated for a100 (79.1 GiB)" in output
     (row,) = [line for line in output.splitlines() if line.startswith("qwen3-8b  ") and " state " in line]
     assert "logits" in row and "120-588" not in row and "36-588" in row
 

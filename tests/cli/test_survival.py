@@ -8,10 +8,13 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
 from orchestrator.testing import checkpoints, counted, records, running_heartbeats, wait_for
 from orchestrator.trackers.base import history
@@ -32,12 +35,32 @@ def assert_all_done_once(sweep, name: str = "slow") -> None:
     assert rows == {seed: expected(seed) for seed in range(6)}
 
 
-def kill_worker(store: Path) -> int:
-    beat = random.choice(wait_for(lambda: running_heartbeats(store)))
+def worker_of(beat: dict[str, Any]) -> int:
     pid: int = json.loads((beat["folder"] / "claim.json").read_text())["owner"]["process"]["pid"]
-    with contextlib.suppress(ProcessLookupError):  # an attempt of a worker that was killed before
-        os.kill(pid, signal.SIGKILL)
     return pid
+
+
+def stopped(store: Path, whom: Callable[[dict[str, Any]], int]) -> dict[str, Any] | None:
+    """Freezes the worker or the child of an attempt whose stage still runs then; returns its heartbeat."""
+    beats = running_heartbeats(store)
+    for beat in random.sample(beats, len(beats)):
+        with contextlib.suppress(ProcessLookupError):  # an attempt of a worker that was killed before
+            os.kill(whom(beat), signal.SIGSTOP)
+            payload = store / "payload" / beat["folder"].relative_to(store / "records")
+            if lives(child_of(beat)) and not (payload / layout.OUTCOME).exists():
+                return beat
+            os.kill(whom(beat), signal.SIGCONT)
+    return None
+
+
+def child_of(beat: dict[str, Any]) -> int:
+    pid: int = beat["child"]["pid"]
+    return pid
+
+
+def kill_worker(store: Path) -> None:
+    """Kills the worker of an attempt whose stage runs."""
+    os.kill(worker_of(wait_for(lambda: stopped(store, worker_of))), signal.SIGKILL)
 
 
 def test_a_killed_worker_is_replaced_and_its_attempt_is_resumed_in_the_same_launch(slow, background):
@@ -57,7 +80,7 @@ def test_the_child_of_a_killed_worker_ends_too(slow, background):
     launch = background("launch", "slow.yaml", "launcher.workers=1")
     beat = wait_for(lambda: running_heartbeats(slow.store))[0]
     kill_worker(slow.store)
-    wait_for(lambda: not lives(beat["child"]["pid"]), timeout_s=5)
+    wait_for(lambda: not lives(beat["child"]["pid"]))
     assert launch.end()[0] == 0
 
 
@@ -84,7 +107,7 @@ def test_a_fork_server_that_dies_while_it_is_asked_for_a_worker_is_replaced(swee
 def test_a_killed_child_is_one_failed_attempt_and_is_retried_from_its_checkpoint(slow, background):
     launch = background("launch", "slow.yaml")
     wait_for(lambda: checkpoints(slow.store))
-    os.kill(wait_for(lambda: running_heartbeats(slow.store))[0]["child"]["pid"], signal.SIGKILL)
+    os.kill(child_of(wait_for(lambda: stopped(slow.store, child_of))), signal.SIGKILL)
     code, output = launch.end()
     assert code == 0, output
     assert_all_done_once(slow)
@@ -94,24 +117,23 @@ def test_a_killed_child_is_one_failed_attempt_and_is_retried_from_its_checkpoint
 
 
 def test_after_the_launcher_is_killed_its_workers_release_and_another_launch_finishes(slow, background):
-    launch = background("launch", "slow.yaml")
-    wait_for(lambda: checkpoints(slow.store))
+    launch = background("launch", "slow.yaml", "count.step_s=0.2")
+    wait_for(lambda: list(slow.store.glob("payload/*/*/*/metrics.jsonl")))
     claims = records(slow.store, "claim.json")
     launch.process.kill()
     for claim in claims:
-        wait_for(lambda pid=claim["owner"]["process"]["pid"]: not lives(pid), timeout_s=15)
+        wait_for(lambda pid=claim["owner"]["process"]["pid"]: not lives(pid))
     ends = [end for end in records(slow.store, "end.json") if end["outcome"] == "released"]
     assert {end["why"] for end in ends} == {"stopped"}
-    slow("launch", "slow.yaml")
+    slow("launch", "slow.yaml", "count.step_s=0.01")
     assert_all_done_once(slow)
 
 
 def test_one_ctrl_c_checkpoints_and_releases_and_the_next_launch_goes_on_from_there(slow, background):
-    launch = background("launch", "slow.yaml")
-    wait_for(lambda: running_heartbeats(slow.store))
-    time.sleep(0.4)
+    launch = background("launch", "slow.yaml", "count.step_s=0.2")
+    wait_for(lambda: list(slow.store.glob("payload/*/*/*/metrics.jsonl")))
     launch.interrupt()
-    code, output = launch.end(timeout_s=20)
+    code, output = launch.end()
     assert code == 1
     assert "stopping" in output
     ends = [end for end in records(slow.store, "end.json") if end["outcome"] == "released"]
@@ -120,7 +142,7 @@ def test_one_ctrl_c_checkpoints_and_releases_and_the_next_launch_goes_on_from_th
     assert not [end for end in records(slow.store, "end.json") if end["outcome"] == "failed"]
     states = {cell["state"] for cell in slow.json("status", "slow")["cells"]}
     assert "released" in states
-    slow("launch", "slow.yaml")
+    slow("launch", "slow.yaml", "count.step_s=0.01")
     assert_all_done_once(slow)
     resumed = [start for start in records(slow.store, "start.json") if start["parent"]]
     assert resumed
@@ -133,13 +155,11 @@ def test_one_ctrl_c_checkpoints_and_releases_and_the_next_launch_goes_on_from_th
 def test_two_ctrl_c_end_everything_at_once_and_lose_nothing_that_was_recorded(slow, background):
     launch = background("launch", "slow.yaml", "policy.grace_s=600", "count.step_s=1.5")
     beats = wait_for(lambda: running_heartbeats(slow.store))
-    launch.interrupt()
-    time.sleep(0.3)
-    launch.interrupt()
-    code, _ = launch.end(timeout_s=10)
+    launch.interrupt_twice()
+    code, _ = launch.end()
     assert code == 1
     for beat in beats:
-        wait_for(lambda pid=beat["child"]["pid"]: not lives(pid), timeout_s=5)
+        wait_for(lambda pid=beat["child"]["pid"]: not lives(pid))
     slow("launch", "slow.yaml", "count.step_s=0.01")
     assert_all_done_once(slow)
 
@@ -155,7 +175,7 @@ def test_a_ctrl_c_while_the_libraries_are_still_loading_starts_nothing_and_leave
     wait_for(lambda: list(sweep.store.glob("sweeps/heavy/requests/*.json")))
     time.sleep(0.7)
     launch.interrupt()
-    code, output = launch.end(timeout_s=30)
+    code, output = launch.end()
     assert code == 1
     assert "stopping" in output
     assert not records(sweep.store, "claim.json")
@@ -163,20 +183,20 @@ def test_a_ctrl_c_while_the_libraries_are_still_loading_starts_nothing_and_leave
 
 
 def test_a_detached_launch_returns_at_once_and_goes_on_in_a_session_of_its_own(slow):
-    start_s = time.monotonic()
-    output = slow("launch", "slow.yaml", "--detach")
-    assert time.monotonic() - start_s < 5
+    output = slow("launch", "slow.yaml", "--detach", "count.step_s=600")  # nobody can wait for its end
     assert "background" in output
     pid = int(output.split("process ")[1].split(",")[0])
     assert os.getsid(pid) == pid
-    wait_for(lambda: slow.json("status", "slow")["counts"] == {"done": 6}, timeout_s=60)
+    os.kill(pid, signal.SIGKILL)
+    slow("launch", "slow.yaml", "--detach", "count.step_s=0.01")
+    wait_for(lambda: slow.json("status", "slow")["counts"] == {"done": 6})
     assert_all_done_once(slow)
 
 
 def test_two_launches_at_once_share_the_work_and_end_by_the_common_result(slow, background):
     launches = [background("launch", "slow.yaml") for _ in range(2)]
     for launch in launches:
-        code, output = launch.end(timeout_s=120)
+        code, output = launch.end()
         assert code == 0, output
     assert_all_done_once(slow)
     assert len(records(slow.store, "claim.json")) == 6
@@ -186,7 +206,7 @@ def test_a_cancel_stops_the_running_cells_and_keeps_the_others_from_starting(slo
     launch = background("launch", "slow.yaml", "count.step_s=0.2")
     wait_for(lambda: running_heartbeats(slow.store))
     assert "cancelled 6 cells" in slow("cancel", "slow")
-    code, output = launch.end(timeout_s=30)
+    code, output = launch.end()
     assert code == 1
     assert "6 cancelled" in output
     ends = records(slow.store, "end.json")
@@ -263,8 +283,7 @@ def test_what_a_killed_worker_and_its_child_leave_behind_is_gone_before_the_next
     os.kill(worker, signal.SIGKILL)
     left_behind(leaving.store, 2)
     assert not lives(daemon)
-    launch.interrupt()
-    launch.interrupt()
+    launch.interrupt_twice()
     launch.end()
 
 
@@ -275,9 +294,7 @@ def test_two_ctrl_c_leave_no_process_that_has_left_its_session(leaving, backgrou
     (leaving.folder / "leaves.py").write_text(waits)  # else the first Ctrl-C may end all before the second
     launch = background("launch", "leave.yaml", "policy.grace_s=600")
     daemon = left_behind(leaving.store, 1)
-    launch.interrupt()
-    time.sleep(0.3)
-    launch.interrupt()
-    code, output = launch.end(timeout_s=15)
+    launch.interrupt_twice()
+    code, output = launch.end()
     assert code == 1 and "Warning" not in output, output
     assert not lives(daemon)

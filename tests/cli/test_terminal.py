@@ -26,7 +26,7 @@ def on_terminal(*words: str, folder: Path, **environment: str) -> str:
 
 def test_a_plan_at_80_columns_breaks_no_id_and_its_costs_can_be_read(tmp_path):
     shown = on_terminal("plan", "smoke", "model=tiny-qwen3", "task=math", folder=tmp_path)
-    lines = STYLE.sub("", shown).splitlines()
+    lines = launches.screen(shown)
     in_a_pipe = subprocess.run(
         [sys.executable, "-m", "orchestrator", "plan", "smoke", "model=tiny-qwen3", "task=math"],
         cwd=tmp_path,
@@ -59,7 +59,7 @@ def test_no_escape_is_printed_where_none_may_be(tmp_path, environment):
 def test_ones_own_sweeps_are_listed_above_those_that_ship(tmp_path):
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "zzz.yaml").write_text(OWN)
-    lines = STYLE.sub("", on_terminal("list", folder=tmp_path)).splitlines()
+    lines = launches.screen(on_terminal("list", folder=tmp_path))
     assert lines[0].split()[0] == "sweep" and lines[1].split()[0] == "zzz"
     assert any(line.startswith("bilingual ") for line in lines[2:])
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +22,19 @@ from orchestrator.api.reconciling import JobPasses, PendingLaunch, SubmitPass, S
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import Dispatch
 from orchestrator.cli import launch, progress
+from orchestrator.cli.main import main
 from orchestrator.core.failure import Cause
+from orchestrator.core.notices import Goal, Outlook, outlook
 from orchestrator.core.records import Request
 from orchestrator.core.settings import NotifySettings
 from orchestrator.core.state import State
-from orchestrator.core.waiting import Goal, Outlook, outlook
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable
 from orchestrator.jobs.records import JobEnd
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.provenance import now
 from orchestrator.store.ledger import open_ledger
 from tests.cli.launches import Running, wait_for
+from tests.execution.waiting import running
 from tests.store import builders
 
 FAILING = """
@@ -89,22 +92,24 @@ def test_a_wait_for_all_ends_when_one_has_failed(sweep: Any) -> None:
     assert "failed" in sweep("wait", "own", "--until", "failed")
 
 
-def test_a_store_that_went_away_is_silent_not_empty(slow: Any) -> None:
+def test_a_store_that_went_away_is_silent_not_empty(
+    slow: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     slow(
         "launch", "slow.yaml", "count.step_s=0", "--only", "seed=0", "store.outage_s=1", "launcher.workers=1"
     )
-    waiting = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "wait", "slow", "--store", str(slow.store)],
-        cwd=slow.folder,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    time.sleep(1.0)
-    assert waiting.poll() is None
-    slow.store.rename(slow.store.with_name("elsewhere"))
-    _, said = waiting.communicate(timeout=30)
-    assert waiting.returncode == 3
-    assert "the store does not answer" in said
+    monkeypatch.chdir(slow.folder)
+    waiting = threading.current_thread()
+
+    def take_away() -> None:
+        wait_for(lambda: "_pause" in running(waiting))  # between two looks
+        slow.store.rename(slow.store.with_name("elsewhere"))
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    assert main(["wait", "slow", "--store", str(slow.store)]) == 3
+    thread.join()
+    assert "the store does not answer" in capsys.readouterr().err
 
 
 def _events(sweep: Any, *words: str) -> list[dict[str, Any]]:
@@ -149,7 +154,10 @@ def test_whoever_follows_and_goes_on_elsewhere_misses_and_repeats_nothing(
                 cwd=slow.folder,
                 stdout=stream,
             )
-            time.sleep(1.3)
+            # Killed when it has written, at any moment.
+            while not path.stat().st_size and (not seen or launch.process.poll() is None):
+                time.sleep(0.02)
+            time.sleep(0.3)
             following.kill()
             following.wait()
         seen += [json.loads(line)["id"] for line in path.read_text().splitlines()]
@@ -165,11 +173,8 @@ def test_a_machine_whose_clock_is_ahead_delays_no_one(tmp_path: Path) -> None:
     ledger.claim(builders.instance_of(sweep), 1, builders.claim(at="2999-01-01T00:00:00Z"))
     history = History(ledger, "counts")
     history._settle_s = 0.3
-    start_s = time.monotonic()
     assert [event.kind for event in history.snapshot()] == ["claim"]
-    while not history.settled():
-        time.sleep(0.1)
-    assert time.monotonic() - start_s < 5
+    wait_for(history.settled)
 
 
 def test_the_jobs_of_a_scheduler_are_events_of_their_revision_and_end_once(tmp_path: Path) -> None:

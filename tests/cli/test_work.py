@@ -84,9 +84,9 @@ def test_two_workers_by_hand_finish_a_sweep_from_the_store_alone_and_do_each_cel
 def test_a_stopped_worker_saves_and_asks_to_be_started_again(
     count: Sweep, elsewhere: Callable[..., Running]
 ) -> None:
-    count("launch", "jobs.yaml", "launcher=external", "count.step_s=0.15")
+    count("launch", "jobs.yaml", "launcher=external", "count.step_s=0.5")
     worker = elsewhere("jobs")
-    wait_for(lambda: list(count.store.glob("payload/*/*/*/checkpoints/*/manifest.json")), timeout_s=60)
+    wait_for(lambda: list(count.store.glob("payload/*/*/*/metrics.jsonl")))
     assert count.json("status", "jobs")["counts"]["running"] == 1
     worker.process.send_signal(signal.SIGTERM)
     code, said = worker.end()

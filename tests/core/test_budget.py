@@ -42,7 +42,9 @@ def test_a_stage_starts_if_all_that_run_can_reach_a_checkpoint(
 
 
 def test_workers_without_gpus_spend_nothing() -> None:
-    assert budget_hold(TEN_HOURS, Spending(0.0, 0, 60), num_gpus=0, now=0.0) is None
+    spent = Spending(3600 * 20, 0, 60)
+    assert budget_hold(TEN_HOURS, spending=spent, num_gpus=0, now=0.0) is None
+    assert budget_hold(TEN_HOURS, spending=spent, num_gpus=1, now=0.0) is not None
 
 
 def test_without_a_limit_nothing_is_held() -> None:

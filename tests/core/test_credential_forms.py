@@ -21,6 +21,15 @@ HEX = "0123456789abcdef0123456789abcdef01234567"  # as a key of W&B, and as a co
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
 PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA1234\nabcd\n-----END RSA PRIVATE KEY-----"
 
+SETTINGS = [
+    ("headers.Authorization", "Basic dXNlcjpwYXNzd29yZDEyMw=="),
+    ("authorization", "Token a1b2c3d4e5"),
+    ("conn", "Driver=x;Server=h;Uid=u;Pwd=hunter2x;"),
+    ("conn", "Server=h; User Id=u; Password=hunter2"),
+    ("conn", "host=h user=u password=hunter2 dbname=d"),
+]
+"""What counts only as a whole, or together with its name."""
+
 FORMS = [
     "AKIAIOSFODNN7EXAMPLE",
     "ASIA0123456789ABCDEF",
@@ -58,6 +67,25 @@ FORMS = [
     "tskey-auth-" + "aB1c" * 8,
     "shpat_" + "a1b2" * 8,
 ]
+
+
+@pytest.mark.parametrize(("name", "value"), SETTINGS)
+def test_headers_and_the_pairs_by_which_a_database_is_reached_are_found(name: str, value: str) -> None:
+    assert [key for key, _ in found_in({"a": {name: value}})] == [f"a.{name}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("authorization", "kerberos"),
+        ("conn", "host=h user=u password=$PASSWORD dbname=d"),
+        ("conn", "Server=h;Trusted_Connection=yes"),
+        ("note", "the password=hunter2 of an example"),
+        ("options", "token=word level=2"),
+    ],
+)
+def test_pairs_without_a_password_and_prose_are_none(name: str, value: str) -> None:
+    assert not [*found_in({name: value})]
 
 
 @pytest.mark.parametrize("value", FORMS)
@@ -289,7 +317,7 @@ def test_a_config_of_before_is_masked_and_else_the_same() -> None:
 def test_hostile_text_takes_linear_time(unit: str) -> None:
     start_s = time.process_time()
     redacted(unit * (100_000 // len(unit)))
-    assert time.process_time() - start_s < 2
+    assert time.process_time() - start_s < 10  # usually 0.5
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_lines_of_a_log_keep_the_mark_of_their_host_and_lose_the_time() -> None:
 def test_no_line_of_a_log_takes_exponential_or_cubic_time(log: str) -> None:
     before = time.process_time()
     cause_of_command(1, log, oom_killed=False)
-    assert time.process_time() - before < 0.5
+    assert time.process_time() - before < 5  # usually 0.06
 
 
 def test_memory_of_a_gpu_is_meant_where_a_message_names_the_host_beside_it() -> None:

@@ -205,6 +205,17 @@ def test_quotes_keep_spaces_and_commas(text, does_match):
     assert Selector.parse(text).matches(subject(model="x y, z")) == does_match
 
 
+@pytest.mark.parametrize("text", ["model=x y", "model=x y task=math", "task=math model=z,w model!=x y"])
+def test_a_value_with_a_space_and_without_quotes_is_refused_with_the_spelling_that_works(text):
+    subjects = [subject(model="x y"), subject(model="z")]
+    with pytest.raises(UserError) as error:
+        Selector.parse(text).check(subjects)
+    assert "\"model='x y'\"" in error.value.fix
+    with pytest.raises(UserError) as error:
+        Selector.parse("model=w y").check(subjects)
+    assert "quotes" not in error.value.fix
+
+
 @pytest.mark.parametrize("text", ['model="a', "model='a b", "it's", "''"])
 def test_quotes_that_are_not_closed_or_name_nothing_are_refused(text):
     with pytest.raises(UserError):

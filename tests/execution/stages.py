@@ -58,7 +58,7 @@ def forking(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     if os.fork() == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        (context.scratch / "pid").write_text(str(os.getpid()))
+        (context.folder / "pid").write_text(str(os.getpid()))  # stays there for a reader who is late
         while True:
             with (context.scratch / "lines").open("a") as stream:
                 stream.write("still here\n")

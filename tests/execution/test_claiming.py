@@ -208,17 +208,20 @@ def test_a_store_that_does_not_answer_for_a_while_costs_a_running_attempt_nothin
     store: Path, operation: str
 ) -> None:
     """While the stage runs, what its worker cannot read or write is asked again later."""
-    sweep = sweep_of(1, num_steps=20, step_s=0.1)
+    sweep = sweep_of(1, {"count": stages.spec("waiting")}, num_steps=3)
     revision, instance = seal(store, sweep), instance_of(sweep)
-    running = store / layout.payload(instance, 1) / layout.CHECKPOINTS
+    running, go = store / layout.payload(instance, 1) / "runs", store.parent / "go"
     left = [3]
 
     def trouble(when: str, now: str, key: str) -> None:
-        if now == operation and left[0] and running.exists():
-            left[0] -= 1
-            no_answer()
+        if now == operation and running.exists():
+            if left[0]:
+                left[0] -= 1
+                no_answer()
+            go.touch()
 
-    worked = work(Ledger(TroubledStore(store, trouble)), revision, order_for(store, sweep.name))
+    order = order_for(store, sweep.name, env={"TEST_GO": str(go)})
+    worked = work(Ledger(TroubledStore(store, trouble)), revision, order)
     assert worked.code == 0 and left == [0]
     attempts = ledger_at(store).attempts(instance)
     assert [a.end and a.end.outcome for a in attempts] == ["succeeded"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StageFailure
-from orchestrator.execution.checkpoints import Sealer
+from orchestrator.execution.checkpoints import LOOK_S, Sealer
 from orchestrator.execution.command import run_command
 from orchestrator.execution.command_output import Arrivals, CheckpointFiles
 from orchestrator.saving import MANIFEST, step_of
@@ -59,9 +59,16 @@ def test_the_loss_of_all_processes_at_once_costs_two_seconds_at_most(
 ) -> None:
     job = run(fit(store.parent, name))
     job.wait_for("saved 14")
+
+    def keeps_up() -> bool:
+        """Whether no more than 2 s of 0.2 s each are lost now, and what was being read."""
+        _, saved = last_saved(job.log())
+        assert saved < 100, "only its end is saved"
+        return max(job.steps(), default=0) >= saved - 12
+
+    assert LOOK_S <= 1.0
+    until(keeps_up)
     job.kill_all()
-    _, saved = last_saved(job.log())
-    assert job.steps() and max(job.steps()) >= saved - 12  # 2 s of 0.2 s each, and what was being read
     again = run(fit(store.parent, name))
     again.wait_for(f"from {max(job.steps())}", attempt=2)
 
@@ -87,7 +94,9 @@ def test_a_command_may_delete_its_checkpoints_while_they_are_sealed(store: Path,
     job = run(fit(store.parent, keep=1))
     job.wait_for("saved 8")
     os.kill(tree(job.process.pid)[0], signal.SIGKILL)
-    job.wait_for("from 8", attempt=2)
+    until(lambda: any(line.startswith("from") for line in job.log(2)))
+    _, saved = last_saved(job.log())
+    assert last_saved(job.log(2))[0] in (saved, saved + 1)  # it was killed before or after it wrote the line
     assert not [line for line in job.log() if "rror" in line]
 
 

@@ -27,7 +27,9 @@ from tests.store.builders import claim, instance_of, ledger_at, make_product, se
 class Scene:
     """A worker whose stage runs and waits for a file."""
 
-    def __init__(self, store: Path, start: Start, function: str, **policy: object) -> None:
+    def __init__(
+        self, store: Path, start: Start, function: str, *, waits: bool = True, **policy: object
+    ) -> None:
         sweep = sweep_of(1, {"count": spec(function)}, num_steps=3)
         seal(store, sweep)
         self.store, self.go = store, store.parent / "go"
@@ -35,7 +37,7 @@ class Scene:
         self.instance: StageInstance = instance_of(sweep)
         self.order = order_for(store, sweep.name, env={"TEST_GO": str(self.go)}, policy=policy)
         self.worker: Running = start(self.order)
-        self.child = pid_in(self.folder(1) / "runs")
+        self.child = pid_in(self.folder(1) / "runs") if waits else 0
 
     def folder(self, attempt: int) -> Path:
         return self.store / layout.payload(self.instance, attempt)
@@ -94,8 +96,8 @@ def test_a_child_and_its_own_children_exit_when_their_worker_is_killed(store: Pa
     scene = Scene(store, start, "waiting_with_a_grandchild")
     grandchild = pid_in(scene.folder(1) / "scratch/pid")
     scene.worker.process.kill()
-    until(lambda: not lives(scene.child), timeout_s=20.0)
-    until(lambda: not lives(grandchild), timeout_s=20.0)
+    until(lambda: not lives(scene.child))
+    until(lambda: not lives(grandchild))
     # Only the worker writes the end of an attempt.
     assert not (store / layout.attempt(scene.instance, 1, layout.END)).exists()
 
@@ -106,8 +108,7 @@ def test_an_end_is_written_only_when_no_process_of_the_attempt_is_left(store: Pa
     seal(store, sweep)
     instance = instance_of(sweep)
     worker = start(order_for(store, sweep.name))
-    scratch = store / layout.payload(instance, 1) / "scratch"
-    grandchild = pid_in(scratch / "pid")
+    grandchild = pid_in(store / layout.payload(instance, 1) / "pid")
     end = store / layout.attempt(instance, 1, layout.END)
     while not end.exists():
         assert worker.process.poll() is None, worker.output
@@ -123,7 +124,7 @@ def test_ending_an_attempt_ends_those_that_ignore_being_asked() -> None:
     )
     assert process.stdout is not None and process.stdout.readline() == "on\n"
     assert end_attempt("", leader=process.pid) is True
-    assert process.wait(10) == -9
+    assert process.wait(60) == -9
     process.stdout.close()
 
 
@@ -146,9 +147,11 @@ def test_a_stage_that_does_not_stop_in_its_grace_is_killed_and_released(store: P
 
 
 def test_a_stage_that_hangs_over_its_limit_is_killed_and_fails_by_timeout(store: Path, start: Start) -> None:
-    scene = Scene(store, start, "crashing", limits_s={"count": 4.0}, retries={})
+    # On a slow machine the limit may be over before the stage is called.
+    scene = Scene(store, start, "crashing", waits=False, limits_s={"count": 4.0}, retries={})
     assert (scene.end().outcome, scene.end().cause) == ("failed", Cause.TIMEOUT)
-    assert not lives(scene.child)
+    runs = scene.folder(1) / "runs"
+    assert not (runs.exists() and runs.read_text() and lives(int(runs.read_text())))
 
 
 @pytest.mark.parametrize(

@@ -168,9 +168,15 @@ def test_a_command_that_raises_shows_its_last_exception(sweep: Any) -> None:
 
 def test_steps_that_a_command_writes_into_its_metrics_are_its_progress(tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
-    context = Context(tmp_path, report_progress=lambda step, num_steps: seen.append((step, num_steps)))
+
+    def report(step: int, num_steps: int | None) -> None:
+        seen.append((step, num_steps))
+        (tmp_path / "seen").touch()
+
+    context = Context(tmp_path, report_progress=report)
     script = (
-        'echo \'{"step": 1, "num_steps": 3, "loss": 1}\' >> {metrics}; sleep 1.3; '
+        'echo \'{"step": 1, "num_steps": 3, "loss": 1}\' >> {metrics}; '
+        f"until [ -e {tmp_path}/seen ]; do sleep 0.02; done; "
         'printf \'{"step": 2, "num_steps": 3}\\n{"step": 3, "num_st\' >> {metrics}; sleep 0.1'
     )
     run_command(StageSpec(command=script, shell=True), Config({}), Inputs({}), context)

@@ -69,7 +69,7 @@ class Scene:
     def wait_for_end(self, attempt: int) -> str:
         """Waits for the record of an attempt's end without a pause; returns its outcome."""
         end = self.store / layout.attempt(self.instance, attempt, layout.END)
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 60
         while not end.exists():
             assert time.monotonic() < deadline_s
             time.sleep(0.001)
@@ -103,9 +103,9 @@ def test_what_left_its_session_is_gone_when_a_time_limit_has_ended_the_attempt(
 ) -> None:
     command = f"{STARTS[how]} sleep 60'"
     scene = scene_of(scenes, store, command, limits_s={"count": 1.5}, retries={})
-    daemon = scene.daemon(1)
-    assert scene.wait_for_end(1) == "timeout"
-    assert not lives(daemon)
+    assert scene.wait_for_end(1) == "timeout"  # on a slow machine maybe before the daemon is there
+    pid = scene.output(1) / "pid"
+    assert not (pid.exists() and pid.read_text() and lives(int(pid.read_text())))
 
 
 @pytest.mark.parametrize("how", ["double fork", "no environment"])
@@ -125,7 +125,7 @@ def test_a_child_whose_worker_was_killed_ends_all_that_it_had_started(
     scene = scene_of(scenes, store, f"{STARTS[how]} sleep 60'")
     daemon = scene.daemon(1)
     scene.process.kill()
-    until(lambda: not lives(daemon), timeout_s=5)
+    until(lambda: not lives(daemon))
     assert not (store / layout.attempt(scene.instance, 1, layout.END)).exists()  # only its worker writes it
 
 

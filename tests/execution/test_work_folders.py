@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from orchestrator.errors import StageFailure
 from orchestrator.execution import work
 from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
+from orchestrator.store.objects import idle
 from orchestrator.trackers.base import history
 from tests.execution.faults import Start, finish, order_for
 from tests.execution.jobs import Jobs
@@ -29,14 +29,16 @@ SCRIPT = """
 import argparse, json, os, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--outdir"); parser.add_argument("--resume", action="store_true")
-parser.add_argument("--seed", type=int); parser.add_argument("--delay", type=float, default=0.1)
+parser.add_argument("--seed", type=int)
 args = parser.parse_args()
 state = os.path.join(args.outdir, "state.json")
 step = json.load(open(state))["step"] if args.resume and os.path.exists(state) else 0
 start = step
 print("from", step, flush=True)
 while step < 20:
-    time.sleep(args.delay)
+    while step == 8 and not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+        time.sleep(0.01)
+    time.sleep(0.01)
     step += 1
     with open(os.path.join(args.outdir, "history"), "a") as stream:
         stream.write(f"{step} ")
@@ -56,10 +58,11 @@ with open(os.path.join(args.outdir, "result.json"), "w") as stream:
 """
 
 
-def script(folder: Path, delay: float = 0.1) -> StageSpec:
+def script(folder: Path) -> StageSpec:
+    """A script that goes beyond step 8 once there is a file `go` beside it."""
     (folder / "train.py").write_text(SCRIPT)
     return StageSpec(
-        command=f"{{python}} train.py --outdir {{work}} --resume {{args}} --delay {delay}",
+        command="{python} train.py --outdir {work} --resume {args}",
         keep=("last.*", "result.json", "history"),
         results="result.json",
     )
@@ -67,11 +70,12 @@ def script(folder: Path, delay: float = 0.1) -> StageSpec:
 
 def test_a_script_that_resumes_in_its_own_folder_goes_on_after_its_death(store: Path, run: Jobs) -> None:
     job = run(script(store.parent))
-    job.wait_for("step 5")
+    job.wait_for("step 8")
     os.kill(tree(job.process.pid)[0], signal.SIGKILL)
+    (store.parent / "go").touch()
     assert job.end(2).outcome == "succeeded"
     done, _ = ledger_at(store).product(job.instance, 1)
-    assert done is not None and done.rows[0]["start"] >= 5
+    assert done is not None and done.rows[0]["start"] == 8
     output = job.folder(2) / layout.OUTPUT
     assert sorted(path.name for path in output.iterdir()) == ["history", "last.ckpt", "result.json"]
     assert (output / "last.ckpt").read_text() == "weights" and not (output / "last.ckpt").is_symlink()
@@ -83,12 +87,13 @@ def test_a_script_that_resumes_in_its_own_folder_goes_on_after_its_death(store: 
 def test_an_owner_that_was_frozen_past_its_lease_cannot_change_what_its_heir_made(
     store: Path, run: Jobs
 ) -> None:
-    frozen = run(script(store.parent, 0.05), lease_s=1.0)
-    frozen.wait_for("step 6")
+    frozen = run(script(store.parent), lease_s=1.0)
+    frozen.wait_for("step 8")
     pids = tree(frozen.process.pid)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    heir = run(script(store.parent, 0.05), lease_s=1.0)
+    (store.parent / "go").touch()
+    heir = run(script(store.parent), lease_s=1.0)
     try:
         assert heir.end(2).outcome == "succeeded"
         done, _ = ledger_at(store).product(heir.instance, 1)
@@ -97,7 +102,7 @@ def test_an_owner_that_was_frozen_past_its_lease_cannot_change_what_its_heir_mad
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-    assert done is not None and done.rows[0]["start"] >= 6
+    assert done is not None and done.rows[0]["start"] == 8
     assert frozen.end(1).why == "superseded"
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert {int(step) for step in before["history"].split()} == set(range(1, 21))
@@ -134,9 +139,9 @@ def former(store: Path) -> tuple[Path, Path]:
     return old, new
 
 
-def take(store: Path, new: Path) -> Path:
+def take(store: Path, new: Path, keepalive: Callable[[], None] = idle) -> Path:
     ledger, instance = ledger_at(store), instance_of(sweep_of(1))
-    assert work.take_over(ledger, instance, ledger.attempts(instance), new) == 1
+    assert work.take_over(ledger, instance, ledger.attempts(instance), new, keepalive=keepalive) == 1
     return new / layout.WORK
 
 
@@ -158,22 +163,17 @@ def test_what_changes_while_it_is_copied_is_copied_again(store: Path) -> None:
     old, new = former(store)
     for number in range(200):
         (old / f"{number:03d}").write_text("0")
-    writes = threading.Event()
+    rounds = iter(range(1, 12))
 
     def write() -> None:
-        for round_ in range(1, 12):
+        """What the owner does at any time meanwhile."""
+        if (round_ := next(rounds, None)) is not None:
             for number in (0, 199):  # a pair that must be of one round
                 (old / f"{number:03d}").write_text(str(round_))
             (old / f"gone-{round_}").touch()
             (old / f"gone-{round_ - 1}").unlink(missing_ok=True)
-            writes.set()
-            time.sleep(0.03)
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    writes.wait()
-    mine = take(store, new)
-    writer.join()
+    mine = take(store, new, keepalive=write)
     assert (mine / "000").read_text() == (mine / "199").read_text() == "11"
     assert [path.name for path in mine.glob("gone-*")] == ["gone-11"]
 

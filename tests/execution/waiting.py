@@ -1,10 +1,13 @@
-"""Waiting for other processes, and sending all of a tree a signal."""
+"""Waiting for other processes and threads, and sending all of a tree a signal."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,12 @@ def until(true: Callable[[], object], *, timeout_s: float = 60.0) -> None:
     while not true():
         assert time.monotonic() < deadline_s, "it did not come about"
         time.sleep(0.02)
+
+
+def running(thread: threading.Thread) -> list[str]:
+    """Names of the functions that a thread is in."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return [frame.name for frame in traceback.extract_stack(frame)] if frame else []
 
 
 def pid_in(file: Path) -> int:

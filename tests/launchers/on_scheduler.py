@@ -50,7 +50,7 @@ class OnScheduler(Sweep):
         """Reason by cell."""
         return {cell["cell"]: cell["reason"] for cell in self.json("status", name)["cells"]}
 
-    def until(self, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    def until(self, condition: Callable[[], Any], timeout_s: float = 120) -> Any:
         """Waits for a condition that asks by commands, which take a while themselves."""
         deadline_s = time.monotonic() + timeout_s
         while not (value := condition()):

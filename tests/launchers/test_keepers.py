@@ -22,9 +22,9 @@ leave = "setsid env -i sleep 60 & echo $! > $0/part; mv $0/part $0/left"
 subprocess.Popen(["bash", "-c", f"({leave})", folder])
 while not os.path.exists(folder + "/left"):
     time.sleep(0.01)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
 open(folder + "/part", "w").write(str(os.getpid()))
 os.rename(folder + "/part", folder + "/worker")
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
 if code == 0:
     sys.exit(0)
 time.sleep(60)
@@ -51,7 +51,7 @@ class Kept:
     def code(self) -> int:
         """Waits for the end as the keeper tells it."""
         if self.told is None:
-            return self.process.wait(20)
+            return self.process.wait(60)
         self.told.readline()
         return int(self.told.readline())
 
@@ -96,6 +96,6 @@ def test_a_worker_is_asked_to_stop_when_its_keeper_is_killed(tmp_path: Path) -> 
     worker, left = pid_in(tmp_path / "worker"), pid_in(tmp_path / "left")
     one.process.kill()
     one.process.wait()
-    until(lambda: not lives(worker), timeout_s=10)
+    until(lambda: not lives(worker))
     assert lives(left), "only the worker receives the signal"
     os.kill(left, signal.SIGKILL)  # this worker has no attempt that would have ended it

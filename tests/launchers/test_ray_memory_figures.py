@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.core.failure import Cause
 from orchestrator.launchers.ray import worker
-from orchestrator.launchers.ray.worker import Monitor, Usage, last_fault, node_memory, worker_memory
+from orchestrator.launchers.ray.worker import MemoryJudge, Usage, last_fault, node_memory, worker_memory
 
 MEMINFO = "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable:    400 kB\nHugePages_Total:       0\n"
 
@@ -80,11 +80,11 @@ def test_a_worker_holds_what_it_and_all_that_it_started_hold() -> None:
 def test_a_worker_whose_actor_lives_or_whose_node_has_memory_is_not_short_of_it(tmp_path: Path) -> None:
     lifeline, other = os.pipe()
     short = {worker.VARIABLE: "0.01"}
-    assert Monitor(lifeline, short)() is None
+    assert MemoryJudge(lifeline, short)() is None
     os.close(other)  # as when the actor is gone
-    assert Monitor(lifeline, {worker.VARIABLE: "1.5"})() is None
-    assert Monitor(lifeline, {**short, "RAY_memory_monitor_refresh_ms": "0"})() is None
-    shortage = Monitor(lifeline, short)()
+    assert MemoryJudge(lifeline, {worker.VARIABLE: "1.5"})() is None
+    assert MemoryJudge(lifeline, {**short, "RAY_memory_monitor_refresh_ms": "0"})() is None
+    shortage = MemoryJudge(lifeline, short)()
     assert shortage is not None and shortage.cause is Cause.PREEMPTED  # this process is no worker
     assert "Ray's memory monitor ended its worker" in shortage.message
     os.close(lifeline)

@@ -163,6 +163,15 @@ def test_steps_are_coarse_enough_for_like_cells_to_be_alike(amount, step):
         ({}, {"environment": {"A B": "x"}}, "'A B'"),
         ({}, {"logs": "logs"}, "cluster.logs"),
         ({}, {"hours": 0}, "cluster.hours is 0"),
+        ({}, {"qos": ""}, "cluster.qos is ''"),
+        ({}, {"account": "a b"}, "cluster.account is 'a b'"),
+        ({}, {"reservation": "r\n"}, "cluster.reservation is 'r\\n'"),
+        ({}, {"partitions": {"": None}}, "cluster.partitions. is ''"),
+        ({}, {"partitions": {"p": {"cpus_per_node": -4}}}, "cpus_per_node is -4"),
+        ({}, {"constraint": "a\nb"}, "cluster.constraint is 'a\\nb'"),
+        ({}, {"python": " "}, "cluster.python is ' '"),
+        ({}, {"srun": [""]}, "cluster.srun[0] is ''"),
+        ({}, {"sbatch": {"nodelist": ""}}, "cluster.sbatch.nodelist is ''"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_their_key(launcher, cluster, words):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.processes import process_table
+from tests.execution.waiting import lives
 
 PYTHON = sys.executable
 # Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and
@@ -98,10 +99,18 @@ class RayCluster:
         self.start_head()
         for number, resources in enumerate(self._nodes, 1):
             self.start_node(f"node{number}", resources)
-        self.wait_for_nodes(len(self._nodes) + 1)
+        self._wait_for_all()
 
     def start_head(self) -> None:
         """Starts the head at the address that it has, or had."""
+        wait(self._try_head, "the head does not answer")
+
+    def _try_head(self) -> bool:
+        """Starts the head if it does not run; returns whether it answers."""
+        if "head" in self.processes and lives(self.processes["head"]):
+            return bool(self.ask("/api/version"))
+        if "head" in self.processes:
+            self.kill("head")
         self._start(
             "head",
             "--head",
@@ -112,7 +121,7 @@ class RayCluster:
             "--num-gpus=0",
             *([f"--system-config={json.dumps(self._config)}"] if self._config else []),
         )
-        wait(lambda: self.ask("/api/version"), "the head does not answer")
+        return False
 
     def start_node(self, name: str, resources: dict[str, float], *, apart: bool = False) -> None:
         """Starts a node; with `apart` as on another machine, none of whose processes is seen from here."""
@@ -171,6 +180,18 @@ class RayCluster:
         """Waits until so many nodes live, the head among them."""
         wait(lambda: len(self.nodes()) == number, f"there are not {number} nodes")
 
+    def _wait_for_all(self) -> None:
+        """Waits until all nodes live. One that ended is started again: a port that was free may be taken."""
+
+        def all_live() -> bool:
+            for number, resources in enumerate(self._nodes, 1):
+                if not lives(self.processes[name := f"node{number}"]):
+                    self.kill(name)
+                    self.start_node(name, resources)
+            return len(self.nodes()) == len(self._nodes) + 1
+
+        wait(all_live, f"there are not {len(self._nodes) + 1} nodes")
+
     def node_id(self, name: str) -> str:
         """Returns the id of a node."""
         return next(str(row["node_id"]) for row in self.nodes() if name in row["resources_total"])
@@ -207,7 +228,7 @@ class RayCluster:
         for name, resources in wanted.items():
             if name not in self.processes:
                 self.start_node(name, resources)
-        self.wait_for_nodes(len(wanted) + 1)
+        self._wait_for_all()
 
     def down(self) -> None:
         """Ends all, nodes first."""

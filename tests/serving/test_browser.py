@@ -103,7 +103,7 @@ def test_a_click_on_a_box_leads_to_its_cell_with_curve_and_log(opened: Opened, m
     page.wait_for_url("**/cell/**")
     cell = made.of("done")[0]
     assert page.locator("h1").inner_text() == cell
-    page.locator(".chart canvas").wait_for(timeout=10_000)
+    page.locator(".chart canvas").wait_for(timeout=60_000)
     assert f"{'score'} of {cell}: done" in page.locator("pre.log").inner_text()
 
 
@@ -132,7 +132,7 @@ def test_chosen_curves_are_drawn_over_each_other(opened: Opened, made: Made) -> 
     for cell in made.of("done")[:3]:
         page.locator(f"input[value='{cell}']").check()
     page.get_by_role("button", name="Draw").click()
-    page.locator(".chart canvas").wait_for(timeout=10_000)
+    page.locator(".chart canvas").wait_for(timeout=60_000)
     labels = page.locator(".u-legend .u-series th").all_inner_texts()
     assert [label.strip(": ") for label in labels[1:]] == made.of("done")[:3]
 
@@ -231,7 +231,7 @@ def test_a_running_sweep_is_followed_and_its_failure_appears_by_itself(
         served = Served(store, "slow")
         window = Opened(browser, served)
         grid = window.page
-        grid.locator("td.box.running").nth(1).wait_for(timeout=20_000)
+        grid.locator("td.box.running").nth(1).wait_for(timeout=60_000)
         window.page.evaluate("window.isTheSamePage = true")
         bad = grid.locator("td.box a").nth(1).get_attribute("href")
         page = window.context.new_page()
@@ -241,12 +241,12 @@ def test_a_running_sweep_is_followed_and_its_failure_appears_by_itself(
         page.wait_for_function(
             "n => document.querySelector('pre.log').textContent.length > n", arg=len(before)
         )
-        grid.locator("td.box.failed").wait_for(timeout=30_000)
-        grid.get_by_text("1 cell", exact=True).wait_for(timeout=10_000)
+        grid.locator("td.box.failed").wait_for(timeout=60_000)
+        grid.get_by_text("1 cell", exact=True).wait_for(timeout=60_000)
         assert grid.evaluate("window.isTheSamePage")  # nothing was loaded anew
-        page.locator("#head .state.failed").wait_for(timeout=10_000)
-        page.get_by_text("the attempt has ended").wait_for(timeout=10_000)
-        grid.locator("td.box.done").wait_for(timeout=30_000)
+        page.locator("#head .state.failed").wait_for(timeout=60_000)
+        page.get_by_text("the attempt has ended").wait_for(timeout=60_000)
+        grid.locator("td.box.done").wait_for(timeout=60_000)
         assert window.errors == []
     finally:
         if served is not None:
@@ -259,10 +259,10 @@ def test_a_page_names_a_server_that_is_gone(browser: Browser, root: Path, made: 
     served = Served(root / "store", "study")
     window = Opened(browser, served)
     assert window.page.evaluate("read('/nothing')") is None
-    window.page.get_by_text("The server of this page answers with error 404 since").wait_for(timeout=5_000)
+    window.page.get_by_text("The server of this page answers with error 404 since").wait_for(timeout=60_000)
     assert window.page.evaluate("read('/live').then(response => response.ok)")
     assert served.stop()[0] == 0  # with an open page
-    window.page.get_by_text("The server of this page has not answered since").wait_for(timeout=15_000)
+    window.page.get_by_text("The server of this page has not answered since").wait_for(timeout=60_000)
     window.context.close()
 
 
@@ -276,13 +276,28 @@ def paints(window: Opened, path: str) -> list[float]:
     return found
 
 
+MANY = {
+    "model": [f"model-{n}" for n in range(5)],
+    "task": ("math", "calls"),
+    "mixture": [f"mixture-{n}" for n in range(23)],
+}
+
+
+def test_230_cells_are_painted_without_a_script_or_a_further_look(browser: Browser, tmp_path: Path) -> None:
+    states.make(tmp_path / "store", MANY)
+    served = Served(tmp_path / "store", "study")
+    try:
+        window = Opened(browser, served, java_script_enabled=False)
+        assert window.page.locator("td.box").count() == 230 and window.errors == []
+        pages = [address for address in window.addresses if "/static/" not in address]
+        assert pages == [served.url, f"{served.base}/"]
+    finally:
+        served.kill()
+
+
+@pytest.mark.long
 def test_230_cells_are_painted_at_once(browser: Browser, tmp_path: Path) -> None:
-    axes = {
-        "model": [f"model-{n}" for n in range(5)],
-        "task": ("math", "calls"),
-        "mixture": [f"mixture-{n}" for n in range(23)],
-    }
-    states.make(tmp_path / "store", axes)
+    states.make(tmp_path / "store", MANY)
     served = Served(tmp_path / "store", "study")
     try:
         window = Opened(browser, served)

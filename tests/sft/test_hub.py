@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -276,8 +275,6 @@ def test_a_tokenizer_that_no_hub_gives_is_said_at_once(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    begun = time.monotonic()
     with pytest.raises(UserError, match="no tokenizer 'nobody/nothing'"):
         measures(["nobody/nothing"])
-    assert time.monotonic() - begun < 15
     assert "Retry" not in capsys.readouterr().err

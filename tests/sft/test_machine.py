@@ -48,8 +48,10 @@ def test_without_control_groups_the_room_is_the_machines(tmp_path: Path) -> None
     assert not may_copy(2**50)
 
 
-def test_a_copy_shares_no_memory_with_its_tensor_whatever_its_type() -> None:
-    weight = torch.ones(4)
-    for copy in (copied(weight), copied(weight, torch.float32), copied(weight, torch.bfloat16)):
+def test_a_copy_holds_its_tensors_values_and_shares_no_memory_with_it() -> None:
+    for dtype in (None, torch.float32, torch.bfloat16):
+        weight = torch.ones(4)
+        copy = copied(weight, dtype)
         weight += 1
-        assert copy.tolist() != weight.tolist()
+        assert copy.tolist() == [1, 1, 1, 1]
+        assert copy.dtype == (dtype or torch.float32)

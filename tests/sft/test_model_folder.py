@@ -108,6 +108,11 @@ def header(shapes: str) -> Callable[[Path], Any]:
     return lambda folder: (folder / "model.safetensors").write_bytes(data)
 
 
+def cache_of_the_hub(folder: Path) -> None:
+    (folder / "snapshots" / "0a1b").mkdir(parents=True)
+    (folder / "config.json").rename(folder / "snapshots" / "0a1b" / "config.json")
+
+
 def adapter_alone(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     (folder / "config.json").unlink()
@@ -201,6 +206,11 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     ),
     (lambda folder: config(folder, quantization_config={"quant_method": "gptq"}), "quantization_config"),
     (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter_config.json: an adapter"),
+    (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        "^no tokenizer.json, nor another file of a tokenizer",
+    ),
+    (cache_of_the_hub, "^no config.json; the folder holds models: name one, such as snapshots/0a1b$"),
     (adapter_alone, "adapter_config.json: an adapter; merge it into its model"),
     (lambda folder: config(folder, num_hidden_layers=10**9), "1000000000 layers.* 999999997 more layers are"),
     (lambda folder: config(folder, num_hidden_layers="2"), "num_hidden_layers is '2', not a whole number"),

@@ -87,7 +87,7 @@ def test_a_forked_rank_that_fails_ends_all_with_its_own_cause(
     raised, named, text = in_forks("fail", tmp_path, how=how, rank=rank, folder=str(pids))
     assert (raised, named) == (kind, cause) and message in text
     assert len(list(pids.iterdir())) == 4
-    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=5)
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()))
 
 
 def in_a_spare(folder: Path) -> None:
@@ -103,7 +103,7 @@ def test_no_forked_rank_and_nothing_that_it_started_outlives_a_stage_that_is_kil
     os.kill(stage.pid or 0, signal.SIGKILL)
     stage.join()
     assert len(list(pids.iterdir())) == 4
-    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()))
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
@@ -192,7 +192,7 @@ def test_no_rank_and_nothing_that_ranks_started_outlives_a_stage_that_is_killed(
     os.kill(stage.pid or 0, signal.SIGKILL)
     stage.join()
     assert len(list(pids.iterdir())) == 4
-    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
+    wait_until(lambda: not any(lives(int(path.read_text())) for path in pids.iterdir()))
 
 
 @pytest.mark.long

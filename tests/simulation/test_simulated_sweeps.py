@@ -177,9 +177,9 @@ def _large(num_cells: int, num_gpus: int, seconds: float) -> None:
         gpus = drawn.choice([4, 8])
         hours = 560 / gpus * drawn.lognormvariate(0, 0.3)
         work |= {f"train{n}": S(hours, gpus, ("base",)), f"score{n}": S(16 / gpus, gpus, (f"train{n}",))}
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     found = play(work, num_gpus, chains, checkpoints=HOURLY, faults=table("bad_node", 0.002, 6))
-    assert time.perf_counter() - start_s < seconds
+    assert time.process_time() - start_s < seconds
     assert sum(found.faults.values()) > num_cells / 2
     assert list(itertools.chain(found.cells)) == list(chains)
 

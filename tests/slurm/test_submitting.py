@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,9 +16,7 @@ NAME = re.compile(r"(?<=--job-name=jobs\.1\.)\w{8}")
 
 
 def test_a_launch_returns_with_job_ids_and_its_jobs_do_each_cell_once(jobs):
-    start_s = time.monotonic()
     said = jobs.launch(jobs.write(cells=6))
-    assert time.monotonic() - start_s < 20
     assert "job " in said and "6 cells in 6 tasks" in said
     jobs.until_done(6)
     jobs.assert_each_done_once(6)

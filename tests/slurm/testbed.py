@@ -115,7 +115,7 @@ class Testbed:
         pid = self.pid(name)
         os.kill(pid, sig)
         if sig in (signal.SIGKILL, signal.SIGTERM):
-            until(lambda: not lives(pid), timeout_s=30)
+            until(lambda: not lives(pid))
 
     def lose(self, node: str) -> None:
         """What a power cut does to a node: its slurmd, its steps and all their processes die at once."""

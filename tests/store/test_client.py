@@ -34,7 +34,7 @@ def test_a_broker_that_hangs_is_an_error_after_a_time_that_grows_with_the_conten
     start_s = time.monotonic()
 
     def give_up() -> None:
-        assert time.monotonic() - start_s < 20, "waited too long"
+        assert time.monotonic() - start_s < 60, "waited too long"
 
     with pytest.raises(OSError, match="did not answer") as error:
         silent.call("create", "x", data=bytes(num_bytes), keepalive=give_up)
@@ -43,8 +43,11 @@ def test_a_broker_that_hangs_is_an_error_after_a_time_that_grows_with_the_conten
     assert is_transient(error.value)
 
 
-def test_a_broker_that_dies_in_a_create_is_an_error_that_may_pass(silent: Connection) -> None:
+def test_a_broker_that_dies_in_a_create_is_an_error_that_may_pass(
+    silent: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert silent._process is not None
+    monkeypatch.setattr(client, "LIMIT_S", 60.0)
     with pytest.raises(BrokerLost, match="broker died") as error:
         silent.call("create", "x", data=b"1", keepalive=silent._process.kill)
     assert is_transient(error.value)

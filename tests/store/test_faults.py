@@ -26,6 +26,18 @@ axes: {seed: "range(0,4)"}
 stages: [count]
 """
 
+GATED = """
+import os, time
+from orchestrator import count
+
+def main(config, inputs, context):
+    while config.seed and not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+        time.sleep(0.05)
+    return count.main(config, inputs, context)
+"""
+"""All but the first cell wait."""
+STAGE = "{count: {run: 'gated:main', reads: [count, seed], uses: [count.step_s, count.fail]}}"
+
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -83,11 +95,15 @@ def products(store: Path) -> list[str]:
 def test_workers_and_their_launch_wait_out_a_folder_that_does_not_answer_for_a_while(
     faults: Faults, sweep: Sweep, number: int
 ) -> None:
+    (sweep.folder / "counts.yaml").write_text(COUNT.replace("[count]", STAGE))
+    (sweep.folder / "gated.py").write_text(GATED)
     launch = Running(sweep.folder, sweep.store, ("launch", "counts.yaml", "launcher.workers=2"))
     wait_for(lambda: [*sweep.store.glob("done/count/*.json")])
     faults.set((number, sweep.store))
-    time.sleep(3.5)
+    launch.wait_for_line("does not answer")
+    time.sleep(1.5)  # the workers notice it too
     faults.set()
+    (sweep.folder / "go").touch()
     code, said = launch.end()
     assert code == 0, said
     assert "does not answer" in said and os.strerror(number) in said and "answers again" in said

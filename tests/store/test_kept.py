@@ -153,15 +153,29 @@ def test_a_record_that_was_replaced_or_edited_is_read_again(sealed: Ledger) -> N
         assert _look(sealed)["done"][second.digest] is None
 
 
+class Standing:
+    """A clock that stands."""
+
+    def __init__(self, now_s: float) -> None:
+        self.now_s = now_s
+
+    def time(self) -> float:
+        return self.now_s
+
+
 def test_a_record_is_kept_when_it_is_old_enough_to_show_a_change(
     sealed: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "SETTLED_S", 0.3)
+    monkeypatch.setattr(kept, "SETTLED_S", 3600.0)
     _make(sealed, INSTANCES[0])
     _look(sealed)
     assert _files(tmp_path) == []
-    time.sleep(0.35)
+    time.sleep(0.02)  # longer than a tick of the kernel's clock
+    between_s = time.time()
+    time.sleep(0.02)
     _make(sealed, INSTANCES[2])
+    monkeypatch.setattr(kept, "time", Standing(between_s + 1.0))
+    monkeypatch.setattr(kept, "SETTLED_S", 1.0)
     _look(sealed)
     assert _kept(tmp_path) == {layout.done(INSTANCES[0], 1)}
 

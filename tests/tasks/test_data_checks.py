@@ -162,6 +162,14 @@ def test_items_that_are_too_long_are_counted_for_each_tokenizer(tmp_path: Path) 
     assert check(path, measures=words, max_length_tokens=10).problems == ()
 
 
+def test_items_that_were_not_translated_are_counted(tmp_path: Path) -> None:
+    rows = good()
+    assert check(folder(tmp_path / "a", rows)).notes == ()
+    rows["train"]["es"] = [*rows["train"]["en"][:1], *rows["train"]["es"][1:]]
+    (note,) = check(folder(tmp_path / "b", rows)).notes
+    assert note == "1 train items of es are word for word those of en: not translated?"
+
+
 def test_languages_that_are_asked_for_must_be_in_every_split(tmp_path: Path) -> None:
     path = folder(tmp_path, good())
     assert kinds(check(path, languages=["en", "sw"])) == {

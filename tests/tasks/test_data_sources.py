@@ -214,8 +214,18 @@ def test_what_nobody_knows_is_refused(task: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "other.json").write_text('[{"a": 1}]')
     for path in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(UserError, match=f"is known as data of {task}"):
+        with pytest.raises(UserError, match=f"is known as data of {task}") as error:
             open_source(path, task)
+        assert error.value.where == ("it holds notes.txt, other.json" if path == tmp_path else "")
+
+
+def test_a_pointer_of_git_lfs_is_no_data_and_named(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
+    for path in (tmp_path / "en.jsonl", tmp_path / "train.jsonl"):
+        path.write_text(pointer)
+    with pytest.raises(UserError, match="a git-lfs pointer") as error:
+        importing.build("math", open_source(tmp_path, "math"), None, Choice())
+    assert error.value.fix == "git lfs pull"
 
 
 def test_the_public_files_are_recognised(public_data: Path) -> None:

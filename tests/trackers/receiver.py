@@ -72,7 +72,9 @@ class Receiver(Loopback):
     def reply(self, handler: BaseHTTPRequestHandler, answer: Any) -> None:
         sock = handler.connection
         if answer == "hang":
-            self.is_over.wait(60)
+            if not self.is_over.wait(60):
+                handler.send_response(200)
+                handler.end_headers()
         elif answer == "drip":
             for byte in b"HTTP/1.1 200 OK\r\n" * 100:
                 with contextlib.suppress(OSError):
@@ -105,8 +107,16 @@ def receiving() -> Iterator[Receiver]:
     receiver.close()
 
 
+@contextlib.contextmanager
+def refusing() -> Iterator[int]:
+    """A port that refuses connections, and that nobody else can get meanwhile."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        yield int(one.getsockname()[1])
+
+
 def free_port() -> int:
-    """A port on which nobody listens."""
+    """A port on which nobody listens now; another process may get it before it is used."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

@@ -20,7 +20,7 @@ from orchestrator.trackers.protocol import Unavailable, as_text, flat
 from tests.cli.launches import Running, wait_for
 from tests.trackers.conftest import TWO
 from tests.trackers.mlflow_server import SmallMlflow, real_mlflow
-from tests.trackers.receiver import free_port
+from tests.trackers.receiver import refusing
 
 
 @pytest.fixture(autouse=True)
@@ -134,11 +134,9 @@ def test_a_server_that_takes_nothing_is_named_once_and_mended_later(
     two: Any, server: SmallMlflow, status: int, retry: str, word: str, tmp_path: Path
 ) -> None:
     server.status, server.retry_after = status, retry
-    start_s = time.monotonic()
     said = two("launch", "two.yaml", "tracker=[mlflow,tensorboard]", f"tracker.tensorboard.dir={tmp_path}/tb")
     assert "2 cells: 2 done" in said and "TensorBoard: 2 runs" in said
     assert said.count(word) == 1 and "sweep sync two --to mlflow" in said
-    assert time.monotonic() - start_s < 30
     (log,) = two.store.glob("sweeps/two/logs/request-1-mirror.log")
     assert word in log.read_text() and "Traceback" not in log.read_text()
     server.status = 0
@@ -192,7 +190,8 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
             Server({"MLFLOW_TRACKING_URI": address}).experiment("x")
         return caught.value
 
-    gone = call(f"http://127.0.0.1:{free_port()}")
+    with refusing() as port:
+        gone = call(f"http://127.0.0.1:{port}")
     assert "cannot be reached" in gone.what and not gone.is_final
     server.status, server.retry_after = 429, "17"
     assert call(server.address).retry_s == 17.0
@@ -202,7 +201,7 @@ def test_what_a_server_does_has_a_meaning(server: SmallMlflow, monkeypatch: pyte
     gone = call(server.address)
     assert gone.is_final and "not of this API (200)" in gone.what
     monkeypatch.setattr("orchestrator.trackers.protocol.REQUEST_S", 0.2)
-    server.status, server.delay_s = 0, 1.0
+    server.status, server.delay_s = 0, 60.0
     assert "does not answer" in call(server.address).what
     assert retry_after_s("nonsense") is None and retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 

@@ -6,6 +6,7 @@ every check but a reader's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -62,6 +63,7 @@ class Server:
         faults: a word of a row's texts to how each reply to it errs; see `FAULTS`.
         once: whether a row's first request alone errs.
         delay_s: of each reply.
+        may_reply: acquired before each reply, if it is set.
         asked: requests by row and language, that got a reply of status 200 or are waiting for one.
         statuses: of all replies.
         authorizations: of all requests.
@@ -72,6 +74,7 @@ class Server:
         self, faults: Mapping[str, str] | None = None, *, once: bool = False, delay_s: float = 0.0
     ) -> None:
         self.faults, self.once, self.delay_s = dict(faults or {}), once, delay_s
+        self.may_reply: threading.Semaphore | None = None
         self.asked: Counter[tuple[str, str]] = Counter()
         self.sent: Counter[tuple[str, str]] = Counter()
         self.seen: Counter[tuple[str, str]] = Counter()
@@ -121,8 +124,9 @@ class Server:
         handler.send_header("Content-Length", str(len(data)))
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(data)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client that has left
+            handler.end_headers()
+            handler.wfile.write(data)
 
     def _is_refused(self, handler: BaseHTTPRequestHandler) -> bool:
         given = handler.headers.get("Authorization", "")
@@ -160,16 +164,13 @@ class Server:
                 fault = ""
             if fault not in ("rate limit", "error", "hang", "filter"):
                 self.asked[row] += 1
-        try:
-            self._is_over.wait(self.delay_s)
-            self._reply(handler, fault, json.loads(request), language)
-            with self.lock:
-                self.sent[row] += 1
-        except (BrokenPipeError, ConnectionResetError):
+        self._is_over.wait(self.delay_s)
+        while self.may_reply is not None and not self.may_reply.acquire(timeout=1):
             pass
-        finally:
-            with self.lock:
-                self._at_once -= 1
+        with self.lock:  # before the reply, since the next request may come at once
+            self._at_once -= 1
+            self.sent[row] += 1
+        self._reply(handler, fault, json.loads(request), language)
 
     def _reply(self, handler: BaseHTTPRequestHandler, fault: str, request: Any, language: str) -> None:
         texts = request["texts"]

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 from orchestrator.registry import load
 from orchestrator.tasks.checking import check
+from orchestrator.testing import wait_for
 from orchestrator.translation import stages
 from orchestrator.translation.run import REPLIES, VERDICTS, Answered, Judged, read_lines
 from tests.conftest import Sweep
@@ -322,20 +324,19 @@ def test_after_a_kill_only_requests_in_flight_are_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [f"ill{'abcdefghij'[n % 10] * (1 + n // 10)}" for n in range(30)]
-    source, server = write_source(tmp_path / "source", words, []), Server(delay_s=0.03)
+    source, server = write_source(tmp_path / "source", words, []), Server()
+    server.may_reply = threading.Semaphore(8)
     with server.running() as url:
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         forks = multiprocessing.get_context("fork")
         child = forks.Process(target=translate_one, args=(source, tmp_path / "cache", tmp_path / "a"))
         child.start()
-        until_s = time.monotonic() + 20
-        while server.sent.total() < 8 and time.monotonic() < until_s:
-            time.sleep(0.01)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid or 0, signal.SIGKILL)
+        wait_for(lambda: server.asked.total() > 8)  # so at most two replies are not read yet
+        os.kill(child.pid or 0, signal.SIGKILL)
         child.join()
         before = server.sent.total()
-        assert 8 <= before < len(words)
+        assert before == 8
+        server.may_reply.release(len(words))
         output, (row,) = run(
             stages.TRANSLATE, config_of(source, tmp_path / "cache"), tmp_path / "b", language="es", shard=0
         )

@@ -35,7 +35,7 @@ class Shown:
         """Press keys."""
         await self.pilot.press(*keys)
 
-    async def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
         """Wait until a condition holds."""
         async with asyncio.timeout(timeout_s):
             while not condition():

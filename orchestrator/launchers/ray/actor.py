@@ -37,8 +37,8 @@ def keep(pipe: str, *command: str) -> None:
     """Run a worker detached from the actor, and write its process id and then its exit code into a pipe.
 
     Ray kills an actor together with its children, but a worker must be able to save a checkpoint first. So
-    the worker is no child of the actor: this keeper starts it, which has detached itself with a fork and a
-    new session. It also adopts what a killed worker leaves behind, and ends that before it writes the exit
+    the worker is no child of the actor. This keeper, which has detached itself with a fork and a new session,
+    starts it. It also adopts what a killed worker leaves behind, and ends that before it writes the exit
     code (as `orchestrator.processes` does, which the node need not have).
 
     Args:
@@ -60,7 +60,8 @@ def keep(pipe: str, *command: str) -> None:
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     worker = subprocess.Popen(command)
     os.write(int(pipe), b"%d\n" % worker.pid)
-    code, end_s = worker.wait(), time.monotonic() + 10
+    code = worker.wait()
+    end_s = time.monotonic() + 10
     while time.monotonic() < end_s:
         texts = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
         left = [int(pid) for text in texts for pid in text.split()]

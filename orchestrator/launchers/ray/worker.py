@@ -3,8 +3,8 @@
 It works on the cells of its submission as any worker does. Its last line is JSON, for the driver: the
 worker's last message and the number of its claims.
 
-A worker also judges whether Ray's memory monitor ended its actor, and whether it was at fault. When a node
-uses more memory than a threshold, the monitor kills actors, the newest first, until enough memory should be
+A worker also judges whether Ray's memory monitor ended its actor, and whether it was itself at fault. When a
+node uses more memory than a threshold, the monitor kills actors, the newest first, until enough should be
 free. Ray does not count what our actors start as theirs. So killing one frees nothing, and the monitor kills
 all of them. The workers outlive their actors, and judge for themselves:
 
@@ -71,7 +71,7 @@ class Usage(NamedTuple):
     total: int
 
 
-class Monitor:
+class MemoryJudge:
     """The judgement of one worker, made once, when its actor is gone.
 
     Args:
@@ -101,19 +101,19 @@ class Monitor:
         if usage.used < (self._threshold - MARGIN) * usage.total:
             return None
         path = Path(tempfile.gettempdir()) / f"polysweep-memory-{os.getuid()}"
-        ledger = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        faults = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             # one at a time, or the second largest would judge after the largest has ended
-            fcntl.flock(ledger, fcntl.LOCK_EX)
+            fcntl.flock(faults, fcntl.LOCK_EX)
             trees = worker_memory()
             mine = trees.get(os.getpid(), 0)
-            largest = max([*trees.values(), last_fault(ledger, self._start_s)])
+            largest = max([*trees.values(), last_fault(faults, self._start_s)])
             is_at_fault = 0 < mine >= AT_FAULT * largest
             if is_at_fault:
-                os.ftruncate(ledger, 0)
-                os.pwrite(ledger, f"{time.monotonic()} {mine}".encode(), 0)
+                os.ftruncate(faults, 0)
+                os.pwrite(faults, f"{time.monotonic()} {mine}".encode(), 0)
         finally:
-            os.close(ledger)
+            os.close(faults)
         used, total = usage.used / GIB, usage.total / GIB
         detail = (
             f"Ray's memory monitor ended its worker: {used:.1f} of {total:.1f} GiB were used on the node, "
@@ -191,18 +191,18 @@ def _held(pid: int) -> int:
     return 0
 
 
-def last_fault(ledger: int, start_s: float) -> int:
+def last_fault(faults: int, start_s: float) -> int:
     """Return what the last worker at fault held, 0 if there was none recently.
 
     A fault from before the start of this worker belongs to an earlier round of the monitor. If it counted,
     the next attempt of the same stage would not be found at fault when it holds less than before.
 
     Args:
-        ledger: descriptor of the file with the time of the last fault, and the bytes held.
+        faults: descriptor of the file with the time of the last fault, and the bytes held.
         start_s: start of this worker, by the machine's monotonic clock.
     """
     with contextlib.suppress(ValueError):
-        at_s, held = os.pread(ledger, 100, 0).split()
+        at_s, held = os.pread(faults, 100, 0).split()
         if start_s <= float(at_s) and 0 <= time.monotonic() - float(at_s) < RECENT_S:
             return int(held)
     return 0
@@ -219,7 +219,7 @@ def _number(text: str | None, otherwise: float) -> float:
 STDIN = 0
 """The pipe that ends when the actor is gone; see `orchestrator.launchers.ray.actor`."""
 
-SHARES = 8
+NUM_STARTS = 8
 """Number of places among the cells at which workers begin, so that they rarely race for one stage."""
 
 
@@ -249,7 +249,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
         cells=submission.tasks[0],
         settings=settings,
         slot=slot,
-        num_slots=SHARES,
+        num_slots=NUM_STARTS,
         num_threads=max(1, min(submission.resources.cpus, available_cpus())),
         import_paths=paths,
         code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs = ledger.objects.workspace(layout.job_logs(sweep, int(number)))
         order = order_of(ledger, sweep, submission, int(slot), int(restart))
         code = run_worker(
-            order, logs / f"worker-{slot}.{restart}.log", summary, STDIN, Monitor(STDIN, os.environ)
+            order, logs / f"worker-{slot}.{restart}.log", summary, STDIN, MemoryJudge(STDIN, os.environ)
         )
         with contextlib.suppress(OSError):  # the worker's result counts, not its log
             ledger.objects.share(layout.job_logs(sweep, int(number)))

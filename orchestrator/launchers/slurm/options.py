@@ -140,8 +140,11 @@ def users(cluster: ClusterProfile) -> dict[str, Value]:
             raise UserError(f"cluster.sbatch names --{name} twice", allowed="one spelling of it")
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
             raise UserError(f"cluster.sbatch.{given} is no name of an option")
-        if isinstance(value, str) and not value.isprintable():
-            raise UserError(f"cluster.sbatch.{given} is {value!r}", allowed="text of one line")
+        if isinstance(value, str) and not (value.strip() and value.isprintable()):
+            raise UserError(
+                f"cluster.sbatch.{given} is {value!r}",
+                allowed="text of one line; null drops an option of ours",
+            )
         found[name] = value
     if isinstance(named := found.get("clusters"), str) and re.search(r"[,\s]", named):
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,10 +67,10 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Partition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the nodes of a partition have; None where it does not matter."""
 
-    gpus_per_node: int | None = None
-    cpus_per_node: int | None = None
-    memory_gib: float | None = None
-    max_hours: float | None = None
+    gpus_per_node: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    cpus_per_node: Positive | None = None
+    memory_gib: Amount | None = None
+    max_hours: Amount | None = None
 
 
 class ClusterProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -161,6 +162,24 @@ def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
     return settings
 
 
+def _check_texts(cluster: ClusterProfile) -> None:
+    """Refuse texts that Slurm could not take: an option without a value, a name of two words or lines."""
+    words = {name: getattr(cluster, name) for name in ("account", "qos", "reservation", "gpu_type")}
+    words |= {f"partitions.{name}": name for name in cluster.partitions}
+    for name, text in words.items():
+        if text is not None and re.fullmatch(r"\S+", text) is None:
+            raise UserError(f"cluster.{name} is {text!r}", allowed="one word, or null for none")
+    lines = {name: getattr(cluster, name) for name in ("constraint", "python", "node_check")}
+    lines |= {f"srun[{index}]": text for index, text in enumerate(cluster.srun)}
+    for name, text in lines.items():
+        if text is not None and not text.strip():
+            raise UserError(
+                f"cluster.{name} is {text!r}", allowed="a text that is not blank, or null for none"
+            )
+        if text is not None and name != "node_check" and not text.isprintable():
+            raise UserError(f"cluster.{name} is {text!r}", allowed="text of one line")
+
+
 def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
     """Convert and validate the config's `cluster`.
 
@@ -169,6 +188,7 @@ def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
     """
     cluster = convert(dict(tree), ClusterProfile, key="cluster")
     check_device(cluster.device, "cluster.device")
+    _check_texts(cluster)
     check_variables(cluster.environment, "cluster.environment")
     for variable, value in cluster.environment.items():
         if isinstance(value, str) and "\0" in value:

@@ -29,6 +29,7 @@ from orchestrator.core.evidence import (
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import GateRule
 from orchestrator.core.nodes import AgedReport, NodeReport, left_out
+from orchestrator.core.notices import Goal, outlook
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Retired, StartRecord, Supersedes
 from orchestrator.core.settings import SpendingLimit
 from orchestrator.core.state import (
@@ -42,7 +43,6 @@ from orchestrator.core.state import (
     stage_status,
 )
 from orchestrator.core.sweep import Cell, Input, StageInstance
-from orchestrator.core.waiting import Goal, outlook
 from orchestrator.manifest import File
 from tests.core.recording import Answers
 from tests.jobs import test_dispatch as dispatch
