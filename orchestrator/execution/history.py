@@ -127,7 +127,8 @@ class WorkerHistory:
         if end.cause is Cause.BAD_NODE:
             self.faults.append((what, end))
         self._is_replaced = is_replaced
-        self._is_on_bad_node |= end.cause is Cause.BAD_NODE
+        # A scheduler starts its successor elsewhere. Without one, this machine is left when it is left out.
+        self._is_on_bad_node |= end.cause is Cause.BAD_NODE and self._in_job
         self.is_late |= end.why == "deadline"
         self.is_starved |= end.cause is Cause.OOM_HOST and self._in_job
         self.has_progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress

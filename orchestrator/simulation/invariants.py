@@ -24,6 +24,8 @@ SAVE_S = 1.0
 """Longest time from a child's look for a later attempt to the end of a save, in seconds."""
 STALE_S = 2.0
 """For how long a machine may not see what is there, in seconds."""
+JUDGE_S = 0.5
+"""Longest time from the look by which an owner is taken for dead to the claim, in seconds."""
 
 
 class RuleBroken(AssertionError):
@@ -146,8 +148,9 @@ class Invariants:
         worker = processes.get(owner)
         if worker is None or self.claims_of(owner)[-1] != (of, number):
             return
-        # Whoever takes over may have judged just before the last beat, of a worker that has just gone on.
-        is_disturbed = max(worker.stopped_until_s, worker.machine.cut_until_s) >= former_s
+        # Whoever takes over may have judged just before the last beats, of a worker that has just gone on.
+        judged_s = min(former_s, self._world.now_s - JUDGE_S)
+        is_disturbed = max(worker.stopped_until_s, worker.machine.cut_until_s) >= judged_s
         has_child = any(name.startswith(f"{owner}/") for name in processes)
         if has_child and not is_disturbed:
             ago_s = self._world.now_s - beat_s

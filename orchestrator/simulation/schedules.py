@@ -1,8 +1,8 @@
 """One run of a simulated sweep: its machines and workers, what befalls them, and what must come of it.
 
 `play` draws everything from a seed. The sweep is small, as most faults of a protocol need few participants:
-two cells that share a stage, two or three workers, and at most a handful of faults, each of which may come at
-any system call of anybody.
+one cell or two that share a stage, up to three workers, and up to eight faults, each of which may come at any
+system call of anybody.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from orchestrator.simulation.small_sweep import (
     NAME,
     SimulatedChildren,
     calm_table,
+    draw_scope,
     prepared,
     revision_of,
     settings_of,
@@ -78,10 +79,11 @@ class _Faults:
         next_step: number of the step at which something happens next.
     """
 
-    def __init__(self, world: World, *, is_calm: bool) -> None:
+    def __init__(self, world: World, num_faults: int, within: int) -> None:
         self._world = world
+        self._within = within
         self.is_storm = world.random.random() < 0.1
-        self.left = 0 if is_calm else world.random.choice((0, 1, 1, 2, 3, 5)) + 4 * self.is_storm
+        self.left = num_faults + 4 * self.is_storm
         self.num_errors = 0
         self.next_step = 0.0
         self._draw_next()
@@ -89,7 +91,8 @@ class _Faults:
     def _draw_next(self) -> None:
         """Draw after how many steps something happens next: often in quick succession."""
         draw = self._world.random.random()
-        self.next_step = self._world.num_steps + 1 + int(700 * draw * draw) if self.left > 0 else math.inf
+        number = self._world.num_steps + 1 + int(self._within * draw * draw)
+        self.next_step = number if self.left > 0 else math.inf
 
     def end(self) -> None:
         """Let nothing happen any more."""
@@ -126,7 +129,7 @@ class Play:
         is_network = draw.random() < 0.5
         self.files = Files(self.world, f"server:/ {SHARED} nfs4 rw\n" if is_network else "")
         self.events: Counter[str] = Counter()
-        self._form = 1 + (draw.random() < 0.4), draw.random() < 0.15
+        self.scope = draw_scope(draw)
         self.machines = [
             Machine(
                 f"machine{number}",
@@ -134,9 +137,9 @@ class Play:
                 rate=draw.choice((1.0, 1.0, 0.98, 1.02)),
                 cache_s=draw.choice((0.0, 0.5, 1.5)) if is_network else 0.0,
             )
-            for number in range(draw.choice((1, 2, 2, 3)))
+            for number in range(self.scope.num_machines)
         ]
-        self._faults = _Faults(self.world, is_calm=is_calm)
+        self._faults = _Faults(self.world, 0 if is_calm else self.scope.num_faults, self.scope.within)
         self._num_started = 0
         self.children: dict[str, SimulatedChildren] = {}
         self._stops: dict[str, str] = {}
@@ -144,7 +147,7 @@ class Play:
         retries = 0 if self._faults.is_storm else draw.choice(self.RETRIES) if self.RETRIES[1:] else 9
         self.settings = settings_of(retention, retries)
         policy = self.settings.policy
-        files = prepared(*self._form, policy.retention, policy.retries[Cause.UNKNOWN])
+        files = prepared(*self.scope.form, policy.retention, policy.retries[Cause.UNKNOWN])
         self.place: StorePlace = (
             FolderPlace(self.files, files) if seed % 2 else BucketPlace(self.world, files)
         )
@@ -153,7 +156,7 @@ class Play:
     @property
     def sweep(self) -> ComposedSweep:
         """The sweep that is played."""
-        return revision_of(*self._form).sweep
+        return revision_of(*self.scope.form).sweep
 
     # What happens
 
@@ -266,7 +269,7 @@ class Play:
 
         worker = Worker(
             ledger=self.place.ledger(self.children[name].worker, stop_asked),
-            revision=revision_of(*self._form),
+            revision=revision_of(*self.scope.form),
             order=order,
             owner=owner,
             children=self.children[name],
@@ -279,7 +282,7 @@ class Play:
 
     def begin(self) -> None:
         """Start what works on the sweep."""
-        for number in range(self.world.random.choice((1, 2, 2, 3))):
+        for number in range(self.scope.num_workers):
             machine = self.machines[number % len(self.machines)]
             self.start_worker(machine, number, after_s=self.world.random.random() * 3.0)
 
@@ -341,7 +344,7 @@ class Play:
             numbers = [attempt.number for attempt in attempts]
             if numbers != list(range(1, len(numbers) + 1)):
                 raise RuleBroken(3, f"{instance.name} has attempts {numbers}")
-        if table != calm_table(*self._form):
+        if table != calm_table(*self.scope.form):
             raise RuleBroken(6, f"the table differs: {table}")
 
 

@@ -8,11 +8,12 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from random import Random
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from orchestrator import formats
+from orchestrator import formats, provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.grid import Chains
 from orchestrator.core.records import Process, Request, Revision
@@ -221,18 +222,62 @@ STAGES = {
 LEASE_S = 6.0
 
 
-@functools.cache
-def sweep_of(num_cells: int, *, is_slow: bool) -> ComposedSweep:
-    """Return a sweep whose cells share a stage and have one of their own.
+class Scope(NamedTuple):
+    """How large the world of a run is, and how much befalls it.
 
-    Args:
-        num_cells: number of cells.
-        is_slow: whether a stage takes longer than a lease.
+    Attributes:
+        num_cells: cells of the sweep, which share a stage and have one of their own.
+        num_steps: steps of a stage, with a checkpoint after each.
+        step_s: seconds that each of them takes.
+        num_machines: machines, all of which may work.
+        num_workers: workers at the start, where no scheduler starts them.
+        num_faults: how much befalls the run.
+        within: most steps of the world from one fault to the next one.
     """
+
+    num_cells: int
+    num_steps: int
+    step_s: float
+    num_machines: int
+    num_workers: int
+    num_faults: int
+    within: int
+
+    @property
+    def form(self) -> tuple[int, int, float]:
+        """The cells of the sweep, the steps of a stage and the seconds of each."""
+        return self.num_cells, self.num_steps, self.step_s
+
+
+STAGE_STEPS = ((1, 0.3), (1, 0.3), (2, 0.3), (2, 0.3), (1, 8.0), (2, 8.0), (3, 5.0))
+"""Steps of a stage and the seconds of each: some outlast the lease of an owner that stops."""
+
+
+def draw_scope(draw: Random) -> Scope:
+    """Draw how large the world of a run is: from a lone worker without a fault to three, and eight faults.
+
+    Each size is as likely as another one, as different mistakes show in different worlds; docs/simulation.md
+    has the measurements.
+    """
+    num_steps, step_s = draw.choice(STAGE_STEPS)
+    return Scope(
+        num_cells=draw.choice((1, 1, 2)),
+        num_steps=num_steps,
+        step_s=step_s,
+        num_machines=draw.choice((1, 2, 3)),
+        num_workers=draw.choice((1, 2, 3)),
+        num_faults=draw.choice((0, 1, 2, 3, 5, 8)),
+        within=draw.choice((200, 400, 700)),
+    )
+
+
+@functools.cache
+def sweep_of(num_cells: int, num_steps: int, step_s: float) -> ComposedSweep:
+    """Return a sweep whose cells share a stage and have one of their own; see `Scope`."""
     chains = Chains(STAGES)
     cells = []
     for seed in range(num_cells):
-        step = {"num_steps": 4, "step_s": 2.5} if is_slow else {"num_steps": 2, "step_s": 0.3}
+        step = {"num_steps": num_steps, "step_s": step_s}
         config = {"make": {**step, "seed": 0, "takes": []}, "use": {**step, "seed": seed, "takes": ["make"]}}
         chain = chains.chain(Subject({"seed": str(seed)}, {}, config))
         cells.append(
@@ -259,20 +304,27 @@ def settings_of(retention: Literal["all", "best", "none"], num_retries: int) -> 
 
 
 @functools.cache
-def revision_of(num_cells: int, is_slow: bool) -> Revision:
+def revision_of(num_cells: int, num_steps: int, step_s: float) -> Revision:
     """Return the sealed sweep. Each worker reads it in reality; here that would take most of the time."""
-    sweep = sweep_of(num_cells, is_slow=is_slow)
+    sweep = sweep_of(num_cells, num_steps, step_s)
     return Revision(nonce="sealed", number=1, content=content_digest(sweep), sweep=sweep)
 
 
 @functools.cache
 def prepared(
-    num_cells: int, is_slow: bool, retention: Literal["all", "best", "none"], num_retries: int
+    num_cells: int,
+    num_steps: int,
+    step_s: float,
+    retention: Literal["all", "best", "none"],
+    num_retries: int,
 ) -> Mapping[str, tuple[int, bytes]]:
     """Return the files of a store in which a sweep was launched; called in a running world."""
     world = World(0)
     files = Files(world)
-    revision = revision_of(num_cells, is_slow)
+    revision = revision_of(num_cells, num_steps, step_s)
+    # A process reads these once: here, and not in a step of whichever of its runs needs them first.
+    provenance.boot_id()
+    provenance.pid_namespace()
     with running(world, files):
         ledger = open_ledger(SHARED, create=True, at="")
         ledger.seal(lambda number: revision, NAME, revision.content)
@@ -284,9 +336,9 @@ def prepared(
 
 
 @functools.cache
-def calm_table(num_cells: int, is_slow: bool) -> Mapping[str, Any]:
+def calm_table(num_cells: int, num_steps: int, step_s: float) -> Mapping[str, Any]:
     """Return the rows of a run that nothing befell, computed by hand: digest of a stage to its rows."""
-    sweep = sweep_of(num_cells, is_slow=is_slow)
+    sweep = sweep_of(num_cells, num_steps, step_s)
     return {digest: ({"state": _state(sweep, digest)},) for digest in sweep.stages}
 
 

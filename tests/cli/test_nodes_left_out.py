@@ -44,11 +44,11 @@ def test_a_broken_machine_gets_no_more_work_until_it_is_freed(broken: Sweep) -> 
     said = broken("launch", "nodes.yaml", code=3)
     assert f"error: no worker is started: node {HERE} is left out for 60 more minutes" in said
     assert "torch sees 0 of 8 GPUs" in said and f"sweep nodes --clear {HERE}" in said
-    assert len(records(broken.store, "claim.json")) == 2
+    assert 2 <= len(records(broken.store, "claim.json")) <= 3
     (node,) = broken.json("nodes")
     assert node["left_out"] and node["cluster"] == "local" and 3500 < node["left_s"] <= 3600
-    assert [each["cause"] for each in node["reports"]] == ["bad_node", "bad_node"]
-    assert all(each["attempt"].endswith("train attempt 1") for each in node["reports"])
+    assert {each["cause"] for each in node["reports"]} == {"bad_node"}
+    assert all("train attempt" in each["attempt"] for each in node["reports"])
     assert broken.json("nodes", "nodes")[0]["reports"] == node["reports"]
     assert "train attempt 1" in broken("nodes")
     (broken.folder / "broken").unlink()
@@ -56,6 +56,16 @@ def test_a_broken_machine_gets_no_more_work_until_it_is_freed(broken: Sweep) -> 
     broken("launch", "nodes.yaml")
     (node,) = broken.json("nodes")
     assert not node["left_out"] and node["reports"][-1]["kind"] == "cleared"
+
+
+def test_one_failure_may_be_chance_and_stops_no_launch_on_this_machine(sweep: Sweep) -> None:
+    (sweep.folder / "nodes.yaml").write_text(SWEEP)
+    once = STAGE.replace(".exists():", ".exists() and context.attempt == 1 and config.seed == 1:")
+    (sweep.folder / "own.py").write_text(once)
+    (sweep.folder / "broken").touch()
+    assert "3 done" in sweep("launch", "nodes.yaml", "launcher.workers=1")
+    (node,) = sweep.json("nodes")
+    assert not node["left_out"] and len(node["reports"]) == 1
 
 
 def test_it_comes_back_when_the_failures_are_old_by_the_stores_clock(broken: Sweep) -> None:
@@ -77,9 +87,9 @@ def test_workers_that_run_claim_no_more_on_a_machine_that_is_left_out(sweep: Swe
     (sweep.folder / "own.py").write_text(STAGE)
     (sweep.folder / "broken").touch()
     said = sweep("launch", "nodes.yaml", "launcher.workers=4", "policy.retries.bad_node=9", code=3)
-    assert "error: " in said and "`sweep nodes`" in said
+    assert "error: " in said and f"sweep nodes --clear {HERE}" in said
     # Workers that had claimed already may fail too; nobody claims after that.
-    assert 2 <= len(records(sweep.store, "claim.json")) <= 4
+    assert 2 <= len(records(sweep.store, "claim.json")) <= 5
     assert sweep.json("nodes")[0]["left_out"]
 
 

@@ -147,8 +147,9 @@ def test_a_worker_stops_claiming_after_two_attempts_that_failed_before_their_sta
 def test_a_worker_on_a_bad_node_claims_no_more_and_the_stage_is_left_to_others(store: Path) -> None:
     sweep = sweep_of(2, {"count": stages.spec("blind")})
     revision = seal(store, sweep)
-    # Without a quarantine, since these workers of three machines all run on this one.
-    order = order_for(store, sweep.name, policy={"retries": {"bad_node": 1}, "quarantine_s": 0})
+    # Without a quarantine, since these workers of jobs on three machines all run on this one.
+    policy = {"retries": {"bad_node": 1}, "quarantine_s": 0}
+    order = order_for(store, sweep.name, policy=policy, job=JobContext(cluster="lab", job="7"))
     worked = work(ledger_at(store), revision, order)
     assert worked.code == REFUSED, worked.lines
     assert [ledger_at(store).numbers(instance_of(sweep, cell)) for cell in range(2)] == [[1], []]

@@ -56,7 +56,7 @@ def row(bug: Bug) -> str:
         raise SystemExit(f"{bug.name}: not found in {MOST} seeds")
     said = re.sub(r"[0-9a-f]{64}", "*", findings[0]["problem"]).replace("|", "/")[:120]
     peer = " (peer)" if bug.peer else ""
-    print(bug.name, findings[0]["seed"], said, flush=True)
+    print(bug.name, findings[0]["seed"], found["cpu_seconds"], said, flush=True)
     return f"| {bug.name}{peer} | {bug.rule} | {bug.what} | {findings[0]['seed'] + 1} | {said} |\n"
 
 

@@ -7,11 +7,13 @@ machines; whoever is killed in the middle asks again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from orchestrator import provenance
+from orchestrator.api import launching
 from orchestrator.api import requests as recording
 from orchestrator.api.dropping import discard_stage
 from orchestrator.api.launching import CheckedLaunch, failed_cells
@@ -24,6 +26,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
+from orchestrator.launchers.local import LocalLauncher
 from orchestrator.simulation.invariants import RuleBroken
 from orchestrator.simulation.schedules import Play
 from orchestrator.simulation.small_sweep import NAME, calm_table
@@ -195,7 +198,7 @@ class RequestPlay(Play):
 
     def _look(self, process: SimulatedProcess) -> None:
         """Look at the sweep as `sweep status`, `collect` and `why` do, several times."""
-        calm, view = calm_table(*self._form), self._view(process)
+        calm, view = calm_table(*self.scope.form), self._view(process)
         for _ in range(self.world.random.choice((2, 4, 6))):
             start_s = self.world.now_s
             view = view.fresh()
@@ -246,12 +249,19 @@ class RequestPlay(Play):
         return SimulatedProcess("nobody", Machine("nowhere"), lambda: None, 0.0)
 
     def run(self) -> None:
-        """Play the run. The checkout and the packages of whoever launches are not simulated."""
+        """Play the run. The checkout, packages and hardware of whoever launches are not simulated."""
         with (
+            instead(launching, "make_launcher", lambda settings, num_cells: local_launcher(num_cells)),
             instead(provenance, "of_launch", lambda *_: {"code": "code", "packages_digest": ""}),
             instead(recording, "checkout_digest", lambda *_: "code"),
         ):
             super().run()
+
+
+@functools.cache
+def local_launcher(num_cells: int) -> LocalLauncher:
+    """Return what a launch has. Each one that is made runs a program that looks for GPUs."""
+    return LocalLauncher({"name": "local"}, num_cells)
 
 
 @contextlib.contextmanager

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from orchestrator.api import launching
 from orchestrator.api.reconciling import PendingLaunch, is_open, submit_pass
 from orchestrator.api.state import SweepState
 from orchestrator.core.state import State
 from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.records import Submission
 from orchestrator.launchers.base import Limits, SubmitOutcome, Verdict
-from orchestrator.launchers.local import LocalLauncher
 from orchestrator.launchers.ray.launcher import ALL
 from orchestrator.simulation.invariants import RuleBroken
 from orchestrator.simulation.places import nobody
@@ -21,7 +18,7 @@ from orchestrator.simulation.world import Machine, SimulatedProcess
 from tests.simulation.cluster_runs import ClusterPlay, launches
 from tests.simulation.ray_cluster import SimulatedWorkers
 from tests.simulation.ray_runs import CLOSED_S, CLUSTER, RayPlay
-from tests.simulation.request_runs import PEOPLE, AllOver, RequestPlay, instead
+from tests.simulation.request_runs import PEOPLE, AllOver, RequestPlay
 from tests.simulation.scheduler import SimulatedSubmitter, Task, now
 
 KILLED_S = 5.0
@@ -220,13 +217,3 @@ class RayRequestPlay(RequestPlay, RayPlay):
         self.world.current = current
         if left:
             self.world.fail(RuleBroken(2, f"ray: {name} ends well, and {', '.join(left)} can go on"))
-
-    def run(self) -> None:
-        """Play the run. A launch records the request alone: what submits it is the run's."""
-
-        def launcher(settings: Any, num_cells: int) -> LocalLauncher:
-            return LocalLauncher({"name": "local"}, num_cells)
-
-        make: Callable[..., Any] = launcher
-        with instead(launching, "make_launcher", make):
-            super().run()
