@@ -70,9 +70,7 @@ def test_each_killed_process_is_replaced_at_once_and_an_orphaned_worker_saves_a_
 
 @pytest.mark.long
 def test_cells_of_a_node_that_died_go_on_within_seconds_on_another_that_cannot_see_its_processes(jobs):
-    for name in ("far", "farther"):
-        jobs.cluster.start_node(name, {"apart": 1}, apart=True)
-    jobs.cluster.wait_for_nodes(6)
+    jobs.cluster.add_nodes({"far": {"apart": 1}, "farther": {"apart": 1}}, apart=True)
     jobs.launch(jobs.write(cells=1, steps=60, step_s=0.2), APART)
     jobs.until_checkpoints(2)
     (beat,) = jobs.until_running()
@@ -115,12 +113,10 @@ def test_a_training_whose_node_dies_ends_with_the_weights_of_one_that_nothing_ha
 
 @pytest.mark.long
 def test_a_node_that_is_drained_gives_its_cells_back_with_a_checkpoint_and_gets_no_others(jobs):
-    jobs.cluster.start_node("far", {"apart": 1})
-    jobs.cluster.wait_for_nodes(5)
+    jobs.cluster.add_nodes({"far": {"apart": 1}})
     jobs.launch(jobs.write(cells=1, steps=103, step_s=0.2), APART)
     jobs.until_checkpoints(1)
-    jobs.cluster.start_node("farther", {"apart": 1})
-    jobs.cluster.wait_for_nodes(6)
+    jobs.cluster.add_nodes({"farther": {"apart": 1}})
     jobs.cluster.drain("far", 60)
     drained_s = time.monotonic()
     wait_for(jobs.ends, 20)

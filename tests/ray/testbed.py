@@ -176,21 +176,33 @@ class RayCluster:
         rows = told["data"]["result"]["result"] if told and told.get("data") else []
         return [row for row in rows if row["state"] == "ALIVE"]
 
-    def wait_for_nodes(self, number: int) -> None:
-        """Waits until so many nodes live, the head among them."""
-        wait(lambda: len(self.nodes()) == number, f"there are not {number} nodes")
+    def add_nodes(self, nodes: dict[str, dict[str, float]], *, apart: bool = False) -> None:
+        """Starts nodes beside those that live, and waits until they live too."""
+        before = {row["node_id"] for row in self.nodes()}  # maybe one of the same name that was killed
+        for name, resources in nodes.items():
+            self.start_node(name, resources, apart=apart)
+        self._wait_for(nodes, lambda row: row["node_id"] not in before, apart=apart)
 
-    def _wait_for_all(self) -> None:
-        """Waits until all nodes live. One that ended is started again: a port that was free may be taken."""
+    def _wait_for(
+        self, nodes: dict[str, dict[str, float]], counts: Callable[[Any], bool], *, apart: bool = False
+    ) -> None:
+        """Waits until these nodes live. One that ended is started again: its port may have been taken."""
 
         def all_live() -> bool:
-            for number, resources in enumerate(self._nodes, 1):
-                if not lives(self.processes[name := f"node{number}"]):
+            for name, resources in nodes.items():
+                if not lives(self.processes[name]):
                     self.kill(name)
-                    self.start_node(name, resources)
-            return len(self.nodes()) == len(self._nodes) + 1
+                    self.start_node(name, resources, apart=apart)
+            known = {key for row in self.nodes() if counts(row) for key in row["resources_total"]}
+            return nodes.keys() <= known
 
-        wait(all_live, f"there are not {len(self._nodes) + 1} nodes")
+        wait(all_live, f"not all of these nodes live: {', '.join(nodes)}")
+
+    def _wait_for_all(self) -> None:
+        """Waits until all nodes live, and none else."""
+        nodes = {f"node{number}": resources for number, resources in enumerate(self._nodes, 1)}
+        self._wait_for(nodes, lambda row: True)
+        wait(lambda: len(self.nodes()) == len(nodes) + 1, f"there are not {len(nodes) + 1} nodes")
 
     def node_id(self, name: str) -> str:
         """Returns the id of a node."""
