@@ -119,6 +119,9 @@ _OF_HTTP = re.compile(r"HTTP|ResponseError|StatusError|(Service|Api)(Exception|E
 _TRY_AGAIN = frozenset({"408", "425", "429"})
 """Statuses that ask for another try. The others from 400 to 499 are answers to a wrong request."""
 
+_OF_ENDS = frozenset({"SystemExit", "KeyboardInterrupt", "CalledProcessError", "TimeoutExpired"})
+"""Exceptions whose message is about another process, or of no library."""
+
 _BY_GENERAL_TYPE = {
     "OutOfMemoryError": Cause.OOM_GPU,  # torch's; Ray's means host memory and matches by message
     "ArithmeticError": Cause.CODE,
@@ -182,7 +185,7 @@ def _judged(raised: Raised) -> tuple[Cause, bool]:
             return cause, True
     found = (_BY_GENERAL_TYPE[name] for name in raised.classes if name in _BY_GENERAL_TYPE)
     cause = next(found, Cause.UNKNOWN)
-    if cause is Cause.CODE:
+    if cause in {Cause.CODE, Cause.UNKNOWN} and raised.classes[0] not in _OF_ENDS:
         if (failed := _of_machine(raised, cause)) is not None:
             return failed, True
         if words.NAN.search(raised.text[:2000]):

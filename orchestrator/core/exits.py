@@ -288,7 +288,7 @@ def _last_words(
         if known is None and number == 0 and not _is_lesser(line) and (cause := of_driver(line)):
             known = cause, line
         elif known is None and is_report and not is_missing:
-            known = _of_line(line, begin)
+            known = _of_line(line, begin, is_final=number == 0)
         if known is not None and known[0] not in DETERMINISTIC:
             return known
         stated = stated or known
@@ -298,17 +298,19 @@ def _last_words(
     return stated if stated is not None or is_ended else _of_settings(lines[-_NUM_USAGE_LINES:])
 
 
-def _of_line(line: str, begin: int) -> tuple[Cause, str] | None:
+def _of_line(line: str, begin: int, *, is_final: bool) -> tuple[Cause, str] | None:
     """Return the cause that a line at the end of a program's output shows, and its words.
 
     Args:
         line: of the log.
         begin: where it begins behind the time that a logger wrote.
+        is_final: whether it is the last one. An exception there is judged by `_printed`.
     """
     words = line[begin:]
-    if patterns.PRINTED.match(words):  # its class is better evidence
-        return None
-    cause = of_words(words)
+    if match := patterns.PRINTED.match(words):  # its class is better evidence
+        cause = Cause.UNKNOWN if is_final else cause_of_exception(with_bases(match[1]), match[3])
+    else:
+        cause = of_words(words)
     if _is_lesser(line):  # no reason, unless a client tried until the end
         is_retry = cause is Cause.COMMUNICATION and patterns.RETRY.search(line) and "WARN" in line
         return (cause, words) if is_retry else None

@@ -226,7 +226,8 @@ OF_SHELL = re.compile(
 
 OF_REPORT = re.compile(
     r"^\W*(?:[\w./-]+ ){0,2}[\w./-]+(?::\d+)*\S?: (?!\d)|^\[[\w./ :-]+\] |^[\W\d_]*$|\[E\]|\bline \d+"
-    r"|^(?:see|try|run|use|for|at|in) |error|fatal|fail|cannot|can't|could ?n|unable|invalid|unexpected"
+    r"|^(?:see|try|run|use|for|at|in|(?:clean|shut|stop|exit|clos|terminat|kill|dump|abort)\w*) "
+    r"|error|fatal|fail|cannot|can't|could ?n|unable|invalid|unexpected"
     r"|unknown|unrecogni|abort|refused|denied|not found|no such|exception|undefined|incomplete",
     re.IGNORECASE,
 )

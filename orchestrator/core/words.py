@@ -27,7 +27,8 @@ def _any(phrases: str) -> str:
 _CANNOT = "(can(no|')t|could ?n[o']t|unable to|fail(ed)? to)"
 _ABSENT = "((was |is )?not found|could not be found|does ?n[o']t exist)"
 _MEMORY = _any(rf"""
-\bout of( host| system)? memory\b|OutOfMemory|memory exhausted|bad_alloc|insufficient (\w+ )?memory
+\bout of( host| system)? memory\b|OutOf(Device|GPU|Host)?Memory
+(not enough|more) (system|host|physical) memory|memory exhausted|bad_alloc|insufficient (\w+ )?memory
 \bheap (space|out of memory|exhausted)|GC overhead limit|\boom\b|\boom[-_]?kill
 malloc\w* (failed|of \S+ \S+ failed)
 {_CANNOT} (allocate|reserve|commit|map) (\S+ ){{0,4}}(memory|vector|bytes|array|buffer|tensor|block)
@@ -37,7 +38,8 @@ reach(ed|ing) (\S+ )?memory (usage )?limit|MEM_?LIMIT|\bmem(ory)? (\S+ )?exceed
 """)
 _STORAGE = _any(r"""
 (not enough|insufficient|out of|low on) (free |available )?(disk |storage |device |scratch )?space\b
-\bno (free |more )?(disk |storage )space|\bno space left|minimum free drive|(storage|disk)(_| is | )?full\b
+\bno (free |more )?(disk |storage )space|\bno space left|minimum free drive
+(storage|disk)(_| is | \w+ | )?full\b
 \b(device|file ?system|volume|partition|backend) (is |was )?(full|read-only)\b
 (disk|storage|volume|home|inode)s? quota|fail(ed|ure) (to )?writ(e|ing) (output|to disk)
 """)
@@ -48,7 +50,8 @@ failed to lookup address|\bENOTFOUND\b|\bEAI_AGAIN\b|nodename nor servname|resol
 timed? ?out (in data|exceeded|waiting|connecting|while (waiting|connecting|reading))|deadline exceeded
 {_CANNOT} (connect|reach|contact|communicate|establish a (new )?connection)\b
 (connection|server) \S+ (\S+ )?was refused|temporary failure|zero bytes were trans|remote end hung up
-unexpected disconnect|lost connection|disconnected from|broken pipe|max retries exceeded with url
+unexpected disconnect|closed the connection|lost connection|disconnected from|broken pipe
+max retries exceeded with url
 connection (was |has been |is )?(reset|refused|aborted|closed|terminated|dropped|broken|timed? ?out)\b
 no route to host|network is unreachable|(?<!resource )temporarily unavail|RPC failed
 certificate verify failed
@@ -69,15 +72,18 @@ select device driver|system not (yet )?(initialized|ready)
 \blib(cuda|nvidia-\w+|amdhip64|hsa-runtime64)\.so\S*( \S+){{0,3}} (not (be )?found|cannot (open|found))
 (find|load|open|locate) (the )?lib(cuda|nvidia-\w+|amdhip64|hsa-runtime64)\b
 """)
-_STEP = r"\b(loss(es)?|grad(ient)?s?|grad_norm|logits|perplexity|likelihood|objective|log ?prob\w*)\b"
+_STEP = (
+    r"\b(loss(es)?|grad(ient)?s?|grad_norm|logits|perplexity|likelihood|objective|residual|log ?prob\w*)\b"
+)
 _NOT_FINITE = r"(nans?|[+-]?inf|infinit(e|y)|not finite|non-?finite)\b"
 _NAN = _any(rf"""
-{_STEP}( \S+){{0,3}} (is|are|was|were|became|becomes|contains?|=|:) (now )?(an? )?{_NOT_FINITE}
+{_STEP}( \S+){{0,3}} (is|are|was|were|became|contains?|went to|turned|=|:) (now )?(an? )?{_NOT_FINITE}
 (found|encountered|detected|got) (\w+ )?(or )?{_NOT_FINITE},? (values? )?(in|for) (\w+ ){{0,3}}?{_STEP}
-\b(nan|inf|infinite|non-?finite) (values? in (the )?)?(\w+ )?{_STEP}
-(minimum loss scale|loss scale) (has )?(reached|at)\b
-(nan|inf)s? (found|detected|encountered) in (\w+ )?tensor|\bloss (is )?(diverg|explod)
-training (has )?diverged|floating point (exception|overflow)
+\b(nan|inf|infinite|non-?finite) (values? in (the )?)?(\w+ )?{_STEP}|\bnan/inf\w* {_STEP}
+{_STEP}( norm| value)?:? {_NOT_FINITE}|(minimum loss scale|loss scale) (has )?(reached|at)\b
+(nan|inf)s? (found|detected|encountered) in (\w+ )?tensor
+\b(loss|solver|residual) (is |has )?(diverg|explod)|training (has )?diverged
+floating point (exception|overflow)
 """)
 _SETTING = "({})s?".format(
     _any(r"""
@@ -101,15 +107,16 @@ locate package|environment variable (\S+ ){{0,3}}(not set|is missing|must be set
 \b(option|flag|parameter|setting)s?( \S+)? (can only|could only|must|exceeds?)\b
 \bexpected (a )?(positive|non-negative) (integer|float|number)|\bshould be one of\b|\bmust be one of\b
 (^|[ `])--[a-z]\w+[`]? (requires|must|is required|cannot|and --)|\bset the (\S+ )?environment var
-no matching (distribution|manifest|version)|did(n't| not) match any|not a git repository
+no matching (distribution|manifest|version)|(did|do|does) ?n[o']t match any|not a git repository
 not (compiled|built) with\b|access denied for user
 (find|locate|resolve) (a |the |any )?(version that|credentials|revision|ref|tag|branch|manifest)\b
 (find|locate|resolve) (the )?model ''
 \b(partition|account|qos|revision|branch|tag|manifest)( \S+){{0,4}} {_ABSENT}|\b(model|image) '' {_ABSENT}
-\b(repository|profile|environment|bucket|resource|project)( \S+){{0,4}} {_ABSENT}
-\b(400:? bad request|401:? unauthori[sz]ed|403:? forbidden|404:? not found)|access to the resource is denied
+\b(repository|profile|environment|bucket|database|resource|project)( \S+){{0,4}} {_ABSENT}
+\b40[0134]\W{{1,3}}(bad request|unauthori[sz]ed|forbidden|not found)\b|access to the resource is denied
 \b(HTTP\S*|status|error|code|returned)\W{{1,2}}((error|status|code)\W{{1,2}})?(is |was )?40[0134]\b
-\(publickey\W|authentication (failed|required)
+\(publickey\W|authentication (failed|required)|(token|credential)s? (has |have |is )expired
+(open|read|load|parse) (the )?config\w* file
 invalid (credentials|\w+ key id|api key|access token|username|password)
 \b(ya?ml|toml|ini): (line|error|parse|syntax)|\bsection (\S+ )?in (the )?config|unbound variable
 null or not set
@@ -121,10 +128,11 @@ _CODE = _any(rf"""
 \bundefined (reference|variable|function|method|identifier|name)|\bundefined: \w|'' undefined\b
 declared (and|but) (not|never) used|undeclared|not (been )?declared|\b(not in|in this|in) scope\b
 call to undefined|^\S+\.{_SOURCE}[:(]\d+([:,]\d+)?\)?: (fatal )?error( \w+\d)?:(?= )
-unresolved (external|symbol|import|name)|is not a function|no module named
-{_CANNOT} (find|resolve|locate) {_KNOWN}\b|could not compile|compilation (failed|errors?|terminated|aborted)
-error building|no known rule to make|\bnot found: (value|type|object)|failed to compile|\bsyntax error\b
-find '' module|(unrecogni[sz]ed|unknown) (cmake command|function|method|identifier|variable|symbol|type)\b
+unresolved (extern\w*|symbol|import|name)|is not a function|no module named
+{_CANNOT} (find|resolve|locate) {_KNOWN}\b|could not compile
+compilation (fail\w+|errors?|terminated|aborted)|error building|no known rule to make|cannot find -l
+\bnot found: (value|type|object)|failed to compile|\bsyntax error\b|find '' module
+(unrecogni[sz]ed|unknown) (cmake command|function|method|identifier|variable|symbol|type)\b
 \b(name|type) '' does not exist|\b(is|are|was) not defined\b|has no (attribute|method|member|field)
 (such|matching) (method|function|overload)
 \b(function|method|variable|object|symbol|identifier)( \S+)? (is )?(undefined|not defined|{_ABSENT})
@@ -153,8 +161,9 @@ NoSuch(File|Key)|\b{_BAD} (\S+ )?{_PART}\b
 \b{_PART}( \S+)? (is|was|seems|appears to be|may be) ({_BAD}|empty)|\b{_PART} ends? (early|unex)
 \b(parsing|decoding|decompression|deserialization) (has )?(failed|error)|no properly formatted
 (header|footer|magic|signature) (was )?not found|missing (required )?(field|key|section|property|column)s?\b
-\bdata error\b|cannot find or open|cannot be (parsed|decoded|opened)|wrong number of (fields|columns)
-(extra|missing) (data|columns?|fields?) (after|in|for|at)\b|expected \d+ (columns|fields|values|tokens)
+\bdata error\b|\bParse(Int|Float)Error\b|cannot find or open|cannot be (parsed|decoded|opened)
+wrong number of (fields|columns)|(extra|missing) (data|columns?|fields?) (after|in|for|at)\b
+expected \d+ (columns|fields|values|tokens)
 \b(path|file|folder|directory|dataset)s?( \S+)? does ?n[o']t exist
 """)
 _PHRASES = tuple(
@@ -170,7 +179,8 @@ NAN, SETTING, DATA = (_PHRASES[number][0] for number in (4, 5, 7))
 
 GPU = re.compile(
     r"\b(torch|cupy\w*|jax\w*|tensorflow|numba|pyopencl|pycuda|rmm|cudf|cuml)\.|\b(CUDA|HIP|XPU|MPS|GPU|TRT)\b"
-    r"|(?i:(?<![a-z])cuda|TensorRT|\bcu(blas|dnn)|device memory|opencl)|\bhip[A-Z]|\bVRAM\b|MEM_OBJECT_ALLOC"
+    r"|(?i:(?<![a-z])cuda|TensorRT|\bcu(blas|dnn)|device memory|opencl)|\bhip[A-Z]"
+    r"|\bVRAM\b|IOGPU|OutOf(Device|GPU)Memory|MEM_OBJECT_ALLOC"
 )
 """Packages and words of a GPU. Beside these, words of memory are about a GPU's."""
 

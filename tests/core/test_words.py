@@ -32,6 +32,9 @@ TEXTS = {
         fatal: repository 'https://github.com/x/y.git/' not found
         RuntimeError: Vocabulary size too high (8000)
         tool: server returned HTTP 403
+        kaggle: 401 - Unauthorized
+        The provided token has expired.
+        FATAL ERROR: UNABLE TO OPEN CONFIGURATION FILE a.namd
         curl: (22) The requested URL returned error: 404
         embed_dim must be divisible by num_heads
         `task_type` should be one of LORA, X
@@ -57,6 +60,7 @@ TEXTS = {
         wc: /data/a.txt: {ENOENT}
     """,
     Cause.CODE: """
+        ld: cannot find -lcublas
         main.c:(.text+0xa): undefined reference to `dgemm_'
         src/Main.hs:5:8: error: Variable not in scope: foo
         ./main.go:31:2: declared and not used: total
@@ -73,6 +77,7 @@ TEXTS = {
     """,
     Cause.OOM_GPU: """
         CUDA error 2 at main.cu:12: out of memory
+        vulkan: ErrorOutOfDeviceMemory
         ggml_cuda_host_malloc: failed to allocate 1024.00 MiB of pinned memory: out of memory
         [TRT] [E] 2: Error Code 2: OutOfMemory (no further information)
     """,
@@ -89,6 +94,8 @@ TEXTS = {
         Rank 4: found NaN in local forward loss calculation.
         Training diverged: gradient norm is inf at step 5
         Minimum loss scale reached (0.0001).
+        gradient overflow detected: grad norm nan
+        solver diverged: residual is NaN
         NaN or Inf found in input tensor.
     """,
     Cause.COMMUNICATION: """
@@ -96,6 +103,7 @@ TEXTS = {
         The connection to the server localhost:8080 was refused - did you specify the right port?
         ERROR 2003 (HY000): Can't connect to MySQL server on 'db:3306' (111)
         net/http: request canceled while waiting for connection (Client.Timeout exceeded)
+        server closed the connection unexpectedly
         client_loop: send disconnect: Broken pipe
         rsync error: timeout in data send/receive (code 30) at io.c(204)
         error: RPC failed; curl 56 recv error
@@ -166,6 +174,10 @@ LAST = {
         "Usage: t [OPTIONS]\nTry 't --help' for help.\n╭─ Error ─╮\n│ Invalid value for '--lr': x  │\n╰──╯",
         Cause.CONFIG,
     ),
+    "an end in order": (
+        "java.lang.OutOfMemoryError: Java heap space\nDumping heap to a.hprof ...",
+        Cause.OOM_HOST,
+    ),
     # what went on after it does not
     "a program that went on": ("rm: cannot remove 'x': {ENOENT}\nstep 3", Cause.UNKNOWN),
     "a step later": ("tool: bad header\nepoch 3\nit is over", Cause.UNKNOWN),
@@ -223,13 +235,16 @@ def test_the_lines_of_the_last_report_count_together(log: str, cause: Cause) -> 
             raised("RuntimeError: basic_ios::clear: iostream error", "torch/serialization.py _save"),
             Cause.STORAGE,
         ),
+        (raised("RuntimeError: {ECONNREFUSED} by the server", "raise X(y)"), Cause.COMMUNICATION),
+        (raised("RuntimeError: Detected nan/infinite loss", "raise X(y)"), Cause.NAN),
+        (raised("RuntimeError: bad file header", "raise X(y)"), Cause.UNKNOWN),
         # an extension that was built for another version of a package, and a library of a node
         (raised("ImportError: /env/site-packages/x.so: undefined symbol: _ZN3c10"), Cause.CODE),
         (raised("ImportError: /usr/lib/libx.so.1: undefined symbol: f"), Cause.UNKNOWN),
     ],
 )
 def test_the_words_of_classes_of_settings_and_of_machines_count_in_exceptions(log: str, cause: Cause) -> None:
-    assert cause_of_command(1, log, oom_killed=False).cause is cause
+    assert cause_of_command(1, spelt(log), oom_killed=False).cause is cause
 
 
 def test_a_value_in_the_further_lines_of_a_librarys_message_may_be_the_reason() -> None:
