@@ -61,7 +61,7 @@ def sweep_file(schema: Mapping[str, Any]) -> str:
     parts = [
         "# A sweep file\n",
         NOTE,
-        "Every key that a sweep file may have, from [its schema](../../schema/sweep.json), which editors read.\n",
+        "Every key that a sweep file may have, from [its schema](../../schema/sweep.json) for editors.\n",
     ]
     for name in sorted(schema["$defs"], key=list(TITLES).index):
         mapping = schema["$defs"][name]
