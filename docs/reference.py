@@ -61,12 +61,12 @@ def sweep_file(schema: Mapping[str, Any]) -> str:
     parts = [
         "# A sweep file\n",
         NOTE,
-        "Every key that a sweep file may have. [schema/sweep.json](../../schema/sweep.json)",
+        "Every key that a sweep file may have, from [its schema](../../schema/sweep.json) for editors.\n",
     ]
-    parts += ["says the same to editors.\n"]
     for name in sorted(schema["$defs"], key=list(TITLES).index):
         mapping = schema["$defs"][name]
-        parts.append(f"## {TITLES[name]}\n\n{mapping['description']}\n\n| key | default | |\n|---|---|---|")
+        about = mapping["description"].replace("``", "`")
+        parts.append(f"## {TITLES[name]}\n\n{about}\n\n| key | default | |\n|---|---|---|")
         needed = mapping.get("required", ())
         for key, known in mapping["properties"].items():
             default = "required" if key in needed else _default(known)

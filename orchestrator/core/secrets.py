@@ -172,7 +172,7 @@ def reason_of(name: str, value: object) -> str:
 
 @lru_cache(maxsize=20_000)
 def _reason(name: str, value: str) -> str:
-    is_header = name.lower().endswith("authorization")  # its form includes the name
+    is_header = name.lower().endswith("authorization") and len(value.split()) == 2  # else it is prose
     if len(value) >= 8 and (kind := form_of(f"{name}: {value}" if is_header else value)):
         return kind
     # W&B keys look like SHA-1 digests, so the name must mention W&B and no digest.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,11 +96,11 @@ def _files_of_items(config: Config) -> list[Need]:
 
 FETCH_MODEL = "orchestrator.sft.needs:model"
 _WEIGHTS = "model.safetensors"
-_TOKENIZERS = (
-    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"),
-    *("sentencepiece.bpe.model", "tiktoken.model", "vocab.model"),
+_VOCABULARY = re.compile(
+    r"tokenizer\.[^/]*|[^/]*vocab[^/]*|[^/]*\.(model|tiktoken|tokenizer)|tekken\.json|dict\.txt"
 )
-"""Files of which a tokenizer has at least one."""
+"""Files of which a tokenizer has at least one, unless its tokens are bytes or characters."""
+_WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 
 
 def models(config: Config) -> list[Need]:
@@ -146,10 +147,21 @@ def problem_of(folder: Path, max_new_tokens: int) -> str:
     found = model_folder.inspect(folder)
     if found.problem:
         return found.problem + (_beside(folder) if found.problem == "no config.json" else "")
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        return f"no {_TOKENIZERS[0]}, nor another file of a tokenizer; save the model's tokenizer there too"
+    if not _has_tokenizer(folder):
+        return "no tokenizer.json, nor another file of a tokenizer; save the model's tokenizer there too"
     too_short = "" if found.context_tokens is None else _too_short(found.context_tokens, max_new_tokens)
     return f"config.json: {too_short}" if too_short else ""
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds a tokenizer, as far as the names of its files show."""
+    if any(_VOCABULARY.fullmatch(path.name) and path.is_file() for path in folder.iterdir()):
+        return True
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return settings.get("tokenizer_class") in _WITHOUT_VOCABULARY
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _beside(folder: Path) -> str:
@@ -225,7 +237,7 @@ def missing_files(repo_id: str, revision: str) -> str:
     if config is None:
         return "not in the cache"
     folder = config.parent
-    if not any((folder / name).exists() for name in _TOKENIZERS):
+    if not _has_tokenizer(folder):
         return "no tokenizer in the cache"
     if (folder / _WEIGHTS).exists():
         return ""

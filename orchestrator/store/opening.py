@@ -347,17 +347,17 @@ def _folder(url: str) -> Path:
         )
     if not is_utf8(str(folder)):
         raise UserError(f"the path of the store is no UTF-8 text: {one_line(str(folder))}", fix=fix)
-    if problem := _no_folder(folder):
+    if problem := _no_folder(folder, is_padded=url != url.strip()):
         raise UserError(f"the store {folder} {problem}", allowed="a folder, or a path of none", fix=fix)
     return folder
 
 
-def _no_folder(path: Path) -> str:
+def _no_folder(path: Path, *, is_padded: bool) -> str:
     """Return why a path can be no folder, "" if it is one, or one can be made there as far as is known."""
     try:
         return "" if stat.S_ISDIR(path.stat().st_mode) else "is a file"
     except FileNotFoundError:
-        odd = "begins or ends with a space" if path.name != path.name.strip() else ""
+        odd = "begins or ends with a space" if is_padded else ""
         return "is a link to nowhere" if path.is_symlink() else odd
     except OSError as error:
         return f"is no folder: {error.strerror}" if error.errno in (errno.ELOOP, errno.ENOTDIR) else ""

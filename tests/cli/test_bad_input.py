@@ -78,6 +78,7 @@ def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
         (["launch", "good.yaml", "--store", "s3:/bucket/x"], "'s3:/bucket/x' is no address of a store"),
         (["launch", "good.yaml", "--store", "file:/x"], "'file:/x' is no address of a store"),
         (["launch", "good.yaml", "--store", " "], "begins or ends with a space"),
+        (["launch", "good.yaml", "--store", " runs/new"], "begins or ends with a space"),
         (["launch", "good.yaml", "store.url=/proc/nowhere"], "not writable"),
         (["launch", "good.yaml", f"store.url={'n' * 256}"], "the path of the store is too long"),
         (["status", "good.yaml", "--store", "n/" * 2000], "the path of the store is too long"),

@@ -78,6 +78,7 @@ def test_headers_and_the_pairs_by_which_a_database_is_reached_are_found(name: st
     ("name", "value"),
     [
         ("authorization", "kerberos"),
+        ("task.authorization", "bearer tokens of the environment"),
         ("conn", "host=h user=u password=$PASSWORD dbname=d"),
         ("conn", "Server=h;Trusted_Connection=yes"),
         ("note", "the password=hunter2 of an example"),

@@ -163,13 +163,12 @@ def test_steps_are_coarse_enough_for_like_cells_to_be_alike(amount, step):
         ({}, {"environment": {"A B": "x"}}, "'A B'"),
         ({}, {"logs": "logs"}, "cluster.logs"),
         ({}, {"hours": 0}, "cluster.hours is 0"),
-        ({}, {"qos": ""}, "cluster.qos is ''"),
         ({}, {"account": "a b"}, "cluster.account is 'a b'"),
         ({}, {"reservation": "r\n"}, "cluster.reservation is 'r\\n'"),
         ({}, {"partitions": {"": None}}, "cluster.partitions. is ''"),
         ({}, {"partitions": {"p": {"cpus_per_node": -4}}}, "cpus_per_node is -4"),
         ({}, {"constraint": "a\nb"}, "cluster.constraint is 'a\\nb'"),
-        ({}, {"python": " "}, "cluster.python is ' '"),
+        ({}, {"python": "a\nb"}, "cluster.python is 'a\\nb'"),
         ({}, {"srun": [""]}, "cluster.srun[0] is ''"),
         ({}, {"sbatch": {"nodelist": ""}}, "cluster.sbatch.nodelist is ''"),
     ],
@@ -182,3 +181,25 @@ def test_settings_that_make_no_sense_are_refused_by_their_key(launcher, cluster,
 
 def test_resources_are_told_in_one_line():
     assert describe(resources(BIG)) == "4 GPUs, 32 CPUs, 64 GiB, 16 h"
+
+
+@pytest.mark.parametrize(
+    "key", ["account", "qos", "reservation", "gpu_type", "constraint", "python", "node_check"]
+)
+def test_a_blank_text_of_a_profile_is_none_as_of_a_variable_that_is_not_set(key):
+    assert cluster_profile({key: ""}) == cluster_profile({key: " "}) == cluster_profile({})
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        {"reservation": "night,maintenance_1"},
+        {"constraint": "[rack1*2&rack2*4] & a100"},
+        {"python": "/opt/our tools/bin/python"},
+        {"account": "lab/a.b-c@d"},
+        {"node_check": "nvidia-smi\ntest -d /scratch"},
+        {"partitions": {"gpu": {"gpus_per_node": 0, "max_hours": 0.25}}},
+    ],
+)
+def test_texts_that_slurm_takes_are_taken(cluster):
+    assert cluster_profile(cluster) != cluster_profile({})

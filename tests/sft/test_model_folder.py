@@ -17,11 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from transformers import ByT5Tokenizer
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import stages
 from orchestrator.sft.model_folder import context_tokens, inspect
-from orchestrator.sft.needs import of_cell
+from orchestrator.sft.needs import of_cell, problem_of
 from orchestrator.stage import Config
 from tests.sft import chain
 from tests.sft.architectures import CAUSAL, DIFFERING, tiny
@@ -240,6 +241,23 @@ def test_what_is_wrong_with_a_folder_is_one_line_that_names_the_file(
     assert need.what == f"model.path={folder}" and not need.fetch
     assert "\n" not in need.problem
     assert re.search(says, need.problem), need.problem
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.model.v3", "qwen.tiktoken", "spm_char.model", "entity_vocab.json"]
+)
+def test_a_tokenizer_may_have_another_file(folder: Path, name: str) -> None:
+    (folder / "tokenizer.json").rename(folder / name)
+    assert problem_of(folder, 1) == ""
+
+
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    ByT5Tokenizer().save_pretrained(folder)
+    assert problem_of(folder, 1) == ""
+    change(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    assert problem_of(folder, 1).startswith("no tokenizer.json")
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,12 @@ def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
     return settings
 
 
+_MAY_LACK = ("account", "qos", "reservation", "gpu_type", "constraint", "python", "node_check")
+"""Texts of a profile that may be null."""
+
+
 def _check_texts(cluster: ClusterProfile) -> None:
-    """Refuse texts that Slurm could not take: an option without a value, a name of two words or lines."""
+    """Refuse texts that Slurm could not take: a name of two words, an argument of two lines or of none."""
     words = {name: getattr(cluster, name) for name in ("account", "qos", "reservation", "gpu_type")}
     words |= {f"partitions.{name}": name for name in cluster.partitions}
     for name, text in words.items():
@@ -172,11 +176,7 @@ def _check_texts(cluster: ClusterProfile) -> None:
     lines = {name: getattr(cluster, name) for name in ("constraint", "python", "node_check")}
     lines |= {f"srun[{index}]": text for index, text in enumerate(cluster.srun)}
     for name, text in lines.items():
-        if text is not None and not text.strip():
-            raise UserError(
-                f"cluster.{name} is {text!r}", allowed="a text that is not blank, or null for none"
-            )
-        if text is not None and name != "node_check" and not text.isprintable():
+        if text is not None and name != "node_check" and not (text.strip() and text.isprintable()):
             raise UserError(f"cluster.{name} is {text!r}", allowed="text of one line")
 
 
@@ -186,7 +186,10 @@ def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
     Raises:
         UserError: an unknown key, a wrong type or an invalid value.
     """
-    cluster = convert(dict(tree), ClusterProfile, key="cluster")
+    # A blank text is none, as of a variable that is not set: ${oc.env:SLURM_ACCOUNT,""}
+    blank = {name for name in _MAY_LACK if isinstance(text := tree.get(name), str) and not text.strip()}
+    given = {**tree, **dict.fromkeys(blank)}
+    cluster = convert(given, ClusterProfile, key="cluster")
     check_device(cluster.device, "cluster.device")
     _check_texts(cluster)
     check_variables(cluster.environment, "cluster.environment")
