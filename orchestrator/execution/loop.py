@@ -39,7 +39,7 @@ from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 
 IDLE_S, MAX_IDLE_S = 0.1, 2.0
-"""First and longest pause in seconds of a worker that finds nothing to claim; each is 1.5 times longer."""
+"""First and longest pause, in seconds, of a worker that finds nothing to claim. They grow by a half each."""
 
 
 class Worker:

@@ -44,6 +44,10 @@ class Tracked(NamedTuple):
     settings: dict[str, Any]
 
 
+_FAILURES = (Exception, SystemExit)
+"""What a tracker may raise without harm: some libraries exit where they cannot log in."""
+
+
 def open_trackers(names: Sequence[str], tracked: Tracked) -> list[Tracker]:
     """Open trackers by name, the store's first. One that fails, then or later, costs the stage nothing."""
     trackers: list[Tracker] = []
@@ -52,7 +56,7 @@ def open_trackers(names: Sequence[str], tracked: Tracked) -> list[Tracker]:
             continue
         try:
             trackers.append(_Harmless(name, lookup(TRACKERS, name, kind="tracker")(tracked)))
-        except Exception:
+        except _FAILURES:
             logger.exception("tracker %s cannot be used", name)
     return trackers
 
@@ -84,7 +88,7 @@ class _Harmless:
     def _keeping_on(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception:
+        except _FAILURES:
             self._num_failed += 1
             if self._num_failed == 1:
                 logger.exception("tracker %s failed %s; the stage goes on", self._name, what)

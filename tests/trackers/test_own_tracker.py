@@ -32,7 +32,7 @@ class Broken:
         raise ConnectionError("nobody listens")
 
     def close(self):
-        raise RuntimeError("nothing to close")
+        raise SystemExit("nothing to close")
 """
 
 
