@@ -215,7 +215,7 @@ STAMP = re.compile(
 )
 """The time, and a level, that loggers write before a line."""
 
-LESSER = re.compile(r"(?:.*: |.* NCCL )?\W*(?:INFO|DEBUG|WARN\w*|NOTICE)\b", re.IGNORECASE)
+LESSER = re.compile(r"(?:.*: |.* NCCL )?\W{0,40}(?:INFO|DEBUG|WARN\w*|NOTICE)\b", re.IGNORECASE)
 """Levels of logging at which no program reports why it ends."""
 
 NO_REASON = re.compile(

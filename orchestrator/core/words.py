@@ -230,7 +230,8 @@ _SYMBOLS = (
      r"|initialization_?error))", Cause.BAD_NODE),
     (r"(?i:(cuda|hip)_?error_?assert)", Cause.CODE),
     (r"(NVML_\w+|NVML(: | library version)|(initiali[sz]e|communicate with) NVML|NVRM|fallen off the bus"
-     r"|NVML\b.* (mismatch|failed|failure|error)|Xid\b ?(\(|error |code |[:=]? ?\d)|(GPU|device) is lost)", Cause.BAD_NODE),
+     r"|NVML\b.* (mismatch|failed|failure|error)|Xid\b ?(\(|error |code |[:=]? ?\d)|(GPU|device) is lost)",
+     Cause.BAD_NODE),
 )  # fmt: skip
 """Names of the errors of GPU runtimes and drivers, which nothing else writes outside of quotation marks."""
 _BY_SYMBOL = tuple((re.compile(rf"\b{pattern}(?<!\w(?=\w))"), cause) for pattern, cause in _SYMBOLS)
