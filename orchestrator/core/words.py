@@ -252,6 +252,10 @@ SETTINGS = re.compile(
 _QUOTED = re.compile(r"(?<!\w)(['\"`])[^'\"`\n]*\1")
 
 
+_MAX_WORDS = 4000
+"""Characters of a report in which phrases are looked for: the tables take 2 microseconds for each."""
+
+
 def unquoted(text: str) -> str:
     """Return a text without the words in its quotes."""
     return _QUOTED.sub("''", text)
@@ -274,6 +278,7 @@ def of_words(text: str) -> Cause:
 
 def of_phrases(words: str) -> Cause:
     """Return the cause that a phrase shows which many programs print."""
+    words = words[:_MAX_WORDS]
     bare = _NAMES.sub("", words)
     found = (cause for phrases, cause in _PHRASES if phrases.search(bare if cause in _OF_NO_FILE else words))
     cause = next(found, Cause.UNKNOWN)
