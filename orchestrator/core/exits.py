@@ -277,6 +277,9 @@ def _last_words(
     is_report = not is_ended  # whether this line and all after it may be one report of errors
     for number, shown in enumerate(islice(_own_words(lines), _NUM_LAST_LINES)):
         line = shown.strip(patterns.BORDERS)
+        if beside := patterns.NO_REASON.search(shown):
+            is_report = is_report and beside["help"] is not None
+            continue
         begin = _end_of_stamp(line)
         found = ((cause, words.match(line, begin)) for words, cause in _LAST_WORDS)
         known = next(((cause, match.group(1)) for cause, match in found if match), None)
@@ -339,11 +342,6 @@ def _of_settings(lines: Sequence[str]) -> tuple[Cause, str] | None:
     return None
 
 
-def _of_unreadable(text: str) -> Cause:
-    """Return the cause of a message about what cannot be read: the data, or the config if it names that."""
-    return cause_of_exception(("JSONDecodeError", "ValueError"), text)
-
-
 def _reported(lines: Sequence[str]) -> tuple[Cause, str] | None:
     """Return the cause of the last error that a program in another language reported, and its message."""
     are_certain: set[re.Pattern[str]] = set()  # reports of which a line so far holds what it must contain
@@ -388,7 +386,7 @@ def _of_report(name: str, text: str, whole: str, mistakes: re.Pattern[str]) -> C
         return Cause.CONFIG
     is_mistake = mistakes.match(name) or mistakes.match(text)
     if DATA.search(text) and ((cause is Cause.UNKNOWN and not is_mistake) or "SyntaxError" in name):
-        return _of_unreadable(text)
+        return cause_of_exception(("JSONDecodeError", "ValueError"), text)  # or the config, if it names that
     cause = Cause.CODE if is_mistake and cause is Cause.UNKNOWN else cause
     return next((each for each in (cause, system, of_words(text)) if each is not Cause.UNKNOWN), cause)
 

@@ -167,13 +167,13 @@ KILLED = (
 LAST_WORDS = (
     *KILLED,
     (r"terminate called after throwing an instance of '(std::bad_alloc)'", "oom_host"),
-    (r"(?:[\w./-]+: )+(.*(?:No space left on device|Disk quota exceeded|Stale file handle"
+    (r"(?:[\w./-]+: )++(.*(?:No space left on device|Disk quota exceeded|Stale file handle"
      r"|Input/output error|Read-only file system|[Tt]ransport endpoint (?:is not connected|shutdown)))$",
      "storage"),
     (r"(?:\S+: )*(error while loading shared libraries: "
      r"lib(?:cuda|nvidia-[\w-]+|amdhip64|hsa-runtime64|ze_loader)\.so.*)", "bad_node"),
     (r"(?:\S+: )*(error while loading shared libraries: .*)", "unknown"),
-    (r"(?:[\w./-]+: )+(can't open file .*\[Errno 2\].*)$", "code"),
+    (r"(?:[\w./-]+: )++(can't open file .*\[Errno 2\].*)$", "code"),
     (r"(memory allocation of \d+ bytes failed)$", "oom_host"),
     (r"((?:srun|sbatch|salloc): error: .*(?:More processors requested|Requested node config|Memory spec"
      r"|CPU count per node|Job request does not|Invalid (?:partition|account|qos|generic)).*)", "config"),
@@ -187,7 +187,7 @@ LAST_WORDS = (
     (r"((?:ORTE|PRTE|PRRTE) has lost communication with a remote daemon.*)", "communication"),
     (r"(Unable to determine the device handle for (?:GPU|gpu).*)", "bad_node"),
     (r"(NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.*)", "bad_node"),
-    (r"(?!.*\b(?:nccl|ucx|ibv|mpi|pmix|cuda))(?:[\w./-]+: )+(.*\bAssertion `.*' failed\.)$", "code"),
+    (r"(?!.*\b(?:nccl|ucx|ibv|mpi|pmix|cuda))(?:[\w./-]+: )++(.*\bAssertion `.*' failed\.)$", "code"),
 )  # fmt: skip
 """Last lines of programs that are not Python, or whose interpreter did not start."""
 
@@ -215,17 +215,30 @@ STAMP = re.compile(
 )
 """The time, and a level, that loggers write before a line."""
 
-LESSER = re.compile(r"(?:.*: |.* NCCL )?\W*(?:INFO|DEBUG|WARN\w*|NOTICE)\b", re.IGNORECASE)
+LESSER = re.compile(r"(?:.*: |.* NCCL )?\W{0,40}(?:INFO|DEBUG|WARN\w*|NOTICE)\b", re.IGNORECASE)
 """Levels of logging at which no program reports why it ends."""
 
+NO_REASON = re.compile(
+    r"\b(?:skipp(?:ing|ed)\b(?!:)|fall(?:ing|s)? ?back|continuing|without it\b|starting (?:afresh|over)"
+    r"|(?:running|using|logging|switching to)( on| the)? (?:cpu|offline|local\w*)|disabled|creating it"
+    r"|entering retry loop|(?:retr\w+|passed|reconnected|again)\W+(?:ok\w*|done|succe\w+)$)"
+    r"|\b(?:(?:error|count|event|kill|warning|failure|request)s?|oom)(?: ?[:=] ?| )(?:0|0*\.\d+)(?![\w.:])"
+    r"|[:=] ?\d+(?:\.\d+)?%$|\b(?:check|test)s?:? (?:ok|passed)\b"
+    r"|^\W*(?:assistant|user|human|question|answer|[QA]|prompt|text|tokens|prediction|predicted|generated"
+    r"|translation|summary|reference|target|label|(?:sample|example|row|record) \d+): "
+    r"|(?P<help>^\s+--?[a-z][\w-]*[ ,=]|^\W*(?:hint|tip|note|suggestion): )",
+    re.IGNORECASE,
+)
+"""Lines of what a program went on after, of a count of none, of data and of the help about options."""
+
 OF_SHELL = re.compile(
-    r"(?:.*: )?(?:\S+: line \d+: .+: (?!unbound|parameter null)|.*\b(?:run command|exec\w*)\b)",
+    r"(?:.*: )?\S+: line \d+: .+: (?!unbound|parameter null)|.*\b(?:run command|exec\w*)\b",
     re.IGNORECASE,
 )
 """A shell's line, after which it goes on, and one about a missing program."""
 
 OF_REPORT = re.compile(
-    r"^\W*(?:[\w./-]+ ){0,2}[\w./-]+(?::\d+)*\S?: (?!\d)|^\[[\w./ :-]+\] |^[\W\d_]*$|\[E\]|\bline \d+"
+    r"^\W*+(?:[\w./-]+ ){0,2}[\w./-]+(?::\d+)*\S?: (?!\d)|^\[[\w./ :-]+\] |^[\W\d_]*$|\[E\]|\bline \d+"
     r"|^(?:see|try|run|use|for|at|in|(?:clean|shut|stop|exit|clos|terminat|kill|dump|abort)\w*) "
     r"|error|fatal|fail|cannot|can't|could ?n|unable|invalid|unexpected"
     r"|unknown|unrecogni|abort|refused|denied|not found|no such|exception|undefined|incomplete",
@@ -233,7 +246,9 @@ OF_REPORT = re.compile(
 )
 """A line of a report of errors: of a program about what it works on, a place, a hint, or words of failure."""
 
-MISSING = re.compile(r"(?:[\w./-]+: )*((?:line \d+: )?.*: (?:command )?not found)$")
+MISSING = re.compile(
+    r"(?=.*: (?:command )?not found$)(?:[\w./-]+: )*((?:line \d+: )?.*: (?:command )?not found)$"
+)
 """What a shell prints of a program that is not there. It goes on, so only the last line is the reason."""
 
 USAGE, USAGE_ERROR = re.compile(r"usage: ", re.IGNORECASE), re.compile(r"(?:[\w./ -]+: )?((?i:error): .*)")

@@ -26,22 +26,26 @@ def _any(phrases: str) -> str:
 
 _CANNOT = "(can(no|')t|could ?n[o']t|unable to|fail(ed)? to)"
 _ABSENT = "((was |is )?not found|could not be found|does ?n[o']t exist)"
+_STATUS = r"\b(HTTP\S*|status|(error|status) code|returned)\W{1,2}((error|status|code)\W{1,2})?(is |was )?"
+_ALONE = r"(?! (of|[a-z]+s)\b|[%/]|\.\d)"
+"""What stands before and behind the status of an answer, and is no number of things."""
 _MEMORY = _any(rf"""
 \bout of( host| system)? memory\b|OutOf(Device|GPU|Host)?Memory
 (not enough|more) (system|host|physical) memory|memory exhausted|bad_alloc|insufficient (\w+ )?memory
-\bheap (space|out of memory|exhausted)|GC overhead limit|\boom\b|\boom[-_]?kill
+\bheap (space|out of memory|exhausted)|GC overhead limit|(?<![\w./-])oom\b(?![=./-])|\boom[-_]?kill
 malloc\w* (failed|of \S+ \S+ failed)
 {_CANNOT} (allocate|reserve|commit|map) (\S+ ){{0,4}}(memory|vector|bytes|array|buffer|tensor|block)
 (exceed\w*|over|beyond|reached) (\S+ ){{0,4}}memory (limit|budget)
 memory (limit|size|allocation)s?( \S+){{0,4}} (exceeded|exhausted|failed|failure|reached)
 reach(ed|ing) (\S+ )?memory (usage )?limit|MEM_?LIMIT|\bmem(ory)? (\S+ )?exceed
 """)
-_STORAGE = _any(r"""
+_FULL = r"(?! (?!while|when|or|and|on|at|in|during)\w)"
+_STORAGE = _any(rf"""
 (not enough|insufficient|out of|low on) (free |available )?(disk |storage |device |scratch )?space\b
 \bno (free |more )?(disk |storage )space|\bno space left|minimum free drive
-(storage|disk)(_| is | \w+ | )?full\b
-\b(device|file ?system|volume|partition|backend) (is |was )?(full|read-only)\b
-(disk|storage|volume|home|inode)s? quota|fail(ed|ure) (to )?writ(e|ing) (output|to disk)
+(storage|disk)(_| is | \w+ | )?full\b{_FULL}
+\b(device|file ?system|volume|partition|backend) (is |was )?(full|read-only)\b{_FULL}
+(disk|storage|volume|home|inode)s? quota\b(?!:)|fail(ed|ure) (to )?writ(e|ing) (output|to disk)
 """)
 _NETWORK = _any(rf"""
 could not resolve (host|proxy)|name resolution|name or service not known|no such host|unknown ?host
@@ -60,14 +64,15 @@ certificate verify failed
 \b(tls|ssl)\w* (recv|read|connect\w*|handshake|connection|protocol) ?(error|failed|failure)
 too many requests|rate limit (was |has been )?(exceeded|reached)
 \b50[234]:? (bad gateway|service (temporarily )?unavail|gateway time)
-\b(HTTP\S*|status|error|code|returned)\W{{1,2}}((error|status|code)\W{{1,2}})?(is |was )?(408|429|50[0234])\b
+{_STATUS}(408|429|50[0234])\b{_ALONE}
 """)
 _KIND = "((cuda|hip|rocm|gpu|nvidia|amd|npu|xpu|tpu)[- ]?(capable )?)*"
 _DEVICE = _any(rf"""
 \bno {_KIND}(gpu|device)s? (were |was |are |is )?(available|found|detected|visible)\b
 {_CANNOT} (initiali[sz]e|communicate with) (the )?(nvml|nvidia|cuda|hip|gpu)\b
-(driver|library) version (mismatch|is insufficient)|uncorrectable (\w+ )?(ecc|error|memory)|\bECC error
-no kernel image is available|fallen off the bus|\bmachine check|\bno (visible|usable) {_KIND}devices?\b
+(driver|library) version (mismatch|is insufficient)|uncorrectable (\w+ )?(ecc|error|memory)
+\bECC error(?! count)|no kernel image is available|fallen off the bus|\bmachine check (exception|error)
+\bno (visible|usable) {_KIND}devices?\b
 select device driver|system not (yet )?(initialized|ready)
 \blib(cuda|nvidia-\w+|amdhip64|hsa-runtime64)\.so\S*( \S+){{0,3}} (not (be )?found|cannot (open|found))
 (find|load|open|locate) (the )?lib(cuda|nvidia-\w+|amdhip64|hsa-runtime64)\b
@@ -114,7 +119,7 @@ not (compiled|built) with\b|access denied for user
 \b(partition|account|qos|revision|branch|tag|manifest)( \S+){{0,4}} {_ABSENT}|\b(model|image) '' {_ABSENT}
 \b(repository|profile|environment|bucket|database|resource|project)( \S+){{0,4}} {_ABSENT}
 \b40[0134]\W{{1,3}}(bad request|unauthori[sz]ed|forbidden|not found)\b|access to the resource is denied
-\b(HTTP\S*|status|error|code|returned)\W{{1,2}}((error|status|code)\W{{1,2}})?(is |was )?40[0134]\b
+{_STATUS}40[0134]\b{_ALONE}
 \(publickey\W|authentication (failed|required)|(token|credential)s? (has |have |is )expired
 (open|read|load|parse) (the )?config\w* file
 invalid (credentials|\w+ key id|api key|access token|username|password)
@@ -175,6 +180,8 @@ _PHRASES = tuple(
     )
 )
 """The first that match count, so a machine's before the user's."""
+_OF_NO_FILE = frozenset({Cause.OOM_HOST, Cause.STORAGE, Cause.COMMUNICATION})
+"""Causes whose words count in no path or option. Those of drivers may be the names of libraries."""
 NAN, SETTING, DATA = (_PHRASES[number][0] for number in (4, 5, 7))
 
 GPU = re.compile(
@@ -222,10 +229,14 @@ _SYMBOLS = (
      r"|system_?driver_?mismatch|system_?not_?ready|hardware_?stack_?error|nvlink_?uncorrectable"
      r"|initialization_?error))", Cause.BAD_NODE),
     (r"(?i:(cuda|hip)_?error_?assert)", Cause.CODE),
-    (r"(NVML(_[A-Z]\w+)?|NVRM|Xid|(GPU|device) is lost|fallen off the bus)", Cause.BAD_NODE),
+    (r"(NVML_\w+|NVML(: | library version)|(initiali[sz]e|communicate with) NVML|NVRM|fallen off the bus"
+     r"|NVML\b.* (mismatch|failed|failure|error)|Xid\b ?(\(|error |code |[:=]? ?\d)|(GPU|device) is lost)",
+     Cause.BAD_NODE),
 )  # fmt: skip
 """Names of the errors of GPU runtimes and drivers, which nothing else writes outside of quotation marks."""
-_BY_SYMBOL = tuple((re.compile(rf"\b{pattern}\b"), cause) for pattern, cause in _SYMBOLS)
+_BY_SYMBOL = tuple((re.compile(rf"\b{pattern}(?<!\w(?=\w))"), cause) for pattern, cause in _SYMBOLS)
+_NAMES = re.compile(r"(?<![\w.])[~.]{0,2}/[^\s:,]*|(?<![\w-])--[a-z][\w-]*")
+"""Paths and options. Words in these are the user's."""
 
 _LACKED = re.compile(
     r"shared object|\.so\b|\bsocket|\.sock\b|\b(connect|dial|mount\w*)\b"
@@ -235,10 +246,14 @@ _LACKED = re.compile(
 _OF_FILE = re.compile(r"[^:]+: '")
 """A line that names a file: an error of a network is one of its file system."""
 SETTINGS = re.compile(
-    r"[\w./-]+\.(ya?ml|toml|ini|cfg|conf)\b|\bconfig\w*\.json\b|(^|_)(configs?|settings|hparams)(_|$)"
+    r"[\w./-]\.(ya?ml|toml|ini|cfg|conf)\b|\bconfig\w*\.json\b|(^|_)(configs?|settings|hparams)(_|$)"
 )
 """Names of files and functions of the config."""
 _QUOTED = re.compile(r"(?<!\w)(['\"`])[^'\"`\n]*\1")
+
+
+_MAX_WORDS = 4000
+"""Characters of a report in which phrases are looked for: the tables take 2 microseconds for each."""
 
 
 def unquoted(text: str) -> str:
@@ -263,13 +278,18 @@ def of_words(text: str) -> Cause:
 
 def of_phrases(words: str) -> Cause:
     """Return the cause that a phrase shows which many programs print."""
-    cause = next((cause for phrases, cause in _PHRASES if phrases.search(words)), Cause.UNKNOWN)
+    words = words[:_MAX_WORDS]
+    bare = _NAMES.sub("", words)
+    found = (cause for phrases, cause in _PHRASES if phrases.search(bare if cause in _OF_NO_FILE else words))
+    cause = next(found, Cause.UNKNOWN)
+    if cause is Cause.BAD_NODE and "--" in words:  # what an option asked for is the user's
+        return Cause.UNKNOWN
     return Cause.OOM_GPU if cause is Cause.OOM_HOST and GPU.search(words) else cause
 
 
 def of_driver(text: str) -> Cause | None:
     """Return the cause that the names of errors of a GPU's runtime or driver show, None without one."""
-    text = unquoted(text)
+    text = _NAMES.sub("", unquoted(text))
     return next((cause for pattern, cause in _BY_SYMBOL if pattern.search(text)), None)
 
 

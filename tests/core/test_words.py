@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 
 import pytest
 
@@ -270,3 +271,60 @@ def test_what_a_launcher_prints_after_a_traceback_is_no_sign_that_the_program_we
     )
     assert cause_of_raised(ended, error + agent) is Cause.CODE
     assert cause_of_raised(ended, f"{error}{agent}going on\n") is Cause.UNKNOWN
+
+
+NO_REASON = """
+    connection reset by peer, retrying... ok
+    No GPU found, falling back to CPU
+    No CUDA GPUs are available, using CPU
+    NVML not found, GPU metrics disabled
+    Xid check passed
+    error: column Xid is missing
+    error: ECC error count: 0
+    error: --gpu 9: no GPU available with this index
+    memory usage: 12 GB, out of memory events: 0
+    skipped 3 batches due to OOM
+    tool: cannot open /data/cudaErrorNoDevice.bin
+    loss is nan for batch 3, skipping
+    data error: 0.2
+    Storage full: 3%
+    backend is full precision
+    finished with status: 500 samples left
+    error: 500
+    Unable to reach tracking server, logging locally
+    cache.bin: {ENOENT}, starting afresh
+    assistant: I cannot open the file because the disk is full.
+    sample 3: ERROR: out of memory
+    answer: {ENETUNREACH}
+    note: function not found in cache, compiling
+"""
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in NO_REASON.splitlines() if line.strip()])
+def test_what_a_program_went_on_after_or_counted_or_read_is_no_reason(line: str) -> None:
+    log = spelt(f"step 2\n{line}\n")
+    assert cause_of_command(1, log, oom_killed=False).cause is Cause.UNKNOWN
+    later = f"{log}{raised('KeyError: x')}"
+    assert cause_of_command(1, later, oom_killed=False).cause is Cause.CODE
+
+
+@pytest.mark.parametrize("option", ["--gpu   fail when no GPU is available", "--time x   i/o timeout"])
+def test_the_help_about_options_after_an_error_is_no_machines_failure(option: str) -> None:
+    log = f"tool: bad header in a.bin\n  {option}\n"
+    assert cause_of_command(1, log, oom_killed=False).cause is Cause.DATA
+
+
+@pytest.mark.parametrize("name", ["/data/oom.csv", "/data/Xid/a", "/data/NVML/a"])
+def test_the_name_of_a_file_is_no_machines_failure(name: str) -> None:
+    assert of_words(spelt(f"cat: {name}: {{ENOENT}}")) is Cause.DATA
+
+
+@pytest.mark.parametrize(
+    "piece", ["a: ", "--", "..", " ::   ", "a: run co ", "aaaaa: line 1", "403: fo", "-a-/.: ", "{{ role }} "]
+)
+def test_the_words_of_long_lines_take_little_time(piece: str) -> None:
+    log = (piece * 2000)[:1999] + "\n"
+    began = time.process_time()
+    cause_of_command(1, log * 32, oom_killed=False)
+    cause_of_command(2, f"panic: {log}goroutine 1 [running]:\n{log * 8}", oom_killed=False)
+    assert time.process_time() - began < 1
