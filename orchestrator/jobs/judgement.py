@@ -203,6 +203,7 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
     def ended(over: JobEnd, seen: JobObservation | None = None) -> Judgement:
         return judgement(Phase.OVER, ending(name, over), seen, over)
 
+    # Rules 1 and 2: what the store alone proves.
     if (closed := filed.over.get(index)) is not None:
         return ended(closed)
     if accepted is None:
@@ -213,20 +214,24 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
     gap = answer.problem or listing_gap(filed.submission, answer, asker)
     seen = None if answer.problem else answer.seen.get((accepted.job, index))
     report = filed.reports.get(index)
+    # Rule 4.
     if seen is not None and seen.name not in ("", filed.submission.name):
         ours = None if gap else is_ours(filed, seen)
         if not gap and (other := _of_another_name(filed, index, seen, ours)) is not None:
             return other
         # An observation that may be another job's is ignored.
         seen = seen if ours else None
+    # Rule 3: the scheduler lists it.
     if seen is not None and seen.over is not None and not (seen.may_return and gap):
         return ended(_completed(seen.over, filed, report), seen)
     # Accounting may show a job as running for ever, for example after a controller's loss of data.
     last_words = report is not None and not report.requeued
     if seen is not None and not (seen.phase in (Phase.UNKNOWN, Phase.OVER) and last_words):
         return _not_over(filed, index, seen, gap)
+    # Rule 5: the job's own word.
     if report is not None and last_words:
         return ended(_reported(index, report))
+    # Rule 6: silence is no proof.
     if answer.problem:
         return judgement(Phase.UNKNOWN, f"job {name}: {answer.problem}")
     why = gap or "the scheduler does not list it"

@@ -39,7 +39,7 @@ def failed_check(check: str | None) -> str:
             text=True,
             timeout=CHECK_S,
             check=False,
-            errors="replace",
+            errors="replace",  # a check may print in any encoding
         )
     except subprocess.TimeoutExpired:
         return f"the node's check took longer than {CHECK_S:.0f} s: {check}"
@@ -81,6 +81,7 @@ class NodeReports:
         """Return all readable reports, oldest first."""
         found = []
         for number in sorted(self._ledger.record_numbers(layout.NODES)):
+            # A report that cannot be read counts as none: at worst a node is used too early.
             report, _ = self._ledger.read(layout.node_report(number), NodeReport, number=number)
             found += [report] if report is not None else []
         return found
@@ -96,6 +97,7 @@ class NodeReports:
         if self._limit_s <= 0 or (self._looked_s is not None and now_s - self._looked_s < pause_s):
             return self._found
         self._looked_s = now_s
+        # Reports never change, so each is read once. Its age counts from then on by this process's clock.
         try:
             for number in sorted(set(self._ledger.record_numbers(layout.NODES)) - self._known.keys()):
                 key = layout.node_report(number)
@@ -112,6 +114,7 @@ class NodeReports:
         return self._found
 
     def _age_s(self, key: str, report: NodeReport) -> float:
+        # The store tells an age by dating a probe, which a reader must not write.
         return provenance.age_s(report.at) if self._is_reader else self._ledger.objects.age_s(key)
 
     def of(self, owner: Owner) -> LeftOut | None:
@@ -153,10 +156,11 @@ class NodeReports:
     ) -> None:
         """Create a record under the next free number."""
         by, at, is_written = provenance.user(), provenance.now(), False
+        # Another writer may take the number between the look and the create. Then the next one is tried.
         while not is_written:
             number = max(self._ledger.record_numbers(layout.NODES), default=0) + 1
             report = NodeReport(
                 nonce=new_nonce(), number=number, node=node, cluster=cluster, kind=kind, by=by, at=at, **what
             )
             is_written = self._ledger.create(layout.node_report(number), report, report.nonce)
-        self._looked_s = None
+        self._looked_s = None  # so that this process sees its own report at once

@@ -148,6 +148,7 @@ class Submissions:
 
     def close(self, number: int, over: Sequence[JobEnd], *, at: str) -> None:
         """Record the ends of tasks."""
+        # Whoever else records ends at this moment takes another number, and both records stay.
         while True:
             k = max(self._ledger.record_numbers(layout.closings(self._sweep, number)), default=0) + 1
             record = JobEndBatch(nonce=new_nonce(), number=k, over=tuple(over), at=at)
