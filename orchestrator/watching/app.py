@@ -268,7 +268,8 @@ class WatchApp(App[None]):
 
     def on_board_moved(self) -> None:
         """Show another cell, and have its curve and log read."""
-        self._choose(self.cell)
+        if self.query(Board):  # else the program is ending, and this is one of its last messages
+            self._choose(self.cell)
 
     def _choose(self, cell: GridCell | None, metric: tuple[str, str] | None = None) -> None:
         wanted = Selection(cell.id if cell else "", metric or self._wanted.metric)

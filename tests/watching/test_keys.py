@@ -162,6 +162,15 @@ def test_help_names_each_key_and_each_mark(root: Path):
     run(keys())
 
 
+def test_a_last_message_of_the_board_after_the_end_is_ignored(root: Path):
+    async def keys() -> None:
+        async with terminal(str(root)) as shown:
+            pass
+        shown.app.on_board_moved()
+
+    run(keys())
+
+
 def test_a_filter_is_a_selector_and_a_wrong_one_leaves_the_last(root: Path):
     async def type_in(shown: Shown, text: str) -> None:
         await shown.press("slash")
