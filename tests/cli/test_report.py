@@ -90,6 +90,7 @@ def test_the_columns_up_to_accuracy_are_enough_and_json_is_printed_alone(sweep: 
     assert found == json.loads((sweep.folder / "out/report.json").read_text())
 
 
+@pytest.mark.long
 def test_a_half_finished_sweep_is_reported_at_the_end_of_its_launch_with_what_is_missing(
     made_up: Any,
 ) -> None:

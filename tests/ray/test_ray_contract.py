@@ -34,3 +34,7 @@ class TestRay(LauncherContract):
     @pytest.mark.long
     def test_a_cancel_stops_cells_with_a_checkpoint_until_they_are_launched_again(self, on: Sweep) -> None:
         super().test_a_cancel_stops_cells_with_a_checkpoint_until_they_are_launched_again(on)
+
+    @pytest.mark.long
+    def test_a_killed_worker_loses_nothing(self, on: Sweep) -> None:
+        super().test_a_killed_worker_loses_nothing(on)

@@ -155,6 +155,7 @@ def test_a_job_that_used_too_much_memory_asks_for_twice_as_much_and_gives_up_whe
     assert "exceeded memory limit" in jobs("logs", "jobs", "seed=0", "--job")
 
 
+@pytest.mark.long
 def test_a_stage_without_enough_memory_waits_for_a_job_with_twice_as_much(jobs):
     jobs.write_stages(HUNGRY)
     jobs.launch(jobs.write(cells=1, stage="hungry"), "policy.retries.oom_host=0")

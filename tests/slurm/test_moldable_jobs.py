@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.cli.launches import records, wait_for
 from tests.launchers.own_stages import gpus_by_hours, write_moldable
 
 GPUS = ("cluster.device=a100", "cluster.cpus_per_gpu=1", "cluster.gpus_per_node=8", "hardware.moldable=true")
 
 
+@pytest.mark.long
 def test_jobs_have_the_gpus_that_were_chosen_and_a_cell_keeps_its_number(jobs):
     name = write_moldable(jobs)
     hold = ("cluster.sbatch.hold=true", "--only", "hours=8,1")
