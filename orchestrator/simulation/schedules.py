@@ -348,10 +348,6 @@ class Play:
             raise RuleBroken(6, f"the table differs: {table}")
 
 
-def _no_line(line: str) -> None:
-    """Drop a line of a worker's log."""
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     before = sys.stderr, sys.stdout
