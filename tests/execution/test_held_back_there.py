@@ -135,7 +135,11 @@ def test_a_worker_that_has_waited_takes_turns_in_a_job_as_well(store: Path) -> N
     """A job is submitted when its cell is alone; but all jobs that wait for a pause wake at one moment."""
     sweep = sweep_of(2)
     seal(store, sweep)
-    ledger, summary, policy = ledger_at(store), summarize_requests([], []), Policy(space_pause_s=20)
+    ledger, summary, policy = (
+        ledger_at(store),
+        summarize_requests([], []),
+        Policy(space_pause_s=20, retries={"storage": 2}),
+    )
     ended = f"{datetime.now(UTC) - timedelta(seconds=40 + 5):%Y-%m-%dT%H:%M:%SZ}"
     full = "OSError: [Errno 28] No space left on device"
     for instance in sweep.stages.values():
