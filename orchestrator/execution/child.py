@@ -187,7 +187,7 @@ def run(
 
 
 def _exited(code: int, folder: Path) -> str:
-    """Return how a stage called `sys.exit`: what it printed last explains a code, and distinguishes failures."""
+    """Return how a stage called `sys.exit`: what it printed last explains its code."""
     if code == 0:
         return "the stage exited with code 0 and returned no rows; return [] for none"
     last = end_of_log(folder / layout.LOG).rstrip().rpartition("\n")[2]
