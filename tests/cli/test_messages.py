@@ -53,7 +53,8 @@ def act(config, inputs, context):
 SWEEP = """
 config: {kind: exits}
 axes:
-  kind: [exits, leaves, exits with 1, exits in silence, raises, mute, mute exit, escapes, strange class, bytes, telling bytes]
+  kind: [exits, leaves, exits with 1, exits in silence, raises, mute, mute exit,
+         escapes, strange class, bytes, telling bytes]
 stages: {act: {run: "hostile:act", reads: [kind]}}
 """
 SAID = {
