@@ -24,6 +24,7 @@ from orchestrator.launchers.ray.api import MAX_BYTES, Api, Redirected, Unanswere
 from orchestrator.launchers.ray.launcher import RayLauncher
 from orchestrator.launchers.ray.scheduler import RayScheduler
 from orchestrator.provenance import now
+from orchestrator.translation.endpoint import access
 from tests.store.builders import submission_of
 
 VARIABLES = (
@@ -155,6 +156,24 @@ def test_headers_and_tokens_that_no_request_can_have_are_mistakes_and_not_shown(
     with pytest.raises(UserError, match="RAY_AUTH_TOKEN") as refused:
         Api("http://127.0.0.1:1")
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks4://127.0.0.1:9", "foo://x:1", "http://[::1:1", "http://x:port", "//"]
+)
+@pytest.mark.parametrize("name", ["ALL_PROXY", "http_proxy", "HTTPS_PROXY"])
+def test_a_proxy_that_cannot_be_used_is_named_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, name: str, proxy: str
+) -> None:
+    """The library would raise an ImportError, or what is no error of a request."""
+    monkeypatch.setenv(name, proxy)
+    with pytest.raises(UserError, match=name.lower()) as refused:
+        Api("http://127.0.0.1:1")
+    assert name.lower() in refused.value.fix
+    with pytest.raises(UserError, match=name.lower()):
+        monkeypatch.setenv("ENDPOINT", "http://127.0.0.1:1")
+        access("ENDPOINT", "ENDPOINT")
+    assert "http" in str(refused.value.allowed)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -20,7 +20,13 @@ import httpx
 import msgspec
 
 from orchestrator.core.secrets import redacted
-from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable, UserError
+from orchestrator.errors import (
+    AccessDenied,
+    InfrastructureError,
+    SchedulerUnavailable,
+    UserError,
+    check_proxies,
+)
 
 TIMEOUT_S = 15.0
 MAX_BYTES = 64 * 2**20
@@ -113,7 +119,7 @@ class Api:
         timeout_s: for a complete answer.
 
     Raises:
-        UserError: the address, RAY_JOB_HEADERS or a file of certificates cannot be used.
+        UserError: the address, RAY_JOB_HEADERS, a proxy or a file of certificates cannot be used.
     """
 
     def __init__(self, address: str, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -124,6 +130,7 @@ class Api:
         if "authorization" not in map(str.lower, self._headers) and (token := auth_token()):
             self._headers["Authorization"] = f"Bearer {token}"
         check_headers(self._headers)
+        check_proxies()
         # loading certificates takes time, and plain HTTP needs none
         self._verify = _certificates() if self.address.startswith("https:") else False
 
