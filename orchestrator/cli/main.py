@@ -69,7 +69,9 @@ def guarded(act: Callable[[], int], words: list[str]) -> int:
         try:
             code = act()
         except SystemExit as end:  # argparse exits after it has printed --help
-            code = end.code if isinstance(end.code, int) else 0
+            if isinstance(end.code, str):  # exit("...") in code of the user's that a verb has run
+                raise UserError(one_line(end.code)) from end
+            code = end.code or 0
         # Output may still be buffered: a full disk must fail the command before its exit code is chosen.
         sys.stdout.flush()
         return code

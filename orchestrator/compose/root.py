@@ -67,6 +67,7 @@ class Root:
         self.primary, self.folders, self.where, self.also = primary, tuple(folders), where, tuple(also)
         self._tree: DictConfig | None = None
         self._has_plugins = False
+        self._unusable = ""
 
     @classmethod
     def inline(
@@ -143,6 +144,7 @@ class Root:
                     f"unknown {group} {str(name)!r}",
                     where=where or self.where,
                     allowed=nearest(last, options),
+                    fix=self._unusable,
                 )
 
     def several(self, group: str, options: Sequence[str]) -> str:
@@ -197,7 +199,7 @@ class Root:
         if self._has_plugins:
             return False
         self._has_plugins = True
-        more = tuple(load(_CONF_FOLDERS)())
+        more, self._unusable = load(_CONF_FOLDERS)()
         self.folders += more
         return bool(more)
 
@@ -229,7 +231,7 @@ class Root:
         cause = error.__cause__
         if cause is not None and "rror merging override" in first:
             rest = [str(cause).splitlines()[0]]
-        return UserError(first, where=self.where, allowed=" ".join(rest)[:300])
+        return UserError(first, where=self.where, allowed=" ".join(rest)[:300], fix=self._unusable)
 
     def _not_a_mapping(self, overrides: Sequence[str]) -> UserError:
         """Return the error for a key inside a list. OmegaConf takes the key for the number of an item."""

@@ -224,8 +224,9 @@ def test_what_is_for_people_leaves_standard_output_as_it_was(capfd: pytest.Captu
         (KeyboardInterrupt(), 1, "interrupted"),
         (OSError(errno.ENOSPC, "No space left on device"), 3, "No space left on device"),
         (ZeroDivisionError("by zero"), 3, "Polysweep itself failed: ZeroDivisionError: by zero"),
+        (SystemExit("no licence"), 2, "no licence"),
     ],
-    ids=["Ctrl-C", "a full disk", "a bug"],
+    ids=["Ctrl-C", "a full disk", "a bug", "code of the user's that exits"],
 )
 def test_however_a_command_ends_it_prints_an_object(
     error: BaseException, code: int, what: str, capsys: pytest.CaptureFixture[str]
