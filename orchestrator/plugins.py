@@ -88,7 +88,8 @@ def imported(group: str, name: str) -> Any:
     what, where = f"the plugin {name!r} of {_origin(point)}", f"entry point polysweep.{group}: {point.value}"
     fix = f"pip install --upgrade {_origin(point).partition(' ')[0]}, or pip uninstall it"
     try:
-        made = point.load()
+        with contextlib.redirect_stdout(sys.stderr):  # standard output may be for JSON or a table alone
+            made = point.load()
     except (Exception, SystemExit) as error:  # the code of others may raise anything
         problem = f"{what} cannot be imported: {type(error).__name__}: {error}"
         raise UserError(problem, where=where, fix=fix) from error

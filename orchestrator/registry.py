@@ -207,10 +207,7 @@ NEEDS_EXTRA: Mapping[str, tuple[str, str]] = {
     BUCKETS["s3"]: ("s3", "a store in a bucket"),
     **{target: (name, f"tracker={name}") for name, target in MIRRORS.items()},
 }
-"""Object to the extra without which it is refused, and to what the user wrote.
-
-These objects import their packages only after records exist.
-"""
+"""Object, which imports its packages only after records exist, to its extra and to what the user wrote."""
 
 
 def require(extra: str, *, what: str) -> None:
@@ -265,13 +262,16 @@ def load(target: str, *, where: str = "") -> Any:
     if target in NEEDS_EXTRA:
         extra, what = NEEDS_EXTRA[target]
         require(extra, what=what)
+    ours = module_name.startswith("orchestrator.")
     try:
-        module = importlib.import_module(module_name)
+        # What the module of a user prints must not mix with the JSON or the table of a verb.
+        with contextlib.nullcontext() if ours else contextlib.redirect_stdout(sys.stderr):
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # An error about another module is one inside the found module: its own traceback helps more.
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UserError(f"no module {module_name!r} can be imported", where=where) from error
-        if module_name.startswith("orchestrator.") and (absent := missing_extra(error, what=where or target)):
+        if ours and (absent := missing_extra(error, what=where or target)):
             raise absent from error
         raise
     except SystemExit as error:  # a script that runs whenever it is imported

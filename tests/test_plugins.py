@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.api.reports import write_report
 from orchestrator.compose.overrides import run_settings
 from orchestrator.core.settings import TrackerSettings
 from orchestrator.errors import UserError
@@ -188,6 +189,17 @@ def test_an_object_that_is_not_what_its_group_needs_is_refused_before_it_is_used
             made = lookup(PLUGGABLE[group], named, kind="kind")
             made({})
         assert caught.value.what == f"{what} {problem}"
+
+
+def test_what_others_print_is_no_part_of_standard_output(
+    installed: Installed, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = "print('imported')\ndef write(rows, folder):\n    print('written')\n    return []\n"
+    points = "[polysweep.reports]\nloud = loud_one:write\n"
+    installed("bring-loud", points, {"loud_one.py": text, "loud_two.py": text})
+    for name in ("loud", "loud_two:write"):
+        assert write_report(name, [{"n": 1}], tmp_path, {}, where="here", notify=print) == []
+        assert capsys.readouterr() == ("", "imported\nwritten\n")
 
 
 def test_a_module_that_exits_when_it_is_imported_is_refused(installed: Installed) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -129,7 +130,8 @@ def write_report(
         return []
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        written = call(report, rows, folder, offers)
+        with contextlib.redirect_stdout(sys.stderr):  # standard output has the names of the files, or JSON
+            written = call(report, rows, folder, offers)
     except SystemExit as end:
         raise UserError(f"the report {name} exits with {end.code!r}", allowed="it returns its files") from end
     if not isinstance(written, list) or not all(Path(path).exists() for path in written):

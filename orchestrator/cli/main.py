@@ -249,6 +249,13 @@ class Parser(argparse.ArgumentParser):
         # Who knows Hydra's own command line types this.
         is_hydras = message.startswith("unrecognized") and {"-m", "--multirun"} & {*message.split()}
         fix = "leave it out: a word with several values is an axis" if is_hydras else f"{self.prog} --help"
+        # So does who gives the options of a script as one gives them to the script.
+        if (
+            message.startswith("unrecognized arguments: --")
+            and "--run" in self.format_usage()
+            and not is_hydras
+        ):
+            fix += "; a key is set by a word, lr=0.1, and the command of --run is one word in quotes"
         raise UserError(message, fix=fix)
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -66,8 +66,7 @@ class Root:
     ) -> None:
         self.primary, self.folders, self.where, self.also = primary, tuple(folders), where, tuple(also)
         self._tree: DictConfig | None = None
-        self._has_plugins = False
-        self._unusable = ""
+        self._has_plugins, self._unusable = False, ""
 
     @classmethod
     def inline(
@@ -96,7 +95,8 @@ class Root:
             where: the sweep file, for messages.
         """
         folders = config_folders(cwd, folder)
-        also = [*file.axes, *(axis for phase in file.phases for axis in phase.axes)]
+        search = (f"search.{key}" for key in file.search or ())
+        also = [*file.axes, *(axis for phase in file.phases for axis in phase.axes), *search]
         if file.config is not None:
             return cls.inline(file.config, folders, where=where, also=also)
         return cls("config", [*folders, shipped("conf")], where=where, also=also)
@@ -219,14 +219,9 @@ class Root:
             inner = re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__}")
             if inner and inner[1].startswith(f"{match[1]}."):  # a key inside a section
                 return unknown_key(inner[1], self._keys(overrides), where=self.where)
-            key = match[1]
             append = re.search(r"use (\+\S+)", text)
-            return unknown_key(
-                key,
-                self._keys(overrides),
-                where=self.where,
-                fix=f"{append[1]} adds a key that is not there" if append else "",
-            )
+            fix = f"{append[1]} adds a key that is not there" if append else ""
+            return unknown_key(match[1], self._keys(overrides), where=self.where, fix=fix)
         first, *rest = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
         cause = error.__cause__
         if cause is not None and "rror merging override" in first:

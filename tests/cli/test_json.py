@@ -121,6 +121,7 @@ REFUSED = [
     (2, ("collect", "never.yaml", "--onyl"), "unrecognized arguments"),
     (2, ("launch", "mixed.yaml", "seeds=1"), "unknown key 'seeds'"),
     (2, ("plan", "mixed", "--multirun", "seed=0,1"), "unrecognized arguments: --multirun"),
+    (2, ("launch", "--run", "true {lr}", "--lr", "0.1"), "unrecognized arguments: --lr"),
     (2, ("lst",), "unknown verb 'lst'"),
     (2, ("query", "select"), "Parser Error"),
 ]
