@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = ("multiprocessing.forkserver", "orchestrator.execution.keeper", "orchestrator.execution.main")
-STARTERS = frozenset({"launch", "rerun", "work"})
-"""The verbs that start a fork server."""
+STARTERS = frozenset({"launch", "rerun", "work", "tests.execution.faults"})
+"""The verbs and modules that start a fork server."""
 
 _TRACKER = "from multiprocessing.resource_tracker import main"
 _SERVER = "from multiprocessing.forkserver import main"
