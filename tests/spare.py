@@ -54,8 +54,8 @@ def fork() -> None:
             return _track(args[-1], passed)
         if not unused or not args[-1].startswith(_SERVER):
             return spawn(path, args, passed)
-        _order(ours, args[-1], passed)
-        ours.close()
+        with ours:
+            _order(ours, args[-1], passed)
         return unused.pop()
 
     util.spawnv_passfds = start
@@ -98,7 +98,7 @@ def _order(line: socket.socket, code: str, passed: Sequence[int]) -> None:
 
 def _wait(line: socket.socket) -> None:
     """Become the fork server that the command starts; end with the command where it starts none."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which may yet need it
     try:
         data, files, _, _ = socket.recv_fds(line, 8, 16)
         if data:
