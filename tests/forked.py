@@ -281,7 +281,7 @@ def _stream(old: Any, number: int, *, line_buffering: bool) -> Any:
 
 if __name__ == "__main__":
     from orchestrator.cli.main import VERBS, verb_of
-    from orchestrator.compose.root import Root
+    from orchestrator.compose.main import compose
     from orchestrator.formats import inspect_records
     from orchestrator.store.checkout import Checkout
 
@@ -289,7 +289,9 @@ if __name__ == "__main__":
         importlib.import_module(name)
     for verb in VERBS:
         verb_of(verb)
-    Root("engine", [_ROOT / "conf"]).compose([])  # Hydra imports its plugins when it is first used
+    # Hydra imports its plugins when it is first used, and its parser learns the grammar as it goes.
+    words = ["seed=range(0,3)", "size=small,large", "count.step_s=choice(0.1,0.2)", "launcher.workers=2"]
+    compose("count", [*words, "policy.limits_s={count: 9}", "policy.retries.code=1"])
     Checkout({}, ()).digest()  # the files of the package, which each launch reads
     inspect_records()
     gc.freeze()  # memory that is not touched is not copied
