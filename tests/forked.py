@@ -38,10 +38,12 @@ _PRELOADED = (
     "email.parser",
     "importlib.metadata",
     "multiprocessing.popen_forkserver",
+    "orchestrator.execution.child",
     "orchestrator.compose",
     "orchestrator.reports.general",
     "rich.progress",
     "tests.execution.faults",
+    "tests.execution.stages",
     *spare.PRELOADED,
 )
 _lock = threading.Lock()
