@@ -156,10 +156,10 @@ def _torch_gpus(gpus: Sequence[str]) -> Check:
     )
 
 
-def _nearest_folder(objects: ObjectStore) -> Path:
-    """Return the store's folder, or its nearest parent that exists."""
-    folder = Path(objects.url)
-    while not folder.exists():
+def _nearest_folder(objects: ObjectStore) -> Path | None:
+    """Return the store's folder, or its nearest parent that exists; None for a bucket."""
+    folder = objects.shared_folder("")
+    while folder is not None and not folder.exists():
         folder = folder.parent
     return folder
 
@@ -167,8 +167,7 @@ def _nearest_folder(objects: ObjectStore) -> Path:
 def _store(url: str) -> Check:
     """Check that the store can be written, and that its disk has room."""
     objects, room, enough = open_objects(url), "", True
-    if objects.in_place:
-        folder = _nearest_folder(objects)
+    if (folder := _nearest_folder(objects)) is not None:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             return Check("store", False, f"{folder} is no writable folder")
         free_gib = shutil.disk_usage(folder).free / 2**30
@@ -204,13 +203,13 @@ def _semantics(url: str) -> Check:
     run the same stage.
     """
     objects = open_objects(url)
-    if not objects.in_place:
+    if (place := _nearest_folder(objects)) is None:
         scratch = f"probe-{uuid.uuid4().hex}"
         try:
             return _race([open_objects(f"{objects.url}/{scratch}") for _ in range(RACERS)])
         finally:
             objects.delete(scratch)
-    with tempfile.TemporaryDirectory(prefix=".sweep-doctor-", dir=_nearest_folder(objects)) as folder:
+    with tempfile.TemporaryDirectory(prefix=".sweep-doctor-", dir=place) as folder:
         # The race needs the store's own file system: some network file systems do not create files
         # exclusively.
         return _race([PosixStore(Path(folder))] * RACERS)

@@ -161,20 +161,18 @@ def _print_to(log: Path) -> None:
 
 
 def _opened(order: Assignment, ending: _Ending, log_line: Callable[[str], None]) -> Ledger:
-    """Return the store's ledger. For a shared folder, wait until it answers, here and in later operations."""
+    """Return the store's ledger. Wait until it answers, in a shared folder also in later operations."""
     outage = Outage(order.settings.store.outage_s, log_line, ending.why)
     objects = open_objects(order.store)
-    if not objects.in_place:
-        return open_ledger(order.store)
     return wait_out(lambda: open_ledger(order.store), lambda: objects.get(layout.STORE), outage).patient(
         outage
     )
 
 
 def _outlast(url: str, ending: _Ending) -> None:
-    """Wait until a bucket answers again; a worker started in our place would fail at once in the same way."""
+    """Wait until the store answers again; a worker started in our place would fail at once likewise."""
     objects, start_s = open_objects(url), time.monotonic()
-    while not objects.in_place and not ending.why() and time.monotonic() - start_s < OUTAGE_S:
+    while not objects.waits_out and not ending.why() and time.monotonic() - start_s < OUTAGE_S:
         with contextlib.suppress(OSError):
             objects.list("")
             return

@@ -28,7 +28,7 @@ from orchestrator.core.records import (
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
-from orchestrator.registry import load
+from orchestrator.registry import INDEXED, WITH_ROUNDS, load
 from orchestrator.store import layout, opening
 from orchestrator.store.access import (
     Outage,
@@ -41,8 +41,6 @@ from orchestrator.store.access import (
     read_header,
 )
 from orchestrator.store.objects import ObjectStore, PosixStore
-
-_WITH_ROUNDS = "orchestrator.store.decisions:with_rounds"
 
 
 def check_mark(records: Records) -> int | None:
@@ -109,6 +107,10 @@ class Ledger(Records):
     def renewed(self) -> Ledger:
         """Return a ledger that looks again; this one where it holds nothing of an earlier look."""
         return self
+
+    def indexed(self) -> Ledger:
+        """Return a ledger for readers, which keeps an index of a bucket; this one for a folder."""
+        return self if isinstance(self.objects, PosixStore) else load(INDEXED)(self)
 
     look_up: LookUp | None = None
     """What reads the evidence about stages in advance, with the help of an index; None without one."""
@@ -308,7 +310,7 @@ class Ledger(Records):
             known = ", ".join(f"{sweep}@{n}" for n in self.revision_numbers(sweep)) or "none yet"
             what, known = f"no revision {sweep}@{number}", f"known: {known}"
             raise UserError(what, where=self.objects.url, allowed=known)
-        return load(_WITH_ROUNDS)(self, revision) if revision.sweep.search and not as_sealed else revision
+        return load(WITH_ROUNDS)(self, revision) if revision.sweep.search and not as_sealed else revision
 
     def _is_whole(self, key: str, revision: Revision) -> bool:
         """Return whether a revision's content has the digest that the revision names."""
@@ -390,9 +392,7 @@ def open_ledger(url: str, *, create: bool = False, at: str = "", shared: bool = 
         InfrastructureError: The place does not answer, or lets two writers create the same key.
     """
     objects = opening.open_objects(url)
-    opening.look(objects, layout.STORE)
-    if isinstance(objects, PosixStore):
-        opening.follow_root(objects.root)
+    opening.prepare(objects, layout.STORE)
     store_format = check_mark(Records(objects))
     if create:
         opening.make_store(objects, layout.STORE, at, shared=shared)

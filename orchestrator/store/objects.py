@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from orchestrator.manifest import NO_FILE, File, fsync_path, fsync_tree
 from orchestrator.provenance import is_network
 
 if TYPE_CHECKING:
-    from orchestrator.core.records import CodeFile
-    from orchestrator.store.code import PlannedFile
+    from orchestrator.store.bucket import BucketArchives
+    from orchestrator.store.publishing import BucketPublisher
+
+
+T = TypeVar("T")
 
 
 class Listing(NamedTuple):
@@ -35,32 +39,6 @@ def idle() -> None:
 
 
 Keepalive = Callable[[], object]  # called again and again during a long operation, to keep a lease
-
-
-class Publisher(Protocol):
-    """The uploads of one attempt's payload, see `orchestrator.store.publishing.BucketPublisher`."""
-
-    def step(self) -> None:
-        """Start the uploads that are due; never wait."""
-
-    def finish(self, keepalive: Keepalive, *, checkpoints: bool) -> None:
-        """Wait for the last uploads after the child has ended."""
-
-    def output(self, files: Sequence[File], keepalive: Keepalive) -> None:
-        """Upload the product's files."""
-
-    def failed(self, files: Sequence[File], keepalive: Keepalive) -> None:
-        """Upload what a later attempt needs after a failure."""
-
-
-class CodeArchives(Protocol):
-    """Code snapshots as archives, see `orchestrator.store.bucket.BucketArchives`."""
-
-    def keep(self, digest: str, items: Sequence[PlannedFile]) -> None:
-        """Store the files of a snapshot, unless they are there."""
-
-    def files(self, digest: str, files: Sequence[CodeFile]) -> Sequence[PlannedFile] | None:
-        """Return the listed files of a snapshot; None if it is not there."""
 
 
 class ObjectStore(Protocol):
@@ -78,8 +56,12 @@ class ObjectStore(Protocol):
     """Shortest useful poll interval in seconds. Requests to a bucket cost money."""
     home: Path
     """Local folder that holds the store's files, or copies of them. It holds no code."""
-    in_place: bool
-    """Whether payload is written directly in the shared place, where others see it grow."""
+    max_looks: float
+    """How many single reads may follow each other for a forecast, since each request costs time and money."""
+    waits_out: bool
+    """Whether operations can wait out an outage (`PatientStore`); an error is then of one folder, or final.
+    A bucket's operations raise at once, and their callers wait.
+    """
 
     def create(self, key: str, data: bytes) -> bool:
         """Write only if absent, atomically and durably; return False when the key exists."""
@@ -89,6 +71,9 @@ class ObjectStore(Protocol):
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes, or None when there is no such key."""
+
+    def in_bulk(self, read: Callable[[], T]) -> T | None:
+        """Return what bulk reads find; None where they save no round trips, and nothing is read."""
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """Return what `get` returns for each key, in few round trips."""
@@ -108,6 +93,9 @@ class ObjectStore(Protocol):
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
         """Return, for each prefix, the path and size in bytes of each file under it, at any depth."""
 
+    def sizes(self, prefix: str, files: Sequence[File]) -> Mapping[str, int]:
+        """Return the sizes in bytes of those of these files that exist, by path below the prefix."""
+
     def size(self, key: str) -> int:
         """Return the size of a payload file in bytes, 0 if it does not exist."""
 
@@ -126,10 +114,12 @@ class ObjectStore(Protocol):
     def share(self, prefix: str) -> None:
         """Show others the files in `workspace(prefix)` as they are now, where they do not see them yet."""
 
-    def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> Publisher | None:
+    def publisher(
+        self, key: str, *, adopted: int | None, warn: Callable[[str], None]
+    ) -> BucketPublisher | None:
         """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
 
-    def archives(self) -> CodeArchives | None:
+    def archives(self) -> BucketArchives | None:
         """Return what keeps code snapshots as archives; None where their files are written in place."""
 
     def fetch(
@@ -167,7 +157,7 @@ class PosixStore:
             process at every such point; in production it does nothing.
     """
 
-    in_place, poll_s = True, 0.0
+    waits_out, poll_s, max_looks = True, 0.0, math.inf
 
     def __init__(self, root: Path, *, at_step: Callable[[str], None] = lambda step: None) -> None:
         self.root = self.home = root
@@ -237,8 +227,11 @@ class PosixStore:
         finally:
             os.close(handle)
 
+    def in_bulk(self, read: Callable[[], T]) -> None:
+        """Return None: a folder has no round trips to save."""
+
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
-        """Read one file after the other, since a folder has no round trips to save."""
+        """Read one file after the other."""
         return {key: self.get(key) for key in keys}
 
     def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
@@ -295,8 +288,8 @@ class PosixStore:
         # A test of access takes a seventh of the time of an open that fails.
         return os.access(self._at(key), os.F_OK)
 
-    def sizes(self, prefix: str, files: Iterable[File]) -> dict[str, int]:
-        """Return the sizes in bytes of those of these files that exist, by path below the prefix.
+    def sizes(self, prefix: str, files: Sequence[File]) -> dict[str, int]:
+        """Ask the file system for each.
 
         Raises:
             OSError: A file's size cannot be read, which does not mean that the file is missing.

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.decisions import answer, decided, observe, unfold
+from orchestrator.core.decisions import Undecided, answer, decided, observe, unfold
 from orchestrator.core.evidence import Evidence, Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Done
@@ -23,7 +23,7 @@ from orchestrator.core.sealed import (
     StageInstance,
     most_cells,
 )
-from orchestrator.core.state import GOOD, StageStatus, State, SweepFacts, Undecided, cell_status
+from orchestrator.core.state import GOOD, StageStatus, State, SweepFacts, cell_status
 from orchestrator.formats import canonical, decode, encode
 
 BEST = Select(metric="score", mode="max")

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from orchestrator.core.decisions import (
+    Undecided,
     answer,
     decided,
     observe,
@@ -32,7 +33,7 @@ from orchestrator.core.sealed import (
 )
 from orchestrator.core.search import drawn, grown, is_round, trials_of
 from orchestrator.core.selector import Subject
-from orchestrator.core.state import StageStatus, State, SweepFacts, Undecided
+from orchestrator.core.state import StageStatus, State, SweepFacts
 from orchestrator.core.sweep import Cell
 from orchestrator.stage import StageSpec
 from tests.core.recording import Answers
