@@ -24,12 +24,12 @@ from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import ComposedSweep, preload
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError, means_full_disk
+from orchestrator.errors import InfrastructureError, SweepError, UserError, means_full_disk
 from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
 from orchestrator.execution.supervision import ForkedChildren
 from orchestrator.jobs.nodes import NodeReports
-from orchestrator.jobs.records import BROKEN_NODE, DAMAGED, OTHER_CODE, REFUSED
+from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED, exit_of
 from orchestrator.jobs.submissions import request_of, spending_now
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
@@ -86,20 +86,12 @@ def run(
 
     try:
         return _work(order, summary, ending, shortage, log_line)
-    except DamagedRecord as error:
-        log_line(f"{error.what}; {error.fix}")
-        return DAMAGED
-    except InfrastructureError as error:
-        log_line(f"error: {error}")
-        _outlast(order.store, ending)
-        return error.exit_code
-    except SweepError as error:
-        log_line(f"error: {error}")
-        return error.exit_code
-    except OSError as error:
-        log_line(f"error: the store does not answer: {error}")
-        _outlast(order.store, ending)
-        return InfrastructureError.exit_code
+    except (SweepError, OSError) as error:
+        code, line = exit_of(error)
+        log_line(line)
+        if code == InfrastructureError.exit_code:
+            _outlast(order.store, ending)
+        return code
 
 
 def _work(

@@ -202,15 +202,12 @@ class EvidenceReader:
             if instance.stage in self._specs and (found := formers(self._specs[instance.stage], instance))
         }
         former = [*itertools.chain.from_iterable(self.formers.values())]
-        if ledger.look_up is not None:
-            ledger = ledger.look_up(
-                self._instances.values(), former, trusted=self._trusted, sized=check_files
-            )
-        else:
-            every = [*self._instances.values(), *former]
-            how = {"counted": count_attempts, "sized": check_files}
-            ledger = ledger.reading_ahead(lambda: read_ahead(ledger, every, trusted=self._trusted, **how))
-        self.ledger = ledger
+        every, seen = self._instances.values(), self._trusted
+        known = ledger.look_up(every, former, trusted=seen, sized=check_files)
+        both, counted = [*every, *former], count_attempts
+        self.ledger = known or ledger.reading_ahead(
+            lambda: read_ahead(ledger, both, counted=counted, sized=check_files, trusted=seen)
+        )
         # In the sweep's order: that of a set differs between processes.
         stages = dict.fromkeys(instance.stage for instance in self._instances.values())
         self.listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
@@ -223,7 +220,7 @@ class EvidenceReader:
         self._evidence: dict[str, Evidence] = {}
         if title and check_files and len(self._instances) >= MANY:
             some = [each for each in self._instances.values() if each.stage not in self.unlisted]
-            self._evidence |= load(KEPT)(ledger, some, self.listed, self._trusted, title)
+            self._evidence |= load(KEPT)(self.ledger, some, self.listed, self._trusted, title)
 
     def _list(self, stage: str) -> None:
         ledger, listed = self.ledger, self.listed[stage]

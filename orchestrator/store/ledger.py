@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, Self
+from typing import Self
 
 import msgspec
 
@@ -72,20 +72,6 @@ def check_mark(records: Records) -> int | None:
     return found
 
 
-class LookUp(Protocol):
-    """Reads the evidence about stages in advance, see `orchestrator.store.looking.IndexedLedger`."""
-
-    def __call__(
-        self,
-        instances: Iterable[StageInstance],
-        formers: Iterable[StageInstance],
-        *,
-        trusted: set[tuple[str, int]],
-        sized: bool,
-    ) -> Ledger:
-        """Return a ledger that holds all records and listings of these stages, as of now."""
-
-
 class Ledger(Records):
     """The records of one store, with the rules for when a write counts."""
 
@@ -112,8 +98,16 @@ class Ledger(Records):
         """Return a ledger for readers, which keeps an index of a bucket; this one for a folder."""
         return self if isinstance(self.objects, PosixStore) else load(INDEXED)(self)
 
-    look_up: LookUp | None = None
-    """What reads the evidence about stages in advance, with the help of an index; None without one."""
+    def look_up(
+        self,
+        instances: Iterable[StageInstance],
+        formers: Iterable[StageInstance],
+        *,
+        trusted: set[tuple[str, int]],
+        sized: bool,
+    ) -> Ledger | None:
+        """Return a ledger that has read all about these stages; None without an index to help with it."""
+        return None
 
     def has_revision(self, sweep: str, number: int) -> bool:
         """Return whether a revision was sealed."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.sweep import preload
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
+from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.keeper import keep_worker
 from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
@@ -27,7 +27,6 @@ from orchestrator.execution.main import run as run_worker
 from orchestrator.jobs.nodes import NodeReports, failed_check
 from orchestrator.jobs.records import (
     BROKEN_NODE,
-    DAMAGED,
     NO_MEMORY,
     RELEASED,
     TOO_SHORT,
@@ -35,6 +34,7 @@ from orchestrator.jobs.records import (
     JobExitReport,
     Submission,
     cause_of_code,
+    exit_of,
     meaning_of_code,
 )
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
@@ -364,15 +364,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"submission {number} of {sweep} has no task {place.index}", where=store
             )
         return SlurmJob(ledger, sweep, submission, place).run()
-    except DamagedRecord as error:
-        log_line(f"{error.what}; {error.fix}")
-        return DAMAGED
-    except SweepError as error:
-        log_line(f"error: {error}")
-        return error.exit_code
-    except OSError as error:
-        log_line(f"error: the store does not answer: {error}")
-        return InfrastructureError.exit_code
+    except (SweepError, OSError) as error:
+        code, line = exit_of(error)
+        log_line(line)
+        return code
     finally:
         # a signal during the exit of Python would replace the exit code by a failure
         for late in STOP_SIGNALS:
