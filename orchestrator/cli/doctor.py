@@ -179,15 +179,14 @@ def _store(url: str) -> Check:
 
 def _access(url: str) -> Iterator[Check]:
     """Yield who may write to the store's folder; nothing for a bucket or a folder that is not there."""
-    objects = open_objects(url)
-    if isinstance(objects, PosixStore):
+    if (root := open_objects(url).shared_folder("")) is not None:
         try:
-            mode = objects.root.stat().st_mode & 0o7777
-            found = [*opening.problems(objects.root)]
+            mode = root.stat().st_mode & 0o7777
+            found = [*opening.problems(root)]
         except FileNotFoundError:
             return
         except OSError as error:
-            mode, found = 0, [str(opening.refused(objects.root, error) or error)]
+            mode, found = 0, [str(opening.refused(root, error) or error)]
         writers = "its group" if mode & 0o020 else "its owner alone (store.shared=true makes one for a group)"
         detail = (
             "; ".join(" ".join(each.split()) for each in found)
