@@ -85,9 +85,6 @@ BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.buc
 INDEXED = "orchestrator.store.looking:indexed"
 """A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
-WITH_ROUNDS = "orchestrator.store.decisions:with_rounds"
-"""A function ``(ledger, revision) -> revision`` that adds the cells which a search has decided on."""
-
 KEPT = "orchestrator.store.kept:plain_products"
 """A function that reads many products from a folder, each record only once on this machine."""
 

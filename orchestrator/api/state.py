@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import Any, cast
 
 from orchestrator.core import holding, state
-from orchestrator.core.decisions import Undecided
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause, Fingerprint, fingerprint
 from orchestrator.core.gates import GateRule, Gates, gates_of_requests, with_gates
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
 from orchestrator.core.records import Request
+from orchestrator.core.sealed import Undecided
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import CellStatus, StageStatus, State, cell_status, stage_status

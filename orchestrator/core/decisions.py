@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select
+from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select, Undecided
 from orchestrator.core.state import State, SweepFacts
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.registry import load
@@ -26,25 +26,6 @@ from orchestrator.registry import load
 Row = Mapping[str, Any]
 
 _GROWN = "orchestrator.core.search:grown"
-
-
-class Undecided(NamedTuple):
-    """A decision of a sweep with phases or a search that cannot be made yet.
-
-    Attributes:
-        number, title: of the decision; the title is for people.
-        cells: ids of the cells from which it follows.
-        reason: why it waits, for people.
-        is_passing: whether that may end without a request of a user.
-        waits_for: ids of the cells that have not ended.
-    """
-
-    number: int
-    title: str
-    cells: tuple[str, ...]
-    reason: str
-    is_passing: bool
-    waits_for: tuple[str, ...] = ()
 
 
 class SweepQuestion(NamedTuple):

@@ -47,7 +47,7 @@ from orchestrator.manifest import damage
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.publishing import BucketPublisher
+from orchestrator.store.objects import Publisher
 from orchestrator.store.retention import drop_work
 
 
@@ -74,7 +74,7 @@ class AttemptRun:
         self._folder: Path | None = None  # until it is made
         self._goes_without = False  # whether inputs were retired before the start
         self._resumed = False
-        self._publisher: BucketPublisher | None = None
+        self._publisher: Publisher | None = None
         self._recorded: StartRecord | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:

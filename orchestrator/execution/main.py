@@ -24,12 +24,12 @@ from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import ComposedSweep, preload
-from orchestrator.errors import InfrastructureError, SweepError, UserError, means_full_disk
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError, means_full_disk
 from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
 from orchestrator.execution.supervision import ForkedChildren
 from orchestrator.jobs.nodes import NodeReports
-from orchestrator.jobs.records import BROKEN_NODE, OTHER_CODE, REFUSED, exit_of
+from orchestrator.jobs.records import BROKEN_NODE, DAMAGED, OTHER_CODE, REFUSED
 from orchestrator.jobs.submissions import request_of, spending_now
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
@@ -142,6 +142,15 @@ def _work(
         return worker.run()
     finally:
         summary.num_claims = worker.num_claims
+
+
+def exit_of(error: SweepError | OSError) -> tuple[int, str]:
+    """Return the exit code of a worker or a driver that an error ends, and the line for its log."""
+    if isinstance(error, DamagedRecord):
+        return DAMAGED, f"{error.what}; {error.fix}"
+    if isinstance(error, SweepError):
+        return error.exit_code, f"error: {error}"
+    return InfrastructureError.exit_code, f"error: the store does not answer: {error}"
 
 
 def _print_to(log: Path) -> None:

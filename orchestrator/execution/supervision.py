@@ -20,7 +20,7 @@ from orchestrator.execution.liveness import Fence, HeartbeatWriter
 from orchestrator.execution.spending import HeldTime
 from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
 from orchestrator.store.checkout import Checkout
-from orchestrator.store.publishing import BucketPublisher
+from orchestrator.store.objects import Publisher
 
 
 class Pipe(Protocol):
@@ -187,7 +187,7 @@ class Supervision:
         """Return why the attempt stops, also by news that came after the child's end; "" without a reason."""
         return self.stop_reason or self._hooks.stop_asked()
 
-    def watch(self, child: RunningChild, publisher: BucketPublisher | None) -> None:
+    def watch(self, child: RunningChild, publisher: Publisher | None) -> None:
         """Watch the child until it ends or must be killed: time limit, grace period after a stop, memory."""
         limits = self._claimed.order.settings.policy.limits_s
         limit_s = limits.get(self._claimed.instance.stage, self._claimed.spec.limit_s)

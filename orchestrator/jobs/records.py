@@ -14,7 +14,6 @@ from typing import Annotated, NamedTuple
 from orchestrator.core.evidence import Spending
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Owner, Record
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
 from orchestrator.formats import SINCE_2, Stored
 
 
@@ -387,15 +386,6 @@ EXITS: Mapping[int, tuple[Cause | None, str]] = {
     SETUP_FAILED: (Cause.CONFIG, "a line of cluster.setup failed"),
 }
 """Exit codes of a worker, which its job passes on: the cause that each counts as, and its meaning."""
-
-
-def exit_of(error: SweepError | OSError) -> tuple[int, str]:
-    """Return the exit code of a worker or a driver that an error ends, and the line for its log."""
-    if isinstance(error, DamagedRecord):
-        return DAMAGED, f"{error.what}; {error.fix}"
-    if isinstance(error, SweepError):
-        return error.exit_code, f"error: {error}"
-    return InfrastructureError.exit_code, f"error: the store does not answer: {error}"
 
 
 def cause_of_code(code: int) -> Cause | None:

@@ -28,7 +28,7 @@ from orchestrator.core.records import (
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
-from orchestrator.registry import INDEXED, WITH_ROUNDS, load
+from orchestrator.registry import INDEXED, load
 from orchestrator.store import layout, opening
 from orchestrator.store.access import (
     Outage,
@@ -41,6 +41,8 @@ from orchestrator.store.access import (
     read_header,
 )
 from orchestrator.store.objects import ObjectStore, PosixStore
+
+_WITH_ROUNDS = "orchestrator.store.decisions:with_rounds"
 
 
 def check_mark(records: Records) -> int | None:
@@ -304,7 +306,7 @@ class Ledger(Records):
             known = ", ".join(f"{sweep}@{n}" for n in self.revision_numbers(sweep)) or "none yet"
             what, known = f"no revision {sweep}@{number}", f"known: {known}"
             raise UserError(what, where=self.objects.url, allowed=known)
-        return load(WITH_ROUNDS)(self, revision) if revision.sweep.search and not as_sealed else revision
+        return load(_WITH_ROUNDS)(self, revision) if revision.sweep.search and not as_sealed else revision
 
     def _is_whole(self, key: str, revision: Revision) -> bool:
         """Return whether a revision's content has the digest that the revision names."""

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -20,11 +20,8 @@ from orchestrator.manifest import NO_FILE, File, fsync_path, fsync_tree
 from orchestrator.provenance import is_network
 
 if TYPE_CHECKING:
-    from orchestrator.store.bucket import BucketArchives
-    from orchestrator.store.publishing import BucketPublisher
-
-
-T = TypeVar("T")
+    from orchestrator.core.records import CodeFile
+    from orchestrator.store.code import PlannedFile
 
 
 class Listing(NamedTuple):
@@ -39,6 +36,33 @@ def idle() -> None:
 
 
 Keepalive = Callable[[], object]  # called again and again during a long operation, to keep a lease
+T = TypeVar("T")
+
+
+class Publisher(Protocol):
+    """The uploads of one attempt's payload, see `orchestrator.store.publishing.BucketPublisher`."""
+
+    def step(self) -> None:
+        """Start the uploads that are due; never wait."""
+
+    def finish(self, keepalive: Keepalive, *, checkpoints: bool) -> None:
+        """Wait for the last uploads after the child has ended."""
+
+    def output(self, files: Sequence[File], keepalive: Keepalive) -> None:
+        """Upload the product's files."""
+
+    def failed(self, files: Sequence[File], keepalive: Keepalive) -> None:
+        """Upload what a later attempt needs after a failure."""
+
+
+class CodeArchives(Protocol):
+    """Code snapshots as archives, see `orchestrator.store.bucket.BucketArchives`."""
+
+    def keep(self, digest: str, items: Sequence[PlannedFile]) -> None:
+        """Store the files of a snapshot, unless they are there."""
+
+    def files(self, digest: str, files: Sequence[CodeFile]) -> Sequence[PlannedFile] | None:
+        """Return the listed files of a snapshot; None if it is not there."""
 
 
 class ObjectStore(Protocol):
@@ -59,9 +83,7 @@ class ObjectStore(Protocol):
     max_looks: float
     """How many single reads may follow each other for a forecast, since each request costs time and money."""
     waits_out: bool
-    """Whether operations can wait out an outage (`PatientStore`); an error is then of one folder, or final.
-    A bucket's operations raise at once, and their callers wait.
-    """
+    """Whether operations can wait out an outage (`PatientStore`); their errors are final, or of a folder."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write only if absent, atomically and durably; return False when the key exists."""
@@ -114,26 +136,19 @@ class ObjectStore(Protocol):
     def share(self, prefix: str) -> None:
         """Show others the files in `workspace(prefix)` as they are now, where they do not see them yet."""
 
-    def publisher(
-        self, key: str, *, adopted: int | None, warn: Callable[[str], None]
-    ) -> BucketPublisher | None:
+    def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> Publisher | None:
         """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
 
-    def archives(self) -> BucketArchives | None:
+    def archives(self) -> CodeArchives | None:
         """Return what keeps code snapshots as archives; None where their files are written in place."""
 
     def fetch(
         self, prefix: str, files: Sequence[File], *, content: bool = True, keepalive: Keepalive = idle
     ) -> Path:
-        """Make files available on this machine, and return their folder, which must only be read.
+        """Make recorded files available on this machine, and return their folder, which must only be read.
 
-        The files are not judged: one that is absent or damaged in the store is so in the folder.
-
-        Args:
-            prefix: Prefix of the files.
-            files: Files as recorded.
-            content: Compare the content of local copies with the record, not only their sizes.
-            keepalive: Called repeatedly during the download.
+        The files are not judged: one that is absent or damaged in the store is so in the folder. With
+        `content`, the content of local copies is compared with the record, not only their sizes.
         """
 
     def release(self, prefix: str) -> None:
@@ -144,6 +159,7 @@ class ObjectStore(Protocol):
 
 
 TEMPORARY = ".tmp-"
+_RECORD_BYTES = 1 << 16  # of the first read of a record; few are longer
 NETWORK_LEASE_S = 180.0
 """Shortest lease in seconds on a network file system: three reads of what NFS may cache for a minute."""
 
@@ -218,7 +234,8 @@ class PosixStore:
             return None
         try:  # a buffered stream takes twice the time
             data = os.read(handle, _RECORD_BYTES)
-            return data if len(data) < _RECORD_BYTES else data + b"".join(_rest(handle))
+            rest = iter(lambda: os.read(handle, 1 << 20), b"") if len(data) >= _RECORD_BYTES else ()
+            return b"".join((data, *rest))
         except IsADirectoryError:
             return b""  # in the place of a record: unreadable, and not absent
         except OSError as error:
@@ -284,8 +301,7 @@ class PosixStore:
         return sizes
 
     def seems_there(self, key: str) -> bool:
-        """Return whether a file exists, False also if that cannot be found out: for display only."""
-        # A test of access takes a seventh of the time of an open that fails.
+        """Return whether a file is known to exist, for display: a seventh of the time of an open that fails."""
         return os.access(self._at(key), os.F_OK)
 
     def sizes(self, prefix: str, files: Sequence[File]) -> dict[str, int]:
@@ -382,12 +398,3 @@ class PosixStore:
             folder.mkdir(parents=True, exist_ok=True)
         fsync_path(folder.parent)
         self._at_step("made folder")
-
-
-_RECORD_BYTES = 1 << 16
-"""Bytes per read of a record. Few records are longer."""
-
-
-def _rest(handle: int) -> Iterator[bytes]:
-    while data := os.read(handle, 1 << 20):
-        yield data

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.decisions import Undecided, answer, decided, observe, unfold
+from orchestrator.core.decisions import answer, decided, observe, unfold
 from orchestrator.core.evidence import Evidence, Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Done
@@ -21,6 +21,7 @@ from orchestrator.core.sealed import (
     SealedPhase,
     Select,
     StageInstance,
+    Undecided,
     most_cells,
 )
 from orchestrator.core.state import GOOD, StageStatus, State, SweepFacts, cell_status

@@ -27,10 +27,10 @@ from orchestrator.core.settings import Policy
 from orchestrator.core.state import StageStatus, SweepFacts
 from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
-from orchestrator.execution.main import OUTAGE_S
+from orchestrator.execution.main import OUTAGE_S, exit_of
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.jobs.nodes import NodeReports, named
-from orchestrator.jobs.records import NO_MEMORY, RELEASED, Resources, Submission, exit_of
+from orchestrator.jobs.records import NO_MEMORY, RELEASED, Resources, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of, spending_now
 from orchestrator.launchers.ray.boot import Starter
 from orchestrator.launchers.ray.lost_workers import Ended, Failures, Losses, Stop, Workers

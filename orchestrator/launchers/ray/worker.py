@@ -35,9 +35,9 @@ from typing import NamedTuple
 from orchestrator.core.failure import Cause
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.assignment import Assignment, Shortage
-from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
+from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary, exit_of
 from orchestrator.execution.main import run as run_worker
-from orchestrator.jobs.records import JobContext, Submission, exit_of
+from orchestrator.jobs.records import JobContext, Submission
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.settings import grace_of, ray_settings

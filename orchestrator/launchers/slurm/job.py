@@ -22,7 +22,7 @@ from orchestrator.core.sweep import preload
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.keeper import keep_worker
-from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
+from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary, exit_of
 from orchestrator.execution.main import run as run_worker
 from orchestrator.jobs.nodes import NodeReports, failed_check
 from orchestrator.jobs.records import (
@@ -34,7 +34,6 @@ from orchestrator.jobs.records import (
     JobExitReport,
     Submission,
     cause_of_code,
-    exit_of,
     meaning_of_code,
 )
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of

@@ -8,14 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from orchestrator.core.decisions import (
-    Undecided,
-    answer,
-    decided,
-    observe,
-    unfold,
-    valued,
-)
+from orchestrator.core.decisions import answer, decided, observe, unfold, valued
 from orchestrator.core.evidence import Evidence, Hold, Holds
 from orchestrator.core.grid import Chains
 from orchestrator.core.identity import cell_ids
@@ -29,6 +22,7 @@ from orchestrator.core.sealed import (
     SearchParameter,
     SeenCell,
     Select,
+    Undecided,
     most_cells,
 )
 from orchestrator.core.search import drawn, grown, is_round, trials_of
