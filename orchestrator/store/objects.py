@@ -301,7 +301,7 @@ class PosixStore:
         return sizes
 
     def seems_there(self, key: str) -> bool:
-        """Return whether a file is known to exist, for display: a seventh of the time of an open that fails."""
+        """Return whether a file is known to exist, for display: in a seventh of the time of a failed open."""
         return os.access(self._at(key), os.F_OK)
 
     def sizes(self, prefix: str, files: Sequence[File]) -> dict[str, int]:
