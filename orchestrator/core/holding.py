@@ -56,7 +56,7 @@ class SweepRecords(NamedTuple):
         space: bytes that are free in the store, and in all; None where they are not known, as in a bucket.
         now: the time on the reader's clock, in seconds since 1970.
         takes_turns: whether stages that may start one at a time do so by the clock. A job of a scheduler
-            starts in its turn, and was submitted in that of its cell.
+            whose stage need not wait starts it at once: it was submitted when its cell was alone.
     """
 
     sweep: ComposedSweep
@@ -142,7 +142,8 @@ def _in_turn(records: SweepRecords, lacked: Mapping[str, int], begin: float) -> 
     running = [
         d for d in records.unfinished if stages[d].stage in names and records.status(d).state is State.RUNNING
     ]
-    first, held, changes = next((d for d in running if d in alone), None), dict[str, Hold](), set[float]()
+    first = next((d for d in running if d in alone), None)
+    held, changes, turns = dict[str, Hold](), set[float](), dict[str, int]()
     for digest, instance in stages.items() if alone else ():
         if instance.stage not in names or (running and first is None and digest not in alone):
             continue
@@ -152,6 +153,7 @@ def _in_turn(records: SweepRecords, lacked: Mapping[str, int], begin: float) -> 
             what, pause_s = f"{stages[running[0]].name} has ended, as it is to run alone", math.inf
         else:
             place, num_turns = (2 * alone.index(digest), 2 * len(alone)) if digest in alone else (1, 2)
+            turns |= {digest: (place + 1) * (digest in alone)} if now >= begin else {}
             passed, pause_s = now - begin - turn_s * (place + 0.5), num_turns * turn_s
             at = begin + turn_s * place + pause_s * max(0, math.ceil(passed / pause_s))
             is_open = at <= now
@@ -161,7 +163,7 @@ def _in_turn(records: SweepRecords, lacked: Mapping[str, int], begin: float) -> 
             what = f"{_time(at)}: stages start one at a time"
         why = f"{instance.stage} lacked space on a disk: this waits until {what}"
         held[digest] = Hold(why, False, Cause.STORAGE, pause_s=pause_s)
-    return Holds(stages=held, until=min(changes, default=None))
+    return Holds(stages=held, until=min(changes, default=None), turns=turns)
 
 
 def _time(at: float) -> str:
@@ -389,11 +391,11 @@ def holds_of(records: SweepRecords) -> Holds:
 
 def merged(*found: Holds) -> Holds:
     """Return all holds together. Of two holds of a cell or stage, a final one counts, else the first."""
-    cells: dict[str, Hold] = {}
-    stages: dict[str, Hold] = {}
+    cells, stages = dict[str, Hold](), dict[str, Hold]()
     for holds in found:
         for into, more in ((cells, holds.cells), (stages, holds.stages)):
             for key, hold in more.items():
                 if key not in into or (hold.is_final and not into[key].is_final):
                     into[key] = hold
-    return Holds(cells, stages, min((each.until for each in found if each.until is not None), default=None))
+    until = min((each.until for each in found if each.until is not None), default=None)
+    return Holds(cells, stages, until, {key: place for each in found for key, place in each.turns.items()})

@@ -174,7 +174,7 @@ def run(
     except SystemExit as error:
         cause = _cause(error, folder) if error.code else Cause.CODE
         if isinstance(error.code, int | None):
-            how = f"the stage exited with code {error.code or 0} and returned no rows; return [] for none"
+            how = _exited(error.code or 0, folder)
         else:
             how = one_line(f"the stage exited: {_line(error.code)}")
             _print(without_secrets(f"{words_of(error.code)}\n"))  # as Python does
@@ -184,6 +184,14 @@ def run(
         name, cause = one_line(type(error).__name__), _cause(error, folder)
         message = one_line(f"{name[:100]}: {_line(error)}")
         return ChildOutcome(outcome="failed", cause=cause, exception=name, message=message)
+
+
+def _exited(code: int, folder: Path) -> str:
+    """Return how a stage called `sys.exit`: what it printed last explains its code."""
+    if code == 0:
+        return "the stage exited with code 0 and returned no rows; return [] for none"
+    last = end_of_log(folder / layout.LOG).rstrip().rpartition("\n")[2]
+    return f"the stage exited with code {code}" + (f", last line: {_line(last)}" if last else "")
 
 
 def _durable(output: Path) -> tuple[File, ...]:

@@ -23,6 +23,7 @@ from orchestrator.api.state import SweepState
 from orchestrator.api.submission import Dispatch
 from orchestrator.cli import launch, progress
 from orchestrator.cli.main import main
+from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.settings import NotifySettings
@@ -271,6 +272,24 @@ def test_a_scheduler_that_is_not_reached_is_tried_half_as_often_each_time(
     now_s = 9010.0
     passes.make(print)
     assert passes._num_outages == 0
+
+
+def test_a_limit_of_a_scheduler_holds_for_a_while_and_a_full_disk_until_the_next_look(
+    passes: JobPasses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, limits = list[str](), iter(("the disk is full", "MaxJobs", "MaxJobs"))
+
+    def submits(view: SweepState, asked: Any, *, notify: Any, hold: str) -> SubmitPass:
+        seen.append(hold)
+        view = view.fresh()
+        full = Hold("the disk is full", is_final=False, cause=Cause.STORAGE)
+        view.__dict__["holds"] = Holds(stages={"a": full})
+        return SubmitPass(view, SubmitResult(limit=next(limits)), [])
+
+    monkeypatch.setattr(reconciling, "submit_pass", submits)
+    for _ in range(3):
+        passes.make(print)
+    assert seen == ["", "", "MaxJobs"]
 
 
 def test_a_notice_that_cannot_be_sent_is_a_line_of_the_passes(
