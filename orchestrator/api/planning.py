@@ -259,7 +259,7 @@ class Plan:
             there: see `gpus`.
         """
         view, cells, gpus = self.view, self.cells, self.gpus(there)
-        return {
+        facts = {
             "sweep": view.sweep.name,
             "revision": view.number,
             "num_cells": len(cells),
@@ -274,6 +274,11 @@ class Plan:
                 for cell in cells
             ],
         }
+        plain: dict[str, Any] = msgspec.to_builtins(facts)
+        return plain
+
+    def __repr__(self) -> str:
+        return f"<plan of {self.view.title}: {counted(len(self.cells), 'cell')}>"
 
     def _cell_json(self, cell: Cell) -> dict[str, Any]:
         """Return the part of the plan for one cell."""
