@@ -25,9 +25,7 @@ from orchestrator.core.state import StageStatus, State, is_disk_full
 from orchestrator.core.sweep import Cell, ComposedSweep, common_axes, varying_axes
 from orchestrator.errors import counted, one_line
 
-MAX_MESSAGE = 120
-"""Characters of a failure's message in the reason of a hold."""
-
+MAX_MESSAGE = 120  # characters of a failure's message in the reason of a hold
 NUM_GATES = 2  # that fail alike hold back others; ours
 
 _NO_EVIDENCE = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
