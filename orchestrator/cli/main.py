@@ -168,6 +168,7 @@ def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     """
     if "--store" not in parser.format_usage():
         return parser.parse_intermixed_args(words)
+    # argparse takes no option after `--`, and loses the order of the two forms, of which the last one counts.
     stores, others = list[str](), list[str]()
     rest = iter(words)
     for word in rest:
