@@ -17,16 +17,15 @@ from typing import NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Budget, Evidence, Hold, Holds, Spending, budget_hold, spent
 from orchestrator.core.failure import DETERMINISTIC, Alike, Cause, Fingerprint, fingerprint
+from orchestrator.core.gates import NO_GATES, Gates
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import NO_GATES, Gates, StageStatus, State, is_disk_full
+from orchestrator.core.state import StageStatus, State, is_disk_full
 from orchestrator.core.sweep import Cell, ComposedSweep, common_axes, varying_axes
 from orchestrator.errors import counted, one_line
 
-MAX_MESSAGE = 120
-"""Characters of a failure's message in the reason of a hold."""
-
+MAX_MESSAGE = 120  # characters of a failure's message in the reason of a hold
 NUM_GATES = 2  # that fail alike hold back others; ours
 
 _NO_EVIDENCE = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})

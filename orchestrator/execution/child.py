@@ -241,10 +241,10 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
     """Return the services of the stage, connected to the store's fence and to the worker."""
     outage = Outage(order.settings.store.outage_s, print, lambda: stop.why if stop.asked else "")
     ledger = Ledger(open_objects(order.store)).patient(outage)
+    # If others do not see what this process writes, only what the worker uploads counts.
+    is_shared = ledger.objects.shared_folder("") is not None
 
     def fence() -> None:
-        if not ledger.objects.in_place:
-            return  # a bucket: only what the worker uploads is visible, and the worker checks the fence
         of = order.instance
         if ledger.is_claimed(of, order.attempt + 1) or ledger.is_done_or_void(of, order.generation):
             raise StopRequested("superseded")
@@ -254,7 +254,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         *(folder, order.sweep, order.cell, order.instance.name, order.attempt, order.config),
         msgspec.to_builtins(tracker),
     )
-    return context_for(order, in_place=ledger.objects.in_place)(
+    return context_for(order, is_shared=is_shared)(
         folder,
         uses=Config(order.uses, declared="uses"),
         resume=None
@@ -266,9 +266,9 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         checkpoint_interval_s=order.settings.policy.checkpoint_interval_s,
         trackers=open_trackers([tracker.name], tracked),
         stop=stop,
-        fence=fence,
+        fence=fence if is_shared else lambda: None,  # the worker checks it before uploads
         report_progress=lambda step, num_steps: lifeline.report(step=step, num_steps=num_steps),
-        keeps_work=ledger.objects.in_place,
+        keeps_work=is_shared,
         report_stop=lambda seconds: lifeline.report(stop_s=round(seconds, 1)),
         report_adapted=lambda values: lifeline.report(adapted=values),
         clock=lifeline.clock,

@@ -19,11 +19,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from msgspec.structs import replace
 
 from orchestrator.core.evidence import NO_HOLDS, Holds, Spending
-from orchestrator.core.gates import is_given_up
+from orchestrator.core.gates import NO_GATES, Gates, is_given_up
 from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
+from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.store.access import StageIndex
 from orchestrator.store.evidence import EvidenceReader

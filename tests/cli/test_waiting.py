@@ -25,10 +25,9 @@ from orchestrator.cli import launch, progress
 from orchestrator.cli.main import main
 from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.failure import Cause
-from orchestrator.core.notices import Goal, Outlook, outlook
 from orchestrator.core.records import Request
 from orchestrator.core.settings import NotifySettings
-from orchestrator.core.state import State
+from orchestrator.core.state import Goal, Outlook, State, outlook
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable
 from orchestrator.jobs.records import JobEnd
 from orchestrator.jobs.submissions import Submissions

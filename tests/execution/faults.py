@@ -25,6 +25,7 @@ from orchestrator.execution.loop import Worker
 from orchestrator.execution.supervision import ForkedChildren
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import PosixStore
+from tests import forked
 from tests.store import builders
 
 
@@ -121,20 +122,16 @@ class Running:
 
     def __init__(self, order: Assignment, fault: Fault, file: Path) -> None:
         file.write_bytes(msgspec.json.encode(Told(order=order, fault=fault)))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.execution.faults", str(file)],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        ours, its = os.pipe()
+        self.process = forked.Started("tests.execution.faults", [str(file)], streams=[its, its])
+        os.close(its)
         self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=[ours], daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self._lines.extend(self.process.stdout)
+    def _read(self, output: int) -> None:
+        with open(output) as stream:
+            self._lines.extend(stream)
 
     @property
     def output(self) -> str:
