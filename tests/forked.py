@@ -284,6 +284,7 @@ def _stream(old: Any, number: int, *, line_buffering: bool) -> Any:
 if __name__ == "__main__":
     from orchestrator.cli.main import VERBS, verb_of
     from orchestrator.compose.main import compose
+    from orchestrator.core.exits import cause_of_exit
     from orchestrator.formats import inspect_records
     from orchestrator.store.checkout import Checkout
 
@@ -296,5 +297,6 @@ if __name__ == "__main__":
     compose("count", [*words, "policy.limits_s={count: 9}", "policy.retries.code=1"])
     Checkout({}, ()).digest()  # the files of the package, which each launch reads
     inspect_records()
+    cause_of_exit(1, "error: that compiles the tables of causes", oom_killed=False)
     gc.freeze()  # memory that is not touched is not copied
     serve(socket.socket(fileno=int(sys.argv[1])))
