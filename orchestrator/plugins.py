@@ -1,23 +1,25 @@
-"""Plugins: what other installed distributions bring, found by their entry points.
+"""Code of others: plugins of installed distributions, and what a sweep file names as ``module:object``.
 
-A group is named ``polysweep.GROUP``, see `orchestrator.registry.PLUGGABLE`; ``polysweep.conf`` names packages
-with a folder ``conf``. To read the metadata of all distributions takes some 10 ms, so it is read only for a
-name that is not built in.
+Plugins are found by their entry points. A group is named ``polysweep.GROUP``, see
+`orchestrator.registry.PLUGGABLE`; ``polysweep.conf`` names packages with a folder ``conf``. To read the
+metadata of all distributions takes some 10 ms, so it is read only for a name that is not built in.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import inspect
 import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
-from orchestrator.errors import StageFailure, SweepError, UserError, counted
+from orchestrator.errors import StageFailure, SweepError, UserError, counted, nearest
 
 
 class _Shape(NamedTuple):
@@ -185,3 +187,85 @@ def conf_folders() -> tuple[tuple[Path, ...], str]:
 def _origin(point: EntryPoint) -> str:
     """Return the distribution of an entry point, as ``name version``."""
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+def unfound(target: str) -> tuple[str, str]:
+    """Return why ``module:object`` cannot be loaded, and what is there instead; two empty texts if it may be.
+
+    Nothing is imported, which might take long or need a GPU: only what the files show beyond doubt counts.
+    """
+    module, _, name = target.partition(":")
+    parts, spec = module.split("."), None
+    for depth in range(1, len(parts) + 1):
+        parent, part = spec, ".".join(parts[:depth])
+        spec = _spec(part, parent)
+        if spec is None and (parent is None or not _defined(parent).is_open):
+            return f"no module {part!r} can be imported", ""
+        if spec is None:
+            return "", ""
+    assert spec is not None
+    defined = _defined(spec)
+    if defined.problem or defined.is_open or name in defined.names:
+        return defined.problem, ""
+    return f"module {module!r} has no {name!r}", nearest(name, defined.public)
+
+
+def _spec(name: str, parent: ModuleSpec | None) -> ModuleSpec | None:
+    """Return where a module is, without an import of the package that it is in."""
+    if parent is not None:
+        # By its last name: by the whole one, Python would look for the package among what is imported.
+        path = parent.submodule_search_locations
+        return None if path is None else PathFinder.find_spec(name.rpartition(".")[2], path)
+    try:
+        return find_spec(name) if name else None
+    except ValueError:  # of __main__
+        return None
+
+
+class _Defined(NamedTuple):
+    """What the source of a module defines.
+
+    Attributes:
+        names: all that it binds, in any scope.
+        public: its own functions and classes.
+        is_open: whether it may define more when it runs, or its source cannot be read.
+        problem: why it cannot be imported; "" if it can.
+    """
+
+    names: frozenset[str] = frozenset()
+    public: tuple[str, ...] = ()
+    is_open: bool = True
+    problem: str = ""
+
+
+def _defined(spec: ModuleSpec) -> _Defined:
+    if not (spec.has_location and str(spec.origin).endswith(".py")):
+        return _Defined(is_open=spec.origin is not None or spec.submodule_search_locations is None)
+    try:
+        tree = ast.parse(Path(str(spec.origin)).read_bytes())
+    except SyntaxError as error:
+        return _Defined(problem=f"{spec.origin}, line {error.lineno}, is no Python: {error.msg}")
+    except (OSError, ValueError, MemoryError, RecursionError):
+        return _Defined()
+    names, is_open = set[str](), False
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.add(node.name)
+            case ast.alias():
+                names.add(node.asname or node.name)
+            case ast.Name(ctx=ast.Store()):
+                names.add(node.id)
+            case ast.Attribute(ctx=ast.Store()):
+                names.add(node.attr)
+            case (
+                ast.Name("globals" | "exec" | "__path__")
+                | ast.Call(ast.Name("vars" | "locals"), [])
+                | ast.Attribute(ast.Name("sys"), "modules")
+            ):
+                is_open = True
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    public = tuple(each.name for each in tree.body if isinstance(each, kinds) and each.name[0] != "_")
+    return _Defined(
+        frozenset(names), public, is_open or not {"*", "__getattr__", "__path__"}.isdisjoint(names)
+    )

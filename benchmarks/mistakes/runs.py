@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
+WAITED_FOR = {"pending", "queued", "running", "released", "lost", "unknown"}
 SWEEP = (sys.executable, "-P", "-m", "orchestrator.cli.main")
 
 
@@ -135,9 +136,8 @@ def on_slurm(hurt: Callable[[Mapping[str, str]], object]) -> Callable[[Run], int
                     check=False,
                 )
                 counts = (run.json("status", "mistakes") or {}).get("counts", {})
-                if not {"pending", "queued", "running", "released", "lost"} & {
-                    s for s in counts if counts[s]
-                }:
+                # `unknown`: Slurm did not answer, or the job's end is not accounted yet.
+                if not WAITED_FOR & {state for state, number in counts.items() if number}:
                     break
                 time.sleep(1)
             return done.returncode

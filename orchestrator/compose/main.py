@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import itertools
 import math
 import re
@@ -38,8 +36,10 @@ from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, parse, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
+from orchestrator.plugins import unfound
 from orchestrator.registry import REPORTS, STAGES, importable, is_known, known, load, lookup
 from orchestrator.spec import StageSpec
+from orchestrator.store.opening import store_url
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str
     specs = stage_specs(file, registered, known=lambda: known(STAGES), where=where)
     for name, spec in specs.items():
         if spec.run is not None:
-            _check_module(f"stage {name!r} runs {spec.run!r}", spec.run, import_paths, where)
+            _check_target(f"stage {name!r} runs {spec.run!r}", spec.run, import_paths, where)
     return specs
 
 
@@ -329,26 +329,17 @@ def _check_texts(file: SweepFile, specs: Mapping[str, StageSpec], where: str) ->
 def _check_reports(names: Sequence[str], import_paths: Sequence[str], where: str) -> None:
     for name in names:
         if re.fullmatch(r"[\w.]+:\w+", name):
-            _check_module(f"report {name!r} is asked for", name, import_paths, where)
+            _check_target(f"report {name!r} is asked for", name, import_paths, where)
         elif not is_known(REPORTS, name):
             raise UserError(f"unknown report {name!r}", where=where, allowed=nearest(name, known(REPORTS)))
 
 
-def _check_module(what: str, target: str, import_paths: Sequence[str], where: str) -> None:
-    # Only the top-level module: to find a deeper one, Python would import its parents, and perhaps torch.
-    module = target.partition(":")[0].partition(".")[0]
+def _check_target(what: str, target: str, import_paths: Sequence[str], where: str) -> None:
     with importable(import_paths):
-        importlib.invalidate_caches()
-        try:
-            is_there = importlib.util.find_spec(module) is not None
-        except ValueError:  # __main__, or a leading dot
-            is_there = False
-    if not is_there:
-        raise UserError(
-            f"{what}, but no module {module!r} can be imported",
-            where=where,
-            allowed=f"looked in {', '.join(import_paths)} and the environment",
-        )
+        problem, there = unfound(target)
+    if problem:
+        looked = f"looked in {', '.join(import_paths)} and the environment"
+        raise UserError(f"{what}, but {problem}", where=where, allowed=there or looked)
 
 
 def _check_limits(settings: RunSettings, specs: Mapping[str, StageSpec]) -> None:
@@ -363,7 +354,7 @@ def _check_limits(settings: RunSettings, specs: Mapping[str, StageSpec]) -> None
 
 def _check_work(settings: RunSettings, specs: Mapping[str, StageSpec]) -> None:
     """Refuse stages with a work folder over a bucket, where the next attempt would not find the folder."""
-    url = settings.store.url or ""
+    url = store_url(settings.store.url)
     in_bucket = "://" in url and not url.startswith("file://")
     for name, spec in specs.items():
         if in_bucket and (spec.keep or "work" in placeholders(spec)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from orchestrator.compose.overrides import run_settings
@@ -150,6 +152,8 @@ FILES = [
     ("stages: {fit: {run: 'a:b', command: x}}", "exactly one of", ""),
     ("stages: {fit: {run: nomodule}}", "stages.fit.run", "module:function"),
     ("stages: {fit: {run: 'no_such_module_here:main'}}", "no module 'no_such_module_here'", ""),
+    ("stages: {fit: {run: 'json:dmups'}}", "module 'json' has no 'dmups'", "did you mean dumps"),
+    ("stages: {fit: {run: 'json.no_such:main'}}", "no module 'json.no_such'", ""),
     ("stages: {fit: {command: x, red: [a]}}", "unknown key 'stages.fit.red'", "stages.fit.reads"),
     ("stages: {fit: {command: x, reads: seed}}", "stages.fit.reads is of the wrong type", "list"),
     ("stages: {fit: {command: x, reads: [sead]}}", "stage 'fit' reads the unknown key 'sead'", "seed"),
@@ -244,6 +248,38 @@ def test_what_only_sounds_like_a_secret_is_fine(project):
     overrides = [f"+{key}=1" for key in keys] + ["+password=null"]
     config = project.sweep("config: {a: 1}\nstages: {s: {command: x, reads: [a]}}", *overrides).sweep
     assert set(keys) < set(config.cells[0].config)
+
+
+@pytest.mark.parametrize(
+    ("source", "is_found"),
+    [
+        ("def main(config, inputs, context): ...", True),
+        ("from json import dumps as main", True),
+        ("if True:\n    (main, *rest) = [print]", True),
+        ("def make():\n    global main\n    main = print\nmake()", True),
+        ("globals()['main'] = print", True),
+        ("import sys\nsetattr(sys.modules[__name__], 'main', print)", True),
+        ("from json import *", True),
+        ("def __getattr__(name): ...", True),
+        ("def mian(config, inputs, context): ...", False),
+        ("import torch_of_a_gpu_node\nclass Main: ...", False),
+        ("def main(config:", False),
+    ],
+)
+def test_a_function_is_looked_for_in_the_source_and_nothing_is_imported(project, source, is_found):
+    project.write("fit.py", f"{source}\nraise AssertionError('imported')\n")
+    with contextlib.nullcontext() if is_found else pytest.raises(UserError, match="runs 'fit:main', but"):
+        project.sweep("config: {a: 1}\nstages: {s: {run: 'fit:main', reads: [a]}}")
+
+
+def test_a_work_folder_is_refused_over_a_bucket_however_that_is_named(project, monkeypatch):
+    text = "config: {a: 1}\nstages: {s: {command: 'x {work}', reads: [a]}}"
+    with pytest.raises(UserError, match="does not keep"):
+        project.sweep(text, "store.url=s3://bucket/x")
+    monkeypatch.setenv("SWEEP_STORE", "s3://bucket/x")
+    with pytest.raises(UserError, match="does not keep"):
+        project.sweep(text)
+    project.sweep(text, "store.url=runs")
 
 
 def test_every_placeholder_that_a_worker_fills_in_is_fine(project):
