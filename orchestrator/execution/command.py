@@ -261,7 +261,7 @@ class _Running:
     ) -> None:
         self._process, self._context, self._grace_s = process, context, grace_s
         files = CheckpointFiles(spec, context)
-        self._sealer = Sealer(context, lambda is_last: files.look(is_last=is_last))
+        self._sealer = Sealer(context, lambda is_last, alone: files.look(is_last=is_last, by_itself=alone))
         self._printed = PrintedMetrics(context)
         self._metrics, self._offset, self._progress_s = context.folder / layout.METRICS, 0, 0.0
         self._stopped_s: float | None = None
