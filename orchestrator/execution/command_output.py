@@ -117,7 +117,7 @@ class CheckpointFiles:
         if is_last and self._taken is None:
             self._name_folders(self._pattern)
 
-    def _take(self, seen: Mapping[_File, _Sight], *, is_last: bool, by_itself: bool) -> None:
+    def _take(self, seen: dict[_File, _Sight], *, is_last: bool, by_itself: bool) -> None:
         least_s = HALF_A_LOOK_S if is_last else 0.0
         whole: dict[_File, _Sight] = {}
         for file, sight in (seen | self._seen).items():
