@@ -53,6 +53,13 @@ def signal_everyone(pid: int) -> None:
     signal_all(pid, signal.SIGTERM)
 
 
+@pytest.mark.parametrize(
+    "script", ['trap "exit 0" INT; kill -INT $$; exit 1', "! timeout -s INT 0.2 sleep 30"]
+)
+def test_an_interrupt_reaches_a_command_as_in_a_terminal(run: Jobs, script: str) -> None:
+    assert run(StageSpec(command=f"bash -c '{script}'")).end().outcome == "succeeded"
+
+
 @pytest.mark.parametrize("send", [stop, signal_everyone])
 @pytest.mark.parametrize("kind", ["shell", "library"])
 def test_exit_code_0_after_a_stop_is_not_done(store: Path, run: Jobs, kind: str, send: object) -> None:
