@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import importlib
@@ -59,19 +58,9 @@ def start_server(items: Sequence[Any]) -> None:
         theirs.close()
         forked._server = lambda _: ours
         return
-    code = BROKEN
-    try:
-        ours.close()
-        sys.path.insert(0, "")
-        forked._serve(theirs)
-        from orchestrator.cli.main import main
-
-        code = main()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+    ours.close()
+    sys.path.insert(0, "")
+    forked.serve(theirs)
 
 
 _JOBS: list[tuple[Callable[..., Any], tuple[Any, ...], float]] = []

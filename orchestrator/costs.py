@@ -229,6 +229,21 @@ def checked_estimate(name: str, estimate: Any) -> Estimate:
     return estimate
 
 
+def checked_needs(name: str, needs: Any) -> Iterable[Need]:
+    """Return what a hook of needs returned.
+
+    Args:
+        name: of the hook, for the error.
+        needs: what it returned.
+
+    Raises:
+        UserError: it is no list of `Need`.
+    """
+    if not isinstance(needs, list | tuple) or not all(isinstance(need, Need) for need in needs):
+        raise UserError(f"the hook {name} returned {needs!r}", allowed="a list of Need; [] for none")
+    return needs
+
+
 ADDED = (
     "num_steps",
     "num_tokens",

@@ -21,6 +21,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -152,6 +153,29 @@ def is_out_of_space(error: BaseException) -> bool:
     Libraries that are not Python's raise errors of their own, with the system's words in them.
     """
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or means_full_disk(str(error))
+
+
+def check_proxies() -> None:
+    """Raise `UserError` for a proxy in the environment that no request could be made by."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    for name in ("http", "https", "all"):
+        if not (proxy := getproxies().get(name, "")):
+            continue
+        try:
+            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            is_usable = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            parts, is_usable = urlsplit(""), False
+        has_socks = parts.scheme.startswith("socks5") and find_spec("socksio") is not None
+        if not is_usable or not (parts.scheme in ("http", "https") or has_socks):
+            raise UserError(
+                f"the proxy in {name}_proxy, or {name.upper()}_PROXY, cannot be used: {parts.scheme or 'it'}"
+                + (" needs the package socksio" if parts.scheme.startswith("socks5") else " is no proxy"),
+                allowed="http://HOST:PORT",
+                fix=f"unset {name}_proxy {name.upper()}_PROXY",
+            )
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 12) -> str:

@@ -289,15 +289,48 @@ def _sorted(value: Any) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value, order="sorted"))
 
 
+def inspect_records() -> None:
+    """Inspect all records that this process has imported, so that processes forked from it need not."""
+    kinds: list[type[Stored]] = [Stored]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        _evolved(kind)
+
+
 @cache
 def _fields(kind: type[msgspec.Struct]) -> tuple[_Field, ...]:
     """Return what is known of each field of a struct."""
-    info = inspect.type_info(kind)
-    assert isinstance(info, inspect.StructType)
     return tuple(
         _Field(f.name, f.encode_name, _since(f.type), _default(f), isinstance(_bare(f.type), _PLAIN))
-        for f in info.fields
+        for f in _inspected(kind).fields
     )
+
+
+_INSPECTED: dict[type, inspect.StructType] = {}
+"""Structs by class. To inspect one takes 1 ms and more, with all that it may hold: that is inspected once."""
+
+
+def _inspected(kind: type[msgspec.Struct]) -> inspect.StructType:
+    if kind not in _INSPECTED:
+        for found in _structs(inspect.type_info(kind), set()):
+            _INSPECTED.setdefault(found.cls, found)
+    return _INSPECTED[kind]
+
+
+def _structs(info: inspect.Type, seen: set[type[msgspec.Struct]]) -> Iterator[inspect.StructType]:
+    """Yield a struct and all that it may hold, each once."""
+    info = _bare(info)
+    if isinstance(info, inspect.StructType) and info.cls not in seen:
+        seen.add(info.cls)
+        yield info
+        for field in info.fields:
+            yield from _structs(field.type, seen)
+    for name in ("value_type", "item_type"):
+        if isinstance(inside := getattr(info, name, None), inspect.Type):
+            yield from _structs(inside, seen)
+    for name in ("types", "item_types"):
+        for inside in getattr(info, name, None) or ():
+            yield from _structs(inside, seen)
 
 
 class _Field(NamedTuple):
@@ -335,20 +368,4 @@ def _default(field: inspect.Field) -> Callable[[], Any]:
 @cache
 def _evolved(kind: type[msgspec.Struct]) -> bool:
     """Whether a struct, or one that it may hold, has a marked field."""
-    seen: set[type[msgspec.Struct]] = set()
-
-    def structs(info: inspect.Type) -> Iterator[type[msgspec.Struct]]:
-        info = _bare(info)
-        if isinstance(info, inspect.StructType) and info.cls not in seen:
-            seen.add(info.cls)
-            yield info.cls
-            for field in info.fields:
-                yield from structs(field.type)
-        for name in ("value_type", "item_type"):
-            if isinstance(inside := getattr(info, name, None), inspect.Type):
-                yield from structs(inside)
-        for name in ("types", "item_types"):
-            for inside in getattr(info, name, None) or ():
-                yield from structs(inside)
-
-    return any(field.since > 1 for each in structs(inspect.type_info(kind)) for field in _fields(each))
+    return any(f.since > 1 for each in _structs(_inspected(kind), set()) for f in _fields(each.cls))

@@ -30,6 +30,7 @@ from orchestrator.provenance import (
     entry_of,
     is_gone,
     pid_namespace,
+    read_of,
     start_of,
 )
 
@@ -156,14 +157,15 @@ def _adopted(table: dict[int, ProcessEntry], keep: Collection[int]) -> set[int]:
 
 def process_table() -> dict[int, ProcessEntry]:
     """Return what the kernel shows of all processes, by process id."""
-    pids = (int(path.name) for path in PROC.iterdir() if path.name.isdigit()) if PROC.exists() else ()
+    names = os.listdir(PROC) if PROC.exists() else ()  # noqa: PTH208 - faster
+    pids = (int(name) for name in names if name.isdigit())
     return {pid: entry for pid in pids if (entry := entry_of(pid)) is not None}
 
 
 def _mark(pid: int) -> str:
     """Return a process's mark; "" if it has none, or belongs to another user."""
     try:
-        data = (PROC / str(pid) / "environ").read_bytes()
+        data = read_of(pid, "environ")
     except OSError:
         return ""
     # Cheap test first: this runs for every process of the machine.

@@ -172,8 +172,8 @@ PLUGGABLE: Mapping[str, Mapping[str, str]] = {
 }
 """Group of entry points, without ``polysweep.``, to the table that it extends; see docs/plugins.md."""
 
-_POINTS, _IMPORTED = "orchestrator.plugins:points", "orchestrator.plugins:imported"
-"""Functions that find and import plugins, imported only for a name that no table has."""
+_POINTS, _IMPORTED, _FITTING = (f"orchestrator.plugins:{name}" for name in ("points", "imported", "fitting"))
+"""Functions that find, import and check the objects of others, for names that no table has."""
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "slurm": ("submitit",),
@@ -207,10 +207,7 @@ NEEDS_EXTRA: Mapping[str, tuple[str, str]] = {
     BUCKETS["s3"]: ("s3", "a store in a bucket"),
     **{target: (name, f"tracker={name}") for name, target in MIRRORS.items()},
 }
-"""Object to the extra without which it is refused, and to what the user wrote.
-
-These objects import their packages only after records exist.
-"""
+"""Object, which imports its packages only after records exist, to its extra and to what the user wrote."""
 
 
 def require(extra: str, *, what: str) -> None:
@@ -265,22 +262,24 @@ def load(target: str, *, where: str = "") -> Any:
     if target in NEEDS_EXTRA:
         extra, what = NEEDS_EXTRA[target]
         require(extra, what=what)
+    ours = module_name.startswith("orchestrator.")
     try:
-        module = importlib.import_module(module_name)
+        # What the module of a user prints must not mix with the JSON or the table of a verb.
+        with contextlib.nullcontext() if ours else contextlib.redirect_stdout(sys.stderr):
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # An error about another module is one inside the found module: its own traceback helps more.
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UserError(f"no module {module_name!r} can be imported", where=where) from error
-        # The user's own module may import what it likes.
-        if module_name.startswith("orchestrator.") and (absent := missing_extra(error, what=where or target)):
+        if ours and (absent := missing_extra(error, what=where or target)):
             raise absent from error
         raise
+    except SystemExit as error:  # a script that runs whenever it is imported
+        what, fix = f"module {module_name!r} exits when imported", 'if __name__ == "__main__": around its end'
+        raise UserError(what, where=where, fix=fix) from error
     if not hasattr(module, attribute):
-        raise UserError(
-            f"module {module_name!r} has no {attribute!r}",
-            where=where,
-            allowed=nearest(attribute, vars(module)),
-        )
+        names = nearest(attribute, (name for name in vars(module) if name[:2] != "__"))
+        raise UserError(f"module {module_name!r} has no {attribute!r}", where=where, allowed=names)
     return getattr(module, attribute)
 
 
@@ -318,7 +317,7 @@ def lookup(table: Mapping[str, str], name: str, *, kind: str) -> Any:
     if name in table:
         return load(table[name])
     if ":" in name:
-        return load(name, where=kind)
+        return load(_FITTING)(_group(table), load(name, where=kind), what=f"the {kind} {name!r}", where=kind)
     if is_known(table, name):
         return load(_IMPORTED)(_group(table), name)
     raise UserError(f"unknown {kind} {name!r}", allowed=nearest(name, known(table)))

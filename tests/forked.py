@@ -1,4 +1,4 @@
-"""Commands of a test in processes that are forked with the imports done.
+"""Commands and workers of a test in processes that are forked with the imports done.
 
 A short verb spends most of its time on imports. Each still runs in a process of its own, with the folder, the
 environment, the umask and the streams that it is given. What Python itself reads of the environment when it
@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -21,10 +22,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+import types
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from tests import spare
 
 _ROOT = Path(__file__).parents[1]
 _ENV = dict(os.environ)
@@ -33,22 +38,23 @@ _PRELOADED = (
     "email.parser",
     "importlib.metadata",
     "multiprocessing.popen_forkserver",
+    "orchestrator.execution.child",
     "orchestrator.compose",
     "orchestrator.reports.general",
+    "orchestrator.store.bucket",
     "rich.progress",
+    "tests.execution.faults",
+    "tests.execution.stages",
+    *spare.PRELOADED,
 )
 _lock = threading.Lock()
 
 
 def fits(env: Mapping[str, str]) -> bool:
     """Whether a command with this environment can be run so."""
-    ours, given = _of_python(_ENV), _of_python(env)
+    ours, given = spare.of_python(_ENV), spare.of_python(env)
     ours.pop("PYTHONPATH", None)
     return given.pop("PYTHONPATH", None) in _PYTHONPATHS and given == ours
-
-
-def _of_python(env: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in env.items() if key.startswith(("PYTHON", "LC_", "LANG", "LD_"))}
 
 
 def run(words: Sequence[str], folder: Path, env: Mapping[str, str], timeout_s: float) -> tuple[int, str, str]:
@@ -56,30 +62,87 @@ def run(words: Sequence[str], folder: Path, env: Mapping[str, str], timeout_s: f
 
     As with pipes to any command, the output ends when no process holds the streams any more.
     """
-    line, theirs = socket.socketpair()
     pipes = [os.pipe(), os.pipe()]
-    umask = os.umask(0o022)
-    os.umask(umask)
-    order = json.dumps({"words": [*words], "folder": str(folder), "env": dict(env), "umask": umask}).encode()
-    with line:
+    process = Started("orchestrator", words, folder=folder, env=env, streams=[end for _, end in pipes])
+    for _, end in pipes:
+        os.close(end)
+    try:
+        out, err = _read([end for end, _ in pipes], time.monotonic() + timeout_s)
+    except TimeoutError:
+        process.kill()
+        raise subprocess.TimeoutExpired([*words], timeout_s) from None
+    finally:
+        for end, _ in pipes:
+            os.close(end)
+    return process.wait(), out, err
+
+
+class Started:
+    """A process of ``python -m MODULE WORDS``, forked with the imports done; used as `subprocess.Popen`.
+
+    Args:
+        module: what it runs; such as ``orchestrator``.
+        words: its arguments.
+        folder: its working folder.
+        env: its environment, which `fits`.
+        streams: its standard output and standard error; by default nowhere.
+        leads: whether it leads a process group of its own.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        words: Sequence[str],
+        *,
+        folder: Path = _ROOT,
+        env: Mapping[str, str] | None = None,
+        streams: Sequence[int] | None = None,
+        leads: bool = False,
+    ) -> None:
+        self._line, theirs = socket.socketpair()
+        self.args, self.returncode = [module, *words], None
+        env = os.environ if env is None else env
+        umask = os.umask(0o022)
+        os.umask(umask)
+        order = {"module": module, "words": [*words], "folder": str(folder), "env": dict(env), "umask": umask}
+        data = json.dumps({**order, "leads": leads}).encode()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
         with theirs, _lock:
             server = _server(env.get("PYTHONPATH"))
-            given = [theirs.fileno(), *(end for _, end in pipes)]
-            socket.send_fds(server, [len(order).to_bytes(8, "big")], given)
-            server.sendall(order)
-        for _, end in pipes:
-            os.close(end)
-        try:
-            out, err = _read([end for end, _ in pipes], time.monotonic() + timeout_s)
-        except TimeoutError:
+            given = [theirs.fileno(), *(streams or [nowhere, nowhere])]
+            socket.send_fds(server, [len(data).to_bytes(8, "big")], given)
+            server.sendall(data)
+        os.close(nowhere)
+        self.pid = _number(self._line)
+
+    def poll(self) -> int | None:
+        """Return its exit code, None while it runs."""
+        if self.returncode is None and select.select([self._line], [], [], 0)[0]:
+            self.returncode = _number(self._line)
+            self._line.close()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; return its exit code."""
+        if self.returncode is None and not select.select([self._line], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(_number(line), signal.SIGKILL)
-            raise subprocess.TimeoutExpired([*words], timeout_s) from None
-        finally:
-            for end, _ in pipes:
-                os.close(end)
-        _number(line)  # its process id
-        return _number(line), out, err
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send it SIGKILL."""
+        self.send_signal(signal.SIGKILL)
 
 
 def _read(ends: list[int], deadline_s: float) -> list[str]:
@@ -128,8 +191,28 @@ def _server(python_path: str | None) -> socket.socket:
     return ours
 
 
+def serve(line: socket.socket) -> NoReturn:
+    """Fork a process for each order."""
+    code = 1
+    try:
+        _serve(line)
+        main = sys.modules["__main__"]
+        exec(main.__spec__.loader.get_code(main.__spec__.name), vars(main))  # noqa: S102 - as Python does
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code & 0xFF)
+
+
 def _serve(line: socket.socket) -> None:
-    """Fork a process for each order; return in the forked ones, whose streams and folder are set."""
+    """Fork a process for each order; return in the forked ones, which are then what they are to run."""
     selector = selectors.DefaultSelector()
     selector.register(line, selectors.EVENT_READ)
     while True:
@@ -155,15 +238,21 @@ def _serve(line: socket.socket) -> None:
                 line.close()
                 answer.detach()
                 os.close(files[0])
+                if spare.STARTERS.intersection([order["module"], *order["words"][:3]]):
+                    spare.fork()
                 return
             for file in files[1:]:
                 os.close(file)
+            if order["leads"]:
+                os.setpgid(child, child)
             answer.sendall(_as_bytes(child))
             selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, answer))
 
 
 def _become(order: dict[str, Any], streams: list[int]) -> None:
-    """Make this process what ``python -m orchestrator WORDS`` begins as."""
+    """Make this process what ``python -m MODULE WORDS`` begins as."""
+    if order["leads"]:
+        os.setpgid(0, 0)
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream, number)
         os.close(stream)
@@ -173,10 +262,12 @@ def _become(order: dict[str, Any], streams: list[int]) -> None:
     os.chdir(order["folder"])
     os.environ.clear()
     os.environ.update(order["env"])
-    sys.argv = ["orchestrator", *order["words"]]
     sys.path[0] = order["folder"]
-    # what a fork server that the command starts imports as its main module
-    sys.modules["__main__"].__spec__ = importlib.util.find_spec("orchestrator.__main__")
+    module = order["module"]
+    spec = importlib.util.find_spec("orchestrator.__main__" if module == "orchestrator" else module)
+    sys.argv = [spec.origin, *order["words"]]
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__spec__, main.__file__ = spec, spec.origin
 
 
 def _stream(old: Any, number: int, *, line_buffering: bool) -> Any:
@@ -193,21 +284,20 @@ def _stream(old: Any, number: int, *, line_buffering: bool) -> Any:
 
 if __name__ == "__main__":
     from orchestrator.cli.main import VERBS, verb_of
-    from orchestrator.compose.root import Root
+    from orchestrator.compose.main import compose
+    from orchestrator.core.exits import cause_of_exit
+    from orchestrator.formats import inspect_records
     from orchestrator.store.checkout import Checkout
 
     for name in _PRELOADED:
         importlib.import_module(name)
     for verb in VERBS:
         verb_of(verb)
-    Root("engine", [_ROOT / "conf"]).compose([])  # Hydra imports its plugins when it is first used
+    # Hydra imports its plugins when it is first used, and its parser learns the grammar as it goes.
+    words = ["seed=range(0,3)", "size=small,large", "count.step_s=choice(0.1,0.2)", "launcher.workers=2"]
+    compose("count", [*words, "policy.limits_s={count: 9}", "policy.retries.code=1"])
     Checkout({}, ()).digest()  # the files of the package, which each launch reads
+    inspect_records()
+    cause_of_exit(1, "error: that compiles the tables of causes", oom_killed=False)
     gc.freeze()  # memory that is not touched is not copied
-    _serve(socket.socket(fileno=int(sys.argv[1])))
-    from orchestrator.cli.main import main
-
-    code = main()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    serve(socket.socket(fileno=int(sys.argv[1])))

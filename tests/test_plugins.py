@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.api.reports import write_report
 from orchestrator.compose.overrides import run_settings
 from orchestrator.core.settings import TrackerSettings
 from orchestrator.errors import UserError
@@ -83,9 +84,12 @@ def test_a_plugin_s_name_is_found_and_listed_and_one_of_ours_comes_first(install
 def test_each_group_extends_its_own_table_alone(installed: Installed) -> None:
     groups = "".join(f"[polysweep.{group}]\nof_{group} = sys:path\n" for group in PLUGGABLE)
     installed("bring-all", groups)
-    for group, table in PLUGGABLE.items():
-        assert known(table) == [*table, f"of_{group}"]
-        assert lookup(table, f"of_{group}", kind=group) is sys.path
+    for table in PLUGGABLE.values():
+        group = next(name for name, each in PLUGGABLE.items() if each is table)
+        assert known(table) == [*table, f"of_{group}"] and is_known(table, f"of_{group}")
+        with pytest.raises(UserError, match=rf"the plugin 'of_{group}' of bring-all 1\.0") as caught:
+            lookup(table, f"of_{group}", kind=group)  # a list is nothing of all this
+        assert caught.value.where == f"entry point polysweep.{group}: sys:path"
 
 
 def test_two_plugins_of_one_name_are_refused_with_both_distributions(installed: Installed) -> None:
@@ -103,12 +107,16 @@ def test_two_plugins_of_one_name_are_refused_with_both_distributions(installed: 
         ("absent_module:made", "ModuleNotFoundError: No module named 'absent_module'"),
         ("broken_module:made", "RuntimeError: no licence"),
         ("sys:made", "AttributeError: module 'sys' has no attribute 'made'"),
+        ("leaving_module:made", "SystemExit: 0"),
     ],
 )
 def test_a_plugin_that_cannot_be_imported_is_refused_with_its_distribution(
     installed: Installed, value: str, cause: str
 ) -> None:
-    files = {"broken_module.py": "raise RuntimeError('no licence')"}
+    files = {
+        "broken_module.py": "raise RuntimeError('no licence')",
+        "leaving_module.py": "raise SystemExit(0)",
+    }
     installed("bring-none", f"[polysweep.mirrors]\nlost = {value}\n", files)
     with pytest.raises(UserError) as caught:
         check_trackers("store", {"lost": {}})
@@ -125,6 +133,91 @@ def test_a_plugin_without_its_folder_of_config_is_refused_with_its_distribution(
     with pytest.raises(UserError, match=r"the plugin 'lost' of bring-conf 1\.0 has no folder conf"):
         run_settings(["launcher=lost"], tmp_path)
     assert run_settings(["launcher=local"], tmp_path).launcher["name"] == "local"
+
+
+UNFIT = """
+from orchestrator.saving import Tracker
+from orchestrator.tasks.files import FileTask
+
+
+class Halved:  # a tracker without its second method
+    def __init__(self, tracked): ...
+
+    def log(self, step, metrics): ...
+
+
+class Careless(Tracker):  # its constructor forgets the argument
+    def __init__(self): ...
+
+
+class Failing:  # a mirror whose constructor fails
+    def __init__(self, options):
+        raise RuntimeError("no licence")
+
+    check = begin = progress = open = forget = end = summary = None.__class__
+
+
+def report(rows): ...
+
+
+NUMBER = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "problem"),
+    [
+        ("trackers", "Halved", "lacks close"),
+        ("trackers", "Careless", "takes (), and is called with 1 argument"),
+        ("trackers", "NUMBER", "is of type int, and cannot be called"),
+        ("tasks", "FileTask", "is a class, and an object of it is needed"),
+        ("stages", "report", "lacks the fields of a StageSpec"),
+        ("reports", "report", "takes (rows), and is called with 2 arguments"),
+        ("mirrors", "Failing", "cannot be used: RuntimeError: no licence"),
+        ("launchers", "Halved", "lacks hardware, gpus, start, poll, stop, refusal"),
+    ],
+)
+def test_an_object_that_is_not_what_its_group_needs_is_refused_before_it_is_used(
+    installed: Installed, group: str, name: str, problem: str
+) -> None:
+    installed("bring-wrong", f"[polysweep.{group}]\nwrong = unfit:{name}\n", {"unfit.py": UNFIT})
+    for named, what in (
+        ("wrong", "the plugin 'wrong' of bring-wrong 1.0"),
+        (f"unfit:{name}", f"the kind 'unfit:{name}'"),
+    ):
+        with pytest.raises(UserError) as caught:
+            made = lookup(PLUGGABLE[group], named, kind="kind")
+            made({})
+        assert caught.value.what == f"{what} {problem}"
+
+
+def test_what_others_print_is_no_part_of_standard_output(
+    installed: Installed, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = "print('imported')\ndef write(rows, folder):\n    print('written')\n    return []\n"
+    points = "[polysweep.reports]\nloud = loud_one:write\n"
+    installed("bring-loud", points, {"loud_one.py": text, "loud_two.py": text})
+    for name in ("loud", "loud_two:write"):
+        assert write_report(name, [{"n": 1}], tmp_path, {}, where="here", notify=print) == []
+        assert capsys.readouterr() == ("", "imported\nwritten\n")
+
+
+def test_a_module_that_exits_when_it_is_imported_is_refused(installed: Installed) -> None:
+    installed("bring-script", "", {"leaves.py": "raise SystemExit(0)"})
+    with pytest.raises(UserError, match="module 'leaves' exits when imported"):
+        lookup(REPORTS, "leaves:write", kind="report")
+
+
+def test_a_plugin_without_its_folder_of_config_does_no_harm_to_the_others(
+    installed: Installed, tmp_path: Path
+) -> None:
+    installed("bring-conf", "[polysweep.conf]\nlost = absent_package\n")
+    files = {"whole/__init__.py": "", "whole/conf/launcher/whole.yaml": "name: local\n"}
+    installed("bring-whole", "[polysweep.conf]\nwhole = whole\n", files)
+    assert run_settings(["launcher=whole"], tmp_path).launcher["name"] == "local"
+    with pytest.raises(UserError, match="unknown launcher 'whol'") as caught:
+        run_settings(["launcher=whol"], tmp_path)
+    assert caught.value.allowed == "did you mean whole?" and "'lost' of bring-conf 1.0" in caught.value.fix
 
 
 def test_folders_of_config_of_plugins_with_one_name_are_all_searched(

@@ -40,7 +40,7 @@ def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
         return hook(*args, **kwargs)
     except SweepError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and (
             absent := missing_extra(error, what=f"the hook {name}")
         ):

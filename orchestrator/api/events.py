@@ -119,7 +119,7 @@ class History:
         self._ledger = self._ledger.renewed()
         sealed = self._instances()
         instances = {**self._gates(), **sealed}
-        self._ledger = self._ahead(instances)
+        self._ledger = self._ledger.reading_ahead(lambda: self._ahead(instances))
         found = [*self._requests(), *self._submissions()]
         is_open = False
         for instance, depth in instances.values():
@@ -170,11 +170,9 @@ class History:
             found |= self._rehearsed[number]
         return found
 
-    def _ahead(self, instances: Mapping[str, _Placed]) -> Ledger:
-        """Return a ledger that has listed and read in bulk what is new; the same one for a folder."""
+    def _ahead(self, instances: Mapping[str, _Placed]) -> Prefetched:
+        """List and read in bulk what is new."""
         objects, stages = self._ledger.objects, {instance.stage for instance, _ in instances.values()}
-        if objects.in_place:
-            return self._ledger
         flat = [index(stage) for stage in stages for index in (layout.done_index, layout.void_index)]
         flat += [layout.retired_index(stage, policy) for stage in stages for policy in RETIRING]
         listings = objects.list_many(flat)
@@ -197,7 +195,7 @@ class History:
             for number in listings.get(layout.attempts(instance), Listing((), ())).folders:
                 for name in (layout.CLAIM, layout.END):
                     records.setdefault(f"{layout.attempts(instance)}/{number}/{name}", None)
-        return self._ledger.knowing(Prefetched(records, listings))
+        return Prefetched(records, listings)
 
     def _read(self, key: str, kind: type[Any]) -> Any:
         """Read a record that never changes; return None if it is absent or unreadable."""

@@ -27,11 +27,10 @@ from orchestrator.api.cell_outputs import (
 from orchestrator.api.planning import CellGpus
 from orchestrator.api.rehearsals import PlannedGate
 from orchestrator.api.simulating import SimulatedCluster
-from orchestrator.core.notices import Goal
 from orchestrator.core.plan import Action
 from orchestrator.core.schedule import Makespan
 from orchestrator.core.settings import HardwareSettings
-from orchestrator.core.state import State
+from orchestrator.core.state import Goal, State
 from orchestrator.costs import Estimate
 from orchestrator.store.retention import UnusedCode
 

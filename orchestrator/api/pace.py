@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 
-from orchestrator.api.logs import is_number
+from orchestrator.api.logs import end_of, is_number
 from orchestrator.api.state import SweepState
 from orchestrator.core.schedule import PlannedStage, lower_bound_hours
 from orchestrator.core.state import FINAL, State
@@ -86,19 +86,18 @@ def _lives(view: SweepState, record: WorkerRecord) -> bool:
 def speed_of(view: SweepState, running: Sequence[str]) -> float | None:
     """Return the sum of the last speeds that running stages logged, in tokens a second; None without any.
 
-    Over a bucket, each stage would cost a request at each look, so nothing is read there.
+    In a bucket nothing is read: each stage would cost requests at each look.
 
     Args:
         view: the sweep state.
         running: digests of the stages that run now.
     """
     objects, speeds = view.ledger.objects, []
-    for digest in running if objects.in_place else ():
+    for digest in running if objects.shared_folder("") else ():
         key = layout.metrics(view.instances[digest], view.stages[digest].attempts)
-        if size := objects.size(key):
-            end = objects.read_from(key, max(0, size - TAIL_BYTES), TAIL_BYTES).decode(errors="replace")
-            found = [row[name] for row in parse_metrics(end) for name in SPEEDS if is_number(row.get(name))]
-            speeds += [float(speed) for speed in found if 0 < speed < math.inf][-1:]
+        end, _ = end_of(objects, key, TAIL_BYTES)
+        found = [row[name] for row in parse_metrics(end) for name in SPEEDS if is_number(row.get(name))]
+        speeds += [float(speed) for speed in found if 0 < speed < math.inf][-1:]
     return sum(speeds) if speeds else None
 
 

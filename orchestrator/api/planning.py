@@ -30,9 +30,6 @@ from orchestrator.launchers.base import LaunchGpus
 if TYPE_CHECKING:
     import pandas
 
-MAX_LOOKS = 200
-"""Most stages in a bucket whose starting point is looked up. Each look-up costs requests."""
-
 
 def after_launch(
     view: SweepState, cells: Sequence[Cell], named: tuple[str, ...] | None, settings: RunSettings
@@ -80,8 +77,8 @@ def steps_of(view: SweepState, launched: SweepState, cells: Sequence[Cell]) -> d
     """Return what a launch would do with each stage of each cell.
 
     For a stage that was tried before, the store is searched for a checkpoint, a work folder or an output to
-    go on from. Each search costs requests in a bucket. Beyond `MAX_LOOKS` stages, the step follows from the
-    state alone.
+    go on from. Each search costs requests in a bucket. Beyond the store's `max_looks` stages, the step
+    follows from the state alone.
 
     Args:
         view: the revision.
@@ -100,7 +97,7 @@ def steps_of(view: SweepState, launched: SweepState, cells: Sequence[Cell]) -> d
             if step.action not in (Action.RUN, Action.RESUME) or not (status.attempts or status.going_on):
                 continue
             if digest not in looked and status.attempts:
-                if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
+                if len(looked) >= view.ledger.objects.max_looks:
                     continue
                 looked[digest] = foresee(view.ledger, instance, spec, view.attempts(instance))
             # A stage without a product to go on from may still start from that of an earlier version of
@@ -262,7 +259,7 @@ class Plan:
             there: see `gpus`.
         """
         view, cells, gpus = self.view, self.cells, self.gpus(there)
-        return {
+        facts = {
             "sweep": view.sweep.name,
             "revision": view.number,
             "num_cells": len(cells),
@@ -277,6 +274,11 @@ class Plan:
                 for cell in cells
             ],
         }
+        plain: dict[str, Any] = msgspec.to_builtins(facts)
+        return plain
+
+    def __repr__(self) -> str:
+        return f"<plan of {self.view.title}: {counted(len(self.cells), 'cell')}>"
 
     def _cell_json(self, cell: Cell) -> dict[str, Any]:
         """Return the part of the plan for one cell."""

@@ -17,7 +17,7 @@ from orchestrator.api.tables import TABLES, Column
 from orchestrator.core.evidence import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import INDEXED, load, require
+from orchestrator.registry import require
 from orchestrator.store import layout
 from orchestrator.store.index import KEY, RowSegments, Segment, index_folder, name_of
 from orchestrator.store.ledger import Ledger
@@ -97,9 +97,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def _run(ledger: Ledger, sql: str, sweeps: Sequence[str], take: Callable[[duckdb.DuckDBPyRelation], T]) -> T:
     """Fill the tables that a query names, run it where it cannot reach anything else, and take its result."""
     database = _duckdb()
-    if not ledger.objects.in_place:
-        ledger = load(INDEXED)(ledger)
-    views = list(_views(ledger, sweeps))
+    views = list(_views(ledger.indexed(), sweeps))
     types = _axis_types(views)
     connection = database.connect(":memory:")
     with contextlib.closing(connection):

@@ -376,8 +376,10 @@ class JobPasses:
         self.problem = ""
         self._num_outages = self._num_outages if hold else 0
         # Restart the hold only for a new limit or after a successful submission, so that it does expire.
-        if done.given.limit != self._limit or done.given.submitted:
-            self._limit, self._limit_until_s = done.given.limit, start_s + HOLD_S
+        # A full disk is looked at in each pass: it costs no refusal, and no end of a job frees it.
+        limit = done.given.limit if done.given.limit != done.view.holds.lack_of_space() else ""
+        if limit != self._limit or done.given.submitted:
+            self._limit, self._limit_until_s = limit, start_s + HOLD_S
         self.view = done.view
         # A pass over a large sweep is slow: the pause grows, so that passes take at most 5 % of the time.
         self.pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -121,14 +122,23 @@ def write_report(
         notify: called with a line if nothing is written.
 
     Raises:
-        UserError: there is no such report, or it cannot read these rows.
+        UserError: there is no such report, it cannot read these rows, or it returns no list of its files.
     """
     report = lookup(REPORTS, name, kind="report")
     if not rows and not wants_facts(report):
         notify(f"{where}: no rows yet, so nothing for the report {name}")
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    return call(report, rows, folder, offers)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output has the names of the files, or JSON
+            written = call(report, rows, folder, offers)
+    except SystemExit as end:
+        raise UserError(f"the report {name} exits with {end.code!r}", allowed="it returns its files") from end
+    if not isinstance(written, list) or not all(Path(path).exists() for path in written):
+        raise UserError(
+            f"the report {name} returned {written!r}", allowed="a list of the files that it wrote"
+        )
+    return [Path(path) for path in written]
 
 
 def _import_paths(view: SweepState) -> Sequence[str]:

@@ -20,7 +20,7 @@ from orchestrator.core.secrets import lines_with
 from orchestrator.core.settings import Policy, RunSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, gates_among
-from orchestrator.costs import Hardware, Need
+from orchestrator.costs import Hardware, Need, checked_needs
 from orchestrator.errors import InfrastructureError, UserError, counted, one_line
 from orchestrator.registry import importable, load
 from orchestrator.spec import Config
@@ -344,7 +344,8 @@ def needs_of(
             }
             # Several stages may share a hook. It is called once for each cell.
             asked = dict(hooks[stage] for stage in hooks if stage in open_stages)
-            found = [need for name, hook in asked.items() for need in call(name, hook, Config(cell.config))]
+            returned = {name: call(name, hook, Config(cell.config)) for name, hook in asked.items()}
+            found = [need for name, each in returned.items() for need in checked_needs(name, each)]
             if found:
                 needs[cell.id] = _distinct(found)
     return needs

@@ -77,6 +77,9 @@ class Run:
             self._passes = JobPasses(submit_pass(view, asked, notify=lambda line: None).view, asked)
         self.log = self._detached.log if self._detached else None
 
+    def __repr__(self) -> str:
+        return f"<{self._checked.verb} {self._request.number} of {self._view.title}>"
+
     @in_store
     def status(self) -> Status:
         """Return the current states of this launch's cells."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Evidence
-from orchestrator.core.gates import gates_of
+from orchestrator.core.gates import Gates, gates_of
 from orchestrator.core.goodput import CATEGORIES, Goodput, HeldJob, Holder, goodput, shares_of
-from orchestrator.core.state import Gates
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.judgement import SubmissionState
@@ -20,7 +20,7 @@ from orchestrator.reporting import HeldFacts
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched
 from orchestrator.store.decisions import readable_revisions
-from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import ObjectStore
 
 HOUR_S = 3600.0
 
@@ -52,7 +52,8 @@ def _all_stages(view: SweepState) -> Iterator[tuple[str, Evidence]]:
             state = state.with_gates(Gates(gates))
         instances = {d: instance for d, instance in state.instances.items() if d not in seen}
         seen.update(instances)
-        ledger = _having_read_attempts(view.ledger, list(instances.values()))
+        read = partial(_all_attempts, view.ledger.objects, list(instances.values()))
+        ledger = view.ledger.reading_ahead(read)
         for digest, instance in instances.items():
             # The evidence of a finished stage holds its product, and not the records of its attempts.
             with contextlib.suppress(OSError, InfrastructureError):
@@ -67,11 +68,9 @@ def _all_gates(state: SweepState) -> dict[str, StageInstance]:
     return {digest: instance for gates in found for digest, instance in gates.items()}
 
 
-def _having_read_attempts(ledger: Ledger, instances: Sequence[StageInstance]) -> Ledger:
-    """Return a ledger that has read all attempts in two bulk requests; on a folder these save nothing."""
-    if ledger.objects.in_place:
-        return ledger
-    listings = ledger.objects.list_many([layout.attempts(instance) for instance in instances])
+def _all_attempts(objects: ObjectStore, instances: Sequence[StageInstance]) -> Prefetched:
+    """Read all attempts in two bulk requests."""
+    listings = objects.list_many([layout.attempts(instance) for instance in instances])
     keys = [
         layout.attempt(instance, int(name), record)
         for instance in instances
@@ -79,7 +78,7 @@ def _having_read_attempts(ledger: Ledger, instances: Sequence[StageInstance]) ->
         if name.isdigit()
         for record in layout.RECORDS
     ]
-    return ledger.knowing(Prefetched(ledger.objects.get_many(keys), listings))
+    return Prefetched(objects.get_many(keys), listings)
 
 
 def _held_jobs(filed: SubmissionState) -> Iterator[HeldJob]:

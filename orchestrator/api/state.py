@@ -12,13 +12,14 @@ from typing import Any, cast
 from orchestrator.core import holding, state
 from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause, Fingerprint, fingerprint
-from orchestrator.core.gates import GateRule, gates_of_requests, with_gates
+from orchestrator.core.gates import GateRule, Gates, gates_of_requests, with_gates
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, codes_of, summarize_requests
 from orchestrator.core.records import Request
+from orchestrator.core.sealed import Undecided
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import CellStatus, Gates, StageStatus, State, cell_status, stage_status
+from orchestrator.core.state import CellStatus, StageStatus, State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.core.sweep import SweepReference as SweepReference
 from orchestrator.core.sweep import parse_reference as parse_reference
@@ -28,7 +29,7 @@ from orchestrator.jobs.cells import Jobs, with_jobs
 from orchestrator.jobs.judgement import ending
 from orchestrator.jobs.submissions import Submissions, asker, is_beating, spending_now
 from orchestrator.launchers.base import ask_schedulers
-from orchestrator.registry import INDEXED, load
+from orchestrator.registry import load
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -279,7 +280,7 @@ class SweepState:
         return state.SweepFacts(self.stages.__getitem__, evidence, cancelled, self.holds)
 
     @cached_property
-    def open_decision(self) -> state.Undecided | None:
+    def open_decision(self) -> Undecided | None:
         """The next decision, with the reason why it was not made yet; None if no decision is left."""
         return None if self.decisions is None else self.decisions.open(self.facts)
 
@@ -355,9 +356,7 @@ def open_view(word: str, url: str | None = None) -> SweepState:
         UserError: the sweep is neither in the store nor in a file.
     """
     reference = parse_reference(word)
-    ledger = open_ledger(store_url(url))
-    if not ledger.objects.in_place:
-        ledger = load(INDEXED)(ledger)
+    ledger = open_ledger(store_url(url)).indexed()
     number = reference.revision or current_revision(ledger, reference.name)
     if number is not None:
         return sealed_view(ledger, reference.name, number)

@@ -17,7 +17,7 @@ from orchestrator.core.records import StartRecord
 from orchestrator.core.remedies import described, has_rungs, suggestions, with_shipped
 from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import counted, one_line
+from orchestrator.errors import UserError, counted, one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of
 from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
 from orchestrator.launchers.base import scheduler
@@ -159,6 +159,10 @@ class Cells(Mapping[str, CellView]):
         Raises:
             UserError: the word matches no cell, or several.
         """
+        if not isinstance(word, str):
+            raise UserError(
+                f"cells[{word!r}]", allowed="an id, or a selector such as cells['model=a seed=0']"
+            )
         return CellView(self._view, self._cells.get(word) or self._view.cell(word))
 
     def __iter__(self) -> Iterator[str]:
@@ -169,6 +173,9 @@ class Cells(Mapping[str, CellView]):
 
     def __len__(self) -> int:
         return len(self._cells)
+
+    def __repr__(self) -> str:
+        return f"<{counted(len(self), 'cell')}>"
 
 
 class Status(NamedTuple):

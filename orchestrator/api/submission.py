@@ -20,6 +20,7 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.api.estimates import longest_first, of_cell, sized
 from orchestrator.api.state import SweepState
+from orchestrator.core.evidence import NO_HOLDS
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import GateJobs, gate_jobs
 from orchestrator.core.records import Request
@@ -200,24 +201,35 @@ class Dispatch:
     def _unheld(self) -> list[Cell]:
         """Return the cells of the request that need a job and have none; count those that have one."""
         view, wanted, self.given.num_held = self._view, [], 0
+        # A request that is not recorded yet will end all pauses for space, and turns.
+        holds = view.holds if self._request.number else NO_HOLDS
+        alone: list[tuple[int, Cell]] = []
         for cell in self._open():
-            job = view.jobs.of_cell(cell.id)
-            if (job is not None and job.phase is not Phase.OVER) or self._is_busy(cell):
+            status, digest = view.cells[cell.id], self._next_stage(cell)
+            # A worker without a job may run this very cell, such as one of a local launch.
+            if self._is_held(cell) or is_beating(status, view.reader.evidence, of=cell.id):
                 self.given.num_held += 1
-            elif view.cells[cell.id].state in _WANTED and not self._waits(cell):
-                wanted.append(cell)
+            elif status.state in _WANTED:
+                place, hold = holds.turns.get(digest), holds.stages.get(digest)
+                if place:
+                    alone.append((place, cell))
+                elif place == 0 or hold is None or hold.pause_s is None:  # else its job would leave again
+                    wanted.append(cell)
+        # A queue knows no clock: what runs alone gets a job when no other job could start such a stage.
+        others = [*wanted, *filter(self._is_held, view.sweep.cells if alone else ())]
+        if alone and not any(self._next_stage(cell) in holds.turns for cell in others):
+            wanted.append(min(alone, key=lambda each: each[0])[1])
         return wanted
 
-    def _waits(self, cell: Cell) -> bool:
-        """Return whether the next stage of a cell pauses for space: its job would start, and leave again.
+    def _is_held(self, cell: Cell) -> bool:
+        """Return whether a job holds a cell."""
+        job = self._view.jobs.of_cell(cell.id)
+        return job is not None and job.phase is not Phase.OVER
 
-        A request that is not recorded yet will end the pause.
-        """
-        if not self._request.number:
-            return False
-        todo = (each for each in self._view.chain(cell) if self._view.stages[each].state is not State.DONE)
-        hold = self._view.holds.stages.get(next(todo, ""))
-        return hold is not None and hold.pause_s is not None
+    def _next_stage(self, cell: Cell) -> str:
+        """Return the digest of the first stage that a cell needs and that is not done; "" if all are."""
+        stages = self._view.stages
+        return next((each for each in self._view.chain(cell) if stages[each].state is not State.DONE), "")
 
     def _open(self) -> list[Cell]:
         """Return the cells of the request that run or have yet to run.
@@ -234,10 +246,6 @@ class Dispatch:
         wanted = (*_WANTED, State.QUEUED, State.UNKNOWN)
         # A cell that waits for a decision has nothing to run until then.
         return [c for c in cells if states[c.id].state in wanted and not states[c.id].is_undecided(c)]
-
-    def _is_busy(self, cell: Cell) -> bool:
-        """Return whether a worker without a job runs this very cell, such as one of a local launch."""
-        return is_beating(self._view.cells[cell.id], self._view.reader.evidence, of=cell.id)
 
     def _with_resources(self, cells: Sequence[Cell]) -> list[tuple[str, Resources]]:
         """Return each cell with the resources that its job needs, the longest first, by estimates if any."""

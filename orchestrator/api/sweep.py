@@ -55,11 +55,12 @@ class Sweep:
         Raises:
             UserError: the file or an override is wrong.
         """
-        url = store_url(None if store is None else str(store))
+        url = _url_of(store)
+        file = _path_of(source, like="a name, or a path to a YAML file")
 
         def look_up(more: Sequence[str]) -> _Found:
-            words = (*overrides, *more)
-            view, composition = composed_or_sealed(str(source), [*words, f"store.url={url}"], name)
+            words = _texts((*overrides, *more))
+            view, composition = composed_or_sealed(file, [*words, f"store.url={url}"], name)
             return _Found(view, composition, words)
 
         return cls(look_up, url)
@@ -75,9 +76,9 @@ class Sweep:
         Raises:
             UserError: the store has no such sweep.
         """
-        url = store_url(None if store is None else str(store))
+        url = _url_of(store)
         with following(url):
-            view = open_view(reference, url)
+            view = open_view(_path_of(reference, like="the name of a sweep"), url)
         if not view.sealed:
             raise UserError(f"{reference} was never launched in {url}", fix=f"Sweep.compose({reference!r})")
         name = f"{view.sweep.name}@{view.number}"
@@ -121,7 +122,12 @@ class Sweep:
         settings, import_paths = run_settings_of(view, composition, () if composition else words)
         hardware = hardware_of(settings.hardware, device=device, mfu=mfu, max_gpus=max_gpus)
         return Plan(
-            view, view.select(only), settings, hardware, import_paths, prefetch=f"sweep prefetch {self.name}"
+            view,
+            view.select(_texts(only)),
+            settings,
+            hardware,
+            import_paths,
+            prefetch=f"sweep prefetch {self.name}",
         )
 
     @in_store
@@ -140,7 +146,7 @@ class Sweep:
             InfrastructureError: the store or the scheduler does not answer.
         """
         view, composition, words = self._look_up([*overrides, *_launcher_words(launcher)])
-        selectors = _selectors(only)
+        selectors = _several(only)
         settings, import_paths = run_settings_of(view, composition, () if composition else words)
         checked = CheckedLaunch(
             verb="launch",
@@ -156,7 +162,7 @@ class Sweep:
         return start(checked)
 
     @in_store
-    def rerun(self, *only: str, overrides: Sequence[str] = (), **launcher: Any) -> Run | None:
+    def rerun(self, *only: str, overrides: str | Sequence[str] = (), **launcher: Any) -> Run | None:
         """Run failed or selected cells again, and return at once. Earlier attempts are kept.
 
         Args:
@@ -173,8 +179,10 @@ class Sweep:
             InfrastructureError: the store or the scheduler does not answer.
         """
         view = self._sealed()
-        settings, import_paths = run_settings_of(view, None, [*overrides, *_launcher_words(launcher)])
-        chosen = view.select(only) if only else failed_cells(view)
+        settings, import_paths = run_settings_of(
+            view, None, [*_several(overrides), *_launcher_words(launcher)]
+        )
+        chosen = view.select(_texts(only)) if only else failed_cells(view)
         cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
         if not cells:
             return None
@@ -197,7 +205,7 @@ class Sweep:
             UserError: the sweep was never launched.
         """
         view = self._sealed()
-        return [cell.id for cell in cancel_cells(view, view.select(only)).cells]
+        return [cell.id for cell in cancel_cells(view, view.select(_texts(only))).cells]
 
     @in_store
     def status(self, *only: str) -> Status:
@@ -207,7 +215,7 @@ class Sweep:
             only: selectors; all cells without one.
         """
         view = self._look_up(()).view
-        return status_of(view, tuple(cell.id for cell in view.select(only)))
+        return status_of(view, tuple(cell.id for cell in view.select(_texts(only))))
 
     @property
     @in_store
@@ -229,9 +237,11 @@ class Sweep:
         """
         view = self._look_up(()).view
         view.check_decisions()
-        return ResultRows(rows_of(view, list(only)), view.select(only))
+        return ResultRows(rows_of(view, list(_texts(only))), view.select(only))
 
-    def report(self, *names: str, out: str | Path | None = None, over: Sequence[str] = ()) -> list[Path]:
+    def report(
+        self, *names: str, out: str | Path | None = None, over: str | Sequence[str] = ()
+    ) -> list[Path]:
         """Write the sweep's reports and return their files.
 
         Args:
@@ -243,7 +253,7 @@ class Sweep:
             SweepError: a report failed.
         """
         # The caller's path, so it is relative to the caller's folder.
-        return self._report(names, None if out is None else Path(out).absolute(), over)
+        return self._report(names, None if out is None else Path(out).absolute(), _several(over))
 
     @in_store
     def _report(self, names: Sequence[str], place: Path | None, over: Sequence[str]) -> list[Path]:
@@ -263,7 +273,9 @@ class Sweep:
         return view
 
     def __repr__(self) -> str:
-        return f"<sweep {self._first.view.title}: {len(self._first.view.sweep.cells)} cells>"
+        # A composed sweep changes with its file, and with each launch.
+        first = self._first
+        return f"<sweep {first.view.title if first.composition is None else f'{self.name} in {self._url}'}>"
 
 
 class _Found(NamedTuple):
@@ -286,9 +298,29 @@ def _launcher_words(options: Mapping[str, Any]) -> list[str]:
     return [f"{keys[name]}={grammar(value)}" for name, value in options.items()]
 
 
-def _selectors(only: str | Sequence[str]) -> list[str]:
-    """Return one or several selectors as a list."""
-    return [only] if isinstance(only, str) else list(only)
+def _several(texts: str | Sequence[str]) -> list[str]:
+    """Return one text or several as a list."""
+    return [texts] if isinstance(texts, str) else list(_texts(texts))
+
+
+def _texts(words: Sequence[str]) -> Sequence[str]:
+    """Return overrides or selectors, or raise `UserError` if one is no text, such as a list of them."""
+    for word in words:
+        if not isinstance(word, str):
+            raise UserError(f"{word!r} is no text", allowed='"KEY=VALUE", each an argument of its own')
+    return words
+
+
+def _path_of(place: str | Path, *, like: str) -> str:
+    """Return a path or a name as text, or raise `UserError` if it is neither."""
+    if not isinstance(place, str | Path):
+        raise UserError(f"{place!r} is of type {type(place).__name__}", allowed=like)
+    return str(place)
+
+
+def _url_of(store: str | Path | None) -> str:
+    """Return the URL of a store that a caller names; None stands for SWEEP_STORE, or the folder ``runs``."""
+    return store_url(None if store is None else _path_of(store, like="a store is a path or a URL"))
 
 
 class Store:
@@ -303,7 +335,7 @@ class Store:
     """
 
     def __init__(self, url: str | Path | None = None) -> None:
-        place = store_url(None if url is None else str(url))
+        place = _url_of(url)
         with following(place):
             self._ledger = open_ledger(place)
 
@@ -342,7 +374,7 @@ class Store:
             UserError: the SQL is wrong, a sweep is not here, or DuckDB is not installed.
         """
         with following(self.url):
-            return query_of(self._ledger, sql, _selectors(sweeps))
+            return query_of(self._ledger, sql, _several(sweeps))
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"

@@ -8,10 +8,9 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.core.notices import Goal, Outlook, outlook
 from orchestrator.core.sealed import most_cells
 from orchestrator.core.settings import StoreSettings
-from orchestrator.core.state import State
+from orchestrator.core.state import Goal, Outlook, State, outlook
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.store import layout

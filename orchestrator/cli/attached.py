@@ -310,9 +310,8 @@ def _watch(view: SweepState, wanted: set[str] | None, launcher: Launcher, notifi
                     now = view.fresh()
                     done, total, text = count_stages(now, now.asked_cells(wanted))
                 except (OSError, InfrastructureError) as error:
-                    # Reads of a folder have already waited for `store.outage_s`. Over a bucket, the workers
-                    # wait and go on, so this process does too.
-                    if view.ledger.objects.in_place or not alive:
+                    # Otherwise the workers wait and go on, so this process does too.
+                    if view.ledger.objects.waits_out or not alive:
                         raise
                     done, total, text = 0, 0, f"the store does not answer: {error}"
                 progress.update(bar, completed=done, total=total, description=text)

@@ -156,10 +156,10 @@ def _torch_gpus(gpus: Sequence[str]) -> Check:
     )
 
 
-def _nearest_folder(objects: ObjectStore) -> Path:
-    """Return the store's folder, or its nearest parent that exists."""
-    folder = Path(objects.url)
-    while not folder.exists():
+def _nearest_folder(objects: ObjectStore) -> Path | None:
+    """Return the store's folder, or its nearest parent that exists; None for a bucket."""
+    folder = objects.shared_folder("")
+    while folder is not None and not folder.exists():
         folder = folder.parent
     return folder
 
@@ -167,8 +167,7 @@ def _nearest_folder(objects: ObjectStore) -> Path:
 def _store(url: str) -> Check:
     """Check that the store can be written, and that its disk has room."""
     objects, room, enough = open_objects(url), "", True
-    if objects.in_place:
-        folder = _nearest_folder(objects)
+    if (folder := _nearest_folder(objects)) is not None:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             return Check("store", False, f"{folder} is no writable folder")
         free_gib = shutil.disk_usage(folder).free / 2**30
@@ -180,15 +179,14 @@ def _store(url: str) -> Check:
 
 def _access(url: str) -> Iterator[Check]:
     """Yield who may write to the store's folder; nothing for a bucket or a folder that is not there."""
-    objects = open_objects(url)
-    if isinstance(objects, PosixStore):
+    if (root := open_objects(url).shared_folder("")) is not None:
         try:
-            mode = objects.root.stat().st_mode & 0o7777
-            found = [*opening.problems(objects.root)]
+            mode = root.stat().st_mode & 0o7777
+            found = [*opening.problems(root)]
         except FileNotFoundError:
             return
         except OSError as error:
-            mode, found = 0, [str(opening.refused(objects.root, error) or error)]
+            mode, found = 0, [str(opening.refused(root, error) or error)]
         writers = "its group" if mode & 0o020 else "its owner alone (store.shared=true makes one for a group)"
         detail = (
             "; ".join(" ".join(each.split()) for each in found)
@@ -204,13 +202,13 @@ def _semantics(url: str) -> Check:
     run the same stage.
     """
     objects = open_objects(url)
-    if not objects.in_place:
+    if (place := _nearest_folder(objects)) is None:
         scratch = f"probe-{uuid.uuid4().hex}"
         try:
             return _race([open_objects(f"{objects.url}/{scratch}") for _ in range(RACERS)])
         finally:
             objects.delete(scratch)
-    with tempfile.TemporaryDirectory(prefix=".sweep-doctor-", dir=_nearest_folder(objects)) as folder:
+    with tempfile.TemporaryDirectory(prefix=".sweep-doctor-", dir=place) as folder:
         # The race needs the store's own file system: some network file systems do not create files
         # exclusively.
         return _race([PosixStore(Path(folder))] * RACERS)

@@ -69,7 +69,9 @@ def guarded(act: Callable[[], int], words: list[str]) -> int:
         try:
             code = act()
         except SystemExit as end:  # argparse exits after it has printed --help
-            code = end.code if isinstance(end.code, int) else 0
+            if isinstance(end.code, str):  # exit("...") in code of the user's that a verb has run
+                raise UserError(one_line(end.code)) from end
+            code = end.code or 0
         # Output may still be buffered: a full disk must fail the command before its exit code is chosen.
         sys.stdout.flush()
         return code
@@ -166,6 +168,7 @@ def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
     """
     if "--store" not in parser.format_usage():
         return parser.parse_intermixed_args(words)
+    # argparse takes no option after `--`, and loses the order of the two forms, of which the last one counts.
     stores, others = list[str](), list[str]()
     rest = iter(words)
     for word in rest:
@@ -247,6 +250,13 @@ class Parser(argparse.ArgumentParser):
         # Who knows Hydra's own command line types this.
         is_hydras = message.startswith("unrecognized") and {"-m", "--multirun"} & {*message.split()}
         fix = "leave it out: a word with several values is an axis" if is_hydras else f"{self.prog} --help"
+        # So does who gives the options of a script as one gives them to the script.
+        if (
+            message.startswith("unrecognized arguments: --")
+            and "--run" in self.format_usage()
+            and not is_hydras
+        ):
+            fix += "; a key is set by a word, lr=0.1, and the command of --run is one word in quotes"
         raise UserError(message, fix=fix)
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:

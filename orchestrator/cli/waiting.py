@@ -12,7 +12,7 @@ from orchestrator.api.events import Event, History, after
 from orchestrator.api.state import open_view, parse_reference
 from orchestrator.api.waiting import STALL_S, decision_line, wait_until
 from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_json, to_stderr
-from orchestrator.core.notices import Goal, Outlook
+from orchestrator.core.state import Goal, Outlook
 from orchestrator.entry import pause
 from orchestrator.errors import UserError, counted, printable
 

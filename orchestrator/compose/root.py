@@ -66,7 +66,7 @@ class Root:
     ) -> None:
         self.primary, self.folders, self.where, self.also = primary, tuple(folders), where, tuple(also)
         self._tree: DictConfig | None = None
-        self._has_plugins = False
+        self._has_plugins, self._unusable = False, ""
 
     @classmethod
     def inline(
@@ -95,7 +95,8 @@ class Root:
             where: the sweep file, for messages.
         """
         folders = config_folders(cwd, folder)
-        also = [*file.axes, *(axis for phase in file.phases for axis in phase.axes)]
+        search = (f"search.{key}" for key in file.search or ())
+        also = [*file.axes, *(axis for phase in file.phases for axis in phase.axes), *search]
         if file.config is not None:
             return cls.inline(file.config, folders, where=where, also=also)
         return cls("config", [*folders, shipped("conf")], where=where, also=also)
@@ -143,6 +144,7 @@ class Root:
                     f"unknown {group} {str(name)!r}",
                     where=where or self.where,
                     allowed=nearest(last, options),
+                    fix=self._unusable,
                 )
 
     def several(self, group: str, options: Sequence[str]) -> str:
@@ -197,7 +199,7 @@ class Root:
         if self._has_plugins:
             return False
         self._has_plugins = True
-        more = tuple(load(_CONF_FOLDERS)())
+        more, self._unusable = load(_CONF_FOLDERS)()
         self.folders += more
         return bool(more)
 
@@ -217,19 +219,14 @@ class Root:
             inner = re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__}")
             if inner and inner[1].startswith(f"{match[1]}."):  # a key inside a section
                 return unknown_key(inner[1], self._keys(overrides), where=self.where)
-            key = match[1]
             append = re.search(r"use (\+\S+)", text)
-            return unknown_key(
-                key,
-                self._keys(overrides),
-                where=self.where,
-                fix=f"{append[1]} adds a key that is not there" if append else "",
-            )
+            fix = f"{append[1]} adds a key that is not there" if append else ""
+            return unknown_key(match[1], self._keys(overrides), where=self.where, fix=fix)
         first, *rest = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
         cause = error.__cause__
         if cause is not None and "rror merging override" in first:
             rest = [str(cause).splitlines()[0]]
-        return UserError(first, where=self.where, allowed=" ".join(rest)[:300])
+        return UserError(first, where=self.where, allowed=" ".join(rest)[:300], fix=self._unusable)
 
     def _not_a_mapping(self, overrides: Sequence[str]) -> UserError:
         """Return the error for a key inside a list. OmegaConf takes the key for the number of an item."""

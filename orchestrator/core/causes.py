@@ -28,70 +28,65 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.core import patterns, words
 from orchestrator.core.failure import DETERMINISTIC, OF_MACHINES, Cause
+from orchestrator.core.patterns import lazily
 from orchestrator.core.tracebacks import OUT_OF_MEMORY, Raised, with_bases
 
 _BY_TYPE = {name: Cause(cause) for cause, names in patterns.CLASSES.items() for name in names.split()}
-_BY_PACKAGE = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.PACKAGES)
-_BY_MESSAGE = tuple(
-    (re.compile(pattern, re.IGNORECASE), Cause(cause)) for pattern, cause in patterns.MESSAGES
-)
-_BY_CLASS_WORDS = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.CLASS_WORDS)
+_BY_PACKAGE = tuple((lazily(pattern), Cause(cause)) for pattern, cause in patterns.PACKAGES)
+_BY_MESSAGE = tuple((lazily(pattern, re.IGNORECASE), Cause(cause)) for pattern, cause in patterns.MESSAGES)
+_BY_CLASS_WORDS = tuple((lazily(pattern), Cause(cause)) for pattern, cause in patterns.CLASS_WORDS)
 """The tables of `orchestrator.core.patterns`, compiled."""
 
-_LIBRARY = re.compile(r"lib(cuda|nvidia-\w+|amdhip64|hsa-runtime64|ze_loader)\.so\S*: ")
-_SHARED_OBJECT = re.compile(r"\S+\.so\b\S*: |.*\bversion `GLIBC")
-_OTHER_BUILD = re.compile(r"\S+-packages/\S+\.so: undefined symbol: ")
+_LIBRARY = lazily(r"lib(cuda|nvidia-\w+|amdhip64|hsa-runtime64|ze_loader)\.so\S*: ")
+_SHARED_OBJECT = lazily(r"\S+\.so\b\S*: |.*\bversion `GLIBC")
+_OTHER_BUILD = lazily(r"\S+-packages/\S+\.so: undefined symbol: ")
 """A driver's library that a node lacks, any that cannot be loaded, and one built for another version."""
 
-_OF_DRIVER = re.compile(r"NVMLError(?!_(InvalidArgument|NotSupported|NoPermission|FunctionNotFound))")
-_ON_HOST = re.compile(r"(?![\s\S]*device:GPU)[\s\S]*device:CPU")
-_NOT_FINITE = re.compile(
+_OF_DRIVER = lazily(r"NVMLError(?!_(InvalidArgument|NotSupported|NoPermission|FunctionNotFound))")
+_ON_HOST = lazily(r"(?![\s\S]*device:GPU)[\s\S]*device:CPU")
+_NOT_FINITE = lazily(
     r"(?<![(\[]-)\b(nans?|infs?|infinity|non-?finite)\b(?! (check|detect|polic|handl)|[\])])", re.IGNORECASE
 )
-_VALUE = re.compile(r"[:=] ?[-+]?(nan|inf)\b", re.IGNORECASE)
-_GPU_MEMORY = re.compile(r"\b(cuda|hip|gpu)\w*\b.*\bout of memory\b", re.IGNORECASE)
-_OF_ROWS = re.compile(
-    r"\b(input|data|rows?|columns?|features?|labels?|samples?)\b.* contains?\b", re.IGNORECASE
-)
-_NOTHING = re.compile(r"\b(num_samples=0|empty|zero (rows|samples|examples))\b")
-_TENSORS = re.compile(
+_VALUE = lazily(r"[:=] ?[-+]?(nan|inf)\b", re.IGNORECASE)
+_GPU_MEMORY = lazily(r"\b(cuda|hip|gpu)\w*\b.*\bout of memory\b", re.IGNORECASE)
+_OF_ROWS = lazily(r"\b(input|data|rows?|columns?|features?|labels?|samples?)\b.* contains?\b", re.IGNORECASE)
+_NOTHING = lazily(r"\b(num_samples=0|empty|zero (rows|samples|examples))\b")
+_TENSORS = lazily(
     r"\b(tensors?|dim(ension)?s?|shapes?|sizes?|dtypes?|scalar type|grad(ient)?s?|backward|in-place|strides?"
     r"|contiguous|autograd|index|indices|broadcast\w*)\b",
     re.IGNORECASE,
 )
-_NUMERIC = re.compile(r"(torch\w*|functorch|jax\w*|flax|numpy|einops|tensorflow|keras)\b")
-_OF_BOTH = re.compile(
+_NUMERIC = lazily(r"(torch\w*|functorch|jax\w*|flax|numpy|einops|tensorflow|keras)\b")
+_OF_BOTH = lazily(
     r"\b(CUDA|HIP|NCCL|cu\w+ error|driver|INTERNAL ASSERT|memory|sockets?|connect\w*|time[ds]? ?out|worker"
     r"|file|process|enforce fail|signal)\b",
     re.IGNORECASE,
 )
 """Words of libraries: on numbers, on empty input, on tensors, and those that may concern a machine."""
 
-_READERS = re.compile(
+_READERS = lazily(
     r"(numpy[/\\].*(_npyio|format|npyio)|scipy[/\\]io|pandas[/\\]io|torch[/\\]serialization|torchvision[/\\]io"
     r"|(PIL|json|xml|h5py|pyarrow|datasets|torchaudio|imageio|zarr|xarray[/\\]backends|nibabel|pydicom"
     r"|openpyxl|webdataset|skimage[/\\]io|safetensors|polars[/\\]io)[/\\]|(zipfile|tarfile|gzip|bz2|lzma|wave|csv"
     r"|pickle|_compression|soundfile)\b)"
 )
 """Modules that read and write files of data."""
-_CHECKING = re.compile(r".*[/\\](\w+_)?(config|settings|arguments|training_args)\w*\.py$")
-_CHECK = re.compile(
-    r"_*(check|validate|verify)_\w*(args|arguments?|params?|parameters?|config|settings|options)"
-)
-_WRITING = re.compile(r"_*(write|save|dump|to_|store|export|put|flush|close)")
-_PARSING = re.compile(r"(argparse|absl|click|typer|fire|tyro|simple_parsing|jsonargparse|docopt)\b")
+_CHECKING = lazily(r".*[/\\](\w+_)?(config|settings|arguments|training_args)\w*\.py$")
+_CHECK = lazily(r"_*(check|validate|verify)_\w*(args|arguments?|params?|parameters?|config|settings|options)")
+_WRITING = lazily(r"_*(write|save|dump|to_|store|export|put|flush|close)")
+_PARSING = lazily(r"(argparse|absl|click|typer|fire|tyro|simple_parsing|jsonargparse|docopt)\b")
 
-_BUCKET = re.compile(r"An error occurred \((\w+)\) when calling the \w+ operation")
+_BUCKET = lazily(r"An error occurred \((\w+)\) when calling the \w+ operation")
 _BUSY = frozenset(
     "SlowDown ServiceUnavailable InternalError InternalFailure RequestTimeout Throttling ThrottlingException"
     " RequestLimitExceeded 500 502 503 504".split()
 )
 """The code in botocore's messages, and the codes of a service that cannot answer now."""
 
-_SYSTEM = re.compile(
+_SYSTEM = lazily(
     r"\[Errno (?P<python>\d+)\]|.*(\(os error |\[errno |code: |\berrno ?[=:] ?)(?P<other>\d+)", re.DOTALL
 )
-_NAMES_FILE = re.compile(r"\[Errno \d+\] [^:]+: '")
+_NAMES_FILE = lazily(r"\[Errno \d+\] [^:]+: '")
 """The number of a system error as Python, Rust and Arrow write it, and one of Python that names a file."""
 _OF_DISKS = frozenset(
     getattr(errno, name)
@@ -106,14 +101,14 @@ _OF_NETWORKS = frozenset(
 _OF_PROCESSES = frozenset((errno.EINVAL, errno.EMFILE, errno.ENFILE, errno.EEXIST, errno.EAGAIN))
 """Numbers that reveal nothing about the cause."""
 
-_OF_NODE = re.compile(r"\[Errno 2\] [^:]+: '/(dev/(?!shm/[^']*/)|([^'/]+/)*pymp-)")
+_OF_NODE = lazily(r"\[Errno 2\] [^:]+: '/(dev/(?!shm/[^']*/)|([^'/]+/)*pymp-)")
 """A device file, and the folder of a process that died: what the node lacks and not the data."""
 
-_STATUS = re.compile(
+_STATUS = lazily(
     r"(?:HTTP Error |(?:Client|Server) error '?|Error code: |<HttpError |)(?P<status>[45]\d\d)\b",
     re.IGNORECASE,
 )
-_OF_HTTP = re.compile(r"HTTP|ResponseError|StatusError|(Service|Api)(Exception|Error)$", re.IGNORECASE)
+_OF_HTTP = lazily(r"HTTP|ResponseError|StatusError|(Service|Api)(Exception|Error)$", re.IGNORECASE)
 """The HTTP status with which the messages of clients begin, and the names of their classes."""
 
 _TRY_AGAIN = frozenset({"408", "425", "429"})

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select
-from orchestrator.core.state import State, SweepFacts, Undecided
+from orchestrator.core.sealed import Decision, SealedPhase, SealedSearch, SeenCell, Select, Undecided
+from orchestrator.core.state import State, SweepFacts
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.registry import load
 

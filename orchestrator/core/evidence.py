@@ -244,11 +244,13 @@ class Holds(NamedTuple):
         cells: id of a cell to its hold.
         stages: digest of a stage to its hold.
         until: time until which they stand if no record changes, in seconds since 1970; None for ever.
+        turns: digest of a stage of a name that starts in turns now to its place; 0 if it need not run alone.
     """
 
     cells: Mapping[str, Hold] = {}
     stages: Mapping[str, Hold] = {}
     until: float | None = None
+    turns: Mapping[str, int] = {}
 
     def lack_of_space(self, patience_s: float = math.inf) -> str:
         """Return why stages wait for space, "" if none does.

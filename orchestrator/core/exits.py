@@ -16,6 +16,7 @@ from typing import NamedTuple
 from orchestrator.core import patterns
 from orchestrator.core.causes import cause_of, cause_of_exception
 from orchestrator.core.failure import DETERMINISTIC, OF_MACHINES, Cause
+from orchestrator.core.patterns import lazily
 from orchestrator.core.tracebacks import HEADING, Line, Raised, Shown, exceptions_in, lines_of, with_bases
 from orchestrator.core.words import DATA, of_driver, of_phrases, of_system, of_words, unquoted
 
@@ -39,10 +40,10 @@ _EXIT_CODES = {code: (Cause(cause), words) for code, (cause, words) in patterns.
 _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError", "SystemExit", "KeyboardInterrupt"})
 """Exceptions with which a launcher such as torchrun repeats that one of its processes failed."""
 
-_LAST_WORDS = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.LAST_WORDS)
-_KILLED = tuple((re.compile(pattern), Cause(cause)) for pattern, cause in patterns.KILLED)
+_LAST_WORDS = tuple((lazily(pattern), Cause(cause)) for pattern, cause in patterns.LAST_WORDS)
+_KILLED = tuple((lazily(pattern), Cause(cause)) for pattern, cause in patterns.KILLED)
 _REPORTS = tuple(
-    (re.compile(heading), re.compile(certain), module, re.compile(mistakes))
+    (lazily(heading), lazily(certain), module, lazily(mistakes))
     for heading, certain, module, mistakes in patterns.REPORTS
 )
 """The tables of `orchestrator.core.patterns`, compiled."""

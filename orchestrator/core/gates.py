@@ -15,8 +15,46 @@ from msgspec.structs import replace
 from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.identity import canonical, hashed_of, reads_of, stage_digest, target_of
 from orchestrator.core.records import Request
-from orchestrator.core.state import NO_GATES, STARTABLE, Gate, Gates, StageStatus, State
+from orchestrator.core.state import STARTABLE, StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, Input, StageInstance, gates_among
+
+
+class Gate(NamedTuple):
+    """A gate of a cell.
+
+    Attributes:
+        digest: of the gate, a stage instance.
+        stages: digests of the cell's stages that may start only when the gate is done.
+    """
+
+    digest: str
+    stages: tuple[str, ...]
+
+
+class Gates(NamedTuple):
+    """The gates of launches. They are stage instances like others, but part of no cell's chain.
+
+    Attributes:
+        instances: digest to stage instance.
+        chains: digest of a gate to the stages that are needed for it, inputs first and itself last.
+        cells: id of a cell to its gates.
+        are_first: whether stages with gates wait while any gate of the launch runs. Otherwise cells whose
+            gate ends early take all workers, and longer cells start late. A job of a scheduler starts in its
+            turn and waits for its own gate alone.
+    """
+
+    instances: Mapping[str, StageInstance] = {}
+    chains: Mapping[str, tuple[str, ...]] = {}
+    cells: Mapping[str, tuple[Gate, ...]] = {}
+    are_first: bool = False
+
+    def chain(self, cell: Cell) -> tuple[str, ...]:
+        """Return the digests of all stages that a cell needs: those for its gates, then its own."""
+        before = (digest for gate in self.cells.get(cell.id, ()) for digest in self.chains[gate.digest])
+        return (*before, *cell.stage_digests)
+
+
+NO_GATES = Gates()
 
 
 def gates_of(sweep: ComposedSweep, facts: GateFacts | None, named: Collection[str] | None = None) -> Gates:

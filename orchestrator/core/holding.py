@@ -17,16 +17,15 @@ from typing import NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Budget, Evidence, Hold, Holds, Spending, budget_hold, spent
 from orchestrator.core.failure import DETERMINISTIC, Alike, Cause, Fingerprint, fingerprint
+from orchestrator.core.gates import NO_GATES, Gates
 from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Done, End
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import NO_GATES, Gates, StageStatus, State, is_disk_full
+from orchestrator.core.state import StageStatus, State, is_disk_full
 from orchestrator.core.sweep import Cell, ComposedSweep, common_axes, varying_axes
 from orchestrator.errors import counted, one_line
 
-MAX_MESSAGE = 120
-"""Characters of a failure's message in the reason of a hold."""
-
+MAX_MESSAGE = 120  # characters of a failure's message in the reason of a hold
 NUM_GATES = 2  # that fail alike hold back others; ours
 
 _NO_EVIDENCE = frozenset({Cause.BAD_NODE, Cause.NODE_LOST, Cause.PREEMPTED, Cause.CANCELLED})
@@ -55,7 +54,7 @@ class SweepRecords(NamedTuple):
         space: bytes that are free in the store, and in all; None where they are not known, as in a bucket.
         now: the time on the reader's clock, in seconds since 1970.
         takes_turns: whether stages that may start one at a time do so by the clock. A job of a scheduler
-            starts in its turn, and was submitted in that of its cell.
+            whose stage need not wait starts it at once: it was submitted when its cell was alone.
     """
 
     sweep: ComposedSweep
@@ -141,7 +140,8 @@ def _in_turn(records: SweepRecords, lacked: Mapping[str, int], begin: float) -> 
     running = [
         d for d in records.unfinished if stages[d].stage in names and records.status(d).state is State.RUNNING
     ]
-    first, held, changes = next((d for d in running if d in alone), None), dict[str, Hold](), set[float]()
+    first = next((d for d in running if d in alone), None)
+    held, changes, turns = dict[str, Hold](), set[float](), dict[str, int]()
     for digest, instance in stages.items() if alone else ():
         if instance.stage not in names or (running and first is None and digest not in alone):
             continue
@@ -151,6 +151,7 @@ def _in_turn(records: SweepRecords, lacked: Mapping[str, int], begin: float) -> 
             what, pause_s = f"{stages[running[0]].name} has ended, as it is to run alone", math.inf
         else:
             place, num_turns = (2 * alone.index(digest), 2 * len(alone)) if digest in alone else (1, 2)
+            turns |= {digest: (place + 1) * (digest in alone)} if now >= begin else {}
             passed, pause_s = now - begin - turn_s * (place + 0.5), num_turns * turn_s
             at = begin + turn_s * place + pause_s * max(0, math.ceil(passed / pause_s))
             is_open = at <= now
@@ -160,7 +161,7 @@ def _in_turn(records: SweepRecords, lacked: Mapping[str, int], begin: float) -> 
             what = f"{_time(at)}: stages start one at a time"
         why = f"{instance.stage} lacked space on a disk: this waits until {what}"
         held[digest] = Hold(why, False, Cause.STORAGE, pause_s=pause_s)
-    return Holds(stages=held, until=min(changes, default=None))
+    return Holds(stages=held, until=min(changes, default=None), turns=turns)
 
 
 def _time(at: float) -> str:
@@ -388,11 +389,11 @@ def holds_of(records: SweepRecords) -> Holds:
 
 def merged(*found: Holds) -> Holds:
     """Return all holds together. Of two holds of a cell or stage, a final one counts, else the first."""
-    cells: dict[str, Hold] = {}
-    stages: dict[str, Hold] = {}
+    cells, stages = dict[str, Hold](), dict[str, Hold]()
     for holds in found:
         for into, more in ((cells, holds.cells), (stages, holds.stages)):
             for key, hold in more.items():
                 if key not in into or (hold.is_final and not into[key].is_final):
                     into[key] = hold
-    return Holds(cells, stages, min((each.until for each in found if each.until is not None), default=None))
+    until = min((each.until for each in found if each.until is not None), default=None)
+    return Holds(cells, stages, until, {key: place for each in found for key, place in each.turns.items()})

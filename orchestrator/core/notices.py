@@ -1,5 +1,4 @@
-"""The events of a sweep about which people get notices, and whether a notice may be sent; and whether it
-has reached what somebody waits for. Pure.
+"""The events of a sweep about which people get notices, and whether a notice may be sent. Pure.
 
 All senders derive the same events, with the same ids, from the store's records. A try to send one is created
 in the store before it is made, so of several senders one makes it. What happened is recorded afterwards::
@@ -19,13 +18,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.core.evidence import Holds
 from orchestrator.core.records import Record
 from orchestrator.core.settings import NoticeKind, SpendingLimit
-from orchestrator.core.state import FINAL, GOOD, CellStatus, State
+from orchestrator.core.state import FINAL, GOOD, CellStatus, Goal, Outlook, State, outlook
 from orchestrator.errors import counted, one_line
 
 MAX_TRIES = 4
@@ -45,64 +43,6 @@ IN_FLIGHT_S = 120.0
 
 MAX_TEXT = 300
 """Characters of what failed, in the text of a notice."""
-
-
-class Goal(StrEnum):
-    """What to wait for.
-
-    Attributes:
-        DONE: every cell is done.
-        FAILED: at least one cell has failed.
-        STALLED: cells are left, and nothing has changed for a while.
-    """
-
-    DONE = "done"
-    FAILED = "failed"
-    STALLED = "stalled"
-
-
-class Outlook(StrEnum):
-    """The answer of `outlook`.
-
-    Attributes:
-        REACHED: the goal is reached.
-        IMPOSSIBLE: the goal can no longer be reached without a further launch, rerun or discard.
-        OPEN: neither is certain yet.
-    """
-
-    REACHED = "reached"
-    IMPOSSIBLE = "impossible"
-    OPEN = "open"
-
-
-def outlook(goal: Goal, states: Collection[State], *, quiet_s: float, stall_s: float) -> Outlook:
-    """Return whether a goal is reached, impossible, or still open.
-
-    A blocked cell counts as ended once every other cell has ended. Until then another cell may still
-    unblock it, for example by a success that refutes why it was held.
-
-    Args:
-        goal: what is waited for.
-        states: of the cells.
-        quiet_s: seconds for which no record of the cells has changed.
-        stall_s: seconds without a change after which the cells count as stalled.
-    """
-    is_over = all(state in FINAL for state in states)
-    match goal:
-        case Goal.DONE:
-            if all(state in GOOD for state in states):
-                return Outlook.REACHED
-            is_impossible = is_over or State.FAILED in states or State.CANCELLED in states
-        case Goal.FAILED:
-            if State.FAILED in states:
-                return Outlook.REACHED
-            is_impossible = is_over
-        case Goal.STALLED:
-            # A job that waits for a scheduler is at work: its queue may be days long.
-            if not is_over and State.QUEUED not in states and quiet_s >= stall_s:
-                return Outlook.REACHED
-            is_impossible = is_over
-    return Outlook.IMPOSSIBLE if is_impossible else Outlook.OPEN
 
 
 class NoticeTry(Record, frozen=True, kw_only=True):

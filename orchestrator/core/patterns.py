@@ -8,6 +8,31 @@ runtime or a system prints for each of its users, never what one program prints.
 from __future__ import annotations
 
 import re
+from functools import cached_property
+from typing import Any, cast
+
+
+class _Lazy:
+    def __init__(self, expression: str, flags: int) -> None:
+        self._expression, self._flags = expression, flags
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self._expression, self._flags)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._compiled, name)
+        setattr(self, name, found)
+        return found
+
+
+def lazily(expression: str, flags: int = 0) -> re.Pattern[str]:
+    """Return a pattern that is compiled when it is first used: most processes see no failure.
+
+    To compile all of them took a quarter of the time in which a worker starts.
+    """
+    return cast(re.Pattern[str], _Lazy(expression, flags))
+
 
 CLASSES = {
     "oom_host": "MemoryError ObjectStoreFullError",
@@ -116,14 +141,14 @@ MESSAGES = (
 )  # fmt: skip
 """Beginnings of messages, for classes that do not identify the cause. The first that matches counts."""
 
-HANDED_ON = re.compile(
+HANDED_ON = lazily(
     r"(?:\[[^\]]*\]:? ?)*(?:Process group|NCCL) watchdog thread terminated with exception: "
     r"|backend='\w+' raised:\n(?:(?P<name>[\w.]+): )?"
     r"|An error occurred while calling \S+\.\n: (?P<java>[\w.$]+)(?:: |$)"
 )
 """What torch and Py4J write before the message of an error that it hands on, and the class of that error."""
 
-POINTS_ABOVE = re.compile(
+POINTS_ABOVE = lazily(
     r".*\b(?:inspect|see|check) (?:the )?previous (?:errors?|exceptions?|logs?)\b"
     r"|.*\b(?:see|check) (?:the )?(?:root cause|(?:\w+ )?(?:stack ?trace|traceback|logs?|errors?|output))"
     r" above",
@@ -131,7 +156,7 @@ POINTS_ABOVE = re.compile(
 )
 """A message that holds no reason, and points to an earlier one."""
 
-RETRY = re.compile(r"\b(re-?try(ing)?|re-?tries|attempts?|giving up|re-?connect\w*)\b", re.IGNORECASE)
+RETRY = lazily(r"\b(re-?try(ing)?|re-?tries|attempts?|giving up|re-?connect\w*)\b", re.IGNORECASE)
 """What a client writes before it gives up."""
 
 CLASS_WORDS = (
@@ -151,7 +176,7 @@ CLASS_WORDS = (
 )  # fmt: skip
 """Words in the names of classes of libraries that no other table knows."""
 
-PRINTED = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception))): (.+)$")
+PRINTED = lazily(r"((?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception))): (.+)$")
 """An exception that a program caught and printed as its last line, without the traceback."""
 
 KILLED = (
@@ -191,7 +216,7 @@ LAST_WORDS = (
 )  # fmt: skip
 """Last lines of programs that are not Python, or whose interpreter did not start."""
 
-AFTERWORDS = re.compile(
+AFTERWORDS = lazily(
     r"make(\[\d+\])?: \*\*\*|tar: (Child |Error is not|Exiting)|wandb: |mlflow: |srun: (Job step|Terminating|"
     r"launch/|error: \S+: tasks? [\d,-]+: (Exited|Terminated))|slurmstepd: error: \*\*\* .* CANCELLED AT "
     r"[^D]*\*\*\*$|Primary job +terminated|(mpirun|mpiexec|prterun) (detected|has exited)|\[\S+\] \*\*\* "
@@ -203,22 +228,22 @@ AFTERWORDS = re.compile(
 )
 """What launchers, trackers and build tools print when a program has ended, after its own last words."""
 
-SUMMARY = re.compile(
+SUMMARY = lazily(
     r"[-=]{8,}$|Ran \d+ tests? in |FAILED \(\w+=|\S+ FAILED$|Failures:$|Root Cause \(|\[\d+\]:$|\s+\S"
     r"|[IWE]\d{4} \d\d:\d\d:\d\d\.\d+ |CUDA kernel errors|For debugging consider|Compile with `TORCH"
 )
 """What unittest and torchrun print after the last traceback, and further lines of messages, as torch's."""
 
-STAMP = re.compile(
+STAMP = lazily(
     r"(?:\[?(?:\d{4}[-/.]\d\d[-/.]\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?Z|[+-]\d\d:?\d\d)?\]?(?: ?[|-])? )"
     r"(?:\[?(?:ERROR|FATAL|CRITICAL)\]?[ :|-]+)?"
 )
 """The time, and a level, that loggers write before a line."""
 
-LESSER = re.compile(r"(?:.*: |.* NCCL )?\W{0,40}(?:INFO|DEBUG|WARN\w*|NOTICE)\b", re.IGNORECASE)
+LESSER = lazily(r"(?:.*: |.* NCCL )?\W{0,40}(?:INFO|DEBUG|WARN\w*|NOTICE)\b", re.IGNORECASE)
 """Levels of logging at which no program reports why it ends."""
 
-NO_REASON = re.compile(
+NO_REASON = lazily(
     r"\b(?:skipp(?:ing|ed)\b(?!:)|fall(?:ing|s)? ?back|continuing|without it\b|starting (?:afresh|over)"
     r"|(?:running|using|logging|switching to)( on| the)? (?:cpu|offline|local\w*)|disabled|creating it"
     r"|entering retry loop|(?:retr\w+|passed|reconnected|again)\W+(?:ok\w*|done|succe\w+)$)"
@@ -231,13 +256,13 @@ NO_REASON = re.compile(
 )
 """Lines of what a program went on after, of a count of none, of data and of the help about options."""
 
-OF_SHELL = re.compile(
+OF_SHELL = lazily(
     r"(?:.*: )?\S+: line \d+: .+: (?!unbound|parameter null)|.*\b(?:run command|exec\w*)\b",
     re.IGNORECASE,
 )
 """A shell's line, after which it goes on, and one about a missing program."""
 
-OF_REPORT = re.compile(
+OF_REPORT = lazily(
     r"^\W*+(?:[\w./-]+ ){0,2}[\w./-]+(?::\d+)*\S?: (?!\d)|^\[[\w./ :-]+\] |^[\W\d_]*$|\[E\]|\bline \d+"
     r"|^(?:see|try|run|use|for|at|in|(?:clean|shut|stop|exit|clos|terminat|kill|dump|abort)\w*) "
     r"|error|fatal|fail|cannot|can't|could ?n|unable|invalid|unexpected"
@@ -246,21 +271,21 @@ OF_REPORT = re.compile(
 )
 """A line of a report of errors: of a program about what it works on, a place, a hint, or words of failure."""
 
-MISSING = re.compile(
+MISSING = lazily(
     r"(?=.*: (?:command )?not found$)(?:[\w./-]+: )*((?:line \d+: )?.*: (?:command )?not found)$"
 )
 """What a shell prints of a program that is not there. It goes on, so only the last line is the reason."""
 
-USAGE, USAGE_ERROR = re.compile(r"usage: ", re.IGNORECASE), re.compile(r"(?:[\w./ -]+: )?((?i:error): .*)")
-USAGE_CODE, OTHER_STATUS = 2, re.compile(r".*exit status (?!2\b)")
+USAGE, USAGE_ERROR = lazily(r"usage: ", re.IGNORECASE), lazily(r"(?:[\w./ -]+: )?((?i:error): .*)")
+USAGE_CODE, OTHER_STATUS = 2, lazily(r".*exit status (?!2\b)")
 """What argparse, click and others print of wrong arguments, their exit code, and what shows another one."""
 
-HINT = re.compile(
+HINT = lazily(
     r"(?:usage|options): |usage of |.*\b(?:try|see|use|run|type|pass)\b.* -?-h(?:elp\w*)?\b"
     r"|.*\bmore information\b|\(?did you mean",
     re.IGNORECASE,
 )
-OPTION = re.compile(
+OPTION = lazily(
     r"(?:.*: )?((?:(?:unrecogni[sz]ed|unknown|invalid|illegal|unexpected|ambiguous|bad|no"
     r" such) (?:[\w-]+ ){0,3}(?:option|argument|flag|parameter|value|choice|subcommand)|flag provided but no"
     r"|found argument|(?:the following |(?:required|long|short) )*(?:option|argument|flag)s?\b"
@@ -270,14 +295,14 @@ OPTION = re.compile(
 """How parsers of a command line report a wrong option, and the hint that they print beside it."""
 
 HYDRA, HYDRA_JOB = "Set the environment variable HYDRA_FULL_ERROR=1", "Error executing job with overrides"
-HYDRA_TARGET = re.compile(r"(?P<name>\w+(?:Error|Exception))\(['\"](?P<text>.*)['\"]\)$")
-HYDRA_ERROR = re.compile(r"(?:Could not|In '|Error |Key |Missing|Multiple|Ambiguous|You |Primary|Unable).*")
+HYDRA_TARGET = lazily(r"(?P<name>\w+(?:Error|Exception))\(['\"](?P<text>.*)['\"]\)$")
+HYDRA_ERROR = lazily(r"(?:Could not|In '|Error |Key |Missing|Multiple|Ambiguous|You |Primary|Unable).*")
 """What Hydra prints after its errors, before those of the job, and how those of the config begin."""
 
-STATUS = re.compile(r"returned non-zero exit status (\d+)\.$")
+STATUS = lazily(r"returned non-zero exit status (\d+)\.$")
 """How Python names the exit code of a program that it started."""
 
-NOT_RUN_CODES, NOT_RUN_STATUS = (126, 127), re.compile(r"exit (?:status|code) 12[67]\b")
+NOT_RUN_CODES, NOT_RUN_STATUS = (126, 127), lazily(r"exit (?:status|code) 12[67]\b")
 """Exit codes by which shells report a program that cannot be run, and how Python's errors name them."""
 
 REPORTS = (
@@ -353,19 +378,15 @@ EXIT_CODES = {
 }
 """Signals and exit codes that show how a process ended, with the cause, and words for people."""
 
-NOT_RUN = re.compile(
-    r".*(not found|No such file|Permission denied|Is a directory|Exec format|cannot execute)"
-)
+NOT_RUN = lazily(r".*(not found|No such file|Permission denied|Is a directory|Exec format|cannot execute)")
 """What shells print of a program that they cannot run. Codes 126 and 127 alone may come from a machine."""
 
-WHAT = re.compile(r"\s*what\(\):\s+")
+WHAT = lazily(r"\s*what\(\):\s+")
 """What C++ prints before the message of an exception."""
-ROOT = re.compile(r"\s*(?:Caused by|nested task error): (?P<name>[\w.$]+)(?:: (?P<text>.*))?$")
+ROOT = lazily(r"\s*(?:Caused by|nested task error): (?P<name>[\w.$]+)(?:: (?P<text>.*))?$")
 """What Java and Julia print before the error that led to one; the last is the first that happened."""
 
-DIVERGED = re.compile(
-    r"\b(?:is|are|was|became) (?:nan|[+-]?inf|infinite|not finite|non-finite)\b", re.IGNORECASE
-)
+DIVERGED = lazily(r"\b(?:is|are|was|became) (?:nan|[+-]?inf|infinite|not finite|non-finite)\b", re.IGNORECASE)
 """How a program reports that a number is not finite."""
 
 BORDERS = " \t│┃║"

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from orchestrator.core.evidence import NO_HOLDS, Budget, Holds
 from orchestrator.core.failure import DETERMINISTIC
-from orchestrator.core.gates import GateRule
+from orchestrator.core.gates import NO_GATES, GateRule, Gates
 from orchestrator.core.records import Request
 from orchestrator.core.settings import SpendingLimit
-from orchestrator.core.state import NO_GATES, STARTABLE, CellStatus, Gates, StageStatus, State
+from orchestrator.core.state import STARTABLE, CellStatus, StageStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
 
 

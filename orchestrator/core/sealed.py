@@ -352,6 +352,25 @@ class Decision(Stored, frozen=True, kw_only=True):
     at: str = ""
 
 
+class Undecided(NamedTuple):
+    """A decision of a sweep with phases or a search that cannot be made yet.
+
+    Attributes:
+        number, title: of the decision; the title is for people.
+        cells: ids of the cells from which it follows.
+        reason: why it waits, for people.
+        is_passing: whether that may end without a request of a user.
+        waits_for: ids of the cells that have not ended.
+    """
+
+    number: int
+    title: str
+    cells: tuple[str, ...]
+    reason: str
+    is_passing: bool
+    waits_for: tuple[str, ...] = ()
+
+
 def most_cells(phase: SealedPhase, before: SealedPhase | None) -> int:
     """Return the most cells that a phase can have.
 

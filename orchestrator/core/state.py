@@ -1,4 +1,4 @@
-"""States of stages and cells, derived from evidence. Nothing stores a state.
+"""States of stages, cells and sweeps, derived from evidence. Nothing stores a state.
 
 Evidence is ranked: a product outranks an end record, which outranks a live heartbeat, which outranks the
 scheduler. The ranking keeps states true when processes die halfway, since files outlive their writers:
@@ -310,44 +310,6 @@ def cell_status(
     raise AssertionError(f"no precedence for {[s.state for s in stages.values()]}")
 
 
-class Gate(NamedTuple):
-    """A gate of a cell.
-
-    Attributes:
-        digest: of the gate, a stage instance.
-        stages: digests of the cell's stages that may start only when the gate is done.
-    """
-
-    digest: str
-    stages: tuple[str, ...]
-
-
-class Gates(NamedTuple):
-    """The gates of launches. They are stage instances like others, but part of no cell's chain.
-
-    Attributes:
-        instances: digest to stage instance.
-        chains: digest of a gate to the stages that are needed for it, inputs first and itself last.
-        cells: id of a cell to its gates.
-        are_first: whether stages with gates wait while any gate of the launch runs. Otherwise cells whose
-            gate ends early take all workers, and longer cells start late. A job of a scheduler starts in its
-            turn and waits for its own gate alone.
-    """
-
-    instances: Mapping[str, StageInstance] = {}
-    chains: Mapping[str, tuple[str, ...]] = {}
-    cells: Mapping[str, tuple[Gate, ...]] = {}
-    are_first: bool = False
-
-    def chain(self, cell: Cell) -> tuple[str, ...]:
-        """Return the digests of all stages that a cell needs: those for its gates, then its own."""
-        before = (digest for gate in self.cells.get(cell.id, ()) for digest in self.chains[gate.digest])
-        return (*before, *cell.stage_digests)
-
-
-NO_GATES = Gates()
-
-
 def is_disk_full(end: End) -> bool:
     """Return whether an attempt failed because a disk is full, or a quota is used up."""
     return end.cause is Cause.STORAGE and means_full_disk(end.message)
@@ -381,20 +343,54 @@ class SweepFacts(NamedTuple):
     holds: Holds = NO_HOLDS
 
 
-class Undecided(NamedTuple):
-    """A decision of a sweep with phases or a search that cannot be made yet.
+class Goal(StrEnum):
+    """What to wait for.
 
     Attributes:
-        number, title: of the decision; the title is for people.
-        cells: ids of the cells from which it follows.
-        reason: why it waits, for people.
-        is_passing: whether that may end without a request of a user.
-        waits_for: ids of the cells that have not ended.
+        DONE: every cell is done.
+        FAILED: at least one cell has failed.
+        STALLED: cells are left, and nothing has changed for a while.
     """
 
-    number: int
-    title: str
-    cells: tuple[str, ...]
-    reason: str
-    is_passing: bool
-    waits_for: tuple[str, ...] = ()
+    DONE = "done"
+    FAILED = "failed"
+    STALLED = "stalled"
+
+
+class Outlook(StrEnum):
+    """The answer of `outlook`.
+
+    Attributes:
+        REACHED: the goal is reached.
+        IMPOSSIBLE: the goal can no longer be reached without a further launch, rerun or discard.
+        OPEN: neither is certain yet.
+    """
+
+    REACHED = "reached"
+    IMPOSSIBLE = "impossible"
+    OPEN = "open"
+
+
+def outlook(goal: Goal, states: Collection[State], *, quiet_s: float, stall_s: float) -> Outlook:
+    """Return whether a goal is reached, impossible, or still open.
+
+    A blocked cell counts as ended once every other cell has ended. Until then another cell may still
+    unblock it, for example by a success that refutes why it was held.
+
+    Args:
+        goal: what is waited for.
+        states: of the cells.
+        quiet_s: seconds for which no record of the cells has changed.
+        stall_s: seconds without a change after which the cells count as stalled.
+    """
+    is_over = all(state in FINAL for state in states)
+    match goal:
+        case Goal.DONE:
+            is_reached = all(state in GOOD for state in states)
+            is_over = is_over or State.FAILED in states or State.CANCELLED in states
+        case Goal.FAILED:
+            is_reached = State.FAILED in states
+        case Goal.STALLED:
+            # A job that waits for a scheduler is at work: its queue may be days long.
+            is_reached = not is_over and State.QUEUED not in states and quiet_s >= stall_s
+    return Outlook.REACHED if is_reached else Outlook.IMPOSSIBLE if is_over else Outlook.OPEN

@@ -17,6 +17,7 @@ import errno
 import re
 
 from orchestrator.core.failure import OF_MACHINES, Cause
+from orchestrator.core.patterns import lazily
 
 
 def _any(phrases: str) -> str:
@@ -172,7 +173,7 @@ expected \d+ (columns|fields|values|tokens)
 \b(path|file|folder|directory|dataset)s?( \S+)? does ?n[o']t exist
 """)
 _PHRASES = tuple(
-    (re.compile(phrases, re.IGNORECASE), cause)
+    (lazily(phrases, re.IGNORECASE), cause)
     for phrases, cause in (
         *((_MEMORY, Cause.OOM_HOST), (_STORAGE, Cause.STORAGE), (_NETWORK, Cause.COMMUNICATION)),
         *((_DEVICE, Cause.BAD_NODE), (_NAN, Cause.NAN), (_CONFIG, Cause.CONFIG), (_CODE, Cause.CODE)),
@@ -184,14 +185,14 @@ _OF_NO_FILE = frozenset({Cause.OOM_HOST, Cause.STORAGE, Cause.COMMUNICATION})
 """Causes whose words count in no path or option. Those of drivers may be the names of libraries."""
 NAN, SETTING, DATA = (_PHRASES[number][0] for number in (4, 5, 7))
 
-GPU = re.compile(
+GPU = lazily(
     r"\b(torch|cupy\w*|jax\w*|tensorflow|numba|pyopencl|pycuda|rmm|cudf|cuml)\.|\b(CUDA|HIP|XPU|MPS|GPU|TRT)\b"
     r"|(?i:(?<![a-z])cuda|TensorRT|\bcu(blas|dnn)|device memory|opencl)|\bhip[A-Z]"
     r"|\bVRAM\b|IOGPU|OutOf(Device|GPU)Memory|MEM_OBJECT_ALLOC"
 )
 """Packages and words of a GPU. Beside these, words of memory are about a GPU's."""
 
-_INTERCONNECT = re.compile(
+_INTERCONNECT = lazily(
     r"\b(ucx|ofi|psm2|btl_tcp|ibv|rdma|libfabric|infiniband)\w*\b(?!.*cannot allocate)"
     r".*\b(fail|error|unreach|time)",
     re.IGNORECASE,
@@ -217,7 +218,7 @@ _SYSTEM_ERRORS = {
 }  # fmt: skip
 """System errors that show a cause, by their names and by the system's words: all languages print these."""
 _SYSTEM = {
-    name: (re.compile(rf"(?i:{words})|\b{name}\b"), cause)
+    name: (lazily(rf"(?i:{words})|\b{name}\b"), cause)
     for cause, errors in _SYSTEM_ERRORS.items()
     for name, words in errors.items()
     if hasattr(errno, name)
@@ -234,22 +235,22 @@ _SYMBOLS = (
      Cause.BAD_NODE),
 )  # fmt: skip
 """Names of the errors of GPU runtimes and drivers, which nothing else writes outside of quotation marks."""
-_BY_SYMBOL = tuple((re.compile(rf"\b{pattern}(?<!\w(?=\w))"), cause) for pattern, cause in _SYMBOLS)
-_NAMES = re.compile(r"(?<![\w.])[~.]{0,2}/[^\s:,]*|(?<![\w-])--[a-z][\w-]*")
+_BY_SYMBOL = tuple((lazily(rf"\b{pattern}(?<!\w(?=\w))"), cause) for pattern, cause in _SYMBOLS)
+_NAMES = lazily(r"(?<![\w.])[~.]{0,2}/[^\s:,]*|(?<![\w-])--[a-z][\w-]*")
 """Paths and options. Words in these are the user's."""
 
-_LACKED = re.compile(
+_LACKED = lazily(
     r"shared object|\.so\b|\bsocket|\.sock\b|\b(connect|dial|mount\w*)\b"
     r"|(?<![\w.])/(dev|proc|sys|run|var/run)/"
 )
 """What a node or a service lacks, where the system's words are those of a missing file."""
-_OF_FILE = re.compile(r"[^:]+: '")
+_OF_FILE = lazily(r"[^:]+: '")
 """A line that names a file: an error of a network is one of its file system."""
-SETTINGS = re.compile(
+SETTINGS = lazily(
     r"[\w./-]\.(ya?ml|toml|ini|cfg|conf)\b|\bconfig\w*\.json\b|(^|_)(configs?|settings|hparams)(_|$)"
 )
 """Names of files and functions of the config."""
-_QUOTED = re.compile(r"(?<!\w)(['\"`])[^'\"`\n]*\1")
+_QUOTED = lazily(r"(?<!\w)(['\"`])[^'\"`\n]*\1")
 
 
 _MAX_WORDS = 4000

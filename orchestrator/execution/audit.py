@@ -66,15 +66,15 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def context_for(order: AttemptSpec, *, in_place: bool) -> Callable[..., Context]:
+def context_for(order: AttemptSpec, *, is_shared: bool) -> Callable[..., Context]:
     """Return what makes the context of an attempt: one that keeps segments if the policy wants some.
 
     Args:
         order: the attempt.
-        in_place: whether files that it writes are in the store; those of a bucket are not uploaded.
+        is_shared: whether files that it writes are in the store; those of a bucket are not uploaded.
     """
     number = order.settings.policy.audit_segments
-    if not number or not in_place:
+    if not number or not is_shared:
         return Context
     return partial(AuditedContext, digest=order.instance.digest, number=number)
 

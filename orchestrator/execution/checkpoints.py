@@ -324,7 +324,7 @@ def drop_partial(
         attempts: the earlier attempts.
         generation: of the product that is made now.
     """
-    for attempt in attempts if ledger.objects.in_place else ():
+    for attempt in attempts if ledger.objects.shared_folder("") else ():
         end, claim = attempt.end, attempt.claim
         if claim is None or end is None or claim.generation != generation:
             continue

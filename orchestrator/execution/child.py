@@ -177,7 +177,7 @@ def run(
     except SystemExit as error:
         cause = _cause(error, folder) if error.code else Cause.CODE
         if isinstance(error.code, int | None):
-            how = f"the stage exited with code {error.code or 0} and returned no rows; return [] for none"
+            how = _exited(error.code or 0, folder)
         else:
             how = one_line(f"the stage exited: {_line(error.code)}")
             _print(without_secrets(f"{words_of(error.code)}\n"))  # as Python does
@@ -187,6 +187,14 @@ def run(
         name, cause = one_line(type(error).__name__), _cause(error, folder)
         message = one_line(f"{name[:100]}: {_line(error)}")
         return ChildOutcome(outcome="failed", cause=cause, exception=name, message=message)
+
+
+def _exited(code: int, folder: Path) -> str:
+    """Return how a stage called `sys.exit`: what it printed last explains its code."""
+    if code == 0:
+        return "the stage exited with code 0 and returned no rows; return [] for none"
+    last = end_of_log(folder / layout.LOG).rstrip().rpartition("\n")[2]
+    return f"the stage exited with code {code}" + (f", last line: {_line(last)}" if last else "")
 
 
 def _durable(output: Path) -> tuple[File, ...]:
@@ -236,10 +244,10 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
     """Return the services of the stage, connected to the store's fence and to the worker."""
     outage = Outage(order.settings.store.outage_s, print, lambda: stop.why if stop.asked else "")
     ledger = Ledger(open_objects(order.store)).patient(outage)
+    # If others do not see what this process writes, only what the worker uploads counts.
+    is_shared = ledger.objects.shared_folder("") is not None
 
     def fence() -> None:
-        if not ledger.objects.in_place:
-            return  # a bucket: only what the worker uploads is visible, and the worker checks the fence
         of = order.instance
         if ledger.is_claimed(of, order.attempt + 1) or ledger.is_done_or_void(of, order.generation):
             raise StopRequested("superseded")
@@ -249,7 +257,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         *(folder, order.sweep, order.cell, order.instance.name, order.attempt, order.config),
         msgspec.to_builtins(tracker),
     )
-    return context_for(order, in_place=ledger.objects.in_place)(
+    return context_for(order, is_shared=is_shared)(
         folder,
         uses=Config(order.uses, declared="uses"),
         resume=None
@@ -261,9 +269,9 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         checkpoint_interval_s=order.settings.policy.checkpoint_interval_s,
         trackers=open_trackers([tracker.name], tracked),
         stop=stop,
-        fence=fence,
+        fence=fence if is_shared else lambda: None,  # the worker checks it before uploads
         report_progress=lambda step, num_steps: lifeline.report(step=step, num_steps=num_steps),
-        keeps_work=ledger.objects.in_place,
+        keeps_work=is_shared,
         report_stop=lambda seconds: lifeline.report(stop_s=round(seconds, 1)),
         report_adapted=lambda values: lifeline.report(adapted=values),
         clock=lifeline.clock,

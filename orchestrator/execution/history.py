@@ -10,11 +10,11 @@ from typing import Protocol
 
 from orchestrator.core.evidence import Attempt, Evidence
 from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.gates import Gates
 from orchestrator.core.identity import uses_of
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import End, Owner
 from orchestrator.core.remedies import Remedied, class_of, has_rungs, remedied, rungs_of, with_shipped
-from orchestrator.core.state import Gates
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.nodes import NodeReports

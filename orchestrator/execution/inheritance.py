@@ -19,9 +19,9 @@ from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.evidence import Attempt, Evidence, Former, remaining_files
+from orchestrator.core.gates import Gates
 from orchestrator.core.records import Parent, Void
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import Gates
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.execution.checkpoints import candidates, find_unread, is_discarded
 from orchestrator.execution.history import Remedies

@@ -12,11 +12,11 @@ from orchestrator import provenance
 from orchestrator.core.decisions import decided
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
-from orchestrator.core.gates import gates_of, with_gates
+from orchestrator.core.gates import NO_GATES, gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes
 from orchestrator.core.remedies import pause_after, status_in_job
-from orchestrator.core.state import NO_GATES, StageStatus, SweepFacts, is_disk_full
+from orchestrator.core.state import StageStatus, SweepFacts, is_disk_full
 from orchestrator.core.sweep import StageInstance, gates_among
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
@@ -219,7 +219,7 @@ class Worker:
         try:
             was_worked_on = self._try_with_gpus(claimable, reader)
         except (OSError, InfrastructureError) as error:
-            if not self._ledger.objects.in_place or not self._answers():
+            if not self._ledger.objects.waits_out or not self._answers():
                 raise
             self._log(f"{claimable.cell.id} {claimable.instance.name}: left for now: {error_line(error)}")
             self._leaving.leave(claimable.instance.digest, error)

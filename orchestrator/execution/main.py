@@ -86,20 +86,12 @@ def run(
 
     try:
         return _work(order, summary, ending, shortage, log_line)
-    except DamagedRecord as error:
-        log_line(f"{error.what}; {error.fix}")
-        return DAMAGED
-    except InfrastructureError as error:
-        log_line(f"error: {error}")
-        _outlast(order.store, ending)
-        return error.exit_code
-    except SweepError as error:
-        log_line(f"error: {error}")
-        return error.exit_code
-    except OSError as error:
-        log_line(f"error: the store does not answer: {error}")
-        _outlast(order.store, ending)
-        return InfrastructureError.exit_code
+    except (SweepError, OSError) as error:
+        code, line = exit_of(error)
+        log_line(line)
+        if code == InfrastructureError.exit_code:
+            _outlast(order.store, ending)
+        return code
 
 
 def _work(
@@ -152,6 +144,15 @@ def _work(
         summary.num_claims = worker.num_claims
 
 
+def exit_of(error: SweepError | OSError) -> tuple[int, str]:
+    """Return the exit code of a worker or a driver that an error ends, and the line for its log."""
+    if isinstance(error, DamagedRecord):
+        return DAMAGED, f"{error.what}; {error.fix}"
+    if isinstance(error, SweepError):
+        return error.exit_code, f"error: {error}"
+    return InfrastructureError.exit_code, f"error: the store does not answer: {error}"
+
+
 def _print_to(log: Path) -> None:
     with contextlib.suppress(OSError):  # the log lies in the store, which may not answer now
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -161,20 +162,18 @@ def _print_to(log: Path) -> None:
 
 
 def _opened(order: Assignment, ending: _Ending, log_line: Callable[[str], None]) -> Ledger:
-    """Return the store's ledger. For a shared folder, wait until it answers, here and in later operations."""
+    """Return the store's ledger. Wait until it answers, in a shared folder also in later operations."""
     outage = Outage(order.settings.store.outage_s, log_line, ending.why)
     objects = open_objects(order.store)
-    if not objects.in_place:
-        return open_ledger(order.store)
     return wait_out(lambda: open_ledger(order.store), lambda: objects.get(layout.STORE), outage).patient(
         outage
     )
 
 
 def _outlast(url: str, ending: _Ending) -> None:
-    """Wait until a bucket answers again; a worker started in our place would fail at once in the same way."""
+    """Wait until the store answers again; a worker started in our place would fail at once likewise."""
     objects, start_s = open_objects(url), time.monotonic()
-    while not objects.in_place and not ending.why() and time.monotonic() - start_s < OUTAGE_S:
+    while not objects.waits_out and not ending.why() and time.monotonic() - start_s < OUTAGE_S:
         with contextlib.suppress(OSError):
             objects.list("")
             return

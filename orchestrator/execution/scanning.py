@@ -19,11 +19,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from msgspec.structs import replace
 
 from orchestrator.core.evidence import NO_HOLDS, Holds, Spending
-from orchestrator.core.gates import is_given_up
+from orchestrator.core.gates import NO_GATES, Gates, is_given_up
 from orchestrator.core.holding import SweepRecords, attributed, holds_of, merged
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
+from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.store.access import StageIndex
 from orchestrator.store.evidence import EvidenceReader
@@ -54,6 +54,7 @@ class HoldReader:
 
     Attributes:
         policy: as given.
+        takes_turns: as given, until this process has waited: all that wait would start at one moment.
         found: what is held back, as it was last found.
     """
 
@@ -68,7 +69,7 @@ class HoldReader:
         takes_turns: bool = True,
     ) -> None:
         self.policy = policy
-        self._takes_turns = takes_turns
+        self.takes_turns = takes_turns
         self._reader: EvidenceReader | None = None
         self._spending = spending
         self._gates = gates
@@ -126,7 +127,7 @@ class HoldReader:
             spending=self._spending(policy),
             space=space_of(reader.ledger.objects),
             now=time.time(),
-            takes_turns=self._takes_turns,
+            takes_turns=self.takes_turns,
         )
 
 
@@ -265,6 +266,8 @@ class StoreScanner:
             scan = self._index.next_stage(self._status, cancelled=summary.cancelled, holds=holds)
         if scan.claimable is not None and not self._may_try_again(reader, scan.claimable.instance.digest):
             return self.next_stage(reader, summary, given)
+        if self._holds is not None and scan.claimable is None:
+            self._holds.takes_turns = True
         return scan
 
     def _may_try_again(self, reader: EvidenceReader, digest: str) -> bool:

@@ -21,6 +21,7 @@ from orchestrator.core.evidence import (
     over_budget,
 )
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import Gates
 from orchestrator.core.holding import SweepRecords, attributed, holds_of
 from orchestrator.core.identity import uses_of
 from orchestrator.core.plan import Claimable, summarize_requests
@@ -39,7 +40,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.remedies import Remedied, class_of, remedied, rungs_of, with_shipped
 from orchestrator.core.settings import Policy, SpendingLimit
-from orchestrator.core.state import Gates, StageStatus, stage_status
+from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.execution.liveness import next_lease_s
 from orchestrator.simulation.cluster import SimulatedDisk

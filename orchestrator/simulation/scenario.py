@@ -14,9 +14,9 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import NO_GATES, Gates
 from orchestrator.core.schedule import PlannedStage, chain_hours
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import NO_GATES, Gates
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -25,8 +25,9 @@ from orchestrator import formats
 from orchestrator.core.records import StoreMark
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import FORMAT, Stored
+from orchestrator.manifest import File
 from orchestrator.store import layout, opening
-from orchestrator.store.objects import Keepalive, Listing, ObjectStore, PosixStore, idle
+from orchestrator.store.objects import Keepalive, Listing, ObjectStore, PosixStore, T, idle
 
 
 @dataclass
@@ -108,12 +109,14 @@ class Records:
         """
         return type(self)(self.objects, known, store_format=self._store_format)
 
-    def having_read(self, keys: Iterable[str]) -> Self:
-        """Return a copy that has read these records in one bulk request.
+    def reading_ahead(self, read: Callable[[], Prefetched]) -> Self:
+        """Return a copy that answers from bulk reads; this object itself where these save nothing."""
+        found = self.objects.in_bulk(read)
+        return self if found is None else self.knowing(found)
 
-        On a shared folder, where a bulk request saves nothing, return this object itself.
-        """
-        return self if self.objects.in_place else self.knowing(Prefetched(self.objects.get_many(keys)))
+    def having_read(self, keys: Iterable[str]) -> Self:
+        """Return a copy that has read these records in one bulk request, where that saves something."""
+        return self.reading_ahead(lambda: Prefetched(self.objects.get_many(keys)))
 
     @property
     def store_format(self) -> int:
@@ -231,13 +234,11 @@ class Records:
         known = self._known.listings.get(prefix)
         return self.objects.list(prefix) if known is None else known
 
-    def sizes(self, prefix: str) -> Mapping[str, int]:
-        """Return the size in bytes of each file under a prefix, by path below the prefix."""
+    def sizes(self, prefix: str, files: Sequence[File]) -> Mapping[str, int]:
+        """Return the sizes in bytes of those of these files that exist, by path below the prefix."""
         known = self._known.sizes.get(prefix)
-        return self.objects.trees([prefix])[prefix] if known is None else known
+        return self.objects.sizes(prefix, files) if known is None else known
 
-
-T = TypeVar("T")
 
 _TRANSIENT = (
     "EIO ESTALE ENOTCONN ETIMEDOUT EAGAIN EBUSY EREMOTEIO ENOLINK ECONNREFUSED ECONNRESET ECONNABORTED "

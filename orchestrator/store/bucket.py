@@ -18,7 +18,7 @@ from orchestrator.store import layout
 from orchestrator.store.cache import Cache
 from orchestrator.store.client import Connection, Move, Transfer
 from orchestrator.store.code import PlannedFile
-from orchestrator.store.objects import TEMPORARY, Keepalive, Listing, idle
+from orchestrator.store.objects import TEMPORARY, Keepalive, Listing, T, idle
 from orchestrator.store.publishing import BucketPublisher
 
 ARCHIVE = "files.tar"
@@ -45,8 +45,8 @@ class RemoteStore:
         UserError: The cache limit in the environment is not a number.
     """
 
-    in_place, poll_s, unseen_s = False, 5.0, 0.0
-    min_lease_s = LEASE_S
+    waits_out, poll_s, unseen_s = False, 5.0, 0.0
+    min_lease_s, max_looks = LEASE_S, 200.0
 
     def __init__(self, url: str, *, home: Path | None = None, connection: Connection | None = None) -> None:
         self.url = url
@@ -72,6 +72,10 @@ class RemoteStore:
         """Read an object."""
         data: bytes | None = self.connection.call("get", key)
         return data
+
+    def in_bulk(self, read: Callable[[], T]) -> T:
+        """Read."""
+        return read()
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """Read many objects concurrently."""
@@ -103,6 +107,10 @@ class RemoteStore:
         return dict(zip(asked, self.connection.call("trees", *asked), strict=True)) if asked else {}
 
     # Payload
+
+    def sizes(self, prefix: str, files: Sequence[File]) -> dict[str, int]:
+        """List the folder, without a download."""
+        return self.trees([prefix])[prefix]
 
     def size(self, key: str) -> int:
         """List the folder of the file."""

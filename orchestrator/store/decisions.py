@@ -11,17 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.decisions import (
-    SweepQuestion,
-    Unfolded,
-    answer,
-    observe,
-    unfold,
-)
+from orchestrator.core.decisions import SweepQuestion, Unfolded, answer, observe, unfold
 from orchestrator.core.records import Revision
-from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Value
+from orchestrator.core.sealed import ComposedSweep, Decision, SeenCell, Undecided, Value
 from orchestrator.core.search import is_round, trials_of
-from orchestrator.core.state import StageStatus, State, SweepFacts, Undecided
+from orchestrator.core.state import StageStatus, State, SweepFacts
 from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
 from orchestrator.registry import load, require
 from orchestrator.store import layout

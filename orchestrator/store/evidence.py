@@ -26,7 +26,6 @@ from orchestrator.spec import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched, StageIndex, error_line, is_transient
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.objects import PosixStore
 
 
 def read_ahead(
@@ -36,8 +35,8 @@ def read_ahead(
     counted: bool,
     sized: bool,
     trusted: Collection[object],
-) -> Ledger:
-    """Return a ledger that holds the indexes and records of these stages, as of now.
+) -> Prefetched:
+    """Return the indexes and records of these stages, as of now.
 
     Requests to a bucket cost money and time, so all is read in three rounds of bulk requests. Each round
     needs the one before: listings show which records exist, and records name the files whose sizes are
@@ -88,7 +87,7 @@ def read_ahead(
     wanted = [i for i in instances if sized and (i.digest, products.get(i.digest)) not in trusted]
     made = [(i, known.product(i, products[i.digest])[0]) for i in wanted if i.digest in products]
     outputs = [layout.output(instance, done.attempt) for instance, done in made if done]
-    return ledger.knowing(Prefetched(records, listings, objects.trees(outputs)))
+    return Prefetched(records, listings, objects.trees(outputs))
 
 
 def _products(known: Ledger, instances: Sequence[StageInstance]) -> dict[str, int]:
@@ -202,18 +201,13 @@ class EvidenceReader:
             for instance in self._instances.values()
             if instance.stage in self._specs and (found := formers(self._specs[instance.stage], instance))
         }
-        if ledger.look_up is not None:
-            every = itertools.chain.from_iterable(self.formers.values())
-            ledger = ledger.look_up(self._instances.values(), every, trusted=self._trusted, sized=check_files)
-        elif not ledger.objects.in_place:
-            ledger = read_ahead(
-                ledger,
-                [*self._instances.values(), *itertools.chain.from_iterable(self.formers.values())],
-                counted=count_attempts,
-                sized=check_files,
-                trusted=self._trusted,
-            )
-        self.ledger = ledger
+        former = [*itertools.chain.from_iterable(self.formers.values())]
+        every, seen = self._instances.values(), self._trusted
+        known = ledger.look_up(every, former, trusted=seen, sized=check_files)
+        both, counted = [*every, *former], count_attempts
+        self.ledger = known or ledger.reading_ahead(
+            lambda: read_ahead(ledger, both, counted=counted, sized=check_files, trusted=seen)
+        )
         # In the sweep's order: that of a set differs between processes.
         stages = dict.fromkeys(instance.stage for instance in self._instances.values())
         self.listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
@@ -224,9 +218,9 @@ class EvidenceReader:
             except OSError as error:  # only this stage's folder fails; the other stages are still read
                 self.unlisted[stage] = _unreadable(error)
         self._evidence: dict[str, Evidence] = {}
-        if title and check_files and ledger.objects.in_place and len(self._instances) >= MANY:
+        if title and check_files and len(self._instances) >= MANY:
             some = [each for each in self._instances.values() if each.stage not in self.unlisted]
-            self._evidence |= load(KEPT)(ledger, some, self.listed, self._trusted, title)
+            self._evidence |= load(KEPT)(self.ledger, some, self.listed, self._trusted, title)
 
     def _list(self, stage: str) -> None:
         ledger, listed = self.ledger, self.listed[stage]
@@ -385,12 +379,7 @@ def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: b
     objects = ledger.objects
     if not files:
         return None
-    if isinstance(objects, PosixStore) and not content:
-        return damage_by_size(objects.sizes(prefix, files), files)
-    if objects.in_place:
-        return damage(objects.folder(prefix), files, content=content)
-    # A listing of the bucket gives all sizes at once, without downloading.
-    problem = damage_by_size(ledger.sizes(prefix), files)
+    problem = damage_by_size(ledger.sizes(prefix, files), files)
     if problem is not None or not content:
         return problem
     folder = objects.fetch(prefix, files, content=False)

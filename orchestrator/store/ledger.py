@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, Self
+from typing import Self
 
 import msgspec
 
@@ -28,7 +28,7 @@ from orchestrator.core.records import (
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
-from orchestrator.registry import load
+from orchestrator.registry import INDEXED, load
 from orchestrator.store import layout, opening
 from orchestrator.store.access import (
     Outage,
@@ -74,20 +74,6 @@ def check_mark(records: Records) -> int | None:
     return found
 
 
-class LookUp(Protocol):
-    """Reads the evidence about stages in advance, see `orchestrator.store.looking.IndexedLedger`."""
-
-    def __call__(
-        self,
-        instances: Iterable[StageInstance],
-        formers: Iterable[StageInstance],
-        *,
-        trusted: set[tuple[str, int]],
-        sized: bool,
-    ) -> Ledger:
-        """Return a ledger that holds all records and listings of these stages, as of now."""
-
-
 class Ledger(Records):
     """The records of one store, with the rules for when a write counts."""
 
@@ -110,8 +96,20 @@ class Ledger(Records):
         """Return a ledger that looks again; this one where it holds nothing of an earlier look."""
         return self
 
-    look_up: LookUp | None = None
-    """What reads the evidence about stages in advance, with the help of an index; None without one."""
+    def indexed(self) -> Ledger:
+        """Return a ledger for readers, which keeps an index of a bucket; this one for a folder."""
+        return self if isinstance(self.objects, PosixStore) else load(INDEXED)(self)
+
+    def look_up(
+        self,
+        instances: Iterable[StageInstance],
+        formers: Iterable[StageInstance],
+        *,
+        trusted: set[tuple[str, int]],
+        sized: bool,
+    ) -> Ledger | None:
+        """Return a ledger that has read all about these stages; None without an index to help with it."""
+        return None
 
     def has_revision(self, sweep: str, number: int) -> bool:
         """Return whether a revision was sealed."""
@@ -390,9 +388,7 @@ def open_ledger(url: str, *, create: bool = False, at: str = "", shared: bool = 
         InfrastructureError: The place does not answer, or lets two writers create the same key.
     """
     objects = opening.open_objects(url)
-    opening.look(objects, layout.STORE)
-    if isinstance(objects, PosixStore):
-        opening.follow_root(objects.root)
+    opening.prepare(objects, layout.STORE)
     store_format = check_mark(Records(objects))
     if create:
         opening.make_store(objects, layout.STORE, at, shared=shared)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from orchestrator.manifest import NO_FILE, File, fsync_path, fsync_tree
 from orchestrator.provenance import is_network
@@ -35,6 +36,7 @@ def idle() -> None:
 
 
 Keepalive = Callable[[], object]  # called again and again during a long operation, to keep a lease
+T = TypeVar("T")
 
 
 class Publisher(Protocol):
@@ -78,8 +80,10 @@ class ObjectStore(Protocol):
     """Shortest useful poll interval in seconds. Requests to a bucket cost money."""
     home: Path
     """Local folder that holds the store's files, or copies of them. It holds no code."""
-    in_place: bool
-    """Whether payload is written directly in the shared place, where others see it grow."""
+    max_looks: float
+    """How many single reads may follow each other for a forecast, since each request costs time and money."""
+    waits_out: bool
+    """Whether operations can wait out an outage (`PatientStore`); their errors are final, or of a folder."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write only if absent, atomically and durably; return False when the key exists."""
@@ -89,6 +93,9 @@ class ObjectStore(Protocol):
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes, or None when there is no such key."""
+
+    def in_bulk(self, read: Callable[[], T]) -> T | None:
+        """Return what bulk reads find; None where they save no round trips, and nothing is read."""
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """Return what `get` returns for each key, in few round trips."""
@@ -107,6 +114,9 @@ class ObjectStore(Protocol):
 
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
         """Return, for each prefix, the path and size in bytes of each file under it, at any depth."""
+
+    def sizes(self, prefix: str, files: Sequence[File]) -> Mapping[str, int]:
+        """Return the sizes in bytes of those of these files that exist, by path below the prefix."""
 
     def size(self, key: str) -> int:
         """Return the size of a payload file in bytes, 0 if it does not exist."""
@@ -135,15 +145,10 @@ class ObjectStore(Protocol):
     def fetch(
         self, prefix: str, files: Sequence[File], *, content: bool = True, keepalive: Keepalive = idle
     ) -> Path:
-        """Make files available on this machine, and return their folder, which must only be read.
+        """Make recorded files available on this machine, and return their folder, which must only be read.
 
-        The files are not judged: one that is absent or damaged in the store is so in the folder.
-
-        Args:
-            prefix: Prefix of the files.
-            files: Files as recorded.
-            content: Compare the content of local copies with the record, not only their sizes.
-            keepalive: Called repeatedly during the download.
+        The files are not judged: one that is absent or damaged in the store is so in the folder. With
+        `content`, the content of local copies is compared with the record, not only their sizes.
         """
 
     def release(self, prefix: str) -> None:
@@ -154,6 +159,7 @@ class ObjectStore(Protocol):
 
 
 TEMPORARY = ".tmp-"
+_RECORD_BYTES = 1 << 16  # of the first read of a record; few are longer
 NETWORK_LEASE_S = 180.0
 """Shortest lease in seconds on a network file system: three reads of what NFS may cache for a minute."""
 
@@ -167,7 +173,7 @@ class PosixStore:
             process at every such point; in production it does nothing.
     """
 
-    in_place, poll_s = True, 0.0
+    waits_out, poll_s, max_looks = True, 0.0, math.inf
 
     def __init__(self, root: Path, *, at_step: Callable[[str], None] = lambda step: None) -> None:
         self.root = self.home = root
@@ -228,7 +234,8 @@ class PosixStore:
             return None
         try:  # a buffered stream takes twice the time
             data = os.read(handle, _RECORD_BYTES)
-            return data if len(data) < _RECORD_BYTES else data + b"".join(_rest(handle))
+            rest = iter(lambda: os.read(handle, 1 << 20), b"") if len(data) >= _RECORD_BYTES else ()
+            return b"".join((data, *rest))
         except IsADirectoryError:
             return b""  # in the place of a record: unreadable, and not absent
         except OSError as error:
@@ -237,8 +244,11 @@ class PosixStore:
         finally:
             os.close(handle)
 
+    def in_bulk(self, read: Callable[[], T]) -> None:
+        """Return None: a folder has no round trips to save."""
+
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
-        """Read one file after the other, since a folder has no round trips to save."""
+        """Read one file after the other."""
         return {key: self.get(key) for key in keys}
 
     def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
@@ -291,12 +301,11 @@ class PosixStore:
         return sizes
 
     def seems_there(self, key: str) -> bool:
-        """Return whether a file exists, False also if that cannot be found out: for display only."""
-        # A test of access takes a seventh of the time of an open that fails.
+        """Return whether a file is known to exist, for display: in a seventh of the time of a failed open."""
         return os.access(self._at(key), os.F_OK)
 
-    def sizes(self, prefix: str, files: Iterable[File]) -> dict[str, int]:
-        """Return the sizes in bytes of those of these files that exist, by path below the prefix.
+    def sizes(self, prefix: str, files: Sequence[File]) -> dict[str, int]:
+        """Ask the file system for each.
 
         Raises:
             OSError: A file's size cannot be read, which does not mean that the file is missing.
@@ -389,12 +398,3 @@ class PosixStore:
             folder.mkdir(parents=True, exist_ok=True)
         fsync_path(folder.parent)
         self._at_step("made folder")
-
-
-_RECORD_BYTES = 1 << 16
-"""Bytes per read of a record. Few records are longer."""
-
-
-def _rest(handle: int) -> Iterator[bytes]:
-    while data := os.read(handle, 1 << 20):
-        yield data

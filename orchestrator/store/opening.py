@@ -34,10 +34,10 @@ DEFAULT_STORE = "runs"
 
 def space_of(objects: ObjectStore) -> tuple[int, int] | None:
     """Return the bytes that are free in a folder for this user, and those of its disk; None in a bucket."""
-    if not objects.in_place:
+    if (folder := objects.shared_folder("")) is None:
         return None
     try:
-        disk = os.statvfs(objects.folder(""))
+        disk = os.statvfs(folder)
     except OSError:
         return None
     return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
@@ -183,15 +183,15 @@ _ENVIRONMENT = {
 }
 
 
-def look(objects: ObjectStore, key: str) -> None:
-    """Check within seconds that a bucket answers. For a folder, do nothing.
+def prepare(objects: ObjectStore, key: str) -> None:
+    """Check within seconds that a bucket answers. For a folder, let new files follow its modes.
 
     Raises:
         UserError: There is no such bucket, or the credentials are not accepted.
         InfrastructureError: The bucket does not answer.
     """
-    if objects.in_place:
-        return
+    if isinstance(objects, PosixStore):
+        return follow_root(objects.root)
     try:
         # Some servers report a missing bucket like a missing key. Only a listing distinguishes the two.
         if objects.get(key) is None:
@@ -224,7 +224,9 @@ def prove_exclusive(objects: ObjectStore, key: str, data: bytes) -> None:
         if created:
             raise InfrastructureError(
                 f"the store {objects.url} lets a second writer create the same key: claims would not hold",
-                allowed="" if objects.in_place else "a server that honours the condition If-None-Match: *",
+                allowed=""
+                if isinstance(objects, PosixStore)
+                else "a server that honours the condition If-None-Match: *",
             )
         return
 
@@ -266,7 +268,7 @@ def make_store(objects: ObjectStore, key: str, at: str, *, shared: bool = False)
                 make_root(objects.root, shared=shared)
                 follow_root(objects.root)
             mark = formats.encode(StoreMark(nonce=uuid.uuid4().hex, created_at=at))
-            for _ in range(1 if objects.in_place else _TRIES):
+            for _ in range(_TRIES):
                 try:
                     objects.create(key, mark)
                 except OSError as problem:  # the write may have succeeded although its reply was lost
@@ -282,7 +284,7 @@ def make_store(objects: ObjectStore, key: str, at: str, *, shared: bool = False)
 
 def not_writable(objects: ObjectStore, error: OSError) -> SweepError:
     """Return the error to show when a store refused a write."""
-    if not objects.in_place:
+    if not isinstance(objects, PosixStore):
         return refusal(objects.url, error)
     if is_out_of_space(error):
         return InfrastructureError(f"cannot write to the store: {error.strerror}", where=objects.url)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import TASKS, load, lookup
+from orchestrator.registry import TASKS, lookup
 
 if TYPE_CHECKING:
     from orchestrator.tasks.sources import Source, SourceTable
@@ -228,9 +228,10 @@ def load_task(section: Mapping[str, Any]) -> Task:
     """
     # Sealed configs from before there was a target have none.
     target = dict(section).get("target")
-    task: Task = load(target, where="task.target") if target else lookup(TASKS, section["name"], kind="task")
+    task: Task = lookup(TASKS, target or section["name"], kind="task")
     if task.name != section["name"]:
-        raise UserError(f"task.target={target} is the task {task.name!r}", fix=f"task.name={task.name}")
+        what = f"the task {target or section['name']} has the name {task.name!r}"
+        raise UserError(what, where="task.name", allowed=f"equal names; the config has {section['name']!r}")
     return task
 
 

@@ -89,9 +89,10 @@ class MirrorProgress(msgspec.Struct, kw_only=True):
 
 
 class Notes:
-    """What runs were sent, by their id, in a file beside the mirror's own.
+    """What runs were sent, by their id, in a record beside the mirror's files.
 
-    A run is noted after it was sent, so a mirror that is killed notes too little, never too much.
+    A run is noted after it was sent, so a mirror that is killed notes too little, never too much. An earlier
+    launch may have run on another machine. While this mirror works, nobody else should, see `mirror.locked`.
 
     Args:
         objects: the store.
@@ -102,37 +103,31 @@ class Notes:
     def __init__(self, objects: ObjectStore, prefix: str, name: str) -> None:
         self._objects = objects
         self._key = f"{prefix}/{name}"
-        self._path = objects.workspace(prefix) / name
-        if not objects.in_place and (data := objects.get(self._key)) is not None:
-            self._path.write_bytes(data)  # an earlier launch may have run on another machine
+        self._known: dict[str, MirrorProgress] | None = None
 
     def of(self, id: str) -> MirrorProgress:
-        """Return what a run was sent; nothing if the file is absent or damaged.
+        """Return what a run was sent; nothing if the record is absent or damaged.
 
         Raises:
-            OSError: the file cannot be read now.
+            OSError: the record cannot be read now.
         """
-        return self._all().get(id, MirrorProgress())
+        self._known = self._all() if self._known is None else self._known
+        return self._known.get(id, MirrorProgress())
 
     def note(self, id: str, progress: MirrorProgress) -> None:
         """Note what a run was sent, and keep the notes of all others.
 
         Raises:
-            OSError: the file cannot be read or written now.
+            OSError: the record cannot be read or written now.
         """
-        data = msgspec.json.encode({**self._all(), id: progress})
-        # Replaced as a whole: a crash while writing must not lose the notes of all cells.
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(data)
-        temporary.replace(self._path)
-        if not self._objects.in_place:
-            self._objects.put(self._key, data)
+        self._known = {**self._all(), id: progress}
+        self._objects.put(self._key, msgspec.json.encode(self._known))
 
     def _all(self) -> dict[str, MirrorProgress]:
-        # Any other error passes on. Otherwise `note` would replace a file that cannot be read at the moment.
+        # Errors pass on. Otherwise `note` would replace a record that cannot be read at the moment.
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, MirrorProgress])
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+            return msgspec.json.decode(self._objects.get(self._key) or b"", type=dict[str, MirrorProgress])
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return {}
 
 

@@ -74,13 +74,10 @@ class TensorboardMirror:
 
     def begin(self, sweep: Followed) -> None:
         """Take the folder of the sweep."""
-        objects = sweep.ledger.objects
+        shared = sweep.ledger.objects.shared_folder(layout.mirror(sweep.name, "tensorboard"))
         if self.options.dir is not None:
-            self._folder = home_expanded(self.options.dir).absolute()
-        elif objects.in_place:
-            self._folder = objects.workspace(layout.mirror(sweep.name, "tensorboard"))
-        else:
-            self._folder = Path("tensorboard", sweep.name).absolute()
+            shared = home_expanded(self.options.dir)
+        self._folder = (shared or Path("tensorboard", sweep.name)).absolute()
 
     def progress(self, id: str) -> MirrorProgress:
         """Return what a cell's file holds."""

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from orchestrator.errors import StageFailure, UserError, one_line, retry_after_s
+from orchestrator.errors import StageFailure, UserError, check_proxies, one_line, retry_after_s
 from orchestrator.translation.rows import Conversation, Messages, RowProgress
 from orchestrator.translation.verdicts import ModelReply
 
@@ -65,12 +65,13 @@ def access(url_env: str, key_env: str) -> Access:
     """Return address and key from the environment.
 
     Raises:
-        UserError: one is not set, or the address is none.
+        UserError: one is not set, the address is none, or a proxy cannot be used.
     """
     if problem := missing(url_env, key_env):
         raise UserError(
             problem, fix="without a key, such as for a server of your own: any text, such as none"
         )
+    check_proxies()
     return Access(os.environ[url_env].strip().rstrip("/"), os.environ[key_env].strip())
 
 

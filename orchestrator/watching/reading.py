@@ -156,12 +156,12 @@ class Reader(threading.Thread):
 
     def _wait(self, due_s: float) -> bool:
         """Do what is asked until a time, and follow a running cell; return False to end."""
+        follow_s = max(FOLLOW_S, self.watched.view.ledger.objects.poll_s)
         while (left_s := due_s - time.monotonic()) > 0:
             try:
-                task = self._tasks.get(timeout=min(left_s, FOLLOW_S))
+                task = self._tasks.get(timeout=min(left_s, follow_s))
             except queue.Empty:
-                # Over a bucket each read is a request, and nothing new is there between two uploads.
-                if self._is_running() and self.watched.view.ledger.objects.in_place:
+                if self._is_running() and left_s > follow_s:
                     self._detail(self._wanted)
                 continue
             if task is None:

@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from orchestrator.api.reports import write_report
 from orchestrator.api.state import SweepState
 from orchestrator.cli.progress import write_reports
+from orchestrator.errors import UserError
 from orchestrator.reports import general
 from orchestrator.testing import ReportContract
 from tests.store import states
@@ -35,6 +37,21 @@ def small(rows: Any, folder: Path) -> list[Path]:
     """Writes the number of rows."""
     (folder / "small.md").write_text(f"{len(rows)} rows\n")
     return [folder / "small.md"]
+
+
+def forgetful(rows: Any, folder: Path) -> None:
+    """Returns nothing, as a function without `return` does."""
+    (folder / "forgotten.md").write_text("")
+
+
+def lost(rows: Any, folder: Path) -> list[Path]:
+    """Names a file that it did not write."""
+    return [folder / "lost.md"]
+
+
+def leaving(rows: Any, folder: Path) -> list[Path]:
+    """Ends the process, as a script does."""
+    raise SystemExit(0)
 
 
 def reported(made: states.Made) -> SweepState:
@@ -67,3 +84,18 @@ def test_a_cell_without_a_metric_that_others_have_is_a_line_with_a_dash(tmp_path
     lines = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| ")]
     cells = {line.split("|")[1].strip(): [text.strip() for text in line.split("|")[2:-1]] for line in lines}
     assert [cells[name][-2:] for name in "abc"] == [["0.5", "1 ★"], ["0.25 ★", "–"], ["–", "0.75"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("forgetful", "forgetful returned None"),
+        ("lost", r"lost returned \[.*lost.md"),
+        ("leaving", "leaving exits with 0"),
+    ],
+)
+def test_a_report_that_returns_no_list_of_its_files_is_refused(
+    tmp_path: Path, name: str, problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        write_report(f"{__name__}:{name}", [{"n": 1}], tmp_path, {}, where="here", notify=print)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -38,6 +40,7 @@ report: ["stages:report"]
 """
 STAGES = """
 from pathlib import Path
+from typing import Any
 
 def fit(config, inputs, context):
     return [{"three": int(Path(context.uses.file).read_text()) * config.factor}]
@@ -88,12 +91,46 @@ def test_a_sweep_is_composed_planned_launched_and_read_as_values(
     assert not any(path.stat().st_mode & 0o077 for path in sweep.store.rglob("*.json"))
 
 
+def test_what_is_no_text_is_refused_by_name_and_a_list_is_not_taken_apart(counts: Sweep) -> None:
+    wrong: Any = ["seed=0"]
+    for use in (
+        lambda: Sweep.compose("counts.yaml", wrong),
+        lambda: Sweep.compose("counts.yaml", store=wrong),
+        lambda: Sweep.compose(wrong),
+        lambda: Store(wrong),
+        lambda: Sweep.open(wrong),
+        lambda: counts.plan(wrong),
+        lambda: counts.launch(wrong),
+        lambda: counts.launch(only=[wrong]),
+        lambda: counts.status(wrong),
+        lambda: counts.rows(wrong),
+        lambda: counts.cells[wrong],
+    ):
+        with pytest.raises(UserError) as caught:
+            use()
+        assert repr(wrong) in caught.value.what and caught.value.allowed
+
+
+def test_values_of_the_api_name_what_they_are_of_and_a_plan_is_plain_json(
+    counts: Sweep, sweep: Command
+) -> None:
+    plan = counts.plan("seed=0")
+    assert json.loads(json.dumps(plan.as_json())) == plan.as_json()
+    assert repr(plan).startswith("<plan of counts@1 (not launched yet in ") and "2 cells>" in repr(plan)
+    assert repr(counts) == f"<sweep counts in {sweep.store}>"
+    assert repr(counts.cells) == "<4 cells>" and "cells=<4 cells>" in repr(counts.status())
+
+
 def test_failed_cells_run_again_and_a_store_gives_the_sweep_back(counts: Sweep, sweep: Command) -> None:
-    counts.launch(workers=2).wait(60)
+    run = counts.launch(workers=2)
+    run.wait(60)
+    # A composed sweep keeps its text: what it would be at the next look is not known.
+    assert (repr(run), repr(counts)) == ("<launch 1 of counts@1>", f"<sweep counts in {sweep.store}>")
     assert Store(sweep.store).sweeps() == ["counts"]
     opened = Store(sweep.store).open("counts@1")
+    assert repr(opened) == "<sweep counts@1>"
     assert (opened.name, opened.revision) == ("counts", 1)
-    again = opened.rerun("state=failed", workers=1)
+    again = opened.rerun("state=failed", overrides="policy.grace_s=7", workers=1)  # one text is one override
     assert again is not None and again.wait(60).counts == {"failed": 1}
     assert opened.cells["kind=bad"].num_retries == 1
     assert opened.rerun("kind=good") is None

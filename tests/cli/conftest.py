@@ -22,8 +22,8 @@ def background(sweep: Any) -> Iterator[Callable[..., Running]]:
     """Starts launches, and ends what is left of them."""
     started: list[Running] = []
 
-    def start(*words: str) -> Running:
-        started.append(Running(sweep.folder, sweep.store, words))
+    def start(*words: str, is_forked: bool = True) -> Running:
+        started.append(Running(sweep.folder, sweep.store, words, is_forked=is_forked))
         return started[-1]
 
     yield start

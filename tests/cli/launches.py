@@ -19,6 +19,7 @@ from orchestrator.testing import checkpoints as checkpoints
 from orchestrator.testing import records as records
 from orchestrator.testing import running_heartbeats as running_heartbeats
 from orchestrator.testing import wait_for as wait_for
+from tests import forked
 
 SLOW = """
 description: slow counting
@@ -78,26 +79,40 @@ def screen(shown: str) -> list[str]:
 
 
 class Running:
-    """A launch in the background, in a process group of its own as a terminal would make it."""
+    """A launch in the background, in a process group of its own as a terminal would make it.
 
-    def __init__(self, folder: Path, store: Path, words: tuple[str, ...]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *words],
-            cwd=folder,
-            env={**os.environ, "SWEEP_STORE": str(store)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            process_group=0,
-        )
+    Args:
+        folder: its working folder.
+        store: where its store is.
+        words: after ``sweep``.
+        is_forked: whether it is forked with the imports done, where the environment allows that.
+    """
+
+    def __init__(self, folder: Path, store: Path, words: tuple[str, ...], *, is_forked: bool = True) -> None:
+        env = {**os.environ, "SWEEP_STORE": str(store)}
+        ours, its = os.pipe()
+        self.process: forked.Started | subprocess.Popen[bytes]
+        if is_forked and forked.fits(env):
+            self.process = forked.Started(
+                "orchestrator", words, folder=folder, env=env, streams=[its, its], leads=True
+            )
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator", *words],
+                cwd=folder,
+                env=env,
+                stdout=its,
+                stderr=its,
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+            )
+        os.close(its)
         self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=[ours], daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as stream:
+    def _read(self, output: int) -> None:
+        with open(output) as stream:
             self._lines.extend(stream)
 
     def interrupt(self) -> None:

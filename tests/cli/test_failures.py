@@ -61,7 +61,7 @@ def test_each_way_to_fail_has_its_cause_and_its_own_number_of_retries(sweep):
 
 @pytest.mark.long
 def test_the_death_of_the_fork_server_costs_attempts_but_no_result(slow, background):
-    launch = background("launch", "slow.yaml", "policy.retries.unknown=5")
+    launch = background("launch", "slow.yaml", "policy.retries.unknown=5", is_forked=False)
     wait_for(lambda: records(slow.store, "heartbeat.json"))
     children = [
         int(path.parent.name)

@@ -96,7 +96,7 @@ def test_plan_says_when_products_were_made_by_other_code_than_now(sweep):
 
 
 def test_one_fork_server_serves_all_workers(slow, background):
-    launch = background("launch", "slow.yaml", "launcher.workers=3", "count.step_s=0.3")
+    launch = background("launch", "slow.yaml", "launcher.workers=3", "count.step_s=0.3", is_forked=False)
     wait_for(lambda: len(running_heartbeats(slow.store)) == 3)
     servers = [
         path.parent.name

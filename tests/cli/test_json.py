@@ -121,6 +121,7 @@ REFUSED = [
     (2, ("collect", "never.yaml", "--onyl"), "unrecognized arguments"),
     (2, ("launch", "mixed.yaml", "seeds=1"), "unknown key 'seeds'"),
     (2, ("plan", "mixed", "--multirun", "seed=0,1"), "unrecognized arguments: --multirun"),
+    (2, ("launch", "--run", "true {lr}", "--lr", "0.1"), "unrecognized arguments: --lr"),
     (2, ("lst",), "unknown verb 'lst'"),
     (2, ("query", "select"), "Parser Error"),
 ]
@@ -224,8 +225,9 @@ def test_what_is_for_people_leaves_standard_output_as_it_was(capfd: pytest.Captu
         (KeyboardInterrupt(), 1, "interrupted"),
         (OSError(errno.ENOSPC, "No space left on device"), 3, "No space left on device"),
         (ZeroDivisionError("by zero"), 3, "Polysweep itself failed: ZeroDivisionError: by zero"),
+        (SystemExit("no licence"), 2, "no licence"),
     ],
-    ids=["Ctrl-C", "a full disk", "a bug"],
+    ids=["Ctrl-C", "a full disk", "a bug", "code of the user's that exits"],
 )
 def test_however_a_command_ends_it_prints_an_object(
     error: BaseException, code: int, what: str, capsys: pytest.CaptureFixture[str]

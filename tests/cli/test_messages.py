@@ -28,6 +28,11 @@ def act(config, inputs, context):
             sys.exit("exit\n" + "x" * 3_000_000)
         case "leaves":
             sys.exit()
+        case "exits with 1":
+            print("no such table: items")
+            sys.exit(1)
+        case "exits in silence":
+            sys.exit(3)
         case "raises":
             raise ValueError("value\n" + "y" * 3_000_000)
         case "mute":
@@ -47,12 +52,16 @@ def act(config, inputs, context):
 """
 SWEEP = """
 config: {kind: exits}
-axes: {kind: [exits, leaves, raises, mute, mute exit, escapes, strange class, bytes, telling bytes]}
+axes:
+  kind: [exits, leaves, exits with 1, exits in silence, raises, mute, mute exit,
+         escapes, strange class, bytes, telling bytes]
 stages: {act: {run: "hostile:act", reads: [kind]}}
 """
 SAID = {
     "exits": ("unknown", "the stage exited: exit x"),
     "leaves": ("code", "the stage exited with code 0 and returned no rows; return [] for none"),
+    "exits with 1": ("unknown", "the stage exited with code 1, last line: no such table: items"),
+    "exits in silence": ("unknown", "the stage exited with code 3"),
     "raises": ("code", "ValueError: value y"),
     "mute": ("unknown", "Mute: (its text cannot be had: __str__ raised RuntimeError)"),
     "mute exit": ("unknown", "the stage exited: (its text cannot be had: __str__ raised RuntimeError)"),

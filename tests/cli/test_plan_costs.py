@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 from safetensors.numpy import save_file
+
+from orchestrator.api.estimates import call
+from orchestrator.costs import checked_needs
+from orchestrator.errors import UserError
 
 GRID = """
 description: the study's models on small mixtures
@@ -268,6 +274,14 @@ def test_a_hook_that_fails_is_named(own: Any) -> None:
     assert "the hook own:shared failed: StageFailure" in output and "nothing" in output
     (own.folder / "own.py").write_text(HOOKS.replace("def shared", "def other"))
     assert "module 'own' has no 'shared'" in own("plan", "own.yaml", code=2)
+
+
+@pytest.mark.parametrize("returned", [3, None, ["model"], "model"])
+def test_what_is_no_list_of_needs_is_refused_by_the_name_of_the_hook(returned: Any) -> None:
+    with pytest.raises(UserError, match=f"the hook own:needs returned {re.escape(repr(returned))}"):
+        checked_needs("own:needs", returned)
+    with pytest.raises(UserError, match="the hook own:needs failed: SystemExit: gone"):
+        call("own:needs", sys.exit, "gone")
 
 
 def test_a_sweep_without_hooks_shows_no_costs(sweep: Any) -> None:

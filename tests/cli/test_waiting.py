@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from orchestrator.api.state import SweepState
 from orchestrator.api.submission import Dispatch
 from orchestrator.cli import launch, progress
 from orchestrator.cli.main import main
+from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.failure import Cause
-from orchestrator.core.notices import Goal, Outlook, outlook
 from orchestrator.core.records import Request
 from orchestrator.core.settings import NotifySettings
-from orchestrator.core.state import State
+from orchestrator.core.state import Goal, Outlook, State, outlook
 from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable
 from orchestrator.jobs.records import JobEnd
 from orchestrator.jobs.submissions import Submissions
@@ -274,6 +275,24 @@ def test_a_scheduler_that_is_not_reached_is_tried_half_as_often_each_time(
     assert passes._num_outages == 0
 
 
+def test_a_limit_of_a_scheduler_holds_for_a_while_and_a_full_disk_until_the_next_look(
+    passes: JobPasses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, limits = list[str](), iter(("the disk is full", "MaxJobs", "MaxJobs"))
+
+    def submits(view: SweepState, asked: Any, *, notify: Any, hold: str) -> SubmitPass:
+        seen.append(hold)
+        view = view.fresh()
+        full = Hold("the disk is full", is_final=False, cause=Cause.STORAGE)
+        view.__dict__["holds"] = Holds(stages={"a": full})
+        return SubmitPass(view, SubmitResult(limit=next(limits)), [])
+
+    monkeypatch.setattr(reconciling, "submit_pass", submits)
+    for _ in range(3):
+        passes.make(print)
+    assert seen == ["", "", "MaxJobs"]
+
+
 def test_a_notice_that_cannot_be_sent_is_a_line_of_the_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,3 +355,28 @@ def test_a_cell_whose_next_stage_pauses_for_space_gets_no_job_meanwhile(
     view = SweepState(ledger, sweep, 1, sealed=True)
     found = Dispatch(view, replace(request, number=number), limits, limits)._unheld()
     assert len(found) == num_cells
+
+
+@pytest.mark.parametrize("age_s", [130.0, 170.0, 200.0, 230.0])
+def test_of_cells_that_are_to_run_alone_one_gets_a_job_at_any_time(tmp_path: Path, age_s: float) -> None:
+    """A queue knows no clock, and `sweep reconcile` from cron may never come in the turn of a cell."""
+    sweep = builders.sweep_of(3)
+    builders.seal(tmp_path, sweep)
+    ledger, settings = builders.ledger_at(tmp_path), builders.settings(retries={"storage": 2})
+    request = Request(nonce="", number=1, verb="launch", revision=1, settings=settings)
+    request = ledger.add_request(sweep.name, request)
+    at = f"{datetime.now(UTC) - timedelta(seconds=age_s):%Y-%m-%dT%H:%M:%SZ}"
+    full = replace(builders.end("failed", Cause.STORAGE), message="No space left on device", at=at)
+    limits: Any = None
+
+    def unheld(num_lacking: int) -> list[str]:
+        for number in (1, 2):
+            instance = builders.instance_of(sweep, num_lacking - 1)
+            assert ledger.claim(instance, number, builders.claim())
+            ledger.end(instance, number, full)
+        view = SweepState(ledger, sweep, 1, sealed=True)
+        return [cell.id for cell in Dispatch(view, request, limits, limits)._unheld()]
+
+    ids = [cell.id for cell in sweep.cells]
+    assert unheld(1) == ids[1:] and unheld(2) == ids[2:], "those that need not run alone come first"
+    assert len(unheld(3)) == 1

@@ -84,6 +84,8 @@ def test_the_command_line_changes_the_search_itself(project):
     assert len(found.sweep.cells) == 4
     with pytest.raises(UserError, match="sampler"):
         search(project, "", "search.sampler=grid")
+    with pytest.raises(UserError, match=r"(?s)unknown key 'search\.mod'.*did you mean search\.mode "):
+        search(project, "", "search.mod=max")
 
 
 def test_options_choose_config_groups_and_named_values(study):

@@ -10,12 +10,12 @@ from msgspec.structs import replace
 
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence
 from orchestrator.core.failure import Cause
-from orchestrator.core.gates import is_given_up
+from orchestrator.core.gates import Gate, Gates, is_given_up
 from orchestrator.core.holding import SweepRecords, attributed, holds_of
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Request, StartRecord
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import Gate, Gates, State, cell_status, stage_status
+from orchestrator.core.state import State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
 
 OLD, NEW = "0" * 64, "1" * 64

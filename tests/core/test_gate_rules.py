@@ -7,11 +7,19 @@ from msgspec.structs import replace
 
 from orchestrator.core.evidence import NO_HOLDS, Hold, Holds
 from orchestrator.core.failure import Cause
-from orchestrator.core.gates import GateJobs, gate_jobs, gates_of, gates_of_requests, stands_for, too_dear
+from orchestrator.core.gates import (
+    GateJobs,
+    Gates,
+    gate_jobs,
+    gates_of,
+    gates_of_requests,
+    stands_for,
+    too_dear,
+)
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import Claimable, Scan, next_stage
 from orchestrator.core.records import Request
-from orchestrator.core.state import Gates, StageStatus, State
+from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, Input, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.stage import StageSpec

@@ -21,9 +21,10 @@ from orchestrator.core.sealed import (
     SealedPhase,
     Select,
     StageInstance,
+    Undecided,
     most_cells,
 )
-from orchestrator.core.state import GOOD, StageStatus, State, SweepFacts, Undecided, cell_status
+from orchestrator.core.state import GOOD, StageStatus, State, SweepFacts, cell_status
 from orchestrator.formats import canonical, decode, encode
 
 BEST = Select(metric="score", mode="max")

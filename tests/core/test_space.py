@@ -124,7 +124,11 @@ def test_of_stages_that_lacked_space_twice_one_may_start_at_a_time_and_all_choos
     others = frozenset(trainings - {A, B})
     assert turns == [{A}, others, {B}, others, {A}, others, {B}, others, {A}, others]
     in_job = records._replace(now=float(began + 50), takes_turns=False)
-    assert holds_of(in_job).stages == {}, "a job was submitted in the turn of its cell"
+    found = holds_of(in_job)
+    assert found.stages == {}, "a job was submitted when its cell was alone"
+    assert found.turns == {A: 1, B: 3, **dict.fromkeys(others, 0)}
+    assert holds_of(records._replace(now=float(began - 1))).turns == {}, "all pause"
+    assert holds_of(lacked_space(d=running()).records()._replace(now=float(began))).turns == {}
 
 
 def test_holds_stand_until_the_time_that_they_name() -> None:

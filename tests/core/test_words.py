@@ -6,9 +6,12 @@ import errno
 import os
 import re
 import time
+import types
+from collections.abc import Iterable, Iterator
 
 import pytest
 
+from orchestrator.core import causes, exits, patterns, words
 from orchestrator.core.causes import cause_of, cause_of_exception
 from orchestrator.core.exits import cause_of_command, cause_of_raised
 from orchestrator.core.failure import Cause
@@ -328,3 +331,21 @@ def test_the_words_of_long_lines_take_little_time(piece: str) -> None:
     cause_of_command(1, log * 32, oom_killed=False)
     cause_of_command(2, f"panic: {log}goroutine 1 [running]:\n{log * 8}", oom_killed=False)
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("module", [patterns, words, causes, exits])
+def test_each_expression_of_the_tables_can_be_compiled(module: types.ModuleType) -> None:
+    found = list(patterns_in([*vars(module).values()]))
+    assert len(found) > 5
+    for each in found:
+        assert re.compile(each.pattern, each.flags).groups == each.groups
+
+
+def patterns_in(values: Iterable[object]) -> Iterator[re.Pattern[str]]:
+    for value in values:
+        if type(value) is type(patterns.OF_SHELL):
+            yield value
+        elif isinstance(value, dict):
+            yield from patterns_in(value.values())
+        elif isinstance(value, tuple):
+            yield from patterns_in(value)

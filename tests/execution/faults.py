@@ -12,17 +12,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from orchestrator.execution.assignment import Assignment, this_owner
 from orchestrator.execution.loop import Worker
 from orchestrator.execution.supervision import ForkedChildren
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import PosixStore
+from tests import forked
 from tests.store import builders
 
 
@@ -119,20 +122,16 @@ class Running:
 
     def __init__(self, order: Assignment, fault: Fault, file: Path) -> None:
         file.write_bytes(msgspec.json.encode(Told(order=order, fault=fault)))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.execution.faults", str(file)],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        ours, its = os.pipe()
+        self.process = forked.Started("tests.execution.faults", [str(file)], streams=[its, its])
+        os.close(its)
         self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=[ours], daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self._lines.extend(self.process.stdout)
+    def _read(self, output: int) -> None:
+        with open(output) as stream:
+            self._lines.extend(stream)
 
     @property
     def output(self) -> str:
@@ -203,6 +202,23 @@ def steps_of(output: Sequence[str] | str) -> int:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a file system in memory at a new folder; the test is skipped where that is not permitted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
 def fill(disk: Path) -> Path:

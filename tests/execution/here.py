@@ -13,6 +13,9 @@ from orchestrator.execution.loop import Worker
 from orchestrator.execution.supervision import ForkedChildren
 from orchestrator.store.ledger import Ledger
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__, "orchestrator.execution.child", "tests.execution.stages"])
+
 
 class Worked(NamedTuple):
     """How a worker ended."""
@@ -37,7 +40,7 @@ def work(
         revision=revision,
         order=order,
         owner=owner or this_owner(order, os.getpid()),
-        children=ForkedChildren(multiprocessing.get_context("forkserver")),
+        children=ForkedChildren(FORKS),
         stop_asked=stop_asked,
         log=lines.append,
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from orchestrator.jobs.records import JobContext as SchedulersJob
 from orchestrator.saving import MANIFEST
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
+from tests import forked
 from tests.execution.faults import order_for
 from tests.execution.waiting import signal_all, until
 from tests.store.builders import instance_of, ledger_at, seal, sweep_of
@@ -35,12 +34,7 @@ class Job:
         policy = {"grace_s": 60.0, **policy}
         order = order_for(store, sweep.name, policy=policy, job=job, import_paths=(str(store.parent),))
         file.write_bytes(msgspec.json.encode(order))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.execution.main", str(file)],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-        )
+        self.process = forked.Started("orchestrator.execution.main", [str(file)])
 
     def folder(self, attempt: int = 1) -> Path:
         """Where an attempt writes."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import End
+from orchestrator.core.settings import Policy
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.execution.scanning import HoldReader, StoreScanner
@@ -126,3 +129,38 @@ def test_a_stage_that_failed_elsewhere_is_tried_again_only_by_rules_that_saw_it_
     ledger.end(instance, 1, End(nonce="", outcome="failed", cause=Cause.STORAGE, message=full, at=now()))
     assert not found() and scanner.stands_s > 50
     assert "the next starts at" in scanner.lacks_space(0) and scanner.lacks_space(60) == ""
+
+
+def test_a_worker_that_has_waited_takes_turns_in_a_job_as_well(store: Path) -> None:
+    """A job is submitted when its cell is alone; but all jobs that wait for a pause wake at one moment."""
+    sweep = sweep_of(2)
+    seal(store, sweep)
+    ledger, summary, policy = (
+        ledger_at(store),
+        summarize_requests([], []),
+        Policy(space_pause_s=20, retries={"storage": 2}),
+    )
+    ended = f"{datetime.now(UTC) - timedelta(seconds=40 + 5):%Y-%m-%dT%H:%M:%SZ}"
+    full = "OSError: [Errno 28] No space left on device"
+    for instance in sweep.stages.values():
+        for number in (1, 2):
+            assert ledger.claim(instance, number, claim())
+            ledger.end(
+                instance, number, End(nonce="", outcome="failed", cause=Cause.STORAGE, message=full, at=ended)
+            )
+
+    def status(reader: EvidenceReader, _: object, digest: str) -> StageStatus:
+        return stage_status(reader.evidence(digest), summary.budget(digest, policy.retries))
+
+    def free(*, has_waited: bool) -> int:
+        holds = HoldReader(sweep, policy, "", takes_turns=False)
+        scanner = StoreScanner(sweep.cells, sweep.stages, status, holds=holds)
+        reader = EvidenceReader(ledger, sweep.stages.values(), count_attempts=False)
+        if has_waited:
+            pause = Holds(stages=dict.fromkeys(sweep.stages, Hold("a pause", is_final=False)))
+            assert scanner.next_stage(reader, summary, pause).claimable is None
+            holds.expire()
+        return scanner.count(reader, summary)[0]
+
+    assert free(has_waited=False) == 2
+    assert free(has_waited=True) == 1

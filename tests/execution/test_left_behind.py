@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from orchestrator.entry import MARK
 from orchestrator.processes import end_outlived
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
+from tests import forked
 from tests.execution.faults import order_for
 from tests.execution.stages import READS, USES
 from tests.execution.waiting import lives, pid_in, until
@@ -53,10 +53,9 @@ class Scene:
         self.file.write_bytes(msgspec.json.encode(order))
         self.process = self.worker()
 
-    def worker(self) -> subprocess.Popen[bytes]:
+    def worker(self) -> forked.Started:
         """Starts another."""
-        command = [sys.executable, "-m", "orchestrator.execution.main", str(self.file)]
-        return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
+        return forked.Started("orchestrator.execution.main", [str(self.file)])
 
     def output(self, attempt: int) -> Path:
         """An attempt's output folder."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from orchestrator.core.sweep import ComposedSweep
 from orchestrator.saving import MANIFEST
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
+from tests import forked
 from tests.execution.faults import order_for
 from tests.execution.stages import READS, USES
 from tests.execution.waiting import lives, signal_all, until
@@ -39,12 +38,7 @@ class Job:
         self.folder_of_store, self.instance = store, instance_of(sweep)
         file = store.parent / "order.json"
         file.write_bytes(msgspec.json.encode(order_for(store, sweep.name, policy={"grace_s": 60.0})))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.execution.main", str(file)],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-        )
+        self.process = forked.Started("orchestrator.execution.main", [str(file)])
 
     @property
     def folder(self) -> Path:

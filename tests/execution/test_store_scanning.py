@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import Gate, Gates
 from orchestrator.core.plan import ReadyIndex, RequestSummary
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Retired, Void
-from orchestrator.core.state import Gate, Gates, StageStatus, stage_status
+from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import Cell, Input, StageInstance
 from orchestrator.execution.scanning import StoreScanner
 from orchestrator.manifest import File

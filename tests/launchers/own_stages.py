@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from tests.execution.faults import small_disk
 from tests.launchers.on_scheduler import OnScheduler
 
 MOLD = """
@@ -44,6 +48,59 @@ def fit(config, inputs, context):
         context.stop_if_asked()
     return [{"seed": config.seed}]
 """
+
+FILLS = """
+description: three cells that fit on the disk one at a time
+config: {{seed: 0, meet: {meet}, mib: {mib}}}
+axes: {{seed: "range(0,3)"}}
+stages: {{fill: {{run: "own:fill", reads: [seed], uses: [meet, mib]}}}}
+"""
+FILLING = """
+import os, pathlib, time
+
+def fill(config, inputs, context):
+    meet, large = pathlib.Path(context.uses.meet), context.output / "large"
+    path = meet / str(config.seed)
+    path.exists() or path.touch()
+    while len(list(meet.iterdir())) < 3:
+        time.sleep(0.1)
+    start = max(path.stat().st_mtime for path in meet.iterdir()) + 1
+    if time.time() > start:
+        start = time.time() // 1 + 2  # after a pause, which ends when a second begins
+    with large.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, context.uses.mib * 2**20 // 5)
+        time.sleep(start - time.time())  # all that run get here, and go on at one moment
+        os.posix_fallocate(stream.fileno(), 0, context.uses.mib * 2**20 * 4 // 5)
+        time.sleep(0.3)
+    large.unlink()
+    return [{"seed": config.seed}]
+"""
+DISK_MIB = 32
+
+
+@contextmanager
+def on_small_disk(jobs: OnScheduler) -> Iterator[None]:
+    """Have the store of a test on a small file system."""
+    with small_disk(jobs.folder.parent / "disk", f"{DISK_MIB}m") as disk:
+        jobs.store = disk / "store"
+        jobs.env["SWEEP_STORE"] = str(jobs.store)
+        yield
+
+
+def assert_all_end_one_after_the_other(jobs: OnScheduler, *words: str) -> None:
+    """Run three cells that lack space together twice, and then take turns."""
+    meet = jobs.folder / "meet"
+    meet.mkdir()
+    (jobs.folder / "jobs.yaml").write_text(FILLS.format(meet=meet, mib=DISK_MIB - 4))  # beside the snapshot
+    (jobs.folder / "own.py").write_text(FILLING)
+    said = jobs("launch", "jobs.yaml", *words, "policy.space_pause_s=4", "--wait")
+    assert "waiting: " in said and ". fill lacked space on a disk: " in said, said
+    assert "jobs@1: 3 cells: 3 done" in said, said
+    ends = jobs.ends()
+    causes = Counter(end["cause"] for end in ends)
+    assert causes[None] == 3 and causes["storage"] >= 4, "at least two lacked space twice"
+    last = sorted(end["at"] for end in ends if end["outcome"] == "succeeded")
+    assert len({*last}) == 3, "one after the other, as each takes two seconds"
 
 
 def write_moldable(jobs: OnScheduler) -> str:

@@ -24,6 +24,7 @@ from orchestrator.launchers.ray.api import MAX_BYTES, Api, Redirected, Unanswere
 from orchestrator.launchers.ray.launcher import RayLauncher
 from orchestrator.launchers.ray.scheduler import RayScheduler
 from orchestrator.provenance import now
+from orchestrator.translation.endpoint import access
 from tests.store.builders import submission_of
 
 VARIABLES = (
@@ -139,6 +140,42 @@ def test_headers_that_are_no_json_object_of_texts_are_refused_and_not_shown(
     assert "RAY_JOB_HEADERS" in RayScheduler("http://127.0.0.1:1").jobs(["a"]).problem
 
 
+@pytest.mark.parametrize(
+    "header",
+    [("a b", "c"), ("a", "hunter2\n"), ("a", "hunter2é"), ("Content-Length", "hunter2"), ("", "hunter2")],
+)
+def test_headers_and_tokens_that_no_request_can_have_are_mistakes_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, header: tuple[str, str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_HEADERS", json.dumps(dict([header])))
+    with pytest.raises(UserError, match="header") as refused:
+        Api("http://127.0.0.1:1")
+    assert "hunter2" not in str(refused.value)
+    monkeypatch.delenv("RAY_JOB_HEADERS")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2\nx")
+    with pytest.raises(UserError, match="RAY_AUTH_TOKEN") as refused:
+        Api("http://127.0.0.1:1")
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks4://127.0.0.1:9", "foo://x:1", "http://[::1:1", "http://x:port", "//"]
+)
+@pytest.mark.parametrize("name", ["ALL_PROXY", "http_proxy", "HTTPS_PROXY"])
+def test_a_proxy_that_cannot_be_used_is_named_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, name: str, proxy: str
+) -> None:
+    """The library would raise an ImportError, or what is no error of a request."""
+    monkeypatch.setenv(name, proxy)
+    with pytest.raises(UserError, match=name.lower()) as refused:
+        Api("http://127.0.0.1:1")
+    assert name.lower() in refused.value.fix
+    with pytest.raises(UserError, match=name.lower()):
+        monkeypatch.setenv("ENDPOINT", "http://127.0.0.1:1")
+        access("ENDPOINT", "ENDPOINT")
+    assert "http" in str(refused.value.allowed)
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("prefix", ["", "/ray"])
 def test_a_redirect_is_refused_with_the_address_to_use_and_nothing_is_submitted(
@@ -223,6 +260,12 @@ def test_an_answer_in_gzip_is_read_and_one_without_end_or_measure_is_not(serve: 
     ("address", "said"),
     [
         ("head:8265", "is no address of a Ray dashboard"),
+        ("http://[::1:8265", "is no address of a Ray dashboard"),
+        ("http://head:abc", "is no address of a Ray dashboard"),
+        ("http://head:99999", "is no address of a Ray dashboard"),
+        ("http://head:8265/#/jobs", "is no address of a Ray dashboard"),
+        ("http://head:8265/?token=hunter2", "is no address of a Ray dashboard"),
+        ("http://head:8265\n", "is no address of a Ray dashboard"),
         ("http://me:hunter2@head:8265", "holds a user or a password"),
         ("https://token@head", "holds a user or a password"),
     ],

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,19 @@ SMALL = (
     "device=cpu",
 )
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "transformers", "orchestrator.sft.preload"])
+
+
+@cache
+def forks() -> ForkServerContext:
+    """Return the context whose fork server has the heavy libraries: a new one, where there is one without."""
+    server = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.close(server._forkserver_alive_fd)  # it ends when the last that it forked has ended
+        server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+    FORKS.set_forkserver_preload(
+        ["tests.execution.here", "torch", "transformers", "orchestrator.sft.preload"]
+    )
+    return FORKS
 
 
 def tree_of(*overrides: str) -> dict[str, Any]:
@@ -99,7 +115,7 @@ def run(
 
 def in_child(*args: Any, **kwargs: Any) -> multiprocessing.process.BaseProcess:
     """Starts `run` in a child of a fork server, as a worker does."""
-    child = FORKS.Process(target=run, args=args, kwargs=kwargs)
+    child = forks().Process(target=run, args=args, kwargs=kwargs)
     child.start()
     return child
 

@@ -17,7 +17,7 @@ from orchestrator.saving import MANIFEST
 from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Config, Context, Inputs, StopSignal
 from tests.execution.waiting import lives
-from tests.sft.chain import FORKS, Log
+from tests.sft.chain import FORKS, Log, forks
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -44,7 +44,7 @@ def forked(name: str, attempt: Path, answer: Any, **config: Any) -> None:
 
 def in_forks(name: str, attempt: Path, **config: Any) -> Any:
     mine, other = FORKS.Pipe()
-    child = FORKS.Process(target=forked, args=(name, attempt, other), kwargs=config)
+    child = forks().Process(target=forked, args=(name, attempt, other), kwargs=config)
     child.start()
     answer = mine.recv()
     child.join()
@@ -97,7 +97,7 @@ def in_a_spare(folder: Path) -> None:
 def test_no_forked_rank_and_nothing_that_it_started_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     pids.mkdir()
-    stage = FORKS.Process(target=in_a_spare, args=(tmp_path,))
+    stage = forks().Process(target=in_a_spare, args=(tmp_path,))
     stage.start()
     wait_until(lambda: len([path for path in pids.glob("[01]") if path.read_text()]) == 2)
     os.kill(stage.pid or 0, signal.SIGKILL)

@@ -265,7 +265,7 @@ def test_bf16_with_gradient_checkpointing_learns_and_leaves_bf16_weights(
 
 
 def test_a_child_of_the_fork_server_finds_everything_imported_and_no_gpu_opened(tmp_path: Path) -> None:
-    child = chain.FORKS.Process(target=note_imports, args=(tmp_path / "modules",))
+    child = chain.forks().Process(target=note_imports, args=(tmp_path / "modules",))
     child.start()
     child.join()
     assert (tmp_path / "modules").read_text() == "orchestrator.sft.train False"

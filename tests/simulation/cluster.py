@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.core import schedule
+from orchestrator.core.gates import NO_GATES, Gate, Gates
 from orchestrator.core.schedule import PlannedStage
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import NO_GATES, Gate, Gates
 from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
 from orchestrator.simulation.cluster import Outcome
 from orchestrator.simulation.decisions import Decisions

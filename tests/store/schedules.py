@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from orchestrator.store.objects import Listing
+from orchestrator.manifest import File
+from orchestrator.store.objects import Listing, T
 
 MAX_STEPS = 20_000
 
@@ -85,7 +84,7 @@ class Memory:
     url = "memory"
 
     def __init__(self, schedule: Schedule, *, in_place: bool) -> None:
-        self._schedule, self.in_place = schedule, in_place
+        self._schedule, self._in_place = schedule, in_place
         self.records: dict[str, bytes] = {}
 
     def create(self, key: str, data: bytes) -> bool:
@@ -108,6 +107,9 @@ class Memory:
         files = {part[0] for part in parts if len(part) == 1}
         return Listing(tuple(sorted(files)), tuple(sorted({part[0] for part in parts if len(part) > 1})))
 
+    def in_bulk(self, read: Callable[[], T]) -> T | None:
+        return None if self._in_place else read()
+
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         return {key: self.get(key) for key in keys}
 
@@ -122,10 +124,9 @@ class Memory:
             found[prefix] = {key.removeprefix(prefix + "/"): len(self.records[key]) for key in under}
         return found
 
-    def folder(self, prefix: str) -> Any:
-        return _Place(self, prefix)
-
-    workspace = folder
+    def sizes(self, prefix: str, files: Sequence[File]) -> dict[str, int]:
+        found = {file.path: self.get(f"{prefix}/{file.path}") for file in files}
+        return {path: len(data) for path, data in found.items() if data is not None}
 
     def upload(self, prefix: str) -> None:
         """Nothing is local."""
@@ -134,19 +135,3 @@ class Memory:
         self._schedule.step()
         for key in [key for key in self.records if f"{key}/".startswith(f"{prefix}/")]:
             del self.records[key]
-
-
-class _Place:
-    """As much of a `Path` into the memory as comparing files by size takes."""
-
-    def __init__(self, memory: Memory, key: str) -> None:
-        self._memory, self._key = memory, key
-
-    def __truediv__(self, name: str) -> _Place:
-        return _Place(self._memory, f"{self._key}/{name}")
-
-    def stat(self) -> Any:
-        data = self._memory.get(self._key)
-        if data is None:
-            raise FileNotFoundError(self._key)
-        return SimpleNamespace(st_size=len(data))

@@ -124,7 +124,7 @@ def test_its_data_sets_are_described_imported_checked_and_read(project: Sweep) -
     [
         ("name: spelling\n", "unknown task 'spelling'"),
         ("name: spelling\ntarget: spell:SPELING\n", "module 'spell' has no 'SPELING'"),
-        ("name: words\ntarget: spell:SPELLING\n", "task.target=spell:SPELLING is the task 'spelling'"),
+        ("name: words\ntarget: spell:SPELLING\n", "the task spell:SPELLING has the name 'spelling'"),
     ],
 )
 def test_a_target_that_is_no_such_task_is_refused_before_anything_is_recorded(

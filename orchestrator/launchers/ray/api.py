@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import time
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +20,13 @@ import httpx
 import msgspec
 
 from orchestrator.core.secrets import redacted
-from orchestrator.errors import AccessDenied, InfrastructureError, SchedulerUnavailable, UserError
+from orchestrator.errors import (
+    AccessDenied,
+    InfrastructureError,
+    SchedulerUnavailable,
+    UserError,
+    check_proxies,
+)
 
 TIMEOUT_S = 15.0
 MAX_BYTES = 64 * 2**20
@@ -111,7 +119,7 @@ class Api:
         timeout_s: for a complete answer.
 
     Raises:
-        UserError: the address, RAY_JOB_HEADERS or a file of certificates cannot be used.
+        UserError: the address, RAY_JOB_HEADERS, a proxy or a file of certificates cannot be used.
     """
 
     def __init__(self, address: str, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -121,6 +129,8 @@ class Api:
         # a header that the user sets takes precedence over the token
         if "authorization" not in map(str.lower, self._headers) and (token := auth_token()):
             self._headers["Authorization"] = f"Bearer {token}"
+        check_headers(self._headers)
+        check_proxies()
         # loading certificates takes time, and plain HTTP needs none
         self._verify = _certificates() if self.address.startswith("https:") else False
 
@@ -304,8 +314,13 @@ def checked_address(address: str) -> str:
     Raises:
         UserError: it is no HTTP address, or contains a password, which would be stored with each job.
     """
-    parts = urllib.parse.urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # such as an unclosed bracket, or a port that is no number or too large
+        is_usable = False
+    # paths are appended, so nothing may follow the path; `urlsplit` would remove a line break
+    if not is_usable or not re.fullmatch(r"[^\s\x00-\x1f?#]+", address):
         raise UserError(
             f"{redacted(address)!r} is no address of a Ray dashboard",
             where="RAY_API_SERVER_ADDRESS, or else launcher.address",
@@ -335,6 +350,20 @@ def job_headers() -> dict[str, str]:
         raise UserError(
             "RAY_JOB_HEADERS is no JSON object of texts", allowed='{"Authorization": "Bearer ..."}'
         ) from None
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raise `UserError` for headers that no request can have; their values are not shown."""
+    for name, value in headers.items():
+        source = "RAY_JOB_HEADERS, RAY_AUTH_TOKEN or the file of the token"
+        if name.lower() in ("content-length", "transfer-encoding"):
+            raise UserError(f"the header {name} depends on each request", where=source, fix="leave it out")
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"[ -~\t]*", value):
+            raise UserError(
+                f"the header {name!r} cannot be sent",
+                where=source,
+                allowed="ASCII without line breaks, in a name no spaces or colons",
+            )
 
 
 def auth_token() -> str:

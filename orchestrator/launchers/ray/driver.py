@@ -27,10 +27,10 @@ from orchestrator.core.settings import Policy
 from orchestrator.core.state import StageStatus, SweepFacts
 from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
-from orchestrator.execution.main import OUTAGE_S
+from orchestrator.execution.main import OUTAGE_S, exit_of
 from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.jobs.nodes import NodeReports, named
-from orchestrator.jobs.records import DAMAGED, NO_MEMORY, RELEASED, Resources, Submission
+from orchestrator.jobs.records import NO_MEMORY, RELEASED, Resources, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of, spending_now
 from orchestrator.launchers.ray.boot import Starter
 from orchestrator.launchers.ray.lost_workers import Ended, Failures, Losses, Stop, Workers
@@ -363,15 +363,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InfrastructureError("cannot read this process's start time")
         watcher = Watcher(Owner(host=platform.node(), process=process, slot=-1))
         return RayDriver(ledger, sweep, submission, restart, log, watcher=watcher, connect=connect).run()
-    except DamagedRecord as error:
-        log_line(f"{error.what}; {error.fix}", log)
-        return DAMAGED
-    except SweepError as error:
-        log_line(f"error: {error}", log)
-        return error.exit_code
-    except OSError as error:
-        log_line(f"error: the store does not answer: {error}", log)
-        return InfrastructureError.exit_code
+    except (SweepError, OSError) as error:
+        code, line = exit_of(error)
+        log_line(line, log)
+        return code
 
 
 if __name__ == "__main__":

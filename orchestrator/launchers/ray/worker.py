@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
+from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.assignment import Assignment, Shortage
-from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
+from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary, exit_of
 from orchestrator.execution.main import run as run_worker
-from orchestrator.jobs.records import DAMAGED, JobContext, Submission
+from orchestrator.jobs.records import JobContext, Submission
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.settings import grace_of, ray_settings
@@ -288,12 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         with contextlib.suppress(OSError):  # the worker's result counts, not its log
             ledger.objects.share(layout.job_logs(sweep, int(number)))
-    except DamagedRecord as error:
-        code, summary.last_line = DAMAGED, f"{error.what}; {error.fix}"
-    except SweepError as error:
-        code, summary.last_line = error.exit_code, f"error: {error}"
-    except OSError as error:
-        code, summary.last_line = InfrastructureError.exit_code, f"error: the store does not answer: {error}"
+    except (SweepError, OSError) as error:
+        code, summary.last_line = exit_of(error)
     finally:
         # a signal during the exit of Python would replace the exit code by a failure
         for late in STOP_SIGNALS:

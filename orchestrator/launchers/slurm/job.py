@@ -19,15 +19,14 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.sweep import preload
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError
+from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.keeper import keep_worker
-from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
+from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary, exit_of
 from orchestrator.execution.main import run as run_worker
 from orchestrator.jobs.nodes import NodeReports, failed_check
 from orchestrator.jobs.records import (
     BROKEN_NODE,
-    DAMAGED,
     NO_MEMORY,
     RELEASED,
     TOO_SHORT,
@@ -364,15 +363,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"submission {number} of {sweep} has no task {place.index}", where=store
             )
         return SlurmJob(ledger, sweep, submission, place).run()
-    except DamagedRecord as error:
-        log_line(f"{error.what}; {error.fix}")
-        return DAMAGED
-    except SweepError as error:
-        log_line(f"error: {error}")
-        return error.exit_code
-    except OSError as error:
-        log_line(f"error: the store does not answer: {error}")
-        return InfrastructureError.exit_code
+    except (SweepError, OSError) as error:
+        code, line = exit_of(error)
+        log_line(line)
+        return code
     finally:
         # a signal during the exit of Python would replace the exit code by a failure
         for late in STOP_SIGNALS:

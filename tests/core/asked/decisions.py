@@ -8,13 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from orchestrator.core.decisions import (
-    answer,
-    decided,
-    observe,
-    unfold,
-    valued,
-)
+from orchestrator.core.decisions import answer, decided, observe, unfold, valued
 from orchestrator.core.evidence import Evidence, Hold, Holds
 from orchestrator.core.grid import Chains
 from orchestrator.core.identity import cell_ids
@@ -28,11 +22,12 @@ from orchestrator.core.sealed import (
     SearchParameter,
     SeenCell,
     Select,
+    Undecided,
     most_cells,
 )
 from orchestrator.core.search import drawn, grown, is_round, trials_of
 from orchestrator.core.selector import Subject
-from orchestrator.core.state import StageStatus, State, SweepFacts, Undecided
+from orchestrator.core.state import StageStatus, State, SweepFacts
 from orchestrator.core.sweep import Cell
 from orchestrator.stage import StageSpec
 from tests.core.recording import Answers

@@ -11,7 +11,9 @@ from msgspec.structs import replace
 from orchestrator.core import identity
 from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.gates import (
+    Gate,
     GateRule,
+    Gates,
     gate_jobs,
     gates_of,
     gates_of_requests,
@@ -24,7 +26,7 @@ from orchestrator.core.grid import Chains, Grid
 from orchestrator.core.records import Request
 from orchestrator.core.sealed import Cut
 from orchestrator.core.selector import Selectors, Subject
-from orchestrator.core.state import Gate, Gates, StageStatus, State
+from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
 from orchestrator.registry import load
 from orchestrator.stage import StageSpec

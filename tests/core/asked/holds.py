@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.core.evidence import Evidence, Hold, Holds, Spending
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import Gate, Gates
 from orchestrator.core.holding import (
     attributed,
     holds_of,
@@ -16,7 +17,7 @@ from orchestrator.core.holding import (
 )
 from orchestrator.core.nodes import AgedReport, NodeReport, left_out
 from orchestrator.core.settings import Policy, SpendingLimit
-from orchestrator.core.state import Gate, Gates, StageStatus, State, failed_end
+from orchestrator.core.state import StageStatus, State, failed_end
 from orchestrator.core.sweep import Input, StageInstance
 from tests.core.asked.states import HISTORIES
 from tests.core.recording import Answers, answer

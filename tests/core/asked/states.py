@@ -27,19 +27,18 @@ from orchestrator.core.evidence import (
     spent,
 )
 from orchestrator.core.failure import Cause
-from orchestrator.core.gates import GateRule
+from orchestrator.core.gates import Gate, GateRule, Gates
 from orchestrator.core.nodes import AgedReport, NodeReport, left_out
-from orchestrator.core.notices import Goal, outlook
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Retired, StartRecord, Supersedes
 from orchestrator.core.settings import SpendingLimit
 from orchestrator.core.state import (
-    Gate,
-    Gates,
+    Goal,
     StageStatus,
     State,
     cell_status,
     goes_without,
     num_starved,
+    outlook,
     stage_status,
 )
 from orchestrator.core.sweep import Cell, Input, StageInstance
