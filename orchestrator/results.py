@@ -241,13 +241,36 @@ def _pivoted(rows: Sequence[Row], skipped: frozenset[str] | set[str]) -> dict[st
     return {f"{name} (mean)": _mean(values) for name, values in lists.items()} if many else found
 
 
-def notes_of(rows: Iterable[Row]) -> list[str]:
-    """Return the notes of the rows, each with the number of its cells."""
+def notes_of(rows: Sequence[Row], metrics: Iterable[str] = ()) -> list[str]:
+    """Return the notes of the rows, each with the number of its cells, and the metrics that are texts."""
     cells: dict[str, set[str]] = {}
     for row in rows:
         if isinstance(note := row.get(NOTES), str) and note:
             cells.setdefault(note, set()).add(str(row.get("cell")))
-    return [f"{len(names)} cell{'' if len(names) == 1 else 's'}: {note}" for note, names in cells.items()]
+    notes = [f"{len(names)} cell{'' if len(names) == 1 else 's'}: {note}" for note, names in cells.items()]
+    return [*notes, *texts_among_numbers(rows, metrics)]
+
+
+def texts_among_numbers(rows: Iterable[Row], metrics: Iterable[str]) -> list[str]:
+    """Return a line for each metric that is a text in some rows, such as ``93.5%``: those count nowhere.
+
+    Args:
+        rows: rows of `collect`.
+        metrics: names from `metrics_of`.
+    """
+    names = {name.partition("[")[0] for name in metrics}
+    names |= {name.partition(".")[2] for name in names}  # fit.loss, where several stages return a loss
+    texts: dict[str, dict[str, str]] = {}
+    for row in rows:
+        for name in names & row.keys():
+            if isinstance(row[name], str) and row[name]:
+                texts.setdefault(name, {})[str(row.get("cell"))] = row[name]
+    return [
+        f"{name} is a text, which counts in no number, in {len(cells)} cell{'' if len(cells) == 1 else 's'}: "
+        + ", ".join(f"{cell} ({text[:20]!r})" for cell, text in list(cells.items())[:3])
+        + (f" and {len(cells) - 3} more" if len(cells) > 3 else "")
+        for name, cells in sorted(texts.items())
+    ]
 
 
 def metrics_of(results: Iterable[CellResult]) -> list[str]:

@@ -41,6 +41,7 @@ _PRELOADED = (
     "orchestrator.execution.child",
     "orchestrator.compose",
     "orchestrator.reports.general",
+    "orchestrator.store.bucket",
     "rich.progress",
     "tests.execution.faults",
     "tests.execution.stages",

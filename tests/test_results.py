@@ -54,6 +54,15 @@ def test_notes_tell_no_rows_apart_and_are_counted_by_cells() -> None:
     assert notes_of([*rows, rows[1]]) == ["1 cell: three rows left out"]
 
 
+def test_texts_in_a_column_of_numbers_are_named_since_they_count_nowhere() -> None:
+    rows = [row("a", loss=1.0, acc=0.5), row("b", loss="93.5%"), *(row(c, loss="0,5") for c in "cde")]
+    metrics = [*by_cell(rows, axes=[])[0].metrics, "fit.loss"]
+    assert notes_of(rows, metrics) == [
+        "loss is a text, which counts in no number, in 4 cells: b ('93.5%'), c ('0,5'), d ('0,5') and 1 more"
+    ]
+    assert notes_of(rows, ["acc"]) == notes_of([row("a", loss=None), row("b", loss=2)], ["loss"]) == []
+
+
 def test_of_rows_that_nothing_tells_apart_the_last_counts_and_of_very_many_the_mean() -> None:
     assert by_cell([row("a", epoch=k, loss=9.0 - k) for k in (1, 2, 3)], axes=[])[0].metrics == {
         "epoch": 3,

@@ -38,6 +38,7 @@ from orchestrator.results import (
     metrics_of,
     spread_over,
     spread_text,
+    texts_among_numbers,
 )
 from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
@@ -184,6 +185,8 @@ def run_best(args: argparse.Namespace) -> int:
     columns = {*known, *(name for cell in view.sweep.cells for name in cell.columns)}
     results = by_cell(rows, axes=axes, columns=columns)
     _check_metric(args.metric, results, view.title)
+    for line in texts_among_numbers(rows, [args.metric]):
+        print(f"note: {line}", file=sys.stderr)
     # Cells that differ only in the seed form one group, ranked by its mean.
     over = [axis for axis in axes if is_seed(axis) or axis in args.over]
     groups = spread_over([result for result in results if args.metric in result.metrics], over)

@@ -159,13 +159,13 @@ class Sealer:
 
     Args:
         context: the attempt's context. Its adopted checkpoint is sealed already.
-        before: called before each check, with whether the command has ended by itself.
+        before: called before each check, with whether the command has ended, and whether by itself.
 
     Attributes:
         superseded: why nothing is sealed any more; "" while this attempt counts.
     """
 
-    def __init__(self, context: Context, before: Callable[[bool], None] = lambda is_last: None) -> None:
+    def __init__(self, context: Context, before: Callable[[bool, bool], None] = lambda *_: None) -> None:
         self._context = context
         self._before = before
         self._folder = context.folder / layout.CHECKPOINTS
@@ -209,7 +209,7 @@ class Sealer:
         seen, self._seen = self._seen, {}
         self._unseal_if_changed()
         with contextlib.suppress(OSError):  # a file that is rotated away, or a full disk: the next check
-            self._before(is_last and by_itself)
+            self._before(is_last, by_itself)
         try:
             paths = [path for path in self._folder.iterdir() if not path.is_symlink() and path.is_dir()]
         except OSError:
@@ -296,7 +296,8 @@ def _stamp(folder: Path, *, without: str = "") -> _Stamp:
                 continue
             path = os.path.join(root, name)  # noqa: PTH118 - of each file at each look
             stat = os.lstat(path)
-            found.append((path, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            # A time of writing in the future is one that the command, or another machine, has set.
+            found.append((path, stat.st_ino, stat.st_size, min(stat.st_mtime_ns, stat.st_ctime_ns)))
     return tuple(sorted(found))
 
 

@@ -58,8 +58,11 @@ def main(order_json: bytes, pipe: Connection) -> None:
     """
     os.setsid()
     # The worker receives these too, and sends a stop over the pipe with the right reason.
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    # A handler ends with this program. What is ignored stays so in a command: neither `timeout -s INT` nor
+    # `kill -INT` could end it, and a shell could not trap it.
+    signal.signal(signal.SIGINT, lambda *_: None)
     order = formats.decode(order_json, AttemptSpec)
     folder = Path(order.folder)
     _redirect_output(folder / layout.LOG)

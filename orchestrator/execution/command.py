@@ -59,9 +59,10 @@ POLL_S, REST_POLL_S, PROGRESS_S = 0.05, 0.2, 1.0
 RUMOUR_S = 0.2
 """Seconds to wait, after the end of any command, for news of a stop that may have caused it.
 
-Where a stop is likely (death by SIGTERM, or code 0 in a scheduler's job), the wait is `HINT_S`.
+Where a stop is likely (death by SIGTERM or SIGINT, or code 0 in a scheduler's job), the wait is `HINT_S`.
 """
 
+_STOPPED = frozenset(code for number in (signal.SIGTERM, signal.SIGINT) for code in (-number, 128 + number))
 _SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
 _FILTERS = frozenset("tee cat grep sed awk gawk mawk ts tr cut head tail sort uniq gzip zstd".split())
 _SHELL = ("bash", "-e", "-o", "pipefail", "-c")
@@ -123,7 +124,7 @@ def run_command(
     if code == 0 and marker.is_new:
         return  # proof that it is done, with or without a stop
     # A shell reports that its program died of SIGTERM with code 128 + 15.
-    stop_is_likely = code in (-signal.SIGTERM, 128 + signal.SIGTERM) or (code == 0 and in_job)
+    stop_is_likely = code in _STOPPED or (code == 0 and in_job)
     await_news(lambda: context.stop_asked, HINT_S if stop_is_likely else RUMOUR_S)
     context.stop_if_asked()
     if code == 0 and spec.finished is None:
@@ -261,7 +262,7 @@ class _Running:
     ) -> None:
         self._process, self._context, self._grace_s = process, context, grace_s
         files = CheckpointFiles(spec, context)
-        self._sealer = Sealer(context, lambda is_last: files.look(is_last=is_last))
+        self._sealer = Sealer(context, lambda is_last, alone: files.look(is_last=is_last, by_itself=alone))
         self._printed = PrintedMetrics(context)
         self._metrics, self._offset, self._progress_s = context.folder / layout.METRICS, 0, 0.0
         self._stopped_s: float | None = None

@@ -9,8 +9,10 @@ import math
 import os
 import re
 import shutil
+import stat
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,9 @@ from orchestrator.stage import Context, Row, StageSpec
 from orchestrator.store import layout
 
 KEPT = 2
-"""Number of an attempt's copies of checkpoint files that stay."""
+"""Number of an attempt's copies of checkpoint files that stay, and of files that are held between looks."""
+HALF_A_LOOK_S = 0.5
+"""So long a file must have stayed unchanged when its command is ended from outside."""
 
 _UNFINISHED = re.compile(
     r"^\.|^tmp([._-]|$|[a-z0-9_]{8}(\.|$))|~$"
@@ -29,18 +33,34 @@ _UNFINISHED = re.compile(
     re.IGNORECASE,
 )
 """Names of files that are being written, or stand beside a checkpoint, whatever pattern they match."""
-_DIGITS = re.compile(r"\d+")
+_DIGITS = re.compile(r"[0-9]+")
+_NAMED_STEP = re.compile(r"step[=_-]?([0-9]+)", re.I)
 _NUMBER = r"([+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf))(?![\w.])"
 _STEP = re.compile(r"(?<![\w.-])(?:global_?)?step[ \t]*[=:][ \t]*(\d{1,15})(?:/(\d{1,15}))?(?![\w.])", re.I)
 _PAIR = re.compile(r"(?<![\w.])([A-Za-z_][\w./-]{0,60}?)[ \t]*[=:][ \t]*" + _NUMBER)
 
 
 class _File(NamedTuple):
-    """A file that may be a checkpoint, as it was at one look."""
+    """A file that may be a checkpoint, as it was at one look. A new link to the file changes none of it."""
 
     path: Path
+    inode: int
     size: int
     written_ns: int
+
+
+class _Sight(NamedTuple):
+    """When a file was first seen in its state.
+
+    Attributes:
+        order: the later one of two files has the higher one.
+        at_s: by the monotonic clock.
+        link: a link that holds the file, if the command deletes or replaces it; None without one.
+    """
+
+    order: tuple[int, int]
+    at_s: float
+    link: Path | None = None
 
 
 class CheckpointFiles:
@@ -51,8 +71,12 @@ class CheckpointFiles:
 
         output/ckpt-120.pt, the same at two looks  ->  checkpoints/120/ckpt-120.pt
 
-    The step is the last number in the name if it is larger than the step before, else the next number. So
-    ``last.pt``, written again and again, gives 1, 2, 3. Copies are made by reflinks where there are any.
+    A program may save more often than it is looked at, and replace or delete each file for the next one. So
+    the newest files are held by links until the next look.
+
+    The step is the number after ``step`` in the name, else the last one, if it is larger than the step
+    before, else the next number. So ``last.pt``, written again and again, gives 1, 2, 3. Copies are made by
+    reflinks where there are any.
 
     Args:
         spec: the stage, with the pattern of its checkpoint files, relative to the output or work folder.
@@ -61,61 +85,120 @@ class CheckpointFiles:
 
     def __init__(self, spec: StageSpec, context: Context) -> None:
         self._pattern, self._folder = spec.checkpoints, context.folder
+        self._held = context.scratch / ".held"
         self._step = context.resume.step if context.resume else 0
         self._mine: list[Path] = []
-        self._taken: _File | None = None
-        self._seen: dict[Path, _File] = {}
+        self._taken: tuple[int, int] | None = None
+        self._seen: dict[_File, _Sight] = {}
+        self._num_looks = 0
 
-    def look(self, *, is_last: bool = False) -> None:
+    def look(self, *, is_last: bool = False, by_itself: bool = False) -> None:
         """Take the newest file that is complete.
 
         Args:
-            is_last: whether the command has ended by itself, so that one look is enough.
+            is_last: whether the command has ended. Files that it was still writing change no more then, so
+                the look before must not have been just now.
+            by_itself: whether it has ended by itself, so that one look is enough.
 
         Raises:
             OSError: the file vanished, or the disk is full.
         """
         if self._pattern is None:
             return
-        files = {each.path: each for each in self._files(self._pattern)}
-        seen, self._seen = self._seen, files
-        # A program that saves often has always begun a newer one, so the newest complete one is taken.
-        whole = [each for each in files.values() if is_last or seen.get(each.path) == each]
-        newest = max(whole, key=lambda each: each.written_ns, default=None)
-        if newest is None or (self._taken is not None and newest.written_ns <= self._taken.written_ns):
+        self._num_looks += 1
+        seen, self._seen = self._seen, {}
+        for file, changed_ns in self._files(self._pattern):
+            # A time of writing may lie in the future, or be the same for all. That of the last change is
+            # no better alone: a copy that keeps the time of writing is no newer than its original.
+            order = min(file.written_ns, changed_ns), self._num_looks
+            self._seen[file] = seen.get(file, _Sight(order, time.monotonic()))
+        self._take(seen, is_last=is_last, by_itself=by_itself)
+        self._hold(seen, is_last=is_last)
+        if is_last and self._taken is None:
+            self._name_folders(self._pattern)
+
+    def _take(self, seen: dict[_File, _Sight], *, is_last: bool, by_itself: bool) -> None:
+        least_s = HALF_A_LOOK_S if is_last else 0.0
+        whole: dict[_File, _Sight] = {}
+        for file, sight in (seen | self._seen).items():
+            is_known = file in seen and time.monotonic() - sight.at_s >= least_s
+            if (is_last and by_itself and file in self._seen) or (is_known and _source(file, sight)):
+                whole[file] = sight
+        newest = max(whole, key=lambda file: whole[file].order, default=None)
+        if newest is None or (self._taken is not None and whole[newest].order <= self._taken):
             return
-        numbers = _DIGITS.findall(newest.path.stem)
-        step = max(self._step + 1, int(numbers[-1][:15]) if numbers else 0)
+        step = max(self._step + 1, _step_in(newest.path.stem))
         checkpoints = self._folder / layout.CHECKPOINTS
         unfinished = checkpoints / f".copy-{step}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        copy_file(newest.path, unfinished / newest.path.name)
-        if _state(newest.path) != newest:  # it was written again meanwhile
+        source = _source(newest, whole[newest])
+        if source is not None:
+            copy_file(source, unfinished / newest.path.name)
+        if source is None or not _is(source, newest):  # it was written again meanwhile
             shutil.rmtree(unfinished, ignore_errors=True)
             return
         unfinished.rename(checkpoints / str(step))
-        self._step, self._taken = step, newest
+        self._step, self._taken = step, whole[newest].order
         self._mine.append(checkpoints / str(step))
         for old in self._mine[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         del self._mine[:-KEPT]
 
-    def _files(self, pattern: str) -> Iterator[_File]:
+    def _hold(self, seen: Mapping[_File, _Sight], *, is_last: bool) -> None:
+        """Link the newest files of this look, and drop the links of the one before."""
+        shutil.rmtree(self._held, ignore_errors=True)
+        new = sorted(self._seen.keys() - seen.keys(), key=lambda file: self._seen[file].order)
+        if is_last or not new:
+            return
+        with contextlib.suppress(OSError):  # a file system without links: two looks must find the file
+            self._held.mkdir(parents=True)
+            for file in new[-KEPT:]:
+                link = self._held / str(file.inode)
+                link.hardlink_to(file.path)
+                self._seen[file] = self._seen[file]._replace(link=link)
+
+    def _name_folders(self, pattern: str) -> None:
+        """Print one line when what the command saved as checkpoints are folders."""
+        folder = next((path for path in self._paths(pattern) if path.is_dir()), None)
+        if folder is not None:
+            what = f"{folder.name} is a folder, but the pattern {pattern!r} of checkpoints is of files"
+            print(f"{what}: have it saved in {{checkpoints}} or {{work}}", flush=True)
+
+    def _files(self, pattern: str) -> Iterator[tuple[_File, int]]:
+        for path in self._paths(pattern):
+            if _UNFINISHED.search(path.name) and not _UNFINISHED.search(pattern):
+                continue
+            with contextlib.suppress(OSError):  # it vanished just now
+                now = path.stat()
+                if stat.S_ISREG(now.st_mode):
+                    file = _File(path, now.st_ino, now.st_size, now.st_mtime_ns)
+                    yield file, now.st_ctime_ns
+
+    def _paths(self, pattern: str) -> Iterator[Path]:
         for name in (layout.OUTPUT, layout.WORK):
-            for path in (self._folder / name).glob(pattern):
-                if _UNFINISHED.search(path.name) and not _UNFINISHED.search(pattern):
-                    continue
-                if path.is_file() and (state := _state(path)) is not None:
-                    yield state
+            yield from (self._folder / name).glob(pattern)
 
 
-def _state(path: Path) -> _File | None:
+def _is(path: Path, file: _File) -> bool:
     try:
-        stat = path.stat()
+        now = path.stat()
     except OSError:
-        return None
-    return _File(path, stat.st_size, stat.st_mtime_ns)
+        return False
+    return (now.st_ino, now.st_size, now.st_mtime_ns) == file[1:]
+
+
+def _source(file: _File, sight: _Sight) -> Path | None:
+    """Return where the content of a file is; None if it was changed or is gone."""
+    paths = [file.path, sight.link]
+    return next((path for path in paths if path is not None and _is(path, file)), None)
+
+
+def _step_in(stem: str) -> int:
+    """Return the step that the name of a file holds; 0 for a name without a number."""
+    named = _NAMED_STEP.search(stem)
+    numbers = _DIGITS.findall(stem)
+    return int((named[1] if named else numbers[-1])[:15]) if numbers else 0
 
 
 def checkpoint_file(context: Context) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -31,6 +32,7 @@ from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote, u
 from orchestrator.core.tree import checked_rows
 from orchestrator.errors import StageFailure, home_expanded, nearest
 from orchestrator.execution.command_output import checkpoint_file
+from orchestrator.results import direction
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
 
@@ -219,8 +221,8 @@ def _text(value: Any) -> str:
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,4000})")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _MISSING = frozenset({"", "NA", "N/A", "null", "None"})
-_NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
-_SPACE = re.compile(r"\s*")
+_NOT_FINITE = re.compile(r"[+-]?(nan(\(\w*\))?|inf|infinity|1\.#(inf|ind|[qs]nan)0*)", re.I)  # also C's
+_SPACE = re.compile(r"[\s\ufeff]*")  # files that were joined have byte order marks inside
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
@@ -237,7 +239,7 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         if not text.strip():
             raise ValueError("it is empty; [] stands for no rows")
         is_table = text.lstrip()[:1] not in ("", "{", "[") and path.suffix not in (".json", ".jsonl")
-        return checked_rows(_table(text) if is_table else _values(text), cause="data")
+        return checked_rows(_table(text) if is_table else _with_numbers(_values(text)), cause="data")
     except FileNotFoundError:
         if path.is_symlink():
             what = f"the results {path.name} are a link to {path.readlink()}, which is not there"
@@ -268,13 +270,30 @@ def _values(text: str) -> list[Any]:
         except json.JSONDecodeError as error:
             line, column = _place(text, error.pos)
             raise ValueError(f"line {line}, column {column}: {error.msg}") from None
-        line = _place(text, start)[0]
         found = value if isinstance(value, list) else [value]
         if strange := [item for item in found if not isinstance(item, dict)]:
+            line = _place(text, start)[0]  # counted only here: for each of many rows it would take hours
             raise ValueError(f"line {line}: a row must be a mapping, one is {json.dumps(strange[0])[:60]}")
         rows += found
         start = _end_of_space(text, end)
     return rows
+
+
+def _with_numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replace the texts ``"NaN"`` and ``"inf"`` of metrics by the values that they stand for.
+
+    A column is a metric by its name, or if it holds a number elsewhere. In others ``nan`` is a word.
+    """
+    texts = [(row, key) for row in rows for key, value in row.items() if _is_not_finite(value)]
+    numbers = {key for row in rows if texts for key, value in row.items() if isinstance(value, int | float)}
+    for row, key in texts:
+        if key in numbers or direction(key):
+            row[key] = _number(row[key].strip())
+    return rows
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 20 and bool(_NOT_FINITE.fullmatch(value.strip()))
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -375,4 +394,6 @@ def _as_text(fields: Sequence[str]) -> list[str | None]:
 def _number(field: str) -> int | float | None:
     if not field:
         return None
+    if "#" in field or "(" in field:
+        return math.inf if "inf" in field.lower() else math.nan
     return int(field) if _WHOLE.fullmatch(field) else float(field)

@@ -167,7 +167,7 @@ def numbers_of(rows: Sequence[Row], about: About | None, over: Sequence[str] = (
         over=repeated,
         groups=spread_over(cells, repeated) if repeated else [],
         failures=_failures(about),
-        notes=[*(about.notes if about else ()), *notes_of(rows)],
+        notes=[*(about.notes if about else ()), *notes_of(rows, metrics_of(cells))],
     )
 
 

@@ -24,18 +24,25 @@ def _compile(pattern: str) -> re.Pattern[str]:
 # Base models write long, repetitive texts. Each pattern below therefore bounds how many words it skips, so
 # that no search is long.
 _WORDS = r"(?:\s+[\w'’()]+)"
-_COLON = r"(?:[\"'*_\s]*[:=→⇒>\]]|[*_ ]*[–—-](?=\s)|[*_ ]*$)"  # "answer": 18; <answer>18; a heading
+_IN_PARENTHESES = r"(?:\s?[(（][^()（）\n]{1,30}[)）])?"  # The answer (in dollars) is
+_COLON = (  # "answer": 18; <answer>18; | Answer | 18 |; a heading
+    _IN_PARENTHESES + r"(?:[\"'*_\s]*[:=→⇒>\]|】」』]|[*_ ]*[–—-](?=\s)|[*_# ]*$)"
+)
 _B = r"(?<![^\W_])(?<![<\[]/)(?<!/final.)"  # the beginning of a word or of a part of one: final_answer
 
 LOOSE: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)
     for language, pattern in {
-        "en": r"\banswer(?:,?\s+(?:to|for|of|in|here|then|therefore|thus|we)\b" + _WORDS + r"{0,6}?,?)?[*_]*"
+        "en": r"\banswer"
+        + _IN_PARENTHESES
+        + r"(?:,?\s+(?:to|for|of|in|here|then|therefore|thus|we|i|you|that|which|after|when|as|with)\b"
+        + _WORDS
+        + r"{0,6}?,?)?[*_]*"
         r"\s+(?:is|was|becomes|equals|(?:would|should|will|must|might|may|could|can|has\s+to)"
         r"(?:\s+(?:then|therefore|thus|also))?\s+be"
         r"|(?:comes?|works?)(?:\s+out)?\s+(?:to|as)|amounts?\s+to|turns?\s+out\s+to\s+be)(?![^\W\d_])",
         "es": r"\brespuesta" + _WORDS + r"{0,5}?\s+(?:es|son|sería|será|fue)\b",
-        "ja": r"(?:答え|解答|回答|正解|答)は",
+        "ja": r"(?:答え|解答|回答|正解|答)" + _IN_PARENTHESES + "は",
         "bn": r"উত্তর(?:টি|টা)?(?:\s+[^\s\d।:]{1,20}){0,3}?\s*(?:হল|হলো|হ['’]ল|হচ্ছে|হবে|হয়)"
         r"(?![\u0980-\u0982\u0984-\u09ff])",
         "sw": r"\b(?:ma)?jibu" + _WORDS + r"{0,4}?\s+(?:ni|litakuwa|itakuwa|lingekuwa)\b",
@@ -48,8 +55,10 @@ LOOSE: Mapping[str, re.Pattern[str]] = {
         "ru": r"\bответ(?:ом)?"
         + _WORDS
         + r"{0,3}?(?:[*_\s]*[:=–—-]|\s+(?:равен|составляет|будет|является|таков|это)\b)",
-        "zh": r"答案(?:就|应该|應該|应|應|将|將)?\s*(?:是(?!否)|为|為|等于|等於)",
-        "th": r"คำตอบ(?:ของ[^\s\d]{1,40}?|สุดท้าย|ที่ถูกต้อง|ที่ได้)?\s*(?:ก็|จึง)?(?:คือ|เป็น|เท่ากับ)",
+        "zh": r"答案" + _IN_PARENTHESES + r"(?:就|应该|應該|应|應|将|將)?\s*(?:是(?!否)|为|為|等于|等於)",
+        "th": r"คำตอบ(?:ของ[^\s\d]{1,40}?|สุดท้าย|ที่ถูกต้อง|ที่ได้)?"
+        + _IN_PARENTHESES
+        + r"\s*(?:ก็|จึง)?(?:คือ|เป็น|เท่ากับ)",
     }.items()
 }
 """Map from language to announcements whose number follows somewhere in the same sentence."""
@@ -57,15 +66,25 @@ LOOSE: Mapping[str, re.Pattern[str]] = {
 TIGHT: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)
     for language, pattern in {
-        "en": _B + r"answers?(?:" + _COLON + r"|['’]s\b)|\bsolution\s+is\b"
+        "en": rf"(?:{_B}|(?<=\bfinal))answers?(?:" + _COLON + rf"|['’]s\b)|\bsolution{_WORDS}{{0,5}}?\s+is\b"
         r"|\b(?-i:Ans|ANS)(?:\.?\s*[:=]|\.(?=\s))",  # no French years
-        "es": _B + r"respuesta(?:\s+(?:final|correcta))?" + _COLON + r"|\bsolución\s+es\b",
+        "es": _B
+        + r"respuesta(?:\s+(?:final|correcta))?"
+        + _COLON
+        + r"|\bsolución"
+        + _WORDS
+        + r"{0,5}?\s+es\b",
         "ja": r"(?:答え|解答|回答|正解|答)(?:[ \u3000]|" + _COLON + ")",
         "bn": r"উত্তর(?:টি|টা)?ঃ?",
         "sw": r"\b(?:ma)?jibu(?:\s+(?:la\s+mwisho|sahihi))?(?:" + _COLON + r"|\b)",
         "te": r"(?:సమాధానం|సమాధానము|జవాబు)",
-        "fr": _B + r"r[ée]ponse(?:\s+(?:finale|correcte))?" + _COLON + r"|\bsolution\s+est\b",
-        "de": _B + r"antwort" + _COLON + r"|\blösung\s+(?:ist|lautet|beträgt)\b",
+        "fr": _B
+        + r"r[ée]ponse(?:\s+(?:finale|correcte))?"
+        + _COLON
+        + r"|\bsolution"
+        + _WORDS
+        + r"{0,5}?\s+est\b",
+        "de": _B + r"antwort" + _COLON + r"|\blösung" + _WORDS + r"{0,5}?\s+(?:ist|lautet|beträgt)\b",
         "ru": r"\bответ\b",
         "zh": r"答案?" + _COLON,
         "th": r"ตอบ",
@@ -116,7 +135,24 @@ EQUALS = (
 )
 """Words that stand for ``=`` after a share."""
 
+OPERATORS = (
+    r"plus|minus|times|(?:multiplied|divided)\s+by|más|menos|por|entre|dividido\s+(?:por|entre)|moins|fois"
+    r"|(?:divisé|multiplié)\s+par|mal|geteilt\s+durch|плюс|минус|умножить\s+на|разделить\s+на|加|减|減|乘以?|除以"
+    r"|足す|引く|掛ける|かける|割る|บวก|ลบ|คูณ|หาร|jumlisha|toa|mara|gawanya\s+kwa|যোগ|বিয়োগ|গুণ|ভাগ"
+)
+"""Words for an operation between two numbers: ``9 times 2 = 18``."""
 
+FINAL = _compile(r"final|endgültig|окончательн|итогов|最[终終]|สุดท้าย|mwisho|চূড়ান্ত|తుది")
+"""Words of a heading over the answer alone, not over a whole solution."""
+
+_FOLLOWING = (
+    r"(?:next|new|another|second|third|similar|bonus|practice|related|follow-?up)\s+(?:question|problem|exercise)"
+    r"|(?:siguiente|nueva|otra)\s+pregunta|(?:nuevo|otro)\s+problema|(?:pregunta|problema|ejercicio)\s+siguiente"
+    r"|question\s+suivante|(?:nouvelle|autre)\s+question|(?:nouveau|autre)\s+problème"
+    r"|(?:nächste|neue|weitere)\s+(?:frage|aufgabe)|(?:следующ|нов|друг)\w{2,3}\s+(?:вопрос|задача|задание)"
+    r"|下一?[个個道]?[问問题題]題?题?|次の(?:問題|質問)|(?:คำถาม|โจทย์)(?:ข้อ)?(?:ต่อไป|ถัดไป)|swali\s+(?:lingine|linalofuata|jipya)"
+    r"|(?:পরবর্তী|পরের|নতুন|আরেকটি)\s+(?:প্রশ্ন|সমস্যা)|(?:తదుపరి|మరొక|కొత్త)\s+(?:ప్రశ్న|సమస్య)"
+)
 _QUESTIONS = (
     "Question|Q|Problem|Pregunta|Frage|Aufgabe|Задача|Вопрос|Swali|问题|問題|問|问|題目|题目|質問"
     "|প্রশ্ন|ప్రశ్న|โจทย์|คำถาม"
@@ -143,6 +179,7 @@ def _both(words: str) -> str:
     return "|".join(dict.fromkeys(word for form in forms for word in form.split("|")))
 
 
+_FOLLOWING = "|".join(unicodedata.normalize(form, _FOLLOWING) for form in ("NFC", "NFD"))
 _NUMBER = r"(?:[ \t]*(?:\#|no\.?|n[º°]|nr\.?|№|la|ya|ข้อที่|ข้อ|ที่)?[ \t]*\d+(?:[ \t]*[題题問问])?)"
 _HEADER_COLON = r"[ \t\u00a0\u202f*_]*[:：ঃ﹕]"
 _START = r"^[ \t\u200b\ufeff>*_#`\[【（(-]*"
@@ -161,9 +198,10 @@ counts on a later line as a heading of its own. The prompt's own header ``Questi
 
 EXAMPLE = re.compile(
     rf"^[ \t\u200b\ufeff>*_#`\[【（(-]*(?:"
-    rf"(?P<exercise>(?:{_both(_EXERCISES)}){_NUMBER}?|(?:{_both(_QUESTIONS)}){_NUMBER}(?=[ \t*_]*[.)]))"
+    rf"(?P<exercise>(?:{_both(_EXERCISES)}){_NUMBER}?|(?:{_FOLLOWING})|Q(?=\. )"
+    rf"|(?:{_both(_QUESTIONS)}){_NUMBER}(?=[ \t*_]*[.)]))"
     rf"|(?P<example>(?:{_both(_EXAMPLES)}){_NUMBER}?))"
-    rf"(?:{_CLOSING}{_HEADER_COLON}|(?<=\d)[ \t*_]*(?:[.)]|$))",
+    rf"(?:{_CLOSING}{_HEADER_COLON}|(?:(?<=\d)|(?<=\nQ))[ \t*_]*(?:[.)]|$))",
     _FLAGS,
 )
 """The header of a next exercise or example, on a later line: ``Exercise 2:``, ``## Example 2``."""

@@ -20,10 +20,12 @@ from orchestrator.tasks.announcements import (
     DENIED_BEFORE,
     EQUALS,
     EXAMPLE,
+    FINAL,
     HASHES,
     LOOSE,
     MINUS,
     OF,
+    OPERATORS,
     PERCENT,
     QUESTION,
     ROLE,
@@ -242,6 +244,7 @@ def _same_sentence(between: str) -> bool:
 MAX_HEADING_WORDS = 3
 _ANNOUNCES = frozenset(":=→⇒>]")
 _ALONE = re.compile(r"[^\w\n]{0,8}(?:\n|\Z)")
+_ALONE_WITH_UNIT = re.compile(r"[^\d\n.!?]{0,24}[^\w\n]{0,8}(?:\n\s{0,9}\n|\Z)")
 
 
 def _follows(text: str, start: int, number: Number) -> bool:
@@ -253,8 +256,9 @@ def _follows(text: str, start: int, number: Number) -> bool:
     between = text[start : number.start]
     if "\n" in between:
         line = text[max(0, start - MAX_BARE) : start].rpartition("\n")[2].rstrip()
-        is_heading = line[-1:] in _ANNOUNCES or len(line.split()) <= MAX_HEADING_WORDS
-        if not is_heading or not _ALONE.match(text, number.end):
+        is_heading = line[-1:] in _ANNOUNCES or len(line.strip("#*_ ").split()) <= MAX_HEADING_WORDS
+        alone = _ALONE_WITH_UNIT if FINAL.search(line) else _ALONE
+        if not is_heading or not (alone.match(text, number.end) or _ALONE.match(text, number.end)):
             return False
     return _only_marks(between.replace("\n", " "))
 
@@ -274,21 +278,20 @@ def _only_marks(between: str) -> bool:
 
 def _boxed(text: str, numbers: list[Number]) -> int | None:
     r"""Return the index of the first number in the last ``\boxed{}`` or after ``\boxed``, or None."""
-    at = text.rfind("boxed")
-    before = text.rfind("boxed", 0, max(at, 0))
-    if before >= 0 and "{" in text[at:] and "}" not in text[at:]:
-        at = before  # the token limit cut off the last box
-    if at < 0:
+    boxes = [match.end() for match in _BOX.finditer(text)]
+    if not boxes:
         return None
-    start = at + len("boxed")
+    start = boxes[-1]
+    if len(boxes) > 1 and "{" in text[start:] and "}" not in text[start:]:
+        start = boxes[-2]  # the token limit cut off the last box
     opening = _OPENING.match(text, start)
     if opening is None:
         end = start + (0 if text[start : start + 1] != " " else MAX_MARKS)
     else:
         start = end = opening.end()
-        depth = 1
+        depth, begin = 1, opening[0][-1]
         while end < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            depth += {begin: 1, _CLOSING[begin]: -1}.get(text[end], 0)
             end += 1
     index = bisect_left(numbers, start, key=lambda number: number.start)
     if index == len(numbers) or numbers[index].start >= end:
@@ -298,18 +301,31 @@ def _boxed(text: str, numbers: list[Number]) -> int | None:
 
 # A calculation may carry units (9 eggs * 2 dollars/egg = 18 dollars), currency signs and TeX commands. The
 # patterns below match what stands between two of its numbers.
-_OPENING = re.compile(r" ?\{")
+_BOX = re.compile(r"\\boxed|(?<!\w)boxed(?= ?\{)")  # with TeX's backslash, or at least its brace
+_OPENING = re.compile(r" ?[{(\[]")
+_CLOSING = {"{": "}", "(": ")", "[": "]"}
 _SIGNS = rf"[\s()%\\{re.escape(CURRENCY)}]"
-_UNITS = r"(?:/ ?[^\W\d_]{1,15})?(?:[^\d\s=≈+*/×÷·(),.;:!?。，、；：।-]{1,20}\.? ?){0,3}"
-_OPERATION = re.compile(
-    rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:[-+*/×÷·xX]|\\times|\\cdot|\\div){_SIGNS}{{0,4}}|\)?\^[{{(]?|\)?\("
+_UNITS = (
+    r"(?:/ ?[^\W\d_]{1,15})?(?:[^\d\s=≈+*/×÷·(),.;:!?。，、；：।-]{1,20}\.? ?){0,3}(?:/ ?[^\W\d_]{1,15} ?)?"
 )
+_OPERATION = re.compile(
+    rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:[-+*/×÷·xX]|\\times|\\cdot|\\div){_SIGNS}{{0,4}}|\)?\^[{{(]?|\)?\(|\}}\{{"
+)
+_IN_WORDS = re.compile(
+    rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:{OPERATORS}){_SIGNS}{{0,4}}", re.IGNORECASE
+)
+# What is applied to a single number: 3! = 6, 5 squared = 25, √16 = 4, |-5| = 5.
+_APPLIED_AFTER = re.compile(
+    r" ?(?:!|squared|cubed|al cuadrado|au carré|zum Quadrat|в квадрате|的平方|の2乗)", re.IGNORECASE
+)
+_APPLIED_BEFORE = re.compile(r"(?:√|sqrt(?:\[\d\])? ?[({]?|square root of|\|) ?-?\Z")
 _SHARE = re.compile(
     rf"{_SIGNS}{{0,4}}(?:{PERCENT})?{_SIGNS}{{0,4}}(?:{OF}) ?"
     rf"(?:(?:the|den|dem|les?|l[ao]s?|el)\b)?{_SIGNS}{{0,4}}",
     re.IGNORECASE,
 )
 _EQUALS = re.compile(rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}[=≈]{_SIGNS}{{0,4}}")
+_EQUALS_ALONE = re.compile(rf"[|}}]?{_SIGNS}{{0,4}}[=≈]{_SIGNS}{{0,4}}")
 _EQUALS_IN_WORDS = re.compile(
     rf"{_SIGNS}{{0,4}}(?:{PERCENT})?\s{{0,2}}(?:{EQUALS}){_SIGNS}{{0,4}}", re.IGNORECASE
 )
@@ -324,17 +340,24 @@ def _evaluated(text: str, numbers: list[Number], index: int) -> tuple[Number, in
     other gap ends it.
     """
     result, at = index, index
-    is_share = False
+    is_share = False  # whether words may stand for the equals sign
+    applied = _APPLIED_AFTER.match(text, numbers[index].end)
+    is_applied = _APPLIED_BEFORE.search(text, max(0, numbers[index].start - 20), numbers[index].start)
     while at + 1 < len(numbers):
         following = numbers[at + 1]
-        gap = text[numbers[at].end : following.start if following.sign_at < 0 else following.sign_at]
+        end = applied.end() if applied and at == index else numbers[at].end
+        gap = text[end : following.start if following.sign_at < 0 else following.sign_at]
         at += 1
         if len(gap) > _MAX_GAP:
             at -= 1
             break
-        if at - 1 > index and (_EQUALS.fullmatch(gap) or (is_share and _EQUALS_IN_WORDS.fullmatch(gap))):
+        is_single = at - 1 == index and (applied or is_applied)
+        is_result = at - 1 > index and (
+            _EQUALS.fullmatch(gap) or (is_share and _EQUALS_IN_WORDS.fullmatch(gap))
+        )
+        if is_result or (is_single and _EQUALS_ALONE.fullmatch(gap)):
             result, is_share = at, False
-        elif _SHARE.fullmatch(gap):
+        elif _SHARE.fullmatch(gap) or _IN_WORDS.fullmatch(gap):
             is_share = True
         elif not _OPERATION.fullmatch(gap):
             at -= 1

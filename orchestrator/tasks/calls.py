@@ -95,9 +95,20 @@ def _normal(args: Mapping[str, str]) -> dict[str, str]:
     return {_nfc(key): _nfc(value) for key, value in args.items()}
 
 
+_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+_THINKS = re.compile(r"\s*<think>")
+
+
+def _after_thought(text: str) -> int:
+    """Return the end of what a reasoning model thinks before its answer, which is no request."""
+    thought = _THOUGHT.match(text)
+    return thought.end() if thought else 0
+
+
 def has_label(text: str) -> bool:
-    """Return whether a text contains the label of a request."""
-    return _LABEL.search(text) is not None
+    """Return whether a text contains the label of a request, outside of a thought."""
+    begin = _after_thought(text)
+    return not (begin == 0 and _THINKS.match(text)) and _LABEL.search(text, begin) is not None
 
 
 _WORD = r"[^\W\d][\w.-]*"
@@ -112,9 +123,10 @@ _LABELLED = re.compile(
 
 def _start(text: str) -> re.Match[str] | None:
     """Return the start of the first call: after the first label, else the first ``[Name(``."""
-    label = _LABEL.search(text)
+    begin = _after_thought(text)
+    label = _LABEL.search(text, begin)
     if label is None:
-        return _BRACKETED.search(text)
+        return _BRACKETED.search(text, begin)
     after = label.end()
     # The model may write words between the label and the call, but only on the same line.
     line = text.find("\n", after)

@@ -8,6 +8,7 @@ are linear in the text.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from decimal import Context, Decimal
@@ -51,8 +52,10 @@ def normalise(text: str) -> str:
     """Return the text in NFC, with ASCII digits, separators and minus signs, and without TeX's spacing.
 
     Hyphens become ASCII as well, fractions become ``1/2`` and powers of ten become ``10^3``. Dashes stay as
-    they are, because they separate (``Ответ – 18``) and are no signs.
+    they are, because they separate (``Ответ – 18``) and are no signs. Exponents of units and indices are no
+    numbers: ``m^2`` becomes ``m²``, and ``x_1`` becomes ``x``.
     """
+    text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     text = unicodedata.normalize("NFC", _CLAUSE.sub(", ", text)).translate(_ASCII)
     text = _DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
     for written, meant in _SPELLINGS:
@@ -61,7 +64,9 @@ def normalise(text: str) -> str:
     text = _VULGAR.sub(_vulgar, text)
     text = _PARTS.sub(lambda match: f"{match[2] or match[3]}/{match[1] or match[4]}", text)
     text = _CENTS.sub(r".\2\1", text)
-    text = _RAISED.sub(lambda match: f"10^{match[1].translate(_BASELINE)}", text)
+    text = _RAISED.sub(lambda match: f"^{match[0].translate(_BASELINE)}", text)
+    text = _UNIT_POWER.sub(lambda match: match[2].translate(_SUPERSCRIPT), text)
+    text = _ANNOTATION.sub("", _SUBSCRIPT.sub("", text))
     return _FRAC.sub(_fraction, text)
 
 
@@ -100,14 +105,19 @@ _DIGIT = re.compile(r"\d")
 # In 答案是18，9*2=18 the full-width comma ends a clause; it does not begin decimals.
 _CLAUSE = re.compile(r"(?<=[0-9])，(?=[0-9])(?![0-9]{3}(?![0-9]))")
 _SPELLINGS = (
-    *(("{,}", ","), ("{\\,}", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%")),  # TeX
+    *(("{,}", ","), ("{.}", "."), ("{\\,}", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%")),  # TeX
     *((space, "\u2009") for space in ("\\,", "\\;", "\\:", "\\ ")),
     ("\u0e4d\u0e32", "\u0e33"),  # Thai sara am in two letters, which NFC does not compose
 )
 _TEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]{0,40})\}")
 _VULGAR = re.compile(r"(\d ?)?([¼-¾⅐-⅞↉])")
 _BASELINE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_RAISED = re.compile(r"(?<![\d.,])10(⁻?[⁰¹²³⁴-⁹]{1,2})")
+_SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+_RAISED = re.compile(r"(?<=[\d)])⁻?[⁰¹²³⁴-⁹]{1,2}")
+_UNIT_POWER = re.compile(r"(?<=[^\W\d_])\^(?P<brace>\{)?(-?\d)(?(brace)\}|(?!\d))")
+_SUBSCRIPT = re.compile(r"(?<=[^\W\d_])_(?:\{\w{1,3}\}|\d{1,3}(?![\d_]))")
+_ANNOTATION = re.compile(r"<<[^<>\n]{0,100}=([^<>=\n]{1,40})>>(?=\$?\1(?![\d:]))")  # $<<9*2=18>>18, of GSM8K
+_ENTITY = re.compile(r"&#?\w{1,10};")
 _PARTS = re.compile(r"(?<!\d)(?:(\d{1,9})分[の之](\d{1,9})|เศษ ?(\d{1,9}) ?ส่วน ?(\d{1,9}))(?!\d)")  # 2分の1
 _CENTS = re.compile(r"(?<=\d)([€£])(\d\d)(?!\d)")  # 18€50
 _PART = r"\d{1,15}(?:,\d{3})*(?:[.,]\d{1,15})?"
@@ -115,7 +125,7 @@ _FRAC = re.compile(rf"(\d ?)?\\[cdt]?frac(?: ?\{{ ?(-?{_PART}) ?\}}| ?(\d))(?: ?
 _GROUPS = re.compile(r",(?=(?:\d{3},)*\d{3}(?:\.|\Z))")
 
 _JOINED = r"*:~≈\u0e00-\u0e7f\u3040-\u9fff"  # scripts without spaces between words: 答案是.5
-_SPACE = r"[ \u00a0\u202f\u2009\u2007'’ʼ]"  # separators of thousands in any language
+_SPACE = r"[ \u00a0\u202f\u2009\u2007'’ʼ_]"  # separators of thousands in any language
 _NEXT = r"(?![.,]?\d)"  # a further digit means that it is a list or a version number
 
 
@@ -126,17 +136,20 @@ def _pattern(*, dot_groups: bool) -> re.Pattern[str]:
     """
     dots = r"[1-9]\d{0,2}(?:\.\d{3})"
     mantissa = r"\d{1,15}(?:[.,]\d{1,15})?"
+    # In Spain 18'50 is 18.50; 5'3" is five feet and three inches.
+    apostrophe = rf"|(?P<apostrophe>\d+['’]\d{{1,2}}{_NEXT}(?!['’\"”″]))" if dot_groups else ""
     return re.compile(
         r"(?P<time>\d{1,2}:[0-5]\d(?::[0-5]\d)?(?!\d|:\d)|\d{1,2} ?[hH] ?[0-5]\d(?!\d)"
         rf"|(?<!\d[.,/-])(?<!\d){_DATE}(?![\d/-]|\.\d))"
         rf"|(?<![\d.,])(?P<power>(?:{mantissa} ?(?:[×xX*·]|\\times|\\cdot) ?)?10 ?(?:\^|\*\*)"
         r" ?[{(]? ?-?\d{1,2}(?!\d) ?[})]?)"
+        r"|(?<![\d.,])(?P<raised>\d{1,6}(?:\.\d{1,6})?\^(?P<brace>\{)?\d{1,2}(?(brace)\}|(?!\d)))"
         rf"|(?<![\d.,])(?P<exponent>{mantissa}[eE][+-]?\d{{1,2}}(?!\w|[.,]\d))"
         rf"|(?<!\d[.,])(?:"
         rf"(?P<mixed>[1-9]\d{{0,2}}['’ʼ]\d{{3}}(?:{'[.,]' if dot_groups else ','}\d{{3}}){{1,2}}{_NEXT})"
         rf"|(?P<spaces>[1-9]\d{{0,2}}(?P<space>{_SPACE})\d{{3}}(?:(?P=space)\d{{3}})*(?:[.,]\d+)?{_NEXT})"
         rf"|(?P<commas>(?:[1-9]\d{{0,2}}(?:,\d{{3}})+|[1-9]\d?(?:,\d{{2}})+,\d{{3}})(?:\.\d+)?{_NEXT})"
-        rf"|(?P<dots>(?:{dots}+,\d+|{dots}{'+' if dot_groups else '{2,}'}){_NEXT})"
+        rf"{apostrophe}|(?P<dots>(?:{dots}+,\d+|{dots}{'+' if dot_groups else '{2,}'}){_NEXT})"
         rf"|(?P<decimal>\d+[.,]\d+{_NEXT}|(?<![^\s(=\-{CURRENCY}{_JOINED}])\.\d+{_NEXT})"
         r")"
         r"|(?P<fraction>(?<!/)(?:\d{1,9}(?: | ?(?:and|y|et|und|и|na|又|と|ও) ?)(?=\d\d?/))?"
@@ -230,6 +243,11 @@ def _read(written: str, kind: str | None) -> Decimal:
             mantissa = _MANTISSA.match(written)
             exponent = re.sub(r"[^\d-]", "", re.split(r"\^|\*\*", written)[-1])
             return Decimal(f"{mantissa[1].replace(',', '.') if mantissa else 1}E{exponent}")
+        case "raised":
+            base, exponent = re.findall(r"[\d.]+", written)
+            return _EXACT.power(Decimal(base), Decimal(exponent)) if int(exponent) else Decimal(1)
+        case "apostrophe":
+            return Decimal(re.sub("['’]", ".", written))
         case "commas":
             return Decimal(written.replace(",", ""))
         case "mixed":

@@ -19,7 +19,7 @@ CLOSERS = {
     "’": "’",
     "‚": "‘’",
     "“": '”"',
-    "”": "”",
+    "”": "”“",
     "„": '“”"',
     "＇": "＇'",
     "＂": '＂"',
@@ -151,7 +151,7 @@ def _string(text: str, at: int) -> _Read:
     raise _NotAStructure
 
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")  # 007 is an identifier
 _CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
 
 

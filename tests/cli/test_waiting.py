@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +355,28 @@ def test_a_cell_whose_next_stage_pauses_for_space_gets_no_job_meanwhile(
     view = SweepState(ledger, sweep, 1, sealed=True)
     found = Dispatch(view, replace(request, number=number), limits, limits)._unheld()
     assert len(found) == num_cells
+
+
+@pytest.mark.parametrize("age_s", [130.0, 170.0, 200.0, 230.0])
+def test_of_cells_that_are_to_run_alone_one_gets_a_job_at_any_time(tmp_path: Path, age_s: float) -> None:
+    """A queue knows no clock, and `sweep reconcile` from cron may never come in the turn of a cell."""
+    sweep = builders.sweep_of(3)
+    builders.seal(tmp_path, sweep)
+    ledger, settings = builders.ledger_at(tmp_path), builders.settings(retries={"storage": 2})
+    request = Request(nonce="", number=1, verb="launch", revision=1, settings=settings)
+    request = ledger.add_request(sweep.name, request)
+    at = f"{datetime.now(UTC) - timedelta(seconds=age_s):%Y-%m-%dT%H:%M:%SZ}"
+    full = replace(builders.end("failed", Cause.STORAGE), message="No space left on device", at=at)
+    limits: Any = None
+
+    def unheld(num_lacking: int) -> list[str]:
+        for number in (1, 2):
+            instance = builders.instance_of(sweep, num_lacking - 1)
+            assert ledger.claim(instance, number, builders.claim())
+            ledger.end(instance, number, full)
+        view = SweepState(ledger, sweep, 1, sealed=True)
+        return [cell.id for cell in Dispatch(view, request, limits, limits)._unheld()]
+
+    ids = [cell.id for cell in sweep.cells]
+    assert unheld(1) == ids[1:] and unheld(2) == ids[2:], "those that need not run alone come first"
+    assert len(unheld(3)) == 1

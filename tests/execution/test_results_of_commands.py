@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ TWO = [{"name": "a", "loss": 0.5, "n": 1}, {"name": "b", "loss": 2.0, "n": None}
         ("r.csv", "id,flag,code\n007,True,nan\n008,false,te\n", None),
         ("r.jsonl", '{"a": [1, 2], "b": {"c": 1}}', [{"a": [1, 2], "b": {"c": 1}}]),
         ("r.json", "[]", []),
+        ("r.jsonl", '\ufeff{"a": 1}\n\ufeff{"a": 2}\n', [{"a": 1}, {"a": 2}]),  # two files joined
+        ("r.json", '[{"lang": "nan", "code": "NaN"}]', [{"lang": "nan", "code": "NaN"}]),
         ("r.csv", "a,b\n", []),
         ("r.csv", "n\n18446744073709551617\n", [{"n": 2**64 + 1}]),
         (
@@ -99,6 +102,10 @@ def test_rows_are_read_from_json_of_any_layout_and_from_tables(
         ("r.txt", "epoch 1 loss 0.5\nepoch 2 loss 0.4\n", "is no name of a column"),
         ("r.txt", "loss   acc\n 0.5   0.7\n", "'loss   acc' is no name of a column"),
         ("r.csv", "loss\nnan\n", "row 1, key 'loss'"),
+        ("r.csv", "loss,n\n0.5,1\n-nan(ind),2\n", "row 2, key 'loss'"),
+        ("r.csv", "loss\n1.#QNAN\n", "row 1, key 'loss'"),
+        ("r.json", '{"loss": "NaN"}', "row 1, key 'loss': nan"),
+        ("r.json", '[{"x": 0.5}, {"x": "-inf"}]', "row 2, key 'x': -inf"),
         ("r.csv", "loss,n\n-inf,1\n,2\n", "row 1, key 'loss': -inf"),
         ("r.json", '{"a": 1, "b": {"c": 1, "c": 2}}', "a mapping holds 'c' twice"),
         pytest.param("r.json", "[" * 100_000, "r.json", id="deep"),
@@ -111,6 +118,13 @@ def test_what_is_no_row_is_named_by_line_or_by_row_and_column(
     with pytest.raises(StageFailure) as caught:
         read_rows(tmp_path / name)
     assert caught.value.cause == "data" and said in str(caught.value) and name in str(caught.value)
+
+
+def test_many_rows_are_read_in_a_time_that_grows_with_their_number(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(('{"text": "' + "x" * 500 + '"}\n') * 20_000)
+    start_s = time.process_time()
+    assert len(read_rows(tmp_path / "r.jsonl")) == 20_000
+    assert time.process_time() - start_s < 4  # counting lines at each row took half a minute
 
 
 @pytest.mark.parametrize(("kind", "make"), [("a folder", os.mkdir), ("no regular file", os.mkfifo)])

@@ -169,6 +169,8 @@ SAME = [
     ("[A(x=[\u200b'a'\u200b, 'b'\u200b])]", "[A(x=['a', 'b'])]", True),
     ("[A(x=['a\u200b', 'b'])]", "[A(x=['a', 'b'])]", False),
     ("[A(x=['a', 'b',])]", "[A(x=['a', 'b'])]", True),
+    ("[A(x=[007])]", "[A(x=[7])]", False),
+    ("[A(x=[৭])]", "[A(x=[7])]", False),
 ]
 
 
@@ -215,6 +217,25 @@ def test_nothing_matches_nothing() -> None:
 def test_stopping_cuts_after_the_first_whole_call() -> None:
     assert API_CALLING.stop("API-Request: [A(x='1')]->ok\nUser: B?") == "API-Request: [A(x='1')]"
     assert API_CALLING.stop("API-Request: [A(x=") == "API-Request: [A(x="
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("<think>API-Request: [B(x='1')]</think>\nAPI-Request: [A(x='1')]", "A"),
+        ("<think>Maybe [B(x='1')]?</think>\n\n[A(x='1')]", "A"),
+        ("<think>API-Request: [B()]</think>[C(x='1')]\nAPI-Request: A(x='1')", "A"),
+        ("<think>API-Request: [A(x='1')]", "A"),
+        ("<think>API-Request: [A(x='1')]</think>", None),
+        ("API-Request: [A(x='1')]\n<think>x</think>\nAPI-Request: [B(x='1')]", "A"),
+    ],
+)
+def test_what_a_model_thinks_before_its_answer_is_no_request(text: str, name: str | None) -> None:
+    call = parse_call(text)
+    assert (call and call.name) == name
+    for end in range(len(text)):  # wherever the text is looked at while it is generated
+        stopped = API_CALLING.stop(text[:end])
+        assert stopped == text[:end] or parse_call(stopped) == call
 
 
 def test_where_a_text_is_looked_at_changes_no_verdict() -> None:
