@@ -36,7 +36,6 @@ from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, parse, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
-from orchestrator.plugins import unfound
 from orchestrator.registry import REPORTS, STAGES, importable, is_known, known, load, lookup
 from orchestrator.spec import StageSpec
 from orchestrator.store.opening import store_url
@@ -336,7 +335,7 @@ def _check_reports(names: Sequence[str], import_paths: Sequence[str], where: str
 
 def _check_target(what: str, target: str, import_paths: Sequence[str], where: str) -> None:
     with importable(import_paths):
-        problem, there = unfound(target)
+        problem, there = load("orchestrator.plugins:unfound")(target)
     if problem:
         looked = f"looked in {', '.join(import_paths)} and the environment"
         raise UserError(f"{what}, but {problem}", where=where, allowed=there or looked)

@@ -137,7 +137,8 @@ def test_excluded_cells_need_not_compose(project):
 
 
 def test_a_users_stage_may_be_a_function_beside_the_sweep_file(project):
-    project.write("elsewhere/my_stage_module.py", "raise RuntimeError('must not be imported to plan')\n")
+    source = "def main(config, inputs, context): ...\nraise RuntimeError('must not be imported to plan')\n"
+    project.write("elsewhere/my_stage_module.py", source)
     project.write(
         "elsewhere/own.yaml", "config: {a: 1}\nstages: {s: {run: 'my_stage_module:main', reads: [a]}}\n"
     )
