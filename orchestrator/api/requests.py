@@ -65,6 +65,9 @@ def build_request(
     version = code.version if code else ""
     if settings is not None and not version:
         version = checkout_digest(view, import_paths)
+    # Jobs of cancelled cells may be about to end by that cancel, which this request revokes.
+    named = {cell.id for cell in cells or view.sweep.cells} - view.request_summary.cancelled
+    jobs = view.jobs if settings else None
     return Request(
         nonce=new_nonce(),
         number=0,
@@ -80,6 +83,8 @@ def build_request(
         provenance=provenance.of_launch(sys.argv, folder, version) if settings else {},
         by=provenance.user(),
         at=provenance.now(),
+        last_submission=max((each.submission.number for each in jobs.filed), default=0) if jobs else None,
+        held={cell: number for cell, number in jobs.held().items() if cell in named} if jobs else {},
     )
 
 
@@ -146,8 +151,7 @@ def take_code(
     Credentials are not removed, because the snapshot must be exactly what runs.
 
     Args:
-        objects: the store.
-        sweep: whose stages will run.
+        objects, sweep: the store, and the sweep whose stages will run.
         import_paths: folders from which the user's stages are imported.
         notify: called with each warning.
 
@@ -171,8 +175,7 @@ def plan_code(
     """Return what `take_code` would store.
 
     Args:
-        objects: the store.
-        sweep: whose stages will run.
+        objects, sweep: the store, and the sweep whose stages will run.
         import_paths: folders from which the user's stages are imported.
     """
     return snapshots.plan(

@@ -256,6 +256,7 @@ class SweepState:
         found = {}
         rule = GateRule(self.sweep.cells, self.gates)
         holds = holding.merged(self.holds, Holds(stages=rule.holds(self.stages.__getitem__)))
+        by_number = {request.number: request for request in self.requests}
         for cell in self.sweep.cells:
             status = cell_status(
                 cell,
@@ -266,8 +267,8 @@ class SweepState:
                 sweep=f"{self.sweep.name}@{self.number}",
             )
             # Job failures before the last launch or rerun of the cell do not count against its budget.
-            since = self.request_summary.asked.get(cell.id, 0)
-            its = with_jobs(cell.id, status, self.jobs, since_request=since, retries=self.policy.retries)
+            asked = by_number.get(self.request_summary.asked.get(cell.id, 0))
+            its = with_jobs(cell.id, status, self.jobs, asked=asked, retries=self.policy.retries)
             # Jobs may find nothing to do because another one's worker does it.
             is_alive = its.state is State.FAILED and is_beating(status, self.reader.evidence)
             found[cell.id] = status if is_alive else its

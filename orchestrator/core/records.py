@@ -97,8 +97,7 @@ class Claim(Record, frozen=True, kw_only=True):
         lease_s: seconds without a new heartbeat after which an observer may consider the attempt dead.
         generation: of the product that the attempt may make. It is fixed at the claim, so that an attempt
             that was superseded can never overwrite a newer product.
-        sweep: the sweep on whose behalf the stage runs; another sweep may share the stage.
-        cell: the cell on whose behalf the stage runs.
+        sweep, cell: on whose behalf the stage runs; another sweep may share the stage.
         supersedes: the earlier attempt that left no `end`, if there was one.
         at: time of the claim.
         chosen_gpus: GPUs that were chosen for the cell, which it keeps; 0 if none were. See
@@ -176,8 +175,7 @@ class Heartbeat(Record, frozen=True, kw_only=True):
         phase: what the worker or its child is doing.
         step: the training step reached, None outside training.
         num_steps: the number of steps in all, if known.
-        child: the process that computes.
-        at: time of the heartbeat.
+        child, at: the process that computes, and time of the heartbeat.
         spent: how the attempt has spent its time so far; None in older records.
     """
 
@@ -201,8 +199,7 @@ class End(Record, frozen=True, kw_only=True):
         why: of a release: stopped, deadline, preempted, superseded, already_done, input_retired, not_kept,
             cancelled, budget or held.
         exception: class name, if an exception was raised.
-        message: one line.
-        log_tail: the last lines of the log.
+        message, log_tail: one line, and the last lines of the log.
         seconds, at: wall time of the attempt, and time of the end.
         spent: how the attempt spent its time; None in older records.
     """
@@ -224,8 +221,7 @@ class Done(Record, frozen=True, kw_only=True):
 
     Attributes:
         nonce: identifies the writer.
-        stage: name in the sweep file.
-        digest: of the stage instance.
+        stage, digest: name in the sweep file, and digest of the stage instance.
         generation: of the product.
         attempt: the attempt whose output folder holds the files.
         files: the product's files, with paths relative to that folder.
@@ -356,6 +352,8 @@ class Request(Record, frozen=True, kw_only=True):
         gates: what the gates of a launch or rerun are for; None without any.
         failures: of a launch or rerun, digest of a stage to its last attempt, for stages of other cells that
             have failed: up to there, their failures hold the named cells back no more. None: not recorded.
+        last_submission, held: of a launch or rerun, the newest submission that it found, 0 for none; cell to
+            the submission whose job it found open. None: not recorded.
     """
 
     nonce: str
@@ -374,6 +372,8 @@ class Request(Record, frozen=True, kw_only=True):
     at: str = ""
     gates: Annotated[GateFacts | None, SINCE_2] = None
     failures: Annotated[dict[str, int] | None, SINCE_2] = None
+    last_submission: Annotated[int | None, SINCE_2] = None
+    held: Annotated[dict[str, int], SINCE_2] = {}
 
 
 class Revision(Record, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Owner
+from orchestrator.core.records import Owner, Request
 from orchestrator.core.state import CellStatus, State
 from orchestrator.jobs.judgement import (
     Asker,
@@ -34,15 +34,14 @@ from orchestrator.jobs.judgement import (
 from orchestrator.jobs.records import JobEnd, Resources, Submission
 
 NOBODY = Asker()
-
 LIMIT = "LIMIT"
 """The word for the end of a task that never became a job because of a limit on jobs."""
-
 
 MAX_FRUITLESS = 3
 """How many jobs of a cell may end without error and leave it undone since it was last requested."""
 
 _ENDED_WELL = frozenset({"COMPLETED", "EXITED", "SUCCEEDED"})
+_FROM_OUTSIDE = frozenset({Cause.CANCELLED, Cause.PREEMPTED, Cause.NODE_LOST})
 
 
 def scheduler_of(submission: Submission) -> tuple[str, str]:
@@ -104,12 +103,8 @@ class Jobs:
 
     def news(self) -> list[tuple[SubmissionState, tuple[JobEnd, ...]]]:
         """Return, by submission, the tasks that are over and have no recorded end yet."""
-        found = []
-        for each in self.filed:
-            over = [o for index in each.open_tasks if (o := self.job(each, index).over) is not None]
-            if over:
-                found.append((each, tuple(over)))
-        return found
+        ends = ((each, [self.job(each, index).over for index in each.open_tasks]) for each in self.filed)
+        return [(each, known) for each, over in ends if (known := tuple(end for end in over if end))]
 
     def older(self, revision: int, cells: Collection[str]) -> Counter[int]:
         """Count open tasks by earlier revision, except tasks that hold one of `cells`."""
@@ -161,8 +156,7 @@ class Jobs:
 
     def of_cell(self, cell: str) -> Judgement | None:
         """Return the last job of a cell; None when it was never submitted."""
-        found = self._last.get(cell)
-        return None if found is None else self.job(*found)
+        return self.job(*self._last[cell]) if cell in self._last else None
 
     def fate(self, owner: Owner) -> JobEnd | None:
         """Return the end of an attempt's owner when it is proved; the attempt then needs no lease.
@@ -182,46 +176,42 @@ class Jobs:
             if lost.slot in (None, owner.slot) and owner.restart_count <= lost.restart:
                 return JobEnd(index=index, word="LOST", cause=lost.cause, detail=lost.why)
         seen = self.job(filed, index).seen
-        if seen is None:
+        if seen is None or seen.restarts is None or owner.restart_count >= seen.restarts:
             return None
         # The job has been restarted since: the owner of an earlier start is gone.
-        if seen.restarts is not None and owner.restart_count < seen.restarts:
-            word = seen.before_word or "REQUEUED"
-            return JobEnd(
-                index=index,
-                word=word,
-                cause=seen.before or Cause.NODE_LOST,
-                detail="the scheduler starts it anew",
-            )
-        return None
+        word, cause = seen.before_word or "REQUEUED", seen.before or Cause.NODE_LOST
+        return JobEnd(index=index, word=word, cause=cause, detail="the scheduler starts it anew")
+
+    def held(self) -> dict[str, int]:
+        """Return the number of the submission that holds each cell, unless its job is seen to end."""
+        last = ((cell, self.job(*found)) for cell, found in self._last.items())
+        return {cell: job.filed.submission.number for cell, job in last if not job.is_ending}
 
     def spent(
-        self, cell: str, since_request: int, retries: Mapping[str, int]
+        self, cell: str, asked: Request | None, retries: Mapping[str, int]
     ) -> tuple[Cause, int, JobEnd] | None:
         """Return the failure cause whose budget a cell's jobs have used up.
 
-        Jobs that end without error and leave the cell undone count too. Otherwise they would be submitted for
-        ever.
+        Jobs that end well and leave the cell undone count too, or they would be submitted for ever.
 
         Args:
             cell: Id of the cell.
-            since_request: Number of the last request that named the cell; ends of earlier jobs do not count.
+            asked: The last launch or rerun that named the cell, which gave it a fresh budget; see `_counts`.
             retries: Failure cause to number of retries.
 
         Returns:
             (cause, count, last end); None while every budget suffices.
         """
-        # A new launch or rerun gives the cell a fresh budget.
-        since = [(sent, over) for sent, over in self._ends.get(cell, ()) if sent.request >= since_request]
+        since = [each for each in self._ends.get(cell, ()) if _counts(cell, *each, asked)]
         recent = [over for _, over in since]
         fruitless = [over for over in recent if over.cause is None and over.word in _ENDED_WELL]
         if len(fruitless) > MAX_FRUITLESS:
             return Cause.UNKNOWN, len(fruitless), fruitless[-1]
         # A job with twice the memory or time answers the first end for lack of it, which costs no retry.
         answered = {
-            (over.cause, sent.resources.rung_of(over.cause)): over
+            (over.cause, rung): over
             for sent, over in reversed(since)
-            if sent.resources.rung_of(over.cause)[0] < sent.resources.rung_of(over.cause)[1]
+            if (rung := sent.resources.rung_of(over.cause))[0] < rung[1]
         }
         ends = [over for over in recent if over.cause and not any(over is each for each in answered.values())]
         for cause, count in Counter(over.cause for over in ends).items():
@@ -234,28 +224,40 @@ class Jobs:
         return sum(over.cause is cause for _, over in self._ends.get(cell, ()))
 
 
+def _counts(cell: str, sent: Submission, over: JobEnd, asked: Request | None) -> bool:
+    """Return whether the end of a job counts against the budget that the last request gave to its cell.
+
+    Of jobs of earlier requests, those that were open then, or are later, count by what the scheduler or its
+    users do to them. Other ends may come from the earlier settings or code; the request gets its own jobs.
+    """
+    if asked is None or sent.request >= asked.number:
+        return True
+    if over.cause not in _FROM_OUTSIDE or asked.last_submission is None:
+        return False
+    return sent.number > asked.last_submission or asked.held.get(cell) == sent.number
+
+
 _SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED, State.STOPPED})
 
 
 def with_jobs(
-    cell: str, status: CellStatus, jobs: Jobs, *, since_request: int, retries: Mapping[str, int]
+    cell: str, status: CellStatus, jobs: Jobs, *, asked: Request | None, retries: Mapping[str, int]
 ) -> CellStatus:
     """Combine a cell's state in the store with the evidence of its job.
 
     The job ranks lowest: product and end record outrank it, and so does a fresh heartbeat, see `is_beating`.
 
     Args:
-        cell: Id of the cell.
-        status: Its status from the store alone.
+        cell, status: Id of the cell, and its status from the store alone.
         jobs: Jobs of its revision.
-        since_request: Number of the last launch or rerun that named the cell.
+        asked: The last launch or rerun that named the cell.
         retries: Failure cause to number of retries.
     """
     job = jobs.of_cell(cell)
     # States that follow from stronger evidence in the store stay as they are.
     if job is None or status.state in _SETTLED:
         return status
-    gone = jobs.spent(cell, since_request, retries) if job.phase is Phase.OVER else None
+    gone = jobs.spent(cell, asked, retries) if job.phase is Phase.OVER else None
     # An owner may be silent for ever: then jobs that found nothing to do, all retries spent, end the wait.
     if status.state is State.RUNNING and (gone is None or gone[2].cause is not None):
         return status
@@ -371,10 +373,8 @@ def cut(group: JobArray, most: int) -> tuple[JobArray, JobArray]:
         return group._replace(tasks=tasks), group._replace(tasks=group.tasks[most:])
     # The first part is submitted now, so it gets its share first.
     first = min(running, len(tasks))
-    return (
-        group._replace(tasks=tasks, max_running=first),
-        group._replace(tasks=group.tasks[most:], max_running=running - first),
-    )
+    rest = group._replace(tasks=group.tasks[most:], max_running=running - first)
+    return group._replace(tasks=tasks, max_running=first), rest
 
 
 def first_try(filed: Sequence[SubmissionState], most: int) -> tuple[int, bool]:

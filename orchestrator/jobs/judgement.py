@@ -59,6 +59,7 @@ class JobObservation(NamedTuple):
             out.
         stuck: What to change when the task can never start as it is, "" when it may start.
         may_release: Whether it is held since a node failed to start it, and may be released.
+        is_ending: Whether it runs no more, though its processes may still end.
     """
 
     phase: Phase
@@ -76,6 +77,7 @@ class JobObservation(NamedTuple):
     stuck: str = ""
     may_release: bool = False
     submitted_s: float | None = None
+    is_ending: bool = False
 
 
 class JobListing(NamedTuple):
@@ -173,6 +175,11 @@ class Judgement(NamedTuple):
     def name(self) -> str:
         """Name of the task for people and the scheduler: ``1234_5``, "" before it has an id."""
         return self.filed.name(self.task)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the task is over, or the scheduler is ending it."""
+        return self.over is not None or (self.seen is not None and self.seen.is_ending)
 
 
 def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) -> Judgement:

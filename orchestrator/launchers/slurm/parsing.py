@@ -212,6 +212,7 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], JobObservation]:
             name=name,
             stuck=never(reason) if phase is Phase.QUEUED and not is_released else "",
             may_release=is_released,
+            is_ending=word == "COMPLETING",
             submitted_s=_seconds_since_1970(submitted),
         )
     return seen

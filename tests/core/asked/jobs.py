@@ -145,7 +145,7 @@ def budgets_of_jobs() -> Answers:
                 filed(n, job=str(n), request=n, resources=resources, over=(kinds[name](n),))
                 for n, name in enumerate(names, start=1)
             ]
-            spent = Jobs(made, JobListing()).spent("a", since, retries)
+            spent = Jobs(made, JobListing()).spent("a", dispatch.asked(since), retries)
             yield f"{names} {resources == MORE} {retries} {since}", spent and (*spent[:2], spent[2].detail)
             found = state_of(Jobs(made, JobListing()), "a", State.PENDING, retries, since)
             yield "  cell", (found.state, found.reason, found.cause)

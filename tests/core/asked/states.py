@@ -343,7 +343,7 @@ def cells_with_jobs() -> Answers:
         for since in (1, 2):
             found = known.state_of(jobs, state=state, retries=causes_of, since=since)
             yield f"{end}, {sight}, {state}, {retries} retries, since {since}", tuple(found)[:4]
-        yield "  spent", jobs.spent("a", 1, causes_of)
+        yield "  spent", jobs.spent("a", known.asked(1), causes_of)
         for job, restart, slot in itertools.product(("12", "14"), (0, 1), (0, 1)):
             owner = msgspec.structs.replace(OWNER, cluster="lab", job=job, restart_count=restart, slot=slot)
             yield f"  owner {job}.{restart}.{slot}", jobs.fate(owner)
