@@ -109,6 +109,7 @@ def test_running_and_waiting_tasks_that_somebody_cancels_stay_so_until_the_next_
     jobs.launch(name, "cluster.settle_s=3", "--only", "seed=0")
     runs = jobs.task()
     jobs.until_checkpoints(2)
+    jobs.launch(name, "cluster.settle_s=3", "--only", "seed=0,1")  # takes over the jobs of both
     jobs.cluster.run("scancel", runs, waits)
     jobs.until_job("", runs)
     jobs.until(lambda: jobs("reconcile", "jobs", code=None) and jobs.counts().get("failed") == 2)
@@ -131,6 +132,8 @@ def test_running_and_waiting_tasks_that_somebody_cancels_stay_so_until_the_next_
 def test_waiting_jobs_that_somebody_cancels_stay_so_until_the_next_launch(jobs):
     name = jobs.write(cells=2)
     jobs.launch(name, "cluster.sbatch.hold=true")
+    jobs.launch(name)  # takes over the jobs that wait
+    jobs("rerun", "jobs", "--only", "seed=1")
     jobs.cluster.run("scancel", jobs.task().partition("_")[0])
     jobs.until_job("")
     jobs.until(lambda: jobs.counts() == {"failed": 2})
