@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StageFailure
-from orchestrator.execution.checkpoints import LOOK_S, Sealer
+from orchestrator.execution.checkpoints import LEFT_S, LOOK_S, Sealer
 from orchestrator.execution.command import run_command
 from orchestrator.execution.command_output import Arrivals, CheckpointFiles
 from orchestrator.saving import MANIFEST, step_of
@@ -121,6 +121,30 @@ def test_what_is_written_in_place_counts_only_when_the_command_ended_by_itself(t
     with pytest.raises(StageFailure):
         run_shell(failed, script.replace("END", "exit 3"))
     assert sealed(failed) == ["4", "5"]
+
+
+def test_a_folder_written_in_place_counts_once_a_later_step_has_begun(tmp_path: Path) -> None:
+    context = Context(tmp_path)
+    sealer = Sealer(context)
+    checkpoints = tmp_path / "checkpoints"
+    for step in (500, 1000):
+        (checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+    (checkpoints / "checkpoint-500/a").write_text("x")
+    sealer.look(now_s=0)
+    sealer.look(now_s=100)
+    assert sealed(context) == [], "the folder of the later step is empty: nothing was saved there"
+    (checkpoints / "checkpoint-1000/a").write_text("x")
+    (checkpoints / "checkpoint-500/b").write_text("of another rank, which is late")
+    sealer.look(now_s=101)
+    sealer.look(now_s=101 + LEFT_S - 1)
+    assert sealed(context) == []
+    sealer.look(now_s=101 + LEFT_S)
+    assert sealed(context) == ["checkpoint-500"]
+    assert len(json.loads((checkpoints / "checkpoint-500" / MANIFEST).read_text())["files"]) == 2
+    (checkpoints / "checkpoint-1500").mkdir()
+    (checkpoints / "checkpoint-1500/a").write_text("half")
+    sealer.look(is_last=True)  # it was killed: nobody writes any more
+    assert sealed(context) == ["checkpoint-1000", "checkpoint-500"]
 
 
 def test_a_manifest_that_was_copied_along_or_is_the_commands_own_is_no_seal(
