@@ -135,7 +135,7 @@ def on_slurm(hurt: Callable[[Mapping[str, str]], object]) -> Callable[[Run], int
                     capture_output=True,
                     check=False,
                 )
-                counts = (run.json("status", "mistakes") or {}).get("counts", {})
+                counts = (run.json("status", "mistakes") or {"counts": {"unknown": 1}})["counts"]
                 # `unknown`: Slurm did not answer, or the job's end is not accounted yet.
                 if not WAITED_FOR & {state for state, number in counts.items() if number}:
                     break

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -120,11 +121,8 @@ def _of_attempts(ledger: Ledger, instance: StageInstance, attempts: Sequence[Att
 
 def is_whole(ledger: Ledger, candidate: Candidate) -> bool:
     """Return whether a checkpoint has all files that its manifest names, by their sizes."""
-    manifest = candidate.decoded()
-    if manifest is None:
-        return False
-    sizes = ledger.objects.trees([candidate.prefix])[candidate.prefix]
-    return damage_by_size(sizes, manifest.files) is None
+    manifest, sizes = candidate.decoded(), ledger.objects.trees([candidate.prefix])[candidate.prefix]
+    return manifest is not None and damage_by_size(sizes, manifest.files) is None
 
 
 def _decoded(data: bytes) -> CheckpointManifest | None:
@@ -136,6 +134,7 @@ def _decoded(data: bytes) -> CheckpointManifest | None:
 
 
 LOOK_S = 1.0
+LEFT_S = 10.0  # without a change, after which a folder counts that a program wrote in place and has left
 _Stamp = tuple[tuple[str, int, int, int], ...]
 
 
@@ -143,16 +142,16 @@ class Sealer:
     """The thread that finds the complete checkpoints of one command, and makes them count.
 
     A command announces a finished checkpoint by renaming its folder to the final name. A thread checks once a
-    second for such folders, so that even the sudden loss of all processes costs only what was renamed in the
-    last two seconds. A folder counts when two consecutive checks find it unchanged. One that changes or
-    vanishes in between is left for the next check, because commands rotate their checkpoints.
+    second, so that the sudden loss of all processes costs only what was renamed in the last two seconds. A
+    folder counts when two checks in turn find it unchanged; commands change and delete theirs at any time.
 
     Why renaming is visible: a rename sets the change time of the folder itself, later than all writes inside.
-    A folder that is written in place under its final name fails this test. It is sealed only after its
-    command has ended by itself::
+    A folder that is written in place under its final name fails this test. It is sealed once its command has
+    begun the folder of a later step, or has ended by itself::
 
         write tmp/a, tmp/b; rename tmp -> 300    change time of 300 is later than a and b: complete
         mkdir 300; write 300/a, 300/b            change time of 300 is earlier than b: maybe incomplete
+        mkdir 400; write 400/a                   a program saves one after the other: 300 is complete
 
     Times alone do not suffice: files that are copied keep theirs, and two small writes may share one. So what
     the kernel reports to be made in place is not sealed either (`Arrivals`).
@@ -169,7 +168,7 @@ class Sealer:
         self._context = context
         self._before = before
         self._folder = context.folder / layout.CHECKPOINTS
-        self._seen: dict[Path, _Stamp] = {}
+        self._seen: dict[Path, tuple[_Stamp, float]] = {}
         self._newest: tuple[Path, _Stamp] | None = None
         self._reported: set[Path] = set()
         self._adopted = context.resume.folder if context.resume else None
@@ -199,12 +198,13 @@ class Sealer:
         while not self._end.wait(LOOK_S) and not self.superseded:
             self.look()
 
-    def look(self, *, is_last: bool = False, by_itself: bool = False) -> None:
+    def look(self, *, is_last: bool = False, by_itself: bool = False, now_s: float | None = None) -> None:
         """Seal the checkpoints that this check and the previous one found unchanged.
 
         Args:
             is_last: whether the command has ended, so that one check is enough.
-            by_itself: whether it ended by itself, so that a folder written in place is complete too.
+            by_itself: whether it ended by itself; see `finish`.
+            now_s: of a monotonic clock; by default of the system's.
         """
         seen, self._seen = self._seen, {}
         self._unseal_if_changed()
@@ -216,15 +216,20 @@ class Sealer:
             return
         steps = [(step, path) for path in paths if (step := step_of(path.name)) is not None]
         in_place = self._arrivals.in_place()
+        now_s, has_later = time.monotonic() if now_s is None else now_s, False
         for step, path in sorted(steps, reverse=True):  # the newest first, because time may run out
             if self._is_sealed(path, step):
+                has_later |= path != self._adopted
                 continue
             try:
                 stamp = _stamp(path)
-                self._seen[path] = stamp
-                is_same = is_last or seen.get(path) == stamp
+                before, since_s = seen.get(path, (None, now_s))
+                self._seen[path] = stamp, since_s if before == stamp else now_s
+                is_same = is_last or before == stamp
                 is_renamed = path.name not in in_place and _was_renamed(path, stamp)
-                if is_same and (by_itself or is_renamed):
+                is_left = has_later and (is_last or now_s - self._seen[path][1] >= LEFT_S)
+                has_later |= bool(stamp)  # a later step has begun
+                if is_same and (by_itself or is_renamed or is_left):
                     self._seal(path, step, stamp)
             except StopRequested as stopped:
                 self.superseded = stopped.why
@@ -354,9 +359,8 @@ def find_unread(
         attempts: the earlier attempts, without those that must not be used.
     """
     for attempt in reversed(attempts):
-        outcome = _outcome(ledger, layout.payload(instance, attempt.number))
         # Only the newest recorded failure counts: its own output, or the end of the search.
-        if outcome is not None:
+        if (outcome := _outcome(ledger, layout.payload(instance, attempt.number))) is not None:
             return (attempt, outcome) if outcome.unread == attempt.number else None
     return None
 
