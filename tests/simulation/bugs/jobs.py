@@ -78,8 +78,8 @@ JOBS = (
         (
             Edit(
                 SUBMISSION,
-                "            if (job is not None and job.phase is not Phase.OVER) or self._is_busy(cell):\n",
-                "            if (job is not None and job.phase is Phase.RUNNING) or self._is_busy(cell):\n",
+                "        return job is not None and job.phase is not Phase.OVER\n",
+                "        return job is not None and job.phase is Phase.RUNNING\n",
             ),
         ),
         kind="jobs",
