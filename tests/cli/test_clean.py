@@ -100,10 +100,10 @@ def test_code_that_no_launch_of_a_revision_in_use_names_goes(own: Any) -> None:
 
 
 def test_nothing_is_deleted_while_something_runs(own: Any, background: Any) -> None:
-    own("launch", "own.yaml", "seed=5", "launcher.workers=1")
     running = background("launch", "own.yaml", "seed=6", "wait_s=60", "launcher.workers=1")
     wait_for(lambda: "made for 6" in parts(own.store))
-    # By its attempt. That a cell of a sweep runs refuses it too, in other words.
+    assert "1 cell of own@1 may still be running" in own("clean", "--yes", code=2)
+    own("launch", "own.yaml", "seed=5", "launcher.workers=1")  # no current revision names the other one
     assert re.search(r"error: make \w{12} may still be running", own("clean", "--yes", code=2))
     assert parts(own.store) == ["made for 5", "made for 6"]
     running.process.terminate()
