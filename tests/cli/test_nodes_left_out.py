@@ -95,8 +95,8 @@ def test_workers_that_run_claim_no_more_on_a_machine_that_is_left_out(sweep: Swe
 
 def test_a_wrong_config_is_no_fault_of_the_machine(sweep: Sweep) -> None:
     (sweep.folder / "nodes.yaml").write_text(SWEEP)
-    (sweep.folder / "own.py").write_text("import a_module_that_is_not_there\n")
-    sweep("launch", "nodes.yaml", code=None)
+    (sweep.folder / "own.py").write_text(f"import a_module_that_is_not_there\n{STAGE}")
+    sweep("launch", "nodes.yaml", code=1)
     assert sweep.json("nodes") == []
 
 
