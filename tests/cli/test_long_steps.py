@@ -115,6 +115,7 @@ def test_a_plan_that_takes_long_shows_a_bar_and_prints_pure_json(tmp_path: Path)
     (tmp_path / "slow.py").write_text(
         "import time\nfrom orchestrator.costs import Estimate\n"
         "def estimate(config, **_):\n    time.sleep(3.5)\n    return Estimate(wall_hours=1.0)\n"
+        "def main(config, inputs, context):\n    return []\n"
     )
     stages = "stages: {fit: {run: 'slow:main', reads: [x], estimate: 'slow:estimate'}}"
     (tmp_path / "s.yaml").write_text(f"config: {{x: 1}}\naxes: {{x: [1]}}\n{stages}\n")
