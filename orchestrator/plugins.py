@@ -205,8 +205,10 @@ def unfound(target: str) -> tuple[str, str]:
             return "", ""
     assert spec is not None
     defined = _defined(spec)
-    if defined.problem or defined.is_open or name in defined.names:
-        return defined.problem, ""
+    if defined.problem:
+        return defined.problem, f"what Python {sys.version_info.major}.{sys.version_info.minor} compiles"
+    if defined.is_open or name in defined.names:
+        return "", ""
     return f"module {module!r} has no {name!r}", nearest(name, defined.public)
 
 
