@@ -206,7 +206,7 @@ def unfound(target: str) -> tuple[str, str]:
     assert spec is not None
     defined = _defined(spec)
     if defined.problem:
-        return defined.problem, f"what Python {sys.version_info.major}.{sys.version_info.minor} compiles"
+        return defined.problem, f"python -m py_compile {spec.origin} shows where"
     if defined.is_open or name in defined.names:
         return "", ""
     return f"module {module!r} has no {name!r}", nearest(name, defined.public)
