@@ -81,6 +81,7 @@ class Evidence(NamedTuple):
         unreadable: why the records cannot be read, such as a folder without permission. It outranks all else.
         is_passing: whether `unreadable` may pass by itself in a moment.
         former: the product that an earlier version of an unfinished stage left; None if there is none.
+        discarded: attempts that finished, and whose product or an input of it users discarded.
     """
 
     attempts: tuple[Attempt, ...] = ()
@@ -95,6 +96,7 @@ class Evidence(NamedTuple):
     unreadable: str = ""
     is_passing: bool = False
     former: Former | None = None
+    discarded: frozenset[int] = frozenset()
 
 
 class Budget(NamedTuple):
@@ -103,8 +105,7 @@ class Budget(NamedTuple):
     Attributes:
         retries: cause to number of retries; a cause that is not listed has none.
         after: attempts up to this number count for no cause, because a rerun or discard came after them.
-        after_chance: attempts up to this number count only for deterministic causes, because a launch came
-            after them.
+        after_chance: attempts up to this number count only for deterministic causes: a launch came after.
     """
 
     retries: Mapping[str, int]
@@ -113,7 +114,7 @@ class Budget(NamedTuple):
 
 
 def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
-    """Yield (attempt, cause) for each attempt that failed or was lost, or whose product was lost.
+    """Yield (attempt, cause) for each attempt that failed or was lost, or whose product was damaged.
 
     Each attempt's cause comes from the first of these that exists: its `end` record, its successor's
     `supersedes`, or, for the last attempt, the finding that its owner is gone.
@@ -135,7 +136,8 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
             if attempt.end.outcome in FAILED:
                 yield attempt.number, attempt.end.cause or Cause.UNKNOWN
             elif attempt.end.outcome == "succeeded" and evidence.done is None:
-                yield attempt.number, Cause.STORAGE  # finished, but the product no longer exists
+                if attempt.number not in evidence.discarded:  # a discard is nobody's failure
+                    yield attempt.number, Cause.STORAGE  # finished, but its product was damaged
             elif attempt.end.why == "superseded" and attempt.number in superseded:
                 yield attempt.number, superseded[attempt.number]
         elif attempt.number in superseded:

@@ -250,14 +250,15 @@ class EvidenceReader:
             return Evidence((Attempt(number),), product.done, product.generation, retired=product.retired)
         is_attempted = instance.digest in self.listed[instance.stage].attempted
         attempts = self.ledger.attempts(instance) if is_attempted else ()
-        if _just_ended(attempts) and self.ledger.product(instance, product.generation)[0] is not None:
+        if any(map(_is_finished, attempts[-1:])) and self.ledger.product(instance, product.generation)[0]:
             # The attempt finished after the index was read, and would look as if it had left no product.
             self.listed[instance.stage].done.setdefault(instance.digest, set()).add(product.generation)
             product = self._product(instance)
             if product.done is not None:
                 return product._replace(attempts=(Attempt(attempts[-1].number),))
         former = self._former(instance, product.generation)
-        evidence = product._replace(attempts=attempts, former=former)
+        discarded = self._discarded_attempts(instance, attempts)
+        evidence = product._replace(attempts=attempts, former=former, discarded=discarded)
         if attempts and attempts[-1].end is None:
             report = self._observer(instance, attempts[-1])
             evidence = evidence._replace(
@@ -319,15 +320,25 @@ class EvidenceReader:
     def _discarded_input(self, instance: StageInstance, record: Done) -> str:
         """Return why a product counts as discarded, "" when it counts.
 
-        A slow attempt may finish after its input was discarded. The inputs must be among this reader's
-        stages.
+        A slow attempt may finish after a discard. The inputs must be among this reader's stages.
         """
-        for taken in instance.inputs:
-            listed = self.listed.get(taken.stage)
-            void = listed.void.get(taken.digest, set()) if listed else set()
-            if record.inputs.get(taken.digest) in void:
-                return self.ledger.discarded_input(instance, record)
-        return ""
+        is_void = bool(self._void(instance.inputs, record.inputs))
+        return self.ledger.discarded_input(instance, record) if is_void else ""
+
+    def _discarded_attempts(self, instance: StageInstance, attempts: Iterable[Attempt]) -> frozenset[int]:
+        """Return the attempts that finished, and whose product or an input of it was discarded."""
+        found = set()
+        for each in attempts:
+            if each.claim is not None and _is_finished(each):
+                used = {**(each.start.inputs if each.start else {}), instance.digest: each.claim.generation}
+                void = self._void((instance, *instance.inputs), used)
+                if any(self.ledger.is_discarded(named, used[named.digest]) for named in void):
+                    found.add(each.number)
+        return frozenset(found)
+
+    def _void(self, given: Iterable[layout.Named], used: Mapping[str, int]) -> list[layout.Named]:
+        pairs = ((each, self.listed.get(each.stage)) for each in given)
+        return [n for n, found in pairs if found and used.get(n.digest) in found.void.get(n.digest, ())]
 
     def _why_void(self, instance: StageInstance, generation: int) -> str:
         void, problem = self.ledger.read(layout.void(instance, generation), Void, generation=generation)
@@ -338,9 +349,8 @@ def _unreadable(error: Exception) -> Evidence:
     return Evidence(unreadable=f"cannot be read: {error_line(error)}", is_passing=is_transient(error))
 
 
-def _just_ended(attempts: tuple[Attempt, ...]) -> bool:
-    end = attempts[-1].end if attempts else None
-    return end is not None and end.outcome == "succeeded"
+def _is_finished(attempt: Attempt) -> bool:
+    return attempt.end is not None and attempt.end.outcome == "succeeded"
 
 
 def examine(

@@ -268,6 +268,30 @@ def test_a_product_does_not_count_when_one_that_it_was_made_from_was_discarded(
         assert product is not None and set(product.inputs.values()) <= {2}
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("discarded", State.PENDING), ("damaged", State.FAILED)])
+def test_a_discard_spends_no_retry_of_what_it_voids_or_what_was_made_from_it(
+    store: Path, kind: str, expected: State
+) -> None:
+    """Whatever becomes of the discard's request: it may be cut off, or be one of another sweep."""
+    sweep, ledger = chained(), ledger_at(store)
+    instances = [sweep.stages[digest] for digest in sweep.cells[0].stage_digests]
+    for instance in instances:
+        ledger.claim(instance, 1, claim())
+        inputs = {taken.digest: 1 for taken in instance.inputs}
+        ledger.put(instance, 1, layout.START, StartRecord(parent=None, provenance={}, uses={}, inputs=inputs))
+        make_product(ledger, instance, inputs=inputs)
+        ledger.end(instance, 1, end("succeeded"))
+
+    def states() -> list[State]:
+        reader = EvidenceReader(ledger, instances)
+        return [stage_status(reader.evidence(one.digest), Budget({})).state for one in instances]
+
+    ledger.void(instances[0], void(1, kind))
+    assert states() == [expected, State.PENDING if kind == "discarded" else State.DONE]
+    ledger.void(instances[1], void(1, kind))
+    assert states() == [expected, expected]
+
+
 # Rule 7
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -95,7 +96,20 @@ class RequestRules:
         elif number > len(self.requests) + 1:
             self._fail(1, f"request {number} follows {len(self.requests)}")
         else:
-            self.requests.append((self._world.now_s, formats.decode(data, Request)))
+            request = formats.decode(data, Request)
+            self.requests.append((self._world.now_s, request))
+            if request.verb == "discard":
+                self._check_voided(request)
+
+    def _check_voided(self, request: Request) -> None:
+        """Check that what attempts are about to make of a discarded stage is void in advance."""
+        for digest, number in request.after.items():
+            attempt = self._attempts.get(digest, {}).get(number)
+            if attempt is None or (digest, number) in self._ends:
+                continue
+            is_settled = attempt.at_s < self._world.now_s - STALE_S
+            if is_settled and (digest, attempt.claim.generation) not in self._voided_s:
+                self._fail(4, f"attempt {number} of {digest[:8]} goes on after a discard of what it makes")
 
     def summary(self, requests: Iterable[Request] | None = None) -> RequestSummary:
         """Return the effect of requests; of all by now for None."""
@@ -155,10 +169,10 @@ class RequestRules:
         if spent:
             self._fail(3, f"attempt {number} was claimed though the retries for {spent} are spent")
 
-    def _boundary(self, digest: str, *verbs: str) -> int:
-        """Return the last attempt of a stage that requests of some kinds had seen."""
-        seen = (request.after.get(digest, 0) for _, request in self.requests if request.verb in verbs)
-        return max(seen, default=0)
+    def _boundary(self, digest: str, *verbs: str, before_s: float = math.inf) -> int:
+        """Return the last attempt of a stage that requests of some kinds, made before a time, had seen."""
+        found = (request for at_s, request in self.requests if request.verb in verbs and at_s < before_s)
+        return max((request.after.get(digest, 0) for request in found), default=0)
 
     def _beat(self, digest: str, number: int) -> None:
         """Check that what nobody wants any more ends."""
@@ -249,13 +263,19 @@ class RequestRules:
             # A cache of names may show that files are gone, and not yet the record that retires them.
             is_hidden = is_cached and self._retired_s.get(digest, 0.0) >= settled_s
             looks_open = status.state in (State.FAILED, *_TRIES_AGAIN) and not is_hidden
-            # A discard through such a cache may not see, and not void, what was made just before.
-            if status.state is not State.FAILED:
-                keys = [key for key in keys if not self._inputs[key] & self._discarded]
+            # Rule 2: a product that was made from a discarded one does not count. Its own void comes later: a
+            # discard may be killed between the two, or not see, through a cache, what was made just before.
+            keys = [key for key in keys if not self._inputs[key] & self._discarded]
             if looks_open and self._stays(keys, settled_s):
                 self._fail(
                     5, f"a reader sees {name} {status.state} ({status.reason}), and its product counts"
                 )
+            if (
+                status.state is State.FAILED
+                and not is_hidden
+                and not self._may_have_failed(digest, settled_s)
+            ):
+                self._fail(5, f"a reader sees {name} failed ({status.reason}), and its attempts did not")
         before = [request for at_s, request in self.requests if at_s < settled_s]
         since = [request for at_s, request in self.requests if settled_s <= at_s <= end_s]
         summaries = [self.summary(before + since[:number]) for number in range(len(since) + 1)]
@@ -265,6 +285,17 @@ class RequestRules:
                 self._fail(5, f"a reader sees {cell} cancelled, and nobody cancelled it")
             if found.state in _TRIES_AGAIN and False not in ways:
                 self._fail(5, f"a reader sees the cancelled {cell} {found.state}")
+
+    def _may_have_failed(self, digest: str, settled_s: float) -> bool:
+        """Return whether more attempts than the retries allow did not succeed by now.
+
+        Requests since a time are left out: a reader need not see them.
+        """
+        after = self._boundary(digest, "rerun", "discard", before_s=settled_s)
+        ends = (
+            self._ends.get((digest, number)) for number in self._attempts.get(digest, {}) if number > after
+        )
+        return sum(end is None or end[1].outcome != "succeeded" for end in ends) > self._num_retries
 
     def _stays(self, keys: Iterable[tuple[str, int]], settled_s: float) -> bool:
         return any(self._made_s[key] < settled_s and key not in self._voided_s for key in keys)

@@ -75,6 +75,7 @@ def saved(
 
 
 SUCCEEDED_TWICE = (attempt(1, "succeeded"), attempt(2, "succeeded"))
+SUCCEEDED_THRICE = (*SUCCEEDED_TWICE, attempt(3, "succeeded"))
 GONE = {"liveness": Liveness.GONE}
 
 TABLE: list[tuple[str, dict[str, Any], State]] = [
@@ -105,6 +106,8 @@ TABLE: list[tuple[str, dict[str, Any], State]] = [
     ("voided", {"attempts": (attempt(1, "succeeded"),), "generation": 2, "problem": "void"}, State.PENDING),
     ("damaged", {"attempts": (attempt(1, "succeeded"),), "problem": "p", "damaged": True}, State.PENDING),
     ("damaged again and again", {"attempts": SUCCEEDED_TWICE, "problem": "p", "damaged": True}, State.FAILED),
+    ("discarded often", {"attempts": SUCCEEDED_TWICE, "discarded": frozenset({1, 2})}, State.PENDING),
+    ("once of many discarded", {"attempts": SUCCEEDED_THRICE, "discarded": frozenset({2})}, State.FAILED),
 ]
 
 

@@ -11,6 +11,7 @@ PLAN, LEDGER, DROPPING = (
 )
 RUN = "orchestrator/api/run.py"
 SUBMISSION, DRIVER = "orchestrator/api/submission.py", "orchestrator/launchers/ray/driver.py"
+CAUSES = "orchestrator/core/evidence.py"
 LOOP, EVIDENCE = "orchestrator/execution/loop.py", "orchestrator/store/evidence.py"
 
 REQUESTS = (
@@ -98,6 +99,13 @@ REQUESTS = (
                 "    begun = bool(claims)\n",
             ),
         ),
+        kind="requests",
+    ),
+    Bug(
+        "discard-counts-as-a-failure",
+        "requests 5",
+        "an attempt whose product a user discarded spends a retry (a fault of ours until 2026-11)",
+        (Edit(CAUSES, "if attempt.number not in evidence.discarded:", "if True:"),),
         kind="requests",
     ),
     Bug(
