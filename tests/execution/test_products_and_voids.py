@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.evidence import Budget, Evidence
-from orchestrator.core.records import Void
+from orchestrator.core.records import StartRecord, Void
 from orchestrator.core.state import State, stage_status
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.count import COUNT

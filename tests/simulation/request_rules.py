@@ -287,15 +287,16 @@ class RequestRules:
                 self._fail(5, f"a reader sees the cancelled {cell} {found.state}")
 
     def _may_have_failed(self, digest: str, settled_s: float) -> bool:
-        """Return whether more attempts than the retries allow did not succeed by now.
+        """Return whether more attempts than the retries allow did not succeed.
 
-        Requests since a time are left out: a reader need not see them.
+        A reader need not see requests and ends since a time. A scheduler may know that a job is over while a
+        cache of names still hides the end of the attempt, which then looks lost.
         """
         after = self._boundary(digest, "rerun", "discard", before_s=settled_s)
-        ends = (
-            self._ends.get((digest, number)) for number in self._attempts.get(digest, {}) if number > after
-        )
-        return sum(end is None or end[1].outcome != "succeeded" for end in ends) > self._num_retries
+        numbers = (number for number in self._attempts.get(digest, {}) if number > after)
+        ends = (self._ends.get((digest, number), (math.inf, None)) for number in numbers)
+        may_have = (end is None or end.outcome != "succeeded" or at_s >= settled_s for at_s, end in ends)
+        return sum(may_have) > self._num_retries
 
     def _stays(self, keys: Iterable[tuple[str, int]], settled_s: float) -> bool:
         return any(self._made_s[key] < settled_s and key not in self._voided_s for key in keys)

@@ -147,7 +147,13 @@ def retired(product: Done, generation: int = 1) -> Retired:
 
 
 def make_product(
-    ledger: Ledger, instance: StageInstance, *, attempt: int = 1, generation: int = 1, text: str = "whole"
+    ledger: Ledger,
+    instance: StageInstance,
+    *,
+    attempt: int = 1,
+    generation: int = 1,
+    text: str = "whole",
+    inputs: Mapping[str, int] | None = None,
 ) -> Done:
     """Writes a product's file and creates its `done`; returns what it created."""
     folder = ledger.objects.workspace(f"{layout.payload(instance, attempt)}/{layout.OUTPUT}")
@@ -161,6 +167,7 @@ def make_product(
         files=scan(folder),
         rows=({"value": 1},),
         seconds=1.0,
+        inputs=dict(inputs or {}),
     )
     ledger.finish(done)
     return done
