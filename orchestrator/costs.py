@@ -229,7 +229,7 @@ def checked_estimate(name: str, estimate: Any) -> Estimate:
     return estimate
 
 
-def checked_needs(name: str, needs: Any) -> Iterable[Need]:
+def checked_needs(name: str, needs: Any) -> list[Need]:
     """Return what a hook of needs returned.
 
     Args:
@@ -237,11 +237,12 @@ def checked_needs(name: str, needs: Any) -> Iterable[Need]:
         needs: what it returned.
 
     Raises:
-        UserError: it is no list of `Need`.
+        UserError: it is no list of `Need`, nor anything else that yields them.
     """
-    if not isinstance(needs, list | tuple) or not all(isinstance(need, Need) for need in needs):
+    found = list(needs) if isinstance(needs, Iterable) and not isinstance(needs, str | Mapping) else [needs]
+    if not all(isinstance(need, Need) for need in found):
         raise UserError(f"the hook {name} returned {needs!r}", allowed="a list of Need; [] for none")
-    return needs
+    return found
 
 
 ADDED = (

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import inspect
 import sys
+import warnings
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -244,7 +245,9 @@ def _defined(spec: ModuleSpec) -> _Defined:
     if not (spec.has_location and str(spec.origin).endswith(".py")):
         return _Defined(is_open=spec.origin is not None or spec.submodule_search_locations is None)
     try:
-        tree = ast.parse(Path(str(spec.origin)).read_bytes())
+        with warnings.catch_warnings():  # such as "invalid escape sequence", which some users make an error
+            warnings.simplefilter("ignore")
+            tree = ast.parse(Path(str(spec.origin)).read_bytes())
     except SyntaxError as error:
         return _Defined(problem=f"{spec.origin}, line {error.lineno}, is no Python: {error.msg}")
     except (OSError, ValueError, MemoryError, RecursionError):

@@ -134,7 +134,7 @@ def write_report(
             written = call(report, rows, folder, offers)
     except SystemExit as end:
         raise UserError(f"the report {name} exits with {end.code!r}", allowed="it returns its files") from end
-    if not isinstance(written, list) or not all(Path(path).exists() for path in written):
+    if not isinstance(written, list | tuple) or not all(Path(path).exists() for path in written):
         raise UserError(
             f"the report {name} returned {written!r}", allowed="a list of the files that it wrote"
         )

@@ -352,8 +352,8 @@ class Request(Record, frozen=True, kw_only=True):
         gates: what the gates of a launch or rerun are for; None without any.
         failures: of a launch or rerun, digest of a stage to its last attempt, for stages of other cells that
             have failed: up to there, their failures hold the named cells back no more. None: not recorded.
-        last_submission, held: of a launch or rerun, the newest submission that it found, 0 for none; cell to
-            the submission whose job it found open. None: not recorded.
+        last_submission: of a launch or rerun, the newest submission that it found, or 0. None: not recorded.
+        held: of a launch or rerun, cell to the submission whose job it found open.
     """
 
     nonce: str

@@ -134,6 +134,7 @@ def _decoded(data: bytes) -> CheckpointManifest | None:
 
 
 LOOK_S = 1.0
+NUM_WATCHED = 16  # of the folders sealed last: what is written into them later makes them count no more
 LEFT_S = 10.0  # without a change, after which a folder counts that a program wrote in place and has left
 _Stamp = tuple[tuple[str, int, int, int], ...]
 
@@ -169,7 +170,7 @@ class Sealer:
         self._before = before
         self._folder = context.folder / layout.CHECKPOINTS
         self._seen: dict[Path, tuple[_Stamp, float]] = {}
-        self._newest: tuple[Path, _Stamp] | None = None
+        self._watched: dict[Path, _Stamp] = {}
         self._reported: set[Path] = set()
         self._adopted = context.resume.folder if context.resume else None
         self._arrivals = Arrivals(self._folder)
@@ -207,7 +208,7 @@ class Sealer:
             now_s: of a monotonic clock; by default of the system's.
         """
         seen, self._seen = self._seen, {}
-        self._unseal_if_changed()
+        self._unseal_changed()
         with contextlib.suppress(OSError):  # a file that is rotated away, or a full disk: the next check
             self._before(is_last, by_itself)
         try:
@@ -242,22 +243,19 @@ class Sealer:
         if contain(path):  # links were replaced by copies, which changed the folder
             stamp = _stamp(path)
         self._context.seal(path, step)
-        self._newest = path, stamp
-        self._unseal_if_changed()
+        self._watched[path] = stamp
+        self._watched = dict([*self._watched.items()][-NUM_WATCHED:])
+        self._unseal_changed()
 
-    def _unseal_if_changed(self) -> None:
-        """Remove the manifest from the folder sealed last, if the command writes to it after all."""
-        if self._newest is None:
-            return
-        path, stamp = self._newest
-        try:
-            if _stamp(path, without=MANIFEST) == stamp:
-                return
-        except OSError:
-            pass  # the command is deleting it
-        self._newest = None
-        with contextlib.suppress(OSError):
-            (path / MANIFEST).unlink()
+    def _unseal_changed(self) -> None:
+        """Remove the manifest from each folder sealed last to which the command writes after all."""
+        for path, stamp in [*self._watched.items()]:
+            with contextlib.suppress(OSError):  # the command is deleting it
+                if _stamp(path, without=MANIFEST) == stamp:
+                    continue
+            del self._watched[path]
+            with contextlib.suppress(OSError):
+                (path / MANIFEST).unlink()
 
     def _name_others(self) -> None:
         """Print one line when everything that a command saved is unusable as a checkpoint."""

@@ -1,4 +1,4 @@
-"""Reports about nodes in the store: writing them, and the nodes that are left out now.
+"""Records about nodes in the store: how they are written, and the nodes that are left out now.
 
 A report's age is what the store says: how much later it would date a record that is written now. So no two
 machines' clocks are compared. An observer asks once for each report, and then goes on by its own monotonic

@@ -280,6 +280,7 @@ def test_a_hook_that_fails_is_named(own: Any) -> None:
 def test_what_is_no_list_of_needs_is_refused_by_the_name_of_the_hook(returned: Any) -> None:
     with pytest.raises(UserError, match=f"the hook own:needs returned {re.escape(repr(returned))}"):
         checked_needs("own:needs", returned)
+    assert checked_needs("own:needs", (each for each in ())) == []  # one that yields
     with pytest.raises(UserError, match="the hook own:needs failed: SystemExit: gone"):
         call("own:needs", sys.exit, "gone")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import pytest
 
@@ -261,6 +262,7 @@ def test_what_only_sounds_like_a_secret_is_fine(project):
         ("import sys\nsetattr(sys.modules[__name__], 'main', print)", True),
         ("from json import *", True),
         ("def __getattr__(name): ...", True),
+        ("pattern = '\\d'\ndef main(config, inputs, context): ...", True),
         ("def mian(config, inputs, context): ...", False),
         ("import torch_of_a_gpu_node\nclass Main: ...", False),
         ("def main(config:", False),
@@ -268,6 +270,7 @@ def test_what_only_sounds_like_a_secret_is_fine(project):
 )
 def test_a_function_is_looked_for_in_the_source_and_nothing_is_imported(project, source, is_found):
     project.write("fit.py", f"{source}\nraise AssertionError('imported')\n")
+    warnings.simplefilter("error")  # for this test; the source of users has warnings
     with contextlib.nullcontext() if is_found else pytest.raises(UserError, match="runs 'fit:main', but"):
         project.sweep("config: {a: 1}\nstages: {s: {run: 'fit:main', reads: [a]}}")
 

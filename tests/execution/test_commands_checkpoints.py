@@ -146,6 +146,9 @@ def test_a_folder_written_in_place_counts_once_a_later_step_has_begun(tmp_path: 
     (third / "a").write_text("half")
     sealer.look(is_last=True)  # it was killed: nobody writes any more
     assert sealed(context) == ["checkpoint-1000", "checkpoint-500"]
+    (first / "c").write_text("late, in a folder that was not the last one to be sealed")
+    sealer.look()
+    assert sealed(context) == ["checkpoint-1000"]
 
 
 def test_a_manifest_that_was_copied_along_or_is_the_commands_own_is_no_seal(
