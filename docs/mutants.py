@@ -4,6 +4,8 @@
     python docs/mutants.py --all                  every change to them; hours
     python docs/mutants.py --modules core.state   every change to some of these modules
     python docs/mutants.py --rest                 310 random changes to all other modules
+    python docs/mutants.py --rest --modules api.run serving --per-draw 40 --tests tests/api tests/serving
+                                                  40 changes to each of these modules, against some tests
     python docs/mutants.py --page                 only write the page again
 
 What was measured is kept in ``.mutants/``, so a run that was cut off, or had its ``--minutes``, goes on. A change
@@ -103,17 +105,19 @@ def sampled(files: Mapping[str, Path], arguments: argparse.Namespace) -> dict[st
     return {name: found[name] for name in names}
 
 
-def drawn(files: Mapping[str, Path], seed: int) -> dict[str, tuple[str, Change]]:
-    """Return random changes: of each drawn module `PER_DRAW`; larger modules are drawn more often.
+def drawn(files: Mapping[str, Path], arguments: argparse.Namespace) -> dict[str, tuple[str, Change]]:
+    """Return random changes: as many of each drawn, or named, module; larger ones are drawn more often.
 
     To make all changes first, of which a sample could be drawn evenly, takes longer than to measure these.
     """
     names = sorted(files)
     weights = [files[name].stat().st_size for name in names]
     found: dict[str, tuple[str, Change]] = {}
-    for draw, module in enumerate(random.Random(seed).choices(names, weights, k=DRAWS)):
+    seed, number = arguments.seed, arguments.per_draw
+    chosen = [name for name in names for word in arguments.modules if f"{name}.".startswith(f"{word}.")]
+    for draw, module in enumerate(chosen or random.Random(seed).choices(names, weights, k=DRAWS)):
         all_of = changes_of(files[module], WORK / "changes")
-        sample = random.Random(f"{seed} {module} {draw}").sample(sorted(all_of), min(PER_DRAW, len(all_of)))
+        sample = random.Random(f"{seed} {module} {draw}").sample(sorted(all_of), min(number, len(all_of)))
         for name in sample:
             found[f"{draw} {key_of(module, digest_of(files[module]), name)}"] = module, all_of[name]
     return found
@@ -327,16 +331,19 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=SAMPLE)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--draws", type=int, default=DRAWS, help="measure only the first draws")
+    parser.add_argument("--per-draw", type=int, default=PER_DRAW, help="changes to each drawn or named module")
+    parser.add_argument("--tests", nargs="*", default=[], help="of --rest: try only these")
     parser.add_argument("--at-once", type=int, default=4, help="how many changes are tried at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing after so many minutes")
     parser.add_argument("--page", action="store_true")
     arguments = parser.parse_args()
     if not arguments.page:
         files = modules(rest=arguments.rest)
-        changes = drawn(files, arguments.seed) if arguments.rest else sampled(files, arguments)
+        changes = drawn(files, arguments) if arguments.rest else sampled(files, arguments)
         found = known()
         if any(found.get(key, [""])[-1] not in (KILLED, TIMEOUT) for key in changes):
-            measure(changes, rest_tests() if arguments.rest else CORE_TESTS, arguments)
+            rest = arguments.tests or rest_tests()
+            measure(changes, rest if arguments.rest else CORE_TESTS, arguments)
         if left := changes.keys() - known().keys():
             print(f"{len(left)} of {len(changes)} changes are left: run again", file=sys.stderr)
         record("rest" if arguments.rest else "core", files, changes)
