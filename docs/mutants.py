@@ -331,7 +331,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=SAMPLE)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--draws", type=int, default=DRAWS, help="measure only the first draws")
-    parser.add_argument("--per-draw", type=int, default=PER_DRAW, help="changes to each drawn or named module")
+    parser.add_argument(
+        "--per-draw", type=int, default=PER_DRAW, help="changes to each drawn or named module"
+    )
     parser.add_argument("--tests", nargs="*", default=[], help="of --rest: try only these")
     parser.add_argument("--at-once", type=int, default=4, help="how many changes are tried at a time")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing after so many minutes")
