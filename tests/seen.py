@@ -48,7 +48,7 @@ def played(root: Path, seed: int, kind: str, *, until_s: float = math.inf) -> fl
     runs: list[Play] = []
     found: dict[str, tuple[int, bytes]] = {}
 
-    class Seen(CLASSES[kind]):  # type: ignore[misc]
+    class Seen(CLASSES[kind]):  # type: ignore[misc, valid-type]
         def __init__(self, seed: int, *, is_calm: bool = False) -> None:
             super().__init__(seed, is_calm=is_calm)
             runs.append(self)
