@@ -1,7 +1,7 @@
-"""Slurm's commands, replaced by scripts that print what the real ones (22.05) printed, and keep how they were called.
+"""Scripts in the place of Slurm's commands that print what the real ones (22.05) printed.
 
-What the real ones do is the matter of tests/slurm. Here each of their answers is asked for, also the rare ones,
-and the command lines that Polysweep gives them are compared.
+What the real ones do is the matter of tests/slurm. With these, rare answers are given too, and the command
+lines that Polysweep uses are compared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ echo $((number + 1)) >"$REPLAY/$name.next"
 
 
 class Said(NamedTuple):
-    """An answer of a command: its output, its errors, its exit code; `last` is shell that runs before its end."""
+    """An answer of a command: output, errors, exit code; `last` is shell that runs before its end."""
 
     output: str = ""
     error: str = ""
@@ -53,7 +53,7 @@ NONE = Said(error="slurm_load_jobs error: Invalid job id specified", code=1)
 
 
 class Replay:
-    """The scripts in a folder of their own; `command_lines` is how they were called since the last call of it."""
+    """The scripts, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -62,7 +62,7 @@ class Replay:
             (folder / name).chmod(0o755)
 
     def says(self, **answers: str | Said | list[Said]) -> None:
-        """Sets the answers of commands, one for each call; the last of them repeats. Others answer nothing."""
+        """Sets the answers to the next calls of each command; the last one repeats."""
         for name in COMMANDS:
             told = answers.get(name, {"scontrol": CONFIG}.get(name, ""))
             each = told if isinstance(told, list) else [Said(told) if isinstance(told, str) else told]
@@ -74,7 +74,7 @@ class Replay:
             (self._folder / f"{name}.next").write_text("0\n")
 
     def command_lines(self) -> list[str]:
-        """The calls of each command, in the order of the commands' names."""
+        """How they were called since the last call of this, in the order of the commands' names."""
         found = []
         for file in sorted(self._folder.glob("asked.*")):
             found += file.read_text().splitlines()
