@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
+import re
+import shlex
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from orchestrator.cli.main import main
 from orchestrator.provenance import user
@@ -23,6 +27,7 @@ from orchestrator.simulation.system import running
 from orchestrator.simulation.world import World
 from tests.simulation.runs import CLASSES
 
+PROJECT = Path(__file__).parents[1]
 USER = b"ann@login"
 """Who asked for everything, in the records."""
 
@@ -48,7 +53,7 @@ def played(root: Path, seed: int, kind: str, *, until_s: float = math.inf) -> fl
     runs: list[Play] = []
     found: dict[str, tuple[int, bytes]] = {}
 
-    class Seen(CLASSES[kind]):  # type: ignore[misc]
+    class Seen(CLASSES[kind]):  # type: ignore[misc, valid-type]
         def __init__(self, seed: int, *, is_calm: bool = False) -> None:
             super().__init__(seed, is_calm=is_calm)
             runs.append(self)
@@ -71,13 +76,34 @@ def played(root: Path, seed: int, kind: str, *, until_s: float = math.inf) -> fl
 
 def shown(root: Path, *words: object) -> str:
     """Return a command and what it prints, with ``STORE`` for the store's folder."""
+    typed = [str(word) for word in words]
     before, streams = (sys.stdout, sys.stderr), (io.StringIO(), io.StringIO())
     sys.stdout, sys.stderr = streams
     try:
-        code = main([*map(str, words), "--store", str(root)])
+        code = main([*typed, "--store", str(root)])
     finally:
         sys.stdout, sys.stderr = before
+    out, errors = (stream.getvalue() for stream in streams)
+    if "--json" in typed and out:
+        lines = out.splitlines() if typed[0] == "events" else as_lines(json.loads(out))
+        out = "".join(f"{line}\n" for line in lines)
     end = f"[exit code {code}]\n" if code else ""
-    return (
-        f"$ sweep {' '.join(map(str, words))}\n{streams[0].getvalue()}{streams[1].getvalue()}{end}\n"
-    ).replace(str(root), "STORE")
+    return plain(f"$ sweep {shlex.join(typed)}\n{out}{errors}{end}\n", {str(root): "STORE"})
+
+
+def plain(text: str, words: Mapping[str, str]) -> str:
+    """Return a text with words in place of paths, and with short digests."""
+    for path, word in {**words, str(PROJECT): "PROJECT"}.items():
+        text = text.replace(path, word)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", text)
+
+
+def as_lines(value: Any, name: str = "", depth: int = 2) -> Iterator[str]:
+    """Yield a value of JSON as lines for people: a line for each entry of its upper levels, or of a list."""
+    text = json.dumps(value, ensure_ascii=False)
+    if not (depth and value and isinstance(value, dict | list) and len(text) > 100):
+        yield f"{name}{text}"
+        return
+    is_list = isinstance(value, list)
+    for key, each in (("-", each) for each in value) if is_list else value.items():
+        yield from as_lines(each, f"{name}{key}: ", 0 if is_list else depth - 1)
