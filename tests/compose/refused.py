@@ -1,5 +1,6 @@
 # ruff: noqa: E501 - each sweep file is one line
 """Sweep files and overrides that are refused; recorded/ has the whole text of each error."""
+
 from __future__ import annotations
 
 SWEEP = """
