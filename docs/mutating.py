@@ -68,6 +68,9 @@ def _changes(path: Path, source: str) -> Iterator[tuple[str, Change]]:
         text = source[first:end]
         begin = old.find(f"def {short}") - text.find(f"def {short}")
         old, new = old[begin:].rstrip("\n"), new[begin:].rstrip("\n")
+        # A comment after the last statement belongs to no function of `ast`, but to mutmut's copy.
+        comment = old.removeprefix(text) if old.startswith(text) else ""
+        old, new = old.removesuffix(comment), new.removesuffix(comment)
         assert text.startswith(old), f"mutmut's copy of {function} is not its source"
         same = _shared(old, new)
         tail = _shared(old[same:][::-1], new[same:][::-1])

@@ -132,29 +132,6 @@ def test_conditions_are_completed_from_the_file_that_a_sweep_is_like(project):
     assert labels(found) == ["sgd 0.1 0 ", "sgd 0.9 0 ", "adam  0 small", "adam  0 large"]
 
 
-WRONG = {
-    "an unknown axis": ("{momentun: optimizer=sgd}", "'momentun' is no axis"),
-    "an unknown axis in a condition": ("{momentum: optimiser=sgd}", "'optimiser' is no axis"),
-    "a config key in a condition": ("{momentum: size=small}", "'size' is no axis"),
-    "an unknown value": ("{momentum: optimizer=sgdd}", "unknown optimizer 'sgdd'"),
-    "an unknown value of its own": ("{momentum=0.2: optimizer=sgd}", "unknown momentum '0.2'"),
-    "itself": ("{momentum: momentum=0.1}", "depends on itself"),
-    "a circle": ("{momentum: seed=0, seed: momentum=0.1}", "in a circle: momentum, seed"),
-    "nowhere": ("{momentum: 'optimizer=sgd optimizer=adam'}", "counts nowhere"),
-    "a value that counts nowhere": ("{momentum=0.9: seed!=0 seed!=1}", "the value 0.9 .* counts nowhere"),
-    "no value": ("{momentum: optimizer}", "'optimizer' names no axis and value"),
-    "two axes": ("{momentum=0.1 seed=0: optimizer=sgd}", "about several axes"),
-    "nothing": ("{momentum: ''}", "the selector is empty"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_condition_that_must_be_a_mistake_is_refused(project, name):
-    when, message = WRONG[name]
-    with pytest.raises(UserError, match=message):
-        composed(project, f"{AXES}when: {when}\n")
-
-
 def test_an_empty_label_could_not_be_told_from_none_and_is_refused(project):
     with pytest.raises(UserError, match="has the empty label"):
         composed(project, "axes: {optimizer: [sgd, adam], size: ['', large]}\nwhen: {size: optimizer=sgd}\n")

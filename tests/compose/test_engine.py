@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.compose.overrides import run_settings, run_settings_with
-from orchestrator.errors import UserError
 
 SWEEP = """
 config: {a: 1}
@@ -60,23 +59,3 @@ def test_a_group_choice_replaces_its_section_of_a_former_launch(project):
     assert changed.launcher["workers"] == 2
     assert "speed" not in changed.launcher
     assert changed.policy.lease_s == 7
-
-
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("seed=3", "only engine settings may be changed here"),
-        ("expect_cells=3", "only engine settings may be changed here"),
-        ("launcher.worker=1", "launcher.workers"),
-        ("launcher=lokal", "local"),
-        ("policy.lease_s=0", "at least"),
-        ("launcher.workers=1,2", "cannot be an axis"),
-        ("~launcher", "launcher"),
-        ("policy.password=x", "looks like a secret"),
-    ],
-)
-def test_a_wrong_change_of_a_former_launch_is_refused(project, override, says):
-    former = run_settings(cwd=project.folder)
-    with pytest.raises(UserError) as error:
-        run_settings_with(former, [override], cwd=project.folder)
-    assert says in str(error.value)

@@ -15,31 +15,6 @@ def sweep(project, axes, *overrides, more=""):
     return project.sweep(f"{CONFIG}axes: {{{axes}}}\n{more}{STAGES}", *overrides).sweep
 
 
-TWICE = {
-    "named values": (f"opt.lr: [0.1], {RECIPE}", []),
-    "in the other order": (f"{RECIPE}, opt.lr: [0.1]", []),
-    "two of named values": (f"{RECIPE}, other: {{a: {{opt.lr: 1}}}}", []),
-    "a section and a key in it": ("opt: [{lr: 0.5}, {lr: 0.05}], opt.lr: [0.1]", []),
-    "a key and its section": ("opt.lr: [0.1], opt: [{lr: 0.5, momentum: 0}]", []),
-    "a section that is taken away": ("opt: [null], opt.lr: [0.1]", []),
-    "a section of named values": ("opt.lr: [0.1], recipe: {a: {opt: {lr: 0.5}}}", []),
-    "another spelling": ("opt.lr: [0.1], recipe: {a: {++opt.lr: 0.5}}", []),
-    "an axis of the command line": (RECIPE, ["opt.lr=0.1,0.2"]),
-    "one that the command line adds": (RECIPE, ["+opt.lr=0.1,0.2"]),
-    "both on the command line": ("seed: [1]", ["opt={lr:1},{lr:2}", "opt.lr=0.1,0.2"]),
-}
-
-
-@pytest.mark.parametrize("name", TWICE)
-def test_two_axes_that_name_one_key_are_refused_with_both_names(project, name):
-    axes, overrides = TWICE[name]
-    with pytest.raises(UserError) as error:
-        sweep(project, axes, *overrides)
-    assert "both set 'opt.lr'" in error.value.what
-    assert error.value.what.startswith("the axes ")
-    assert "own.yaml" in error.value.where
-
-
 def test_a_sweep_that_is_like_another_is_refused_for_the_axis_that_it_adds(project):
     project.write("first.yaml", f"{CONFIG}axes: {{{RECIPE}}}\n{STAGES}")
     with pytest.raises(UserError, match=r"both set 'opt\.lr'"):
@@ -139,19 +114,8 @@ def test_a_column_may_have_the_name_of_what_it_shows(project):
     assert [cell.columns for cell in cells] == [{"seed": 0, "lr": 0.5}, {"seed": 0, "lr": 0.05}]
 
 
-EQUAL = ["seed: [1, 1]", "seed: [1, 1.0]", "seed: [true, True]", "seed: ['1', 1]", "seed: [[1, 2], [1, 2.0]]"]
-
-
-@pytest.mark.parametrize(
-    "axes", [*EQUAL, "seed: [null, ~]", "opt: [{lr: 1}, {lr: 1.0}]", "seed: ['a+b', [a, b]]"]
-)
-def test_an_axis_with_one_value_twice_is_refused(project, axes):
-    with pytest.raises(UserError, match="which is one value"):
-        sweep(project, axes)
-
-
 @pytest.mark.parametrize("override", ["seed=1,1", "seed=1,1.0", "recipe=small,small", "base=true,True"])
-def test_so_is_one_on_the_command_line(project, override):
+def test_an_axis_with_one_value_twice_on_the_command_line_is_refused(project, override):
     with pytest.raises(UserError, match="which is one value"):
         sweep(project, f"{RECIPE}, seed: [5]", override)
 

@@ -128,38 +128,6 @@ def test_a_number_that_a_schema_converts_is_sealed_and_one_that_it_computes_is_r
         project.sweep(f"{config}{head}{{lr: {{low: 0.1, high: 0.9}}}}}}\n{stages}")
 
 
-WRONG = {
-    "axes beside it": ("axes: {layers: [1, 2]}\n", SPACE, "both `axes` and `search`"),
-    "rungs": (
-        "rungs: {stage: fit, key: layers, at: [1, 2], keep: 1/2, metric: loss, mode: min}\n",
-        SPACE,
-        "both `rungs` and `search`",
-    ),
-    "a range wider than a float": ("", "space: {lr: {low: -1.7e308, high: 1.7e308}}", "is too wide"),
-    "a huge integer": ("", f"space: {{layers: {{low: 1, high: 1{'0' * 400}}}}}", "is too wide"),
-    "exclusions": ("exclude: [opt=sgd]\n", SPACE, "both `exclude` and `search`"),
-    "no space": ("", "space: {}", r"search\.space is empty"),
-    "an unknown key": ("", "space: {lrr: {low: 0.0, high: 1}}", "lrr"),
-    "an unknown sampler": ("", f"sampler: grid, {SPACE}", "sampler"),
-    "a range the wrong way round": ("", "space: {lr: {low: 1, high: 0.5}}", "is from 1 to 0.5"),
-    "a logarithm of zero": ("", "space: {lr: {low: 0, high: 1.5, log: true}}", "has log: true"),
-    "a step of a logarithm": ("", "space: {lr: {low: 1, high: 9, log: true, step: 2}}", "has log: true"),
-    "a step that is too large": ("", "space: {lr: {low: 1, high: 9, step: 10}}", "step is 10"),
-    "a range of text": ("", "space: {lr: {low: a, high: b}}", "lr"),
-    "a word that is Optuna's no more": ("", "space: {lr: {low: 1, high: 2, q: 1}}", "q"),
-    "too few points": ("", "space: {layers: {low: 1, high: 4}, opt: [sgd, adam]}", "the space has 8 points"),
-    "an engine setting": ("", "space: {policy.breaker: {low: 1, high: 90}}", "cannot be on an axis"),
-    "a list of nothing": ("", "space: {opt: []}", "is empty"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_search_that_must_be_a_mistake_is_refused(project, name):
-    more, space, message = WRONG[name]
-    with pytest.raises(UserError, match=message):
-        search(project, more, space=space, when="")
-
-
 @pytest.mark.parametrize(
     ("when", "message"),
     [

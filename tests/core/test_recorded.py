@@ -1,6 +1,8 @@
-"""The answers of core to many questions are the recorded ones, see recording.py."""
+"""The answers of core to many questions are the recorded ones, see ../recording.py."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -18,15 +20,16 @@ from tests.core.asked import (
     states,
     texts,
 )
-from tests.core.recording import FOLDER, compare
+from tests.recording import compare
 
+FOLDER = Path(__file__).parent / "recorded"
 MODULES = (accounts, decisions, failures, files, grids, holds, jobs, notices, plans, schedules, states, texts)
 ASKED = {name: ask for module in MODULES for name, ask in module.ASKED.items()}
 
 
 @pytest.mark.parametrize("name", ASKED)
 def test_each_answer_is_the_recorded_one(name: str) -> None:
-    compare(name, ASKED[name]())
+    compare(FOLDER / f"{name}.txt", ASKED[name]())
 
 
 def test_each_recorded_file_has_its_questions_and_no_two_have_one_name() -> None:

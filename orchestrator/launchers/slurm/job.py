@@ -14,11 +14,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from multiprocessing import util
 from pathlib import Path
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.sweep import preload
+from orchestrator.entry import short_paths
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.keeper import keep_worker
@@ -334,6 +336,8 @@ def _scratch(job: str) -> Iterator[None]:
         yield
         return
     folder = Path(root) / f"sweep-{job}"
+    with short_paths():
+        util.get_temp_dir()  # it is deleted when this process ends, and the folder is gone by then
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"] = str(folder)
     try:

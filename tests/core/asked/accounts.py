@@ -1,4 +1,4 @@
-"""Where held time went, for many histories, workers and jobs, is as recorded, see ../recording.py."""
+"""Where held time went, for many histories, workers and jobs, is as recorded, see ../../recording.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from orchestrator.core.evidence import Evidence, Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.goodput import HeldJob, Holder, goodput, shares_of, useful_shares
 from orchestrator.core.records import Owner, TimeSpent
-from tests.core.recording import Answers
 from tests.core.test_goodput import attempt, done, owner, took
+from tests.recording import Answers
 
 EVEN = TimeSpent(
     seconds=50.0, phases={"start": 10.0, "compute": 30.0, "checkpoint": 4.0, "odd": 6.0}, held_s=55.0

@@ -1,4 +1,4 @@
-"""What phases, rungs and searches lead to, decision by decision, is as recorded, see ../recording.py."""
+"""What phases, rungs and searches lead to, decision by decision, is as recorded, see ../../recording.py."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from orchestrator.core.selector import Subject
 from orchestrator.core.state import StageStatus, State, SweepFacts
 from orchestrator.core.sweep import Cell
 from orchestrator.stage import StageSpec
-from tests.core.recording import Answers
 from tests.core.test_phase_decisions import BEST, _cell, _done, _halving, _sweep, two_phases
+from tests.recording import Answers
 
 
 def three_phases() -> ComposedSweep:

@@ -1,4 +1,4 @@
-"""What is said of exceptions, exit codes, logs and failures is as recorded, see ../recording.py."""
+"""What is said of exceptions, exit codes, logs and failures is as recorded, see ../../recording.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from orchestrator.core.exits import cause_of_command, cause_of_exit
 from orchestrator.core.failure import Cause, fingerprint, own_frames, without_particulars
 from orchestrator.core.records import End
 from orchestrator.stage import StageSpec
-from tests.core.recording import Answers
 from tests.core.test_failure import OOM, PEER, RICH, TORCHRUN, TRACEBACK, interleaved, of_rank
+from tests.recording import Answers
 
 LOGS = {
     "nothing": "",

@@ -12,7 +12,7 @@ from orchestrator.core.selector import Selector, Selectors, Subject, select
 from orchestrator.core.sweep import check_axis, check_name, gates_among, parse, parse_reference, stage_specs
 from orchestrator.stage import StageSpec
 from tests.core.asked.inputs import CHANGES, COMMANDS, CONFIG, FILES, GRIDS, LONG, SETTINGS
-from tests.core.recording import Answers, answer
+from tests.recording import Answers, answer
 
 
 def registered(name: str) -> StageSpec | None:

@@ -30,8 +30,8 @@ from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
 from orchestrator.registry import load
 from orchestrator.stage import StageSpec
-from tests.core.recording import Answers, answer
 from tests.core.test_gate_rules import FACTS, SPECS, SWEEP, sweep_of
+from tests.recording import Answers, answer
 
 CONFIG: dict[str, Any] = {"seed": 1, "lr": 0.1, "train": {"steps": 30, "note": "x"}, "langs": ["en", "sw"]}
 FIT = StageSpec(run="m:fit", reads=("train", "seed"))

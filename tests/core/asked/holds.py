@@ -1,4 +1,4 @@
-"""What is held back, left out and forecast, for many records, is as recorded, see ../recording.py."""
+"""What is held back, left out and forecast, for many records, is as recorded, see ../../recording.py."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from orchestrator.core.settings import Policy, SpendingLimit
 from orchestrator.core.state import StageStatus, State, failed_end
 from orchestrator.core.sweep import Input, StageInstance
 from tests.core.asked.states import HISTORIES
-from tests.core.recording import Answers, answer
 from tests.core.test_breaker import NEW, Records, failed, made
+from tests.recording import Answers, answer
 
 FULL = "[Errno 28] No space left on device: 'x'"
 

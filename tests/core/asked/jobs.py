@@ -1,4 +1,4 @@
-"""Arrays of jobs, and what many jobs with their ends and sights mean, are as recorded, see ../recording.py."""
+"""Arrays of jobs, and what many jobs with their ends and sights mean, are as recorded, see ../../recording.py."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from orchestrator.jobs.records import (
     spending,
 )
 from tests.core.asked.states import OWNER
-from tests.core.recording import Answers
 from tests.jobs import test_dispatch as dispatch
 from tests.jobs.test_dispatch import LARGE, SMALL, filed, over, state_of
+from tests.recording import Answers
 
 MORE = Resources(rungs=((Cause.OOM_HOST, 1, 2), (Cause.TIMEOUT, 0, 1)))
 

@@ -9,8 +9,8 @@ from orchestrator.core.evidence import Hold, Holds
 from orchestrator.core.failure import Cause
 from orchestrator.core.notices import AlikeFailures, due_events, next_try, pause_after_refusal, within_limit
 from orchestrator.core.settings import NOTICE_KINDS, SpendingLimit
-from tests.core.recording import Answers
 from tests.core.test_due_notices import facts, sent
+from tests.recording import Answers
 
 HOLDS = {
     "": Holds(),

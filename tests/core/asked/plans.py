@@ -15,7 +15,7 @@ from orchestrator.core.settings import Policy, RunSettings, SpendingLimit, Store
 from orchestrator.core.state import CellStatus, StageStatus, State
 from orchestrator.core.sweep import Cell, Input, StageInstance
 from orchestrator.jobs.records import WorkerRecord, spending
-from tests.core.recording import Answers
+from tests.recording import Answers
 
 STATES = tuple(
     map(State, "done running queued failed lost blocked released cancelled pending unknown".split())

@@ -1,4 +1,4 @@
-"""Orders, times, numbers of GPUs, remedies and selected cells are as recorded, see ../recording.py."""
+"""Orders, times, numbers of GPUs, remedies and selected cells are as recorded, see ../../recording.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.registry import load
 from orchestrator.stage import StageSpec
 from tests.core.asked.states import HISTORIES
-from tests.core.recording import Answers, answer
+from tests.recording import Answers, answer
 
 
 def _works() -> dict[str, dict[str, PlannedStage]]:

@@ -1,4 +1,4 @@
-"""The answers of the decisions to many questions are the recorded ones, see ../recording.py."""
+"""The answers of the decisions to many questions are the recorded ones, see ../../recording.py."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from orchestrator.core.state import (
 )
 from orchestrator.core.sweep import Cell, Input, StageInstance
 from orchestrator.manifest import File
-from tests.core.recording import Answers
 from tests.jobs import test_dispatch as dispatch
 from tests.jobs import test_judgement as judgement
+from tests.recording import Answers
 
 OWNER = Owner(host="here", process=Process(boot_id="b", namespace="n", pid=1, start="s"))
 FILE = File("weights", 3, "00")

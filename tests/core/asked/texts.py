@@ -22,7 +22,7 @@ from orchestrator.core.sweep import (
 )
 from orchestrator.stage import StageSpec
 from tests.core.asked.grids import sealed_sweep
-from tests.core.recording import Answers, answer
+from tests.recording import Answers, answer
 
 
 class Inner(msgspec.Struct, forbid_unknown_fields=True):

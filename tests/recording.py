@@ -1,14 +1,18 @@
-"""Answers to many questions, each on a line of a file in ``recorded/``, which a test compares.
+"""Recorded outcomes, in files of a folder ``recorded/`` beside the tests, which these compare.
 
-A changed answer is shown with its first question. One that is meant to change is recorded again, and reviewed
-as a change of that file: ``POLYSWEEP_RECORD=1 pytest tests/core -k recorded``, which fails for each file that
-it has changed.
+``compare`` has answers to many questions, each on a line; a changed answer is shown with its first question.
+``compare_text`` has one outcome, such as what a verb prints; a changed one is shown as a diff.
+
+What is meant to change is recorded again, and reviewed as a change of its file:
+``POLYSWEEP_RECORD=1 pytest tests/core -k recorded``, which fails for each file that it has changed.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,21 +20,42 @@ import msgspec
 
 from orchestrator.errors import StageFailure, SweepError
 
-FOLDER = Path(__file__).parent / "recorded"
 Answers = Iterator[tuple[str, object]]
 
 
-def compare(name: str, answers: Answers) -> None:
+def compare(file: Path, answers: Answers) -> None:
     """Fail where an answer is another than the recorded one."""
     lines = list(_grouped(answers))
     assert lines, "nothing was asked"
-    file = FOLDER / f"{name}.txt"
-    recorded = file.read_text().splitlines() if file.exists() else []
-    if os.environ.get("POLYSWEEP_RECORD"):
-        file.write_text("".join(f"{line}\n" for line in lines))
+    recorded = _recorded(file, "".join(f"{line}\n" for line in lines)).splitlines()
     new = [line for line in lines if line not in recorded]
     gone = [f"was {line}" for line in recorded if line not in lines]
     assert not new + gone, "\n".join(new[:3] + gone[:3])
+
+
+def compare_text(file: Path, text: str, words: Mapping[str, str] | None = None) -> None:
+    """Fail where a text is another than the recorded one.
+
+    Args:
+        file: of the recorded text.
+        text: what a test found.
+        words: pattern to what stands in its place, for what differs from run to run: paths, times, processes.
+    """
+    for pattern, word in (words or {}).items():
+        text = re.sub(pattern, word, text)
+    text = text if text.endswith("\n") else f"{text}\n"
+    recorded = _recorded(file, text)
+    lines = difflib.unified_diff(recorded.splitlines(), text.splitlines(), "recorded", "found", "", "", 1, "")
+    assert recorded == text, "\n".join([str(file), *lines][:30])
+
+
+def _recorded(file: Path, new: str) -> str:
+    """Return what a file has; where tests record, it has the new text from then on."""
+    recorded = file.read_text("utf-8") if file.exists() else ""
+    if os.environ.get("POLYSWEEP_RECORD"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(new, "utf-8")
+    return recorded
 
 
 def answer(act: Callable[[], object]) -> object:

@@ -1,0 +1,349 @@
+"""What the jobs of schedulers do on their nodes, run as processes here, is as recorded."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import Request
+from orchestrator.jobs.nodes import NodeReports, named
+from orchestrator.jobs.records import DriverStatus, JobEnd, JobExitReport, LostSlot, Resources
+from orchestrator.jobs.submissions import DriverRecords, Submissions, gone_of, request_of
+from orchestrator.launchers.ray import worker as ray_worker
+from orchestrator.launchers.slurm import job as slurm_job
+from orchestrator.store.ledger import open_ledger
+from tests import forked
+from tests.execution.waiting import until
+from tests.launchers.replay import Replay, Said, replaying
+from tests.recording import Answers, answer, plain
+from tests.store.builders import seal, settings, submission_of, sweep_of
+from tests.stored import records, shortened, told
+
+SWEEP = "counts"
+
+
+class Place:
+    """A store with one submission, and the processes of its tasks."""
+
+    def __init__(
+        self, folder: Path, launcher: Mapping[str, Any], cluster: Mapping[str, Any], **more: Any
+    ) -> None:
+        if at := more.pop("place", ""):
+            more["cluster"] = at
+        self.folder, self.store = folder, folder / "store"
+        self.store.parent.mkdir(parents=True)
+        self.sweep = sweep_of(3, **more.pop("count", {}))
+        seal(self.store, self.sweep)
+        self.ledger = open_ledger(str(self.store))
+        run = msgspec.structs.replace(settings(), launcher=dict(launcher), cluster=dict(cluster))
+        request = Request(
+            nonce="n",
+            number=1,
+            verb="launch",
+            revision=1,
+            settings=run,
+            import_paths=(str(folder),),
+            folder="/work",
+        )
+        self.ledger.objects.put(f"sweeps/{SWEEP}/requests/000001.json", self.ledger.encode(request))
+        usual = {"tasks": (("seed0",), ("seed1", "seed2")), "resources": Resources(cpus=2, hours=0.5)}
+        self.submission = submission_of(**{**usual, "launcher": launcher["name"], **more})
+        self.submissions = Submissions(self.ledger, SWEEP)
+        assert self.submissions.file(self.submission)
+
+    def run(self, module: str, *words: str, stop_at: str = "", **environment: str) -> list[str]:
+        """Runs a module for the submission; returns its exit code and what it printed.
+
+        Once it has printed `stop_at`, it is sent SIGTERM.
+        """
+        streams = [os.open(self.folder / "output", os.O_RDWR | os.O_CREAT | os.O_TRUNC)] * 2
+        process = forked.Started(
+            f"orchestrator.launchers.{module}",
+            [str(self.store), SWEEP, *words],
+            env={**os.environ, **environment},
+            streams=streams,
+            leads=True,
+        )
+        if stop_at:
+            until(lambda: stop_at in (self.folder / "output").read_text())
+            process.terminate()
+        code = process.wait(60)
+        os.close(streams[0])
+        return [f"exit code {code}", *self.plain((self.folder / "output").read_text()).splitlines()]
+
+    def plain(self, text: str) -> str:
+        """A text without what differs from run to run."""
+        for old, new in ((str(self.store), "STORE"), (str(self.folder), "FOLDER"), (platform.node(), "HOST")):
+            text = text.replace(old, new)
+        return re.sub(r"\b\d+\.\d s\b", "N.N s", shortened(text))
+
+    def records(self) -> list[str]:
+        """What the store holds beside the sweep and its request."""
+        left_out = (
+            r"^(store|sweeps/counts/(\d|requests|submissions/\d+.json)|payload)|heartbeat|workers/|/phases"
+        )
+        left_out += "|manifest|spec.json|start.json"
+        return [self.plain(line) for line in records(self.store, leave_out=left_out)]
+
+
+def _told(question: str, lines: list[str]) -> Answers:
+    for number, line in enumerate(lines):
+        yield f"{question}, line {number + 1}", line
+
+
+NOW = {
+    "SLURM_ARRAY_JOB_ID": "12",
+    "SLURM_ARRAY_TASK_ID": "0",
+    "SLURM_CLUSTER_NAME": "LAB",
+    "SLURMD_NODENAME": "n1",
+}
+
+
+def _slurm(
+    name: str, slurm: Replay, says: Mapping[str, Any], variables: Mapping[str, str], **more: Any
+) -> Answers:
+    with tempfile.TemporaryDirectory() as folder:
+        launcher = {"name": "slurm", **more.pop("launcher", {})}
+        place = Place(Path(folder) / "p", launcher, more.pop("cluster", {}), **more.pop("place", {}))
+        if job := more.get("accepted"):
+            place.submissions.accept(1, job, at="TIME")
+        if more.get("closed"):
+            place.submissions.close(1, [JobEnd(index=0, word="LOST", detail="it is gone")], at="TIME")
+        slurm.says(**says)
+        number = more.get("number", "1")
+        stop_at = more.get("stop_at", "")
+        lines = place.run(
+            "slurm.job", number, stop_at=stop_at, **{**NOW, "SWEEP_SCRATCH": f"{folder}/scratch", **variables}
+        )
+        found = [*lines, *slurm.command_lines(), *place.records()]
+        if launcher.get("workers_per_job"):  # which of them takes which cell is a matter of luck
+            found = [re.sub(r"slot: \d", "slot: N", line) for line in found]
+        yield from _told(name, found)
+
+
+def slurm_jobs() -> Answers:
+    """Tasks of an array, from their start to their exit report."""
+
+    def at(seconds: float) -> dict[str, str]:
+        now_s = time.time()
+        return {"SLURM_JOB_START_TIME": str(int(now_s)), "SLURM_JOB_END_TIME": str(now_s + seconds)}
+
+    slow = {"count": {"num_steps": 1000, "step_s": 0.2}}
+    with replaying() as slurm:
+        ask = lambda name, says, variables, **more: _slurm(name, slurm, says, variables, **more)  # noqa: E731
+        yield from ask("times are asked for", {"squeue": "1:00|30:00\n"}, {})
+        yield from ask(
+            "started again",
+            {"sacct": "PREEMPTED\nRUNNING\n"},
+            {**at(1800), "SLURM_RESTART_COUNT": "2"},
+            accepted="12",
+        )
+        yield from ask("a bad node", {}, at(1800), cluster={"node_check": "echo no GPU; false"})
+        yield from ask("closed", {}, at(1800), closed=True)
+        yield from ask("no such task", {}, {**at(1800), "SLURM_ARRAY_TASK_ID": "2"})
+        yield from ask(
+            "two at once",
+            {},
+            {**at(1800), "SLURM_ARRAY_TASK_ID": "1"},
+            launcher={"cells_per_job": 2, "workers_per_job": 2},
+        )
+        requeued = {"squeue": "RUNNING|1|\n", "scontrol": Said(last="kill -TERM $PPID")}
+        again = {**at(1800), "SLURM_RESTART_COUNT": "1"}
+        yield from ask("stopped", requeued, again, place=slow, accepted="12", stop_at="attempt 1")
+
+
+def assignments() -> Answers:
+    """What the worker of a job is given."""
+    profiles: dict[str, dict[str, Any]] = {"usual": {}, "early": {"signal_s": 300}}
+    environments: dict[str, dict[str, str]] = {
+        "first": {},
+        "again": {"SLURM_RESTART_COUNT": "3", "SLURM_CLUSTER_NAME": ""},
+        "second": {"SLURM_ARRAY_TASK_ID": "1"},
+    }
+    with tempfile.TemporaryDirectory() as folder, replaying() as slurm:
+        for number, (profile, cluster) in enumerate(profiles.items()):
+            resources = Resources(
+                num_nodes=2, gpus_per_node=2, cpus=1, hours=0.5, signal_s=200, rungs=((Cause.TIMEOUT, 1, 1),)
+            )
+            place = Place(Path(folder) / str(number), {"name": "slurm"}, cluster, resources=resources)
+            place.submissions.accept(1, "12", at="2026-11-25T02:31:50Z")
+            place.submissions.close(
+                1,
+                [JobEnd(index=1, word="NODE_FAIL", cause=Cause.NODE_LOST, restarts=1)],
+                at="2026-11-25T02:31:50Z",
+            )
+            for name, variables in environments.items():
+                for left in ("", "10:00", "50:00:00"):
+                    slurm.says(
+                        sacct="NODE_FAIL\nRUNNING\n", squeue=f"1:00|{left}\n" if left else Said(code=1)
+                    )
+                    here = slurm_job.JobPlace({**NOW, **variables})
+                    job = slurm_job.SlurmJob(place.ledger, SWEEP, place.submission, here)
+                    order = job._order()
+                    text = told(msgspec.to_builtins(msgspec.structs.replace(order, settings=settings())))
+                    yield f"{profile}, {name}, {left}", place.plain(text)
+                    assert order.job is not None and order.settings.cluster == cluster
+                    assert order.job.end_at is not None
+                    left_s, known_s = order.job.end_at - time.time(), order.job.start_at
+                    yield (
+                        f"{profile}, {name}, {left}, times",
+                        (round(left_s / 60), known_s and round((time.time() - known_s) / 60)),
+                    )
+                    launch = job._launch(order)._replace(settings=settings(), job=None)
+                    yield (
+                        f"{profile}, {name}, {left}, launch",
+                        place.plain(re.sub(r"code_digest: \w+", "", plain(launch._asdict()))),
+                    )
+                    slurm.command_lines()
+        answers: dict[str, dict[str, Any]] = {
+            "requeued": {"squeue": "RUNNING|3|\n"},
+            "refused": {"squeue": "RUNNING|3|\n", "scontrol": Said(error="Access denied", code=1)},
+            "ending": {"squeue": "COMPLETING|3|\n"},
+            "again": {"squeue": "RUNNING|4|\n"},
+        }
+        for name, says in answers.items():
+            slurm.says(**says)
+            here = slurm_job.JobPlace({**NOW, "SLURM_RESTART_COUNT": "3"})
+            done = slurm_job.SlurmJob(place.ledger, SWEEP, place.submission, here)._requeue()
+            yield name, [done, *slurm.command_lines(), *place.records()[-2:]]
+        for array, cluster, code in itertools.product(
+            ("12", "13", "67108864"), ("LAB", "far", ""), (0, 4, 76)
+        ):
+            here = slurm_job.JobPlace({**NOW, "SLURM_ARRAY_JOB_ID": array, "SLURM_CLUSTER_NAME": cluster})
+            folder_of_reports = place.store / f"sweeps/{SWEEP}/submissions/000001/reports"
+            shutil.rmtree(folder_of_reports, ignore_errors=True)
+            slurm_job.SlurmJob(place.ledger, SWEEP, place.submission, here)._report(code)
+            yield f"report {array} {cluster} {code}", place.records()[2:]
+        for device in (None, "cpu"):
+            launcher = {"name": "ray", "device": device, "idle_s": 7.0}
+            resources = Resources(
+                gpus_per_node=0.5, cpus=1, accelerator="H100", rungs=((Cause.OOM_HOST, 0, 1),)
+            )
+            place = Place(
+                Path(folder) / f"ray {device}", launcher, {}, resources=resources, place="http://head"
+            )
+            for accepted in (False, True):
+                order = ray_worker.order_of(place.ledger, SWEEP, place.submission, 4, 2)
+                text = told(msgspec.to_builtins(msgspec.structs.replace(order, settings=settings())))
+                yield f"ray {device} {accepted}", place.plain(text)
+                place.submissions.accept(1, "job-1", at="2026-11-25T02:31:50Z")
+
+
+def ray_workers() -> Answers:
+    """Workers that actors start, whose last line the driver reads."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (launcher, number) in {
+            "usual": ({}, "1"),
+            "no such submission": ({}, "2"),
+            "odd settings": ({"max_worker": 1}, "1"),
+        }.items():
+            launcher = {"name": "ray", "idle_s": 60.0, **launcher}
+            place = Place(Path(folder) / name, launcher, {}, place="http://head")
+            lines = place.run("ray.worker", number, "4", "2")
+            logs = sorted(place.store.glob(f"sweeps/{SWEEP}/submissions/**/*.log"))
+            lines += [
+                f"{log.name}: {place.plain(line)}" for log in logs for line in log.read_text().splitlines()
+            ]
+            yield from _told(name, [*lines, *place.records()])
+
+
+def submissions() -> Answers:
+    """What the records of submissions become when they are read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder) / "p", {"name": "slurm"}, {}, tasks=(("a",), ("b",), ("c",), ("d",)))
+        ours = place.submissions
+        second = msgspec.structs.replace(place.submission, number=2, name="s.2", tasks=(("a",),))
+        yield "filed again", (ours.file(second), ours.file(msgspec.structs.replace(second, nonce="x")))
+        ours.accept(1, "12", at="T1")
+        ours.accept(1, "13", at="T2")
+        node_fail = JobEnd(index=1, word="NODE_FAIL", cause=Cause.NODE_LOST, restarts=2, detail="it broke")
+        ours.close(1, [node_fail, JobEnd(index=0, word="COMPLETED")], at="2026-01-01T00:00:00Z")
+        ours.close(1, [JobEnd(index=1, word="COMPLETED")], at="2026-01-01T00:00:01Z")
+        for index, restart, code in ((2, 0, 75), (2, 10, 0), (2, 9, 3), (1, 0, 4)):
+            ours.report(1, index, restart, JobExitReport(code=code, restart=restart))
+        ours.report(2, 0, 0, JobExitReport(code=5))
+        lost = LostSlot(slot=4, restart=1, cause=Cause.OOM_HOST, why="killed")
+        ours.drive(1, DriverStatus(restart=1, beat=3, text="2 workers run", lost=(lost,)))
+        (place.store / f"sweeps/{SWEEP}/submissions/000003.json").write_text("{}")
+        reports = place.store / f"sweeps/{SWEEP}/submissions/000001/reports"
+        for name in ("3.x.json", "x.0.json", "3.0.txt"):
+            (reports / name).write_text("{}")
+        problems: list[str] = []
+        for filed in ours.read(problems):
+            yield f"read {filed.submission.number}", [shortened(plain(value)) for value in filed[1:]]
+            yield f"gone {filed.submission.number}", list(gone_of([filed]))
+            yield f"gone later {filed.submission.number}", list(gone_of([filed], grace_s=1e12))
+        yield "problems", [place.plain(line) for line in problems]
+        batch = place.store / f"sweeps/{SWEEP}/submissions/000001/closings/000002.json"
+        batch.write_text("{")
+        (place.store / f"sweeps/{SWEEP}/submissions/000002/job.json").write_text("[]")
+        remarks: list[str] = []
+        ours.read(remarks=remarks)
+        yield "remarks", [place.plain(line) for line in remarks]
+        yield (
+            "each",
+            (
+                ours.submission(9),
+                ours.job_of(1),
+                ours.job_of(2),
+                ours.is_closed(1, 1),
+                ours.is_closed(1, 3),
+                ours.driver(2),
+            ),
+        )
+        driver = DriverRecords(place.ledger, SWEEP, 1, 2)
+        yield "first", (driver.is_status_due(), driver.submission_end())
+        for text, force in (("one runs", False), ("one runs", False), ("none", False), ("none", True)):
+            driver.write_status(text, [lost], force=force)
+            yield f"status {text} {force}", told(msgspec.to_builtins(ours.driver(1)))
+        yield "after", driver.is_status_due()
+        for code, why, claimed in ((0, "", False), (4, "no GPU", False), (75, "x", True)):
+            driver.write_report(code, why, claimed=claimed)
+            report = place.store / f"sweeps/{SWEEP}/submissions/000001/reports/0.2.json"
+            yield f"report {code}", place.plain(told(json.loads(report.read_text())))
+        for settings_of in (1, 2):
+            yield (
+                f"request {settings_of}",
+                place.plain(plain(answer(partial(request_of, place.ledger, SWEEP, settings_of)))),
+            )
+
+
+def nodes() -> Answers:
+    """Reports about nodes."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder) / "p", {"name": "slurm"}, {})
+        ours = NodeReports(place.ledger, 3600.0)
+        ours.add("lab", "n1", "check", "no GPU", sweep="s")
+        ours.add("lab", "n2", "failed", "no disk", cause=Cause.BAD_NODE, sweep="s", attempt="fit 1")
+        ours.add("lab", "n2", "failed", "no disk", cause=Cause.BAD_NODE, sweep="s", attempt="fit 2")
+        for limit_s, is_reader in ((3600.0, True), (0.0, False), (3600.0, False)):
+            again = NodeReports(place.ledger, limit_s, is_reader=is_reader)
+            for (_, node), left in sorted(again.left_out().items()):
+                yield f"{limit_s} {is_reader} {node}", named(node, left)
+            yield f"{limit_s} {is_reader}", [node for _, node in again.left_out()]
+        ours.clear("lab", "n1")
+        yield "cleared", [node for _, node in ours.left_out()]
+        yield "a moment later by another", [node for _, node in again.left_out()]
+        yield from _told("records", [line for line in place.records() if line.startswith("nodes")])
+
+
+ASKED: dict[str, Callable[[], Answers]] = {
+    "slurm_jobs": slurm_jobs,
+    "assignments": assignments,
+    "ray_workers": ray_workers,
+    "submissions": submissions,
+    "nodes": nodes,
+}
