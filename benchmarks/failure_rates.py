@@ -1,8 +1,8 @@
 """What failures cost the study at 1, 100 and 1,000 times the rate of Llama 3's training, simulated.
 
 Goodput is the share of the held GPU-hours that ended in products. ETTR is the least time that the study can
-take, divided by the time that it took: it also counts GPUs that nothing holds. *Of the GPUs that were there* leaves out
-the nodes that were out of use meanwhile: no engine can have these hours.
+take, divided by the time that it took: it also counts GPUs that nothing holds. *Of the GPUs that were there*
+leaves out the nodes that were out of use meanwhile: no engine can have these hours.
 
     python benchmarks/failure_rates.py --seeds 20
 """
