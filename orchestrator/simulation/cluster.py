@@ -82,9 +82,8 @@ class SimulatedNodes:
 
     def __init__(self, num_gpus: int, per_node: int, *, quarantine_s: float, clock: Clock) -> None:
         self._gpus = FreeGpus(num_gpus, per_node)
-        self._size = lambda node: min(per_node, num_gpus - node * per_node)
-        self._clock = clock
-        self._quarantine_s = quarantine_s
+        self._per_node, self._num_gpus = per_node, num_gpus
+        self._clock, self._quarantine_s = clock, quarantine_s
         self._reports: dict[int, list[tuple[NodeReport, float]]] = {}
         self._out: dict[int, int] = {}  # nodes where nothing starts, and how many of their GPUs are free
         self._until_s: dict[int, float] = {}
@@ -113,7 +112,8 @@ class SimulatedNodes:
         self._out[node] = self._out.get(node, 0) + self._gpus.take_out(node)
         now_s, before_s = self._clock.now_s, self._until_s.get(node, 0.0)
         self._until_s[node] = max(before_s, now_s + seconds)
-        self._outages.append((max(now_s, before_s), now_s + seconds, self._size(node)))
+        of_node = min(self._per_node, self._num_gpus - node * self._per_node)
+        self._outages.append((max(now_s, before_s), now_s + seconds, of_node))
         self._clock.after(seconds, lambda: self._bring_back(node))
 
     def _bring_back(self, node: int) -> None:
