@@ -20,6 +20,7 @@ import msgspec
 
 from orchestrator.errors import StageFailure, SweepError
 
+RECORDS = bool(os.environ.get("POLYSWEEP_RECORD"))
 Answers = Iterator[tuple[str, object]]
 
 
@@ -52,7 +53,7 @@ def compare_text(file: Path, text: str, words: Mapping[str, str] | None = None) 
 def _recorded(file: Path, new: str) -> str:
     """Return what a file has; where tests record, it has the new text from then on."""
     recorded = file.read_text("utf-8") if file.exists() else ""
-    if os.environ.get("POLYSWEEP_RECORD"):
+    if RECORDS:
         file.parent.mkdir(exist_ok=True)
         file.write_text(new, "utf-8")
     return recorded

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.asked import jobs, slurm_commands, slurm_requests, slurm_words
+from tests.launchers.asked import dashboards, jobs, slurm_commands, slurm_requests, slurm_words, workers
 from tests.recording import compare
 
 FOLDER = Path(__file__).parent / "recorded"
-MODULES = (jobs, slurm_commands, slurm_requests, slurm_words)
+MODULES = (dashboards, jobs, slurm_commands, slurm_requests, slurm_words, workers)
 ASKED = {name: ask for module in MODULES for name, ask in module.ASKED.items()}
 
 
