@@ -24,6 +24,7 @@ WORDS: Mapping[str, str] = {
     "start_at": "TIME",
     "uid": "UID",
     "settings": "SETTINGS",
+    "code": "CODE",
 }
 """Fields whose values are replaced, unless they are empty."""
 
@@ -54,10 +55,12 @@ def shortened(text: str) -> str:
 
 def told(value: Any, name: str = "") -> str:
     """A value as text on one line; seconds that were measured are words too."""
-    if name in WORDS and value:
+    if name in WORDS and value and not isinstance(value, int):
         return WORDS[name]
     if name in MEASURED and value is not None:
         return "SECONDS"
+    if name == "log_tail":
+        value = str(value).strip().rpartition("\n")[2]  # other lines name lines of our own code
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {told(each, key)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -308,8 +308,8 @@ def starts() -> Answers:
 
 
 def _without_programs(words: Sequence[str]) -> list[str]:
-    """Words of a command line without the programs that are passed on it."""
-    return ["PROGRAM" if "\n" in word else word for word in words]
+    """Words of a command line, of the programs that are passed on it the last line alone."""
+    return [f"PROGRAM {word.strip().rpartition(chr(10))[2]}" if "\n" in word else word for word in words]
 
 
 def credentials() -> Answers:

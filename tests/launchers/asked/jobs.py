@@ -145,12 +145,6 @@ def slurm_jobs() -> Answers:
     with replaying() as slurm:
         ask = lambda name, says, variables, **more: _slurm(name, slurm, says, variables, **more)  # noqa: E731
         yield from ask("times are asked for", {"squeue": "1:00|30:00\n"}, {})
-        yield from ask(
-            "started again",
-            {"sacct": "PREEMPTED\nRUNNING\n"},
-            {**at(1800), "SLURM_RESTART_COUNT": "2"},
-            accepted="12",
-        )
         yield from ask("a bad node", {}, at(1800), cluster={"node_check": "echo no GPU; false"})
         yield from ask("closed", {}, at(1800), closed=True)
         yield from ask("no such task", {}, {**at(1800), "SLURM_ARRAY_TASK_ID": "2"})
@@ -162,7 +156,14 @@ def slurm_jobs() -> Answers:
         )
         requeued = {"squeue": "RUNNING|1|\n", "scontrol": Said(last="kill -TERM $PPID")}
         again = {**at(1800), "SLURM_RESTART_COUNT": "1"}
-        yield from ask("stopped", requeued, again, place=slow, accepted="12", stop_at="attempt 1")
+        yield from ask(
+            "stopped",
+            requeued | {"sacct": "PREEMPTED\nRUNNING\n"},
+            again,
+            place=slow,
+            accepted="12",
+            stop_at="attempt 1",
+        )
 
 
 def assignments() -> Answers:
