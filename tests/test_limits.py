@@ -119,14 +119,6 @@ def test_no_class_sets_many_attributes():
     assert found == {}
 
 
-def test_no_two_files_of_tests_have_one_name():
-    """They are no packages, so one pytest cannot import two of one name: it stops before any test runs."""
-    found = defaultdict(list)
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        found[path.name].append(str(path.relative_to(ROOT)))
-    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
-
-
 def test_no_two_classes_have_one_name():
     places: defaultdict[str, list[str]] = defaultdict(list)
     for module, node in _classes():
