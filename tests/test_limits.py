@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -100,6 +100,12 @@ def test_no_file_of_the_package_or_its_tests_is_too_long():
 def test_the_package_has_few_modules_and_a_launch_imports_a_third_of_them():
     assert len(COUNTED) <= MAX_MODULES
     assert len(closure("orchestrator.cli.launch")) <= MAX_CLOSURE, sorted(closure("orchestrator.cli.launch"))
+
+
+def test_no_two_files_of_tests_have_one_name():
+    # pytest imports them by that name alone, and could not run them together.
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, number in names.items() if number > 1] == []
 
 
 def test_no_class_sets_many_attributes():

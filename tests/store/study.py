@@ -29,10 +29,11 @@ from orchestrator.core.records import (
 from orchestrator.core.selector import Subject
 from orchestrator.core.settings import Policy, RunSettings, SpendingLimit, StoreSettings, TrackerSettings
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
+from orchestrator.costs import Estimate, Hardware, Need
 from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.judgement import JobListing, JobObservation, Phase
 from orchestrator.jobs.records import Accepted, JobEnd, JobEndBatch, Resources, Submission, WorkerRecord
-from orchestrator.stage import StageSpec
+from orchestrator.stage import Config, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import content_digest, open_ledger
 from tests.store.study_records import NAME, NOW_S, Writer, at
@@ -41,11 +42,39 @@ from tests.store.study_records import NAME, NOW_S, Writer, at
 AXES = {"model": ("small", "large"), "mixture": ("none", "en", "en+es", "all", "no-sw", "de")}
 FIT = StageSpec(
     run="demo:fit",
+    estimate="tests.store.study:estimate",
+    needs="tests.store.study:needs",
     reads=("model", "mixture", "seed"),
     uses=("batch",),
     remedies={"oom_gpu": ({"halve": "batch", "times": 2},), "nan": ({"suggest": "lower lr"},)},
 )
-SCORE = StageSpec(run="demo:score", reads=("items",), after=("fit",), version=2)
+SCORE = StageSpec(run="demo:score", reads=("items",), after=("fit",), version=2, estimate="tests.store.study:answers")
+
+
+def estimate(config: Config, *, hardware: Hardware, **_: Any) -> Estimate:
+    """What a fit costs: a large model takes two devices and four times as long."""
+    is_large = config.model == "large"
+    return Estimate(
+        num_steps=100, num_tokens=4_000_000, gpu_hours=8.0 if is_large else 2.0, wall_hours=4.0 if is_large else 2.0,
+        num_gpus=2 if is_large else 1, memory_gib=30.0, host_memory_gib=12.0, disk_gib=6.0, peak_disk_gib=18.0,
+        lost_s=300.0, stop_s=20.0, load_s=15.0, checkpoint_share=0.05, micro_batch=8, assumptions=(f"on {hardware.device}",),
+    )
+
+
+def answers(config: Config, **_: Any) -> Estimate:
+    """What a score costs."""
+    return Estimate(
+        num_generations=config["items"], generation_gpu_hours=0.5, wall_hours=0.5, num_gpus=1, num_requests=20,
+        prompt_tokens=4000, completion_tokens=900, measured=True,
+    )
+
+
+def needs(config: Config) -> list[Need]:
+    """What a fit needs: a model that is there, or one that is not."""
+    problem = "it is not in the cache" if config.model == "large" else ""
+    return [Need(what=f"model {config.model}", problem=problem, fetch="demo:fetch", arguments={"name": config.model})]
+
+
 HISTORIES = (
     *("done", "retried", "running", "failed", "renewed", "unscored"),
     *("waiting", "cancelled", "job_failed", "released", "alike", "lost"),
