@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.execution.asked import works
+from tests.execution.asked import commands, workers, works
 from tests.recording import compare
 
 FOLDER = Path(__file__).parent / "recorded"
-MODULES = (works,)
+MODULES = (commands, workers, works)
 ASKED = {name: ask for module in MODULES for name, ask in module.ASKED.items()}
 
 
