@@ -174,6 +174,7 @@ class SimulateOutput(TypedDict):
     num_without_estimate: int  #: stages that counted as no time.
     faults: Mapping[str, int]  #: name to number.
     gate_gpu_hours: float  #: of rehearsals.
+    away_gpu_hours: float  #: of nodes that were out of use or quarantined, before the end.
     goodput: SimulatedGoodput | None  #: null without GPUs.
     budget: BudgetLimit | None  #: null without one.
     waste: Mapping[str, float]  #: why time was lost to GPU-hours.

@@ -84,6 +84,7 @@ class Simulated(NamedTuple):
             "num_without_estimate": self.num_without_estimate,
             "faults": outcome.faults,
             "gate_gpu_hours": outcome.gate_gpu_hours,
+            "away_gpu_hours": outcome.away_gpu_hours,
             "goodput": _goodput_json(outcome.goodput, self.makespan),
             "budget": self._budget_json(),
             "waste": {} if outcome.goodput is None else _in_hours(outcome.goodput.lost_by),

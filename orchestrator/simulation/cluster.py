@@ -82,11 +82,12 @@ class SimulatedNodes:
 
     def __init__(self, num_gpus: int, per_node: int, *, quarantine_s: float, clock: Clock) -> None:
         self._gpus = FreeGpus(num_gpus, per_node)
-        self._clock = clock
-        self._quarantine_s = quarantine_s
+        self._per_node, self._num_gpus = per_node, num_gpus
+        self._clock, self._quarantine_s = clock, quarantine_s
         self._reports: dict[int, list[tuple[NodeReport, float]]] = {}
         self._out: dict[int, int] = {}  # nodes where nothing starts, and how many of their GPUs are free
         self._until_s: dict[int, float] = {}
+        self._outages: list[tuple[float, float, int]] = []  # from, until, and GPUs of the node
         self.largest = self._gpus.largest
         self.num_left_out = 0
 
@@ -109,12 +110,19 @@ class SimulatedNodes:
         if node < 0:
             return
         self._out[node] = self._out.get(node, 0) + self._gpus.take_out(node)
-        self._until_s[node] = max(self._until_s.get(node, 0.0), self._clock.now_s + seconds)
+        now_s, before_s = self._clock.now_s, self._until_s.get(node, 0.0)
+        self._until_s[node] = max(before_s, now_s + seconds)
+        of_node = min(self._per_node, self._num_gpus - node * self._per_node)
+        self._outages.append((max(now_s, before_s), now_s + seconds, of_node))
         self._clock.after(seconds, lambda: self._bring_back(node))
 
     def _bring_back(self, node: int) -> None:
         if node in self._out and self._clock.now_s >= self._until_s[node] - 1e-3:
             self._gpus.free(node, self._out.pop(node))
+
+    def away_gpu_s(self, end_s: float) -> float:
+        """Return the GPU-seconds of nodes, up to a time, in which nothing started there."""
+        return sum(max(0.0, min(until_s, end_s) - from_s) * gpus for from_s, until_s, gpus in self._outages)
 
     def report(self, owner: Owner, node: int, end: End) -> None:
         """Take the report of an attempt that failed by its node; leave the node out if that is due."""
@@ -278,6 +286,7 @@ class Outcome(NamedTuple):
         faults: number of faults by their names.
         goodput: where the held time of the GPUs went; None if no stage needs one.
         gate_gpu_hours: what gates took that were passed. It is no loss, and makes no result.
+        away_gpu_hours: of nodes that were out of use, or left out, before the last end.
     """
 
     hours: float
@@ -288,6 +297,7 @@ class Outcome(NamedTuple):
     faults: dict[str, int]
     goodput: Goodput | None
     gate_gpu_hours: float = 0.0
+    away_gpu_hours: float = 0.0
 
 
 _HELD = StageStatus(State.RUNNING, "a job waits for its gates")

@@ -59,10 +59,7 @@ class Decisions:
         self._clock = Clock()
         policy = scenario.policy
         self._nodes = SimulatedNodes(
-            scenario.num_gpus,
-            scenario.gpus_per_node,
-            quarantine_s=policy.quarantine_s,
-            clock=self._clock,
+            scenario.num_gpus, scenario.gpus_per_node, quarantine_s=policy.quarantine_s, clock=self._clock
         )
         disk = SimulatedDisk(scenario.faults.faults, self._clock, self._decide_holds)
         self._records = SimulatedRecords(
@@ -128,6 +125,7 @@ class Decisions:
             dict(tally.faults),
             next((each for each in found if each.unit == "gpu_seconds"), None),
             tally.gate_gpu_s / 3600,
+            self._nodes.away_gpu_s(tally.end_s) / 3600,
         )
 
     # Jobs

@@ -67,6 +67,7 @@ class RayPlay(Play):
         self._closed_s: dict[int, float] = {}
         self._handlers: dict[str, Callable[..., object]] = {}
         self._parents: dict[str, int] = {}
+        self._begun: set[str] = set()
         self._pools: dict[str, SimulatedWorkers] = {}
         self._lost: dict[int, frozenset[tuple[int | None, int]]] = {}
 
@@ -107,7 +108,8 @@ class RayPlay(Play):
                 self._yield_if(drivers[0])
             case "parent" | "close" if drivers and self._num_submissions < MAX_SUBMISSIONS:
                 self.events[name] += 1
-                self._end_job(random.choice(drivers), is_killed=name == "close")
+                driver = random.choice(drivers)
+                self._end_job(driver, is_killed=name == "close" or driver.name not in self._begun)
             case "actor" if places:
                 self.events[name] += 1
                 pool, place = random.choice(places)
@@ -238,6 +240,8 @@ class RayPlay(Play):
 
         def main() -> None:
             assert process is not None
+            self._begun.add(name)
+            parent = os.getppid()
             try:
                 ledger = self.place.ledger(process, lambda: "")
                 me = Process(boot_id=machine.name, namespace="simulated", pid=1, start=name)
@@ -249,6 +253,7 @@ class RayPlay(Play):
                     Path(ROOT, "logs", f"{name}.log"),
                     watcher=Watcher(Owner(host=machine.name, process=me, slot=-1)),
                     connect=connect,
+                    parent=parent,
                 )
                 self.started(submission.number, process)
                 code = driver.run()

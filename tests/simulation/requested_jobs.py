@@ -85,6 +85,7 @@ class RayRequestPlay(RequestPlay, RayPlay):
         self.words: dict[str, str] = {}
         self._num_monitors = 0
         self._drivers: dict[str, SimulatedProcess] = {}
+        self._given: dict[int, Sequence[str]] = {}  # number of a submission to its cells
         self._place: Machine = self.machines[0]
         now[:] = [self]
 
@@ -115,6 +116,7 @@ class RayRequestPlay(RequestPlay, RayPlay):
             return SubmitOutcome(Verdict.UNREACHED, message=error.what)
         self.rules.check_given(submission.tasks[0], f"submission {submission.number}")
         self._num_submissions += 1
+        self._given[submission.number] = submission.tasks[0]
         self.words[f"job{submission.number}"] = "PENDING"
         self.start_driver(submission, 0, self._place, after_s=0.3 + self.world.random.random())
         return SubmitOutcome(Verdict.ACCEPTED, job=f"job{submission.number}")
@@ -203,7 +205,7 @@ class RayRequestPlay(RequestPlay, RayPlay):
         self.rules.check_given([cell.id for cell in self.sweep.cells], f"worker {slot} of {argv[-3]}")
 
     def _check_exit(self, name: str, code: int) -> None:
-        """Check that a driver which reports success leaves nothing undone that anybody wants."""
+        """Check that a driver which reports success leaves none of its cells undone that anybody wants."""
         self.world.note("say", f"exit code {code}")
         number = int(name[6:].partition(".")[0])
         asked_s = max(at_s for at_s, _ in self.rules.requests)
@@ -213,7 +215,7 @@ class RayRequestPlay(RequestPlay, RayPlay):
         current, self.world.current = self.world.current, None
         view = AllOver(self.place.ledger(nobody(), lambda: ""), self.sweep, 1, sealed=True)
         open_states = (State.PENDING, State.RELEASED, State.LOST)
-        left = [cell.id for cell in self.sweep.cells if view.cells[cell.id].state in open_states]
+        left = [cell for cell in self._given[number] if view.cells[cell].state in open_states]
         self.world.current = current
         if left:
             self.world.fail(RuleBroken(2, f"ray: {name} ends well, and {', '.join(left)} can go on"))

@@ -338,6 +338,7 @@ def test_a_node_that_kills_every_attempt_is_left_out_and_hurts_few() -> None:
         found = play(work, 8, gpus_per_node=4, policy=policy, faults=storm)
         failed[quarantine_s] = found.attempts["failed"]
         assert (found.num_left_out > 0) == (quarantine_s > 0)
+        assert (found.away_gpu_hours > 3 * found.hours) == (quarantine_s > 0)
     assert set(states(found).values()) == {"done"}
     assert failed == {0.0: 20, 86_400.0: 2}  # without it five cells spend their retries there
 

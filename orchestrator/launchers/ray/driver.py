@@ -154,6 +154,7 @@ class RayDriver:
         log: a file for its own lines.
         watcher: judges the attempts of workers.
         connect: returns the workers, given the address of a cluster and the resources of each.
+        parent: process id of the driver's parent, taken before anything that lasts.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class RayDriver:
         *,
         watcher: Watcher,
         connect: Callable[[str, Resources], Workers],
+        parent: int,
     ) -> None:
         self._log = log
         self._connect = connect
@@ -184,7 +186,7 @@ class RayDriver:
         self._scanner = _Scanner(*of_sweep, *settings)
         self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._unaware: set[int] = set()  # began before the last losses
-        self._stop = Stop(grace_s)
+        self._stop = Stop(grace_s, parent)
         self._nodes = NodeReports(ledger, run_settings.policy.quarantine_s)
         self._notifier = Notifier(ledger.objects.url, sweep, run_settings.notify, self._log_line)
 
@@ -346,6 +348,7 @@ def log_line(line: str, log: Path | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the driver of a submission, and return its exit code."""
+    parent = os.getppid()
     from orchestrator.launchers.ray.actors import connect  # imports Ray, which takes seconds
 
     store, sweep, number, name = sys.argv[1:] if argv is None else argv
@@ -362,7 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if process is None:
             raise InfrastructureError("cannot read this process's start time")
         watcher = Watcher(Owner(host=platform.node(), process=process, slot=-1))
-        return RayDriver(ledger, sweep, submission, restart, log, watcher=watcher, connect=connect).run()
+        driver = RayDriver(
+            ledger, sweep, submission, restart, log, watcher=watcher, connect=connect, parent=parent
+        )
+        return driver.run()
     except (SweepError, OSError) as error:
         code, line = exit_of(error)
         log_line(line, log)

@@ -299,15 +299,16 @@ class Stop:
 
     Args:
         grace_s: how long a worker may take to save and end, in seconds.
+        parent: process id of the driver's parent when the driver began.
 
     Attributes:
         is_requested: whether it has to stop.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, parent: int) -> None:
         self.is_requested = False
         self._grace_s = grace_s
-        self._parent = os.getppid()
+        self._parent = parent
         self._end_s = 0.0
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
