@@ -8,6 +8,8 @@ import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +26,7 @@ from orchestrator.jobs.records import DriverStatus, JobEnd, JobExitReport, LostS
 from orchestrator.jobs.submissions import DriverRecords, Submissions, gone_of, request_of
 from orchestrator.launchers.ray import worker as ray_worker
 from orchestrator.launchers.slurm import job as slurm_job
+from orchestrator.store import code as snapshots
 from orchestrator.store.ledger import open_ledger
 from tests import forked
 from tests.execution.waiting import until
@@ -261,6 +264,38 @@ def ray_workers() -> Answers:
             yield from _told(name, [*lines, *place.records()])
 
 
+def steps_of_nodes() -> Answers:
+    """The second step by which a node gets the code: it becomes the module that it is to run."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder) / "p", {"name": "ray"}, {}, place="http://head")
+        (Path(folder) / "code").mkdir()
+        planned = snapshots.plan(place.ledger.objects, [f"{folder}/code"])
+        whole = snapshots.store(place.ledger.objects, planned).digest
+        (Path(folder) / "shown.py").write_text(
+            "import os, sys\nprint(os.environ['PYTHONPATH'], *sys.argv[1:])\n"
+        )
+        own = {"PYTHONPATH": f"{folder}/first:{folder}", "SWEEP_CACHE": f"{folder}/cache"}
+        for name, store, digest in (
+            ("whole", place.store, whole),
+            ("unknown", place.store, "d" * 64),
+        ):
+            output = Path(folder) / "output"
+            words = ["-P", "-m", "orchestrator.launchers.ray.boot", str(store), digest, "shown", "a", "b c"]
+            with output.open("wb") as stream:
+                environment = {**os.environ, **own}
+                environment["PYTHONPATH"] = os.pathsep.join([own["PYTHONPATH"], str(Path.cwd())])
+                done = subprocess.run(
+                    [sys.executable, *words], env=environment, stdout=stream, stderr=stream, check=False
+                )
+            text = (
+                output.read_text()
+                .replace(whole, "DIGEST")
+                .replace(str(Path.cwd()), "HERE")
+                .replace(folder, "FOLDER")
+            )
+            yield name, (done.returncode, shortened(text))
+
+
 def submissions() -> Answers:
     """What the records of submissions become when they are read again."""
     with tempfile.TemporaryDirectory() as folder:
@@ -345,6 +380,7 @@ ASKED: dict[str, Callable[[], Answers]] = {
     "slurm_jobs": slurm_jobs,
     "assignments": assignments,
     "ray_workers": ray_workers,
+    "steps_of_nodes": steps_of_nodes,
     "submissions": submissions,
     "nodes": nodes,
 }
