@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -24,6 +26,7 @@ from orchestrator.core.records import Request
 from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import DriverStatus, JobEnd, JobExitReport, LostSlot, Resources
 from orchestrator.jobs.submissions import DriverRecords, Submissions, gone_of, request_of
+from orchestrator.launchers.ray import boot
 from orchestrator.launchers.ray import worker as ray_worker
 from orchestrator.launchers.slurm import job as slurm_job
 from orchestrator.store import code as snapshots
@@ -275,25 +278,21 @@ def steps_of_nodes() -> Answers:
             "import os, sys\nprint(os.environ['PYTHONPATH'], *sys.argv[1:])\n"
         )
         own = {"PYTHONPATH": f"{folder}/first:{folder}", "SWEEP_CACHE": f"{folder}/cache"}
-        for name, store, digest in (
-            ("whole", place.store, whole),
-            ("unknown", place.store, "d" * 64),
-        ):
-            output = Path(folder) / "output"
-            words = ["-P", "-m", "orchestrator.launchers.ray.boot", str(store), digest, "shown", "a", "b c"]
-            with output.open("wb") as stream:
-                environment = {**os.environ, **own}
-                environment["PYTHONPATH"] = os.pathsep.join([own["PYTHONPATH"], str(Path.cwd())])
-                done = subprocess.run(
-                    [sys.executable, *words], env=environment, stdout=stream, stderr=stream, check=False
-                )
-            text = (
-                output.read_text()
-                .replace(whole, "DIGEST")
-                .replace(str(Path.cwd()), "HERE")
-                .replace(folder, "FOLDER")
-            )
-            yield name, (done.returncode, shortened(text))
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            code = boot.main([str(place.store), "d" * 64, "shown"])
+        yield "unknown", (code, place.plain(said.getvalue()))
+        words = ["-P", "-m", "orchestrator.launchers.ray.boot", str(place.store), whole, "shown", "a", "b c"]
+        environment = {
+            **os.environ,
+            **own,
+            "PYTHONPATH": os.pathsep.join([own["PYTHONPATH"], str(Path.cwd())]),
+        }
+        done = subprocess.run(
+            [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
+        )
+        text = f"{done.stdout}{done.stderr}".replace(whole, "DIGEST").replace(str(Path.cwd()), "HERE")
+        yield "whole", (done.returncode, text.replace(folder, "FOLDER"))
 
 
 def submissions() -> Answers:
