@@ -1,0 +1,24 @@
+"""What comes of simulations is as recorded, see ../recording.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.recording import compare
+from tests.simulation.asked import plays
+
+FOLDER = Path(__file__).parent / "recorded"
+MODULES = (plays,)
+ASKED = {name: ask for module in MODULES for name, ask in module.ASKED.items()}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_each_answer_is_the_recorded_one(name: str) -> None:
+    compare(FOLDER / f"{name}.txt", ASKED[name]())
+
+
+def test_each_recorded_file_has_its_questions_and_no_two_have_one_name() -> None:
+    assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(ASKED)
+    assert len(ASKED) == sum(len(module.ASKED) for module in MODULES)
