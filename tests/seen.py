@@ -63,24 +63,26 @@ def played(root: Path, seed: int, kind: str, *, until_s: float = math.inf) -> fl
                 found.update(self.files.snapshot(), at=(0, str(self.world.now_s).encode()))
             super()._before_step(kind, what)
 
-    ended = play(seed, kind=Seen)
+    ended, name = play(seed, kind=Seen), user().partition("@")[0]
     assert not ended.problem, ended.problem
     at_s = float(found.pop("at")[1]) if found else ended.seconds
     for path, (file_kind, data) in (found or runs[-1].files.snapshot()).items():
         if path.startswith(f"{SHARED}/") and file_kind == stat.S_IFREG:
             target = root / path.removeprefix(f"{SHARED}/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data.replace(user().encode(), USER))
+            target.write_bytes(
+                data.replace(user().encode(), USER).replace(f"jobs of {name}".encode(), b"jobs of ann")
+            )
     return at_s
 
 
-def shown(root: Path, *words: object) -> str:
-    """Return a command and what it prints, with ``STORE`` for the store's folder."""
+def shown(root: Path | None, *words: object) -> str:
+    """Return a command and what it prints, with ``STORE`` for the store's folder, unless it takes none."""
     typed = [str(word) for word in words]
     before, streams = (sys.stdout, sys.stderr), (io.StringIO(), io.StringIO())
     sys.stdout, sys.stderr = streams
     try:
-        code = main([*typed, "--store", str(root)])
+        code = main([*typed, *(["--store", str(root)] if root else [])])
     finally:
         sys.stdout, sys.stderr = before
     out, errors = (stream.getvalue() for stream in streams)
@@ -88,7 +90,7 @@ def shown(root: Path, *words: object) -> str:
         lines = out.splitlines() if typed[0] == "events" else as_lines(json.loads(out))
         out = "".join(f"{line}\n" for line in lines)
     end = f"[exit code {code}]\n" if code else ""
-    return plain(f"$ sweep {shlex.join(typed)}\n{out}{errors}{end}\n", {str(root): "STORE"})
+    return plain(f"$ sweep {shlex.join(typed)}\n{out}{errors}{end}\n", {str(root): "STORE"} if root else {})
 
 
 def plain(text: str, words: Mapping[str, str]) -> str:
