@@ -160,7 +160,7 @@ def names_asked(folder: Path) -> Answers:
         for target in (
             "asked_plugin:report", "asked_plugin:reprot", "asked_plugin:_private", "asked_syntax:f", "asked_open:y", "asked_package:y",
             "asked_package.inner:run", "asked_package.inner:value", "asked_package.inner:valu", "asked_package.none:x", "asked_space:x", "asked_space.y:x", "sys:argv",
-            "json.tool:main", "json.tol:main", "__main__:x", ":x", "math:pi", "asked_exits:y",
+            "json.tool:main", "json.tol:main", ":x", "math:pi", "asked_exits:y",
         ):  # fmt: skip
             yield (
                 f"unfound {target}",
