@@ -145,6 +145,13 @@ def caches() -> Answers:
         finally:
             os.environ.clear()
             os.environ.update(before)
+
+
+def evictions() -> Answers:
+    """What the cache holds, and what it evicts."""
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        mine = Cache("s3://bucket/runs", home)
         for prefix in (
             "payload/fit/d/1/output",
             "payload/fit/d",
