@@ -344,7 +344,6 @@ def submissions() -> Answers:
         for text, force in (("one runs", False), ("one runs", False), ("none", False), ("none", True)):
             driver.write_status(text, [lost], force=force)
             yield f"status {text} {force}", told(msgspec.to_builtins(ours.driver(1)))
-        yield "after", driver.is_status_due()
         for code, why, claimed in ((0, "", False), (4, "no GPU", False), (75, "x", True)):
             driver.write_report(code, why, claimed=claimed)
             report = place.store / f"sweeps/{SWEEP}/submissions/000001/reports/0.2.json"
