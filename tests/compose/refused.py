@@ -68,6 +68,15 @@ OVERRIDES = [
 ]
 
 FILES = [
+    "app: ''",
+    "app: '-m'",
+    "app: nothing.py",
+    "app: 'nothing.py \"x'",
+    "app: {script: nothing.py, volatil: [a]}",
+    "app: {volatile: [a]}",
+    "app: 'own.yaml seed=3'",
+    "app: own.yaml\nconfig: {seed: 1}",
+    "app: [x]",
     "axes: {model: []}",
     "axes: {mix: {}}",
     "axes: {seed: 3}",
