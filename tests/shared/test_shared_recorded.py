@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.recording import compare
-from tests.shared.asked import files, objects, stages, tables
+from tests.shared.asked import files, objects, stages, streams, tables
 
 FOLDER = Path(__file__).parent / "recorded"
-MODULES = (files, objects, stages, tables)
+MODULES = (files, objects, stages, streams, tables)
 ASKED = {name: ask for module in MODULES for name, ask in module.ASKED.items()}
 
 

@@ -20,5 +20,5 @@ def test_each_answer_is_the_recorded_one(name: str) -> None:
 
 
 def test_each_recorded_file_has_its_questions_and_no_two_have_one_name() -> None:
-    assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(ASKED)
+    assert {*ASKED} <= {path.stem for path in FOLDER.iterdir()}  # others are of test_played_recorded.py
     assert len(ASKED) == sum(len(module.ASKED) for module in MODULES)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,8 +26,10 @@ from orchestrator.core.records import Request
 from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import DriverStatus, JobEnd, JobExitReport, LostSlot, Resources
 from orchestrator.jobs.submissions import DriverRecords, Submissions, gone_of, request_of
+from orchestrator.launchers.ray import boot
 from orchestrator.launchers.ray import worker as ray_worker
 from orchestrator.launchers.slurm import job as slurm_job
+from orchestrator.store import code as snapshots
 from orchestrator.store.ledger import open_ledger
 from tests import forked
 from tests.execution.waiting import until
@@ -261,6 +267,34 @@ def ray_workers() -> Answers:
             yield from _told(name, [*lines, *place.records()])
 
 
+def steps_of_nodes() -> Answers:
+    """The second step by which a node gets the code: it becomes the module that it is to run."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder) / "p", {"name": "ray"}, {}, place="http://head")
+        (Path(folder) / "code").mkdir()
+        planned = snapshots.plan(place.ledger.objects, [f"{folder}/code"])
+        whole = snapshots.store(place.ledger.objects, planned).digest
+        (Path(folder) / "shown.py").write_text(
+            "import os, sys\nprint(os.environ['PYTHONPATH'], *sys.argv[1:])\n"
+        )
+        own = {"PYTHONPATH": f"{folder}/first:{folder}", "SWEEP_CACHE": f"{folder}/cache"}
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            code = boot.main([str(place.store), "d" * 64, "shown"])
+        yield "unknown", (code, place.plain(said.getvalue()))
+        words = ["-P", "-m", "orchestrator.launchers.ray.boot", str(place.store), whole, "shown", "a", "b c"]
+        environment = {
+            **os.environ,
+            **own,
+            "PYTHONPATH": os.pathsep.join([own["PYTHONPATH"], str(Path.cwd())]),
+        }
+        done = subprocess.run(
+            [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
+        )
+        text = f"{done.stdout}{done.stderr}".replace(whole, "DIGEST").replace(str(Path.cwd()), "HERE")
+        yield "whole", (done.returncode, text.replace(folder, "FOLDER"))
+
+
 def submissions() -> Answers:
     """What the records of submissions become when they are read again."""
     with tempfile.TemporaryDirectory() as folder:
@@ -345,6 +379,7 @@ ASKED: dict[str, Callable[[], Answers]] = {
     "slurm_jobs": slurm_jobs,
     "assignments": assignments,
     "ray_workers": ray_workers,
+    "steps_of_nodes": steps_of_nodes,
     "submissions": submissions,
     "nodes": nodes,
 }

@@ -98,13 +98,16 @@ def losses() -> Answers:
                 failures.end_badly(slot, node, "no GPU", gives_up=step.isupper(), is_of_node=step == "n")
         wait_s = failures.not_before_s and round(failures.not_before_s - time.monotonic())
         yield f"failures {steps}", (failures.avoided, wait_s, failures.given_up, failures.code)
-    stop = lost_workers.Stop(5.0)
+    stop = lost_workers.Stop(5.0, os.getppid())
     yield "stop", (stop.is_requested, stop.is_overdue(), stop.is_overdue())
     stop.check_parent()
     yield "parent", stop.is_requested
+    orphan = lost_workers.Stop(5.0, 1_000_000)
+    orphan.check_parent()
+    yield "another parent", orphan.is_requested
     stop.on_signal(15, None)
     yield "signal", stop.is_requested
-    ended = lost_workers.Stop(-40.0)
+    ended = lost_workers.Stop(-40.0, os.getppid())
     yield "overdue", (ended.is_overdue(), ended.is_overdue())
     yield from _shared_losses()
 
