@@ -2,7 +2,8 @@
 
 ``played`` leaves the files of a simulated run in a folder, with the records that workers, jobs and people
 made by the code that ships. ``moment`` has this process see the clock, the random numbers and the environment
-of a simulated world, while real paths are still real. ``shown`` is what a command prints then.
+of a simulated world, while real paths are still real, and the working folder. ``shown`` is what a command
+prints then.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import re
 import shlex
 import stat
@@ -35,9 +37,10 @@ USER = b"ann@login"
 @contextlib.contextmanager
 def moment(at_s: float = 0.0) -> Iterator[World]:
     """Stop the clock so many seconds after the start of simulated runs within the block."""
-    world = World(0)
+    world, here = World(0), os.getcwd
     world.now_s = at_s
     with running(world, Files(world)):
+        os.getcwd = here
         yield world
 
 

@@ -27,7 +27,14 @@ from orchestrator.core.records import (
     Void,
 )
 from orchestrator.core.selector import Subject
-from orchestrator.core.settings import Policy, RunSettings, SpendingLimit, StoreSettings, TrackerSettings
+from orchestrator.core.settings import (
+    NotifySettings,
+    Policy,
+    RunSettings,
+    SpendingLimit,
+    StoreSettings,
+    TrackerSettings,
+)
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.costs import Estimate, Hardware, Need
 from orchestrator.errors import InfrastructureError
@@ -111,7 +118,7 @@ def settings() -> RunSettings:
         limits_s={"score": 600.0},
         breaker=2,
     )
-    return RunSettings(launcher={"name": "local", "workers": 3}, tracker=TrackerSettings(), policy=policy, store=StoreSettings())
+    return RunSettings(launcher={"name": "local", "workers": 3}, notify=NotifySettings(webhook_env="HOOK"), tracker=TrackerSettings(), policy=policy, store=StoreSettings())
 
 
 class Lab:
@@ -346,7 +353,7 @@ class Study(Writer):
                 at=at(NOW_S - 300 * number),
             )
             self.put(layout.node_report(number), report)
-        event = {"event": "failure-1", "channel": "webhook"}
+        event = {"event": "failure-data-9ffddbc127", "channel": "webhook"}
         tried = NoticeTry(nonce=self.nonce(), number=1, text="2 failed", by="ann@login", at=at(1000), **event)
         self.put(layout.notice_try(NAME, *event.values(), 1), tried)
         refused = NoticeOutcome(outcome="refused", detail="404 Not Found", pause_s=60.0, at=at(1001))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def questions(watched: Watched, found: Overview) -> Iterator[str]:
 
 def test_what_is_drawn_of_a_study_is_as_recorded(root: Path) -> None:
     with moment(NOW_S):
+        os.environ["HOOK"] = "http://localhost"  # to which notices would go
         watched = Watched(NAME, str(root))
         found = watched.look()
         text = "\n".join([*lines(watched, found), "-- questions", *questions(watched, found)])
