@@ -30,8 +30,8 @@ NODES = [
 class Dashboard:
     """Answers as the dashboard of Ray 2.60 does; `replies` has others, by method and path without its query.
 
-    A job that is submitted runs at once, on this machine. Or it has printed `prints`, as the small job does that
-    checks a cluster.
+    A job that is submitted runs at once, on this machine. Or it has printed `prints`, as the small job
+    does that checks a cluster.
     """
 
     def __init__(self) -> None:
