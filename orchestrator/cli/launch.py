@@ -357,7 +357,7 @@ def _print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:
             print(f"#   {index}: {' '.join(cells)}")
         print(text)
     print(
-        f"# {counted(len(given.scripts), 'submission')}; {counted(given.num_held, 'cell')} have a job already"
+        f"# {counted(len(given.scripts), 'submission')}; {counted(given.num_held, 'cell')} with a job already"
     )
     if given.behind:
         print(f"# {counted(given.behind, 'cell')} would be held back by {given.limit}")

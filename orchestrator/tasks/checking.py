@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.errors import UserError, home_expanded
+from orchestrator.errors import UserError, counted, home_expanded
 from orchestrator.registry import TASKS, known, lookup
 from orchestrator.tasks import dataset
 from orchestrator.tasks.base import LANGUAGES, Item, Split, Strict, Task
@@ -248,7 +248,7 @@ def _notes(table: Table, info: dataset.DatasetInfo | None) -> Iterator[str]:
         yield from dataset.copies_of_english(split, {code: [row.line for row in rows[code]] for code in rows})
     if info is not None:
         for reason, number in info.left_out.items():
-            yield f"left out at the import, {reason}: {number:,} ids"
+            yield f"left out at the import, {reason}: {counted(number, 'id')}"
         for split, rows in table.items():
             if again := repeats(rows):
                 yield f"{len(again)} {split} items repeat another in full in every language, as in the source"

@@ -68,6 +68,15 @@ OVERRIDES = [
 ]
 
 FILES = [
+    "app: ''",
+    "app: '-m'",
+    "app: nothing.py",
+    "app: 'nothing.py \"x'",
+    "app: {script: nothing.py, volatil: [a]}",
+    "app: {volatile: [a]}",
+    "app: 'own.yaml seed=3'",
+    "app: own.yaml\nconfig: {seed: 1}",
+    "app: [x]",
     "axes: {model: []}",
     "axes: {mix: {}}",
     "axes: {seed: 3}",
@@ -337,60 +346,3 @@ RUNGS: list[tuple[str, list[str]]] = [
         )
     ),
 ]
-SETTINGS = [
-    *(["seed=3"], ["expect_cells=3"], ["launcher.worker=1"], ["launcher=lokal"], ["policy.lease_s=0"]),
-    *(["launcher.workers=1,2"], ["~launcher"], ["policy.password=x"], ["launcher=mine", "launcher.speed=5"]),
-    *(["policy.limits_s={fit: 3}", "policy.grace_s=1"], ["launcher.workers=2", "launcher=local"]),
-    *(
-        ["tracker=store"],
-        ["tracker=none"],
-        ["tracker=wandb"],
-        ["tracker=[mlflow]"],
-        ["tracker=[store,wandb,wandb]"],
-    ),
-    *(
-        ["tracker=[wandb,mlflow]", "tracker.options.project=p", "tracker.mlflow.experiment=e"],
-        ["tracker=mlflw"],
-    ),
-    *(
-        ["tracker=[wandb,mlflw]"],
-        ["tracker=[none,wandb]"],
-        ["launcher=[local,slurm]"],
-        ["tracker=[mine,mlflow]"],
-    ),
-    *(
-        ["tracker=[mine,wandb]"],
-        ["cluster=own"],
-        ["cluster=own", "cluster.max_hours=2-00:00:00"],
-        ["cluster.hours=1:75"],
-    ),
-    *(
-        ["launcher=slurm", "launcher.resources=[{hours: 0:05, gpus: 2}]"],
-        ["launcher=ray", "launcher.resources.gpus=1"],
-    ),
-    *(
-        ["store.url=~/zz"],
-        ["store.url=a,b=1"],
-        ["store.url=s3://x/y?z=[1"],
-        ["store.url="],
-        ["policy={limits_s: {a: 1.5}}"],
-    ),
-    *(
-        ["notify.on=[finished]"],
-        ["notify.url=x"],
-        ["notify.url_env=HOOK"],
-        ["hardware.device=h100"],
-        ["hardware.tflops=1"],
-    ),
-    *(
-        ["policy.retries.oom_gpu=3"],
-        ["policy.retries.x=3"],
-        ["policy.breaker=0"],
-        ["+policy.own=1"],
-        ["a=[1"],
-        ["=3"],
-        [""],
-    ),
-    *(["tracker=tensorboard", "tracker.tensorboard.dir=x"], ["tracker=trackio", "tracker.trackio.project=y"]),
-]
-"""Words that change settings, or are refused."""

@@ -16,7 +16,7 @@ from orchestrator.compose.overrides import run_settings, run_settings_with
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.tree import changed_keys
 from tests.compose import refused
-from tests.compose.accepted import COMPOSED, GIVEN
+from tests.compose.accepted import COMPOSED, GIVEN, SETTINGS
 from tests.compose.conftest import Project
 from tests.recording import Answers, answer, compare, compare_text, plain
 
@@ -122,10 +122,10 @@ def test_settings_are_what_overrides_make_of_them(study: Project, quiet: None, p
 
     def asked() -> Answers:
         plainly = run_settings(cwd=here)
-        for words in refused.SETTINGS[part::3]:
+        for words in SETTINGS[part::3]:
             yield " ".join(words), answer(lambda: changed(run_settings(words, cwd=here), plainly))  # noqa: B023
         former = run_settings(["launcher=slurm", "policy.lease_s=7", "policy.limits_s.fit=2"], cwd=here)
-        for words in refused.SETTINGS[part::9]:
+        for words in SETTINGS[part::9]:
             yield (
                 f"later {' '.join(words)}",
                 answer(lambda: changed(run_settings_with(former, words, cwd=here), former)),  # noqa: B023

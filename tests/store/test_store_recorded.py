@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.recording import compare
-from tests.store.asked import codes, places
+from tests.store.asked import buckets, codes, places
 
 FOLDER = Path(__file__).parent / "recorded"
-MODULES = (codes, places)
+MODULES = (buckets, codes, places)
 ASKED = {name: ask for module in MODULES for name, ask in module.ASKED.items()}
 
 
