@@ -17,6 +17,7 @@ import re
 import shlex
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,12 @@ def as_lines(value: Any, name: str = "", depth: int = 2) -> Iterator[str]:
     is_list = isinstance(value, list)
     for key, each in (("-", each) for each in value) if is_list else value.items():
         yield from as_lines(each, f"{name}{key}: ", 0 if is_list else depth - 1)
+
+
+def pictured(path: Path) -> Iterator[str]:
+    """Yield what an SVG shows, but not where: its size, its texts, and its marks by their styles."""
+    text = path.read_text()
+    (size,) = re.findall(r'<svg [^>]*viewBox="([^"]*)"', text)
+    yield f"{path.name} {size}: {' | '.join(dict.fromkeys(re.findall(r'<!-- (.*?) -->', text)))}"
+    styles = Counter(re.findall(r'<(\w+) [^>]*style="([^"]*)"', text))
+    yield from (f"  {number} {name} {style}" for (name, style), number in sorted(styles.items()))

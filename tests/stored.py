@@ -65,4 +65,4 @@ def told(value: Any, name: str = "") -> str:
         return "{" + ", ".join(f"{key}: {told(each, key)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(told(each) for each in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else shortened(str(value))
+    return f"{value:.3g}" if isinstance(value, float) else shortened(str(value))

@@ -344,7 +344,6 @@ def submissions() -> Answers:
         for text, force in (("one runs", False), ("one runs", False), ("none", False), ("none", True)):
             driver.write_status(text, [lost], force=force)
             yield f"status {text} {force}", told(msgspec.to_builtins(ours.driver(1)))
-        yield "after", driver.is_status_due()
         for code, why, claimed in ((0, "", False), (4, "no GPU", False), (75, "x", True)):
             driver.write_report(code, why, claimed=claimed)
             report = place.store / f"sweeps/{SWEEP}/submissions/000001/reports/0.2.json"
@@ -364,7 +363,13 @@ def nodes() -> Answers:
         ours.add("lab", "n1", "check", "no GPU", sweep="s")
         ours.add("lab", "n2", "failed", "no disk", cause=Cause.BAD_NODE, sweep="s", attempt="fit 1")
         ours.add("lab", "n2", "failed", "no disk", cause=Cause.BAD_NODE, sweep="s", attempt="fit 2")
-        for limit_s, is_reader in ((3600.0, True), (0.0, False), (3600.0, False)):
+        for limit_s, is_reader in (
+            (3600.0, True),
+            (0.0, False),
+            (-1.0, False),
+            (1e9, False),
+            (3600.0, False),
+        ):
             again = NodeReports(place.ledger, limit_s, is_reader=is_reader)
             for (_, node), left in sorted(again.left_out().items()):
                 yield f"{limit_s} {is_reader} {node}", named(node, left)

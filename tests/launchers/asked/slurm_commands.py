@@ -235,7 +235,7 @@ def submitted() -> Answers:
 
 def _silent(slurm: Replay) -> Answers:
     slurm.says(squeue=Said(last="exec sleep 9"))
-    yield "no answer", answer(lambda: query.slurm("squeue", timeout_s=0.1))
+    yield "no answer", answer(lambda: query.slurm("squeue", timeout_s=1.0))
     yield "a moment later", answer(lambda: query.asked("squeue"))
     query._silent_until_s.clear()
     slurm.says(squeue=Said("one\n", "a\n\n b \n", 4))
