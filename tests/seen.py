@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shlex
+import socket
 import stat
 import sys
 from collections import Counter
@@ -68,15 +69,16 @@ def played(root: Path, seed: int, kind: str, *, until_s: float = math.inf) -> fl
             super()._before_step(kind, what)
 
     ended, name = play(seed, kind=Seen), user().partition("@")[0]
+    here = {user(): USER, socket.gethostname(): b"login", f"jobs of {name}": b"jobs of ann"}
     assert not ended.problem, ended.problem
     at_s = float(found.pop("at")[1]) if found else ended.seconds
     for path, (file_kind, data) in (found or runs[-1].files.snapshot()).items():
         if path.startswith(f"{SHARED}/") and file_kind == stat.S_IFREG:
             target = root / path.removeprefix(f"{SHARED}/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(
-                data.replace(user().encode(), USER).replace(f"jobs of {name}".encode(), b"jobs of ann")
-            )
+            for found_here, word in here.items():
+                data = re.sub(rb"\b" + re.escape(found_here.encode()) + rb"\b", word, data)
+            target.write_bytes(data)
     return at_s
 
 
