@@ -15,8 +15,10 @@ import math
 import os
 import re
 import shlex
+import socket
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,15 +69,16 @@ def played(root: Path, seed: int, kind: str, *, until_s: float = math.inf) -> fl
             super()._before_step(kind, what)
 
     ended, name = play(seed, kind=Seen), user().partition("@")[0]
+    here = {user(): USER, socket.gethostname(): b"login", f"jobs of {name}": b"jobs of ann"}
     assert not ended.problem, ended.problem
     at_s = float(found.pop("at")[1]) if found else ended.seconds
     for path, (file_kind, data) in (found or runs[-1].files.snapshot()).items():
         if path.startswith(f"{SHARED}/") and file_kind == stat.S_IFREG:
             target = root / path.removeprefix(f"{SHARED}/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(
-                data.replace(user().encode(), USER).replace(f"jobs of {name}".encode(), b"jobs of ann")
-            )
+            for found_here, word in here.items():
+                data = re.sub(rb"\b" + re.escape(found_here.encode()) + rb"\b", word, data)
+            target.write_bytes(data)
     return at_s
 
 
@@ -112,3 +115,12 @@ def as_lines(value: Any, name: str = "", depth: int = 2) -> Iterator[str]:
     is_list = isinstance(value, list)
     for key, each in (("-", each) for each in value) if is_list else value.items():
         yield from as_lines(each, f"{name}{key}: ", 0 if is_list else depth - 1)
+
+
+def pictured(path: Path) -> Iterator[str]:
+    """Yield what an SVG shows, but not where: its size, its texts, and its marks by their styles."""
+    text = path.read_text()
+    (size,) = re.findall(r'<svg [^>]*viewBox="([^"]*)"', text)
+    yield f"{path.name} {size}: {' | '.join(dict.fromkeys(re.findall(r'<!-- (.*?) -->', text)))}"
+    styles = Counter(re.findall(r'<(\w+) [^>]*style="([^"]*)"', text))
+    yield from (f"  {number} {name} {style}" for (name, style), number in sorted(styles.items()))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import StageFailure, UserError, home_expanded
+from orchestrator.errors import StageFailure, UserError, counted, home_expanded
 from orchestrator.stage import Config
 from orchestrator.tasks import dataset
 from orchestrator.tasks.base import Item, Split, Task
@@ -129,7 +129,7 @@ def check(items: ItemsConfig, task_name: str, target: str | None = None) -> None
     for split, number in wanted.items():
         if number > sizes.get(split, 0):
             raise UserError(
-                f"{number} {split} items of {task_name} asked for",
+                f"{counted(number, f'{split} item')} of {task_name} asked for",
                 where=where,
                 allowed=f"there are {sizes.get(split, 0)}",
                 fix=f"data.tasks.{task_name}.num_{split}=null for all that there are",

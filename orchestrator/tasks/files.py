@@ -203,10 +203,11 @@ def _choose(ids: Sequence[str], wanted: Wanted, folder: Path, *, sets_aside: boo
     num_items = len(pool) if wanted.num_items is None else wanted.num_items
     if num_items > len(pool) or num_aside > len(ids):
         aside = f" ({num_aside} set aside for validation)" if sets_aside else ""
+        everywhere = f" in all of: {', '.join(wanted.languages)}" if wanted.languages else ""
         raise UserError(
             f"{num_items} {wanted.split} items asked for{aside}",
             where=f"in {folder}",
-            allowed=f"{len(ids)} ids are usable in all of: {', '.join(wanted.languages)}",
+            allowed=f"{len(ids)} ids are usable{everywhere}",
         )
     taken = set(pool[:num_items])
     return [id_ for id_ in ids if id_ in taken]

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.provenance import user
 from tests.recording import compare_text
-from tests.seen import as_lines, moment, shown
+from tests.seen import as_lines, moment, pictured, shown
 from tests.store.study import HISTORIES, Study, sweep_of
 from tests.store.study_records import NOW_S
 
@@ -170,6 +170,8 @@ def test_the_report_of_a_study_is_as_recorded(study: Path, tmp_path: Path) -> No
         found = shown(study, "report", "study", "--out", tmp_path / "report", "--over", "mixture")
     report = json.loads((tmp_path / "report/report.json").read_text())
     found += "".join(f"{line}\n" for line in as_lines(report))
+    for path in sorted((tmp_path / "report").glob("*.svg")):
+        found += "".join(f"{line}\n" for line in pictured(path))
     for name in ("report.md", "cells.csv"):
         found += f"==== {name}\n{(tmp_path / 'report' / name).read_text()}"
     compare_text(RECORDED / "report.txt", found.replace(str(tmp_path), "HERE"))

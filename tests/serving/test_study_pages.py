@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from orchestrator.api.overview import Watched
 from orchestrator.serving import results
 from orchestrator.serving.app import application
+from orchestrator.serving.server import Guard
 from orchestrator.serving.site import Served, version
 from orchestrator.store import layout
 from tests.recording import compare_text
@@ -140,3 +141,33 @@ def test_a_file_of_several_sweeps_is_as_recorded(root: Path, tmp_path: Path) -> 
     words = {r"(?s:<style>.*?</style>)": "(style)", r"'sha256-[^']*'": "(digest)"}
     text = plain((tmp_path / "page.html").read_text(), {str(root): "STORE"})
     compare_text(RECORDED / "file.txt", re.sub(r"\n\n+", "\n\n", text), words)
+
+
+REQUESTS: Sequence[tuple[str, str, dict[str, str]]] = (
+    *(("GET", "/s/study/report", {"host": host}) for host in ("box", "BOX:80", "127.0.0.1", "evil", "")),
+    ("GET", "/?token=secret", {}),
+    ("GET", "/?token=secret&only=a%3Db&page=2", {}),
+    ("GET", "/?token=wrong", {}),
+    ("GET", "/?token=", {"cookie": "sweep_81=secret"}),
+    ("GET", "/s/study?token=secret", {}),
+    ("GET", "/s/study/report/a.svg", {"cookie": "a=b; sweep_80=secret"}),
+    ("HEAD", "/s/study/report/index.html", {"cookie": 'sweep_80="secret"'}),
+    ("GET", "/s/study/report", {"cookie": "sweep_81=secret"}),
+    ("GET", "/s/study/report", {"cookie": "sweep_80=secres"}),
+    ("POST", "/", {"cookie": "sweep_80=secret"}),
+)
+
+
+def test_what_is_answered_to_strangers_is_as_recorded(root: Path) -> None:
+    with moment(NOW_S):
+        app = Guard(application({NAME: Served(Watched(NAME, str(root)))}), "secret", 80, names=["Box"])
+        client, found, before = TestClient(app, "http://localhost", follow_redirects=False), [], set()
+        for method, path, headers in REQUESTS:
+            answer = client.request(method, path, headers=headers)
+            found += [f"{method} {path} {headers}: {answer.status_code} {answer.text[:100].strip()}"]
+            # The length is also that of the store's path.
+            fields = {name: value for name, value in answer.headers.items() if name != "content-length"}
+            headers_now = {f"  {name}: {value}" for name, value in fields.items()}
+            found += sorted(headers_now - before)  # after the first one, what is new
+            before = before or headers_now
+    compare_text(RECORDED / "strangers.txt", "\n".join(found), SHORT)

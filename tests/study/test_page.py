@@ -18,6 +18,8 @@ from orchestrator.reports.page import Table
 from orchestrator.study import comparison, paper, provenance_tables
 from orchestrator.study.report import numbers_of, write
 from orchestrator.study.sections import UsedValue
+from tests.recording import compare_text
+from tests.seen import pictured
 from tests.study.tables import EVAL_LANGUAGES, minimal, study_mixtures, study_rows
 
 pytestmark = pytest.mark.xdist_group("page")  # they share what is expensive to make
@@ -116,6 +118,12 @@ def odd_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write(rows, folder, about=about)
     return folder
+
+
+def test_the_pictures_are_as_recorded(odd_page: Path) -> None:
+    found = [line for path in sorted(odd_page.glob("*.svg")) for line in pictured(path)]
+    found += sorted(path.name for path in odd_page.iterdir())
+    compare_text(Path(__file__).parent / "recorded/figures.txt", "\n".join(found))
 
 
 def test_the_page_is_whole_in_itself_and_shows_names_as_text(odd_page: Path) -> None:

@@ -24,8 +24,8 @@ from orchestrator.execution.command_output import (
 from orchestrator.saving import Checkpoint
 from orchestrator.spec import Config
 from orchestrator.stage import Context, Inputs, StageSpec
-from tests.recording import Answers, answer
-from tests.shared.asked.files import listed
+from tests.recording import Answers
+from tests.shared.asked.files import answer, listed
 
 CONFIG = {
     "lr": 0.1,

@@ -17,11 +17,12 @@ from orchestrator.execution.assignment import ChildOutcome, GpuShare, Message
 from orchestrator.execution.gpus import GpuPool
 from orchestrator.execution.history import WorkerHistory, is_replaced
 from orchestrator.execution.spending import _merged
+from orchestrator.jobs.nodes import NodeReports
 from orchestrator.jobs.records import JobContext
 from tests.execution.faults import order_for
 from tests.recording import Answers
 from tests.shared.asked.files import listed
-from tests.store.builders import claim, end, owner, sweep_of
+from tests.store.builders import claim, end, ledger_at, owner, sweep_of
 
 
 class _Ran:
@@ -85,6 +86,12 @@ def decisions_of_workers() -> Answers:
     replaced = WorkerHistory(in_job=True)
     replaced.add("d", _Ran(ran=True, got_on=False), causes["late"], "x", is_replaced=True)
     yield "replaced", replaced.refusal(lambda digests: [])
+    lines: list[str] = []
+    broken = WorkerHistory(in_job=False)
+    broken.add("d", _Ran(ran=True, got_on=False), causes["bad"], "fit 1", is_replaced=False)
+    with tempfile.NamedTemporaryFile() as file:
+        broken.report_faults(NodeReports(ledger_at(Path(file.name) / "x"), 1.0), owner(), "s", lines.append)
+        yield "not reported", ([line.replace(file.name, "FILE") for line in lines], broken.faults)
     me = owner(cluster="lab", job="7", array_index=1, restart_count=1)
     for change in (
         {},

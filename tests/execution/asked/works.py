@@ -111,6 +111,11 @@ def worked() -> Answers:
             before=Cause.PREEMPTED,
         )
         yield from _told("taken over", [*place.work(job=job, slot=4), *place.records("records")])
+        place = Place(root / "itself", 1)
+        former = owner(host="n8", boot="b", cluster="lab", job="8", array_index=3, restart_count=1)
+        assert place.ledger.claim(instance_of(place.sweep), 1, claim(owner=former))
+        policy = {"retries": {"preempted": 3}}
+        yield from _told("started again", [*place.work(job=job, policy=policy), *place.records("records")])
 
 
 def chained() -> Answers:

@@ -174,7 +174,7 @@ def ray_clusters() -> Answers:
     return _calls(_clusters)
 
 
-def _checks(here: Dashboard) -> Answers:
+def _probes(here: Dashboard) -> Answers:
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         open_ledger(str(store), create=True)
@@ -189,42 +189,76 @@ def _checks(here: Dashboard) -> Answers:
                 .replace(sys.executable, "PYTHON")
             )
 
-        yield "alike", check()
-        for number in range(2):
-            job = here.jobs[next(name for name in here.jobs)]
-            job["end_time"] = 1000 * (time.time() - (70 if number == 0 else 50))
-            yield f"again {number}", check(content=None)
-        yield "another store", check(url=f"{folder}/other")
-        python = msgspec.structs.replace(settings, python="/nowhere/python")
-        yield "no python", check(python)
-        here.jobs.clear()
-        for job in ({"status": "FAILED", "driver_exit_code": 2, "message": "odd"}, {"status": "STOPPED"}):
-            here.replies.clear()
-            boot.POLL_S, pause_s = 0.0, boot.POLL_S
-            try:
-                name = next(iter(here.asked), "")
-                here.replies["POST /api/jobs/"] = (200, {"submission_id": "p"})
-                here.replies["GET /api/jobs/p"] = (200, {"submission_id": "p", **job})
-                here.replies["GET /api/jobs/p/logs"] = (200, {"logs": f"no mark {name}"})
-                yield f"{job}", check()
-            finally:
-                boot.POLL_S = pause_s
-        ours = {"msgspec": "0.19.0", "ray": "2.60.0", "torch": "2.9.0+cpu"}
-        for python_there, packages in itertools.product(
-            (platform.python_version(), "3.9.1"),
-            ({}, {**ours, "torch": "2.9.0+cu128"}, {**ours, "ray": "2.59.0"}),
-        ):
-            theirs = {"python": python_there, "packages": packages}
-            for accept in ((), ("ray", "torch")):
-                found = boot.differences(ours, theirs, accept=accept)
-                yield (
-                    f"{python_there[:3] == '3.9'} {packages} {accept}",
-                    [line.replace(platform.python_version(), "3.X") for line in found],
-                )
-        yield (
-            "what is compared",
-            [name for name in boot.our_packages() if name in ("ray", "msgspec", "textual", "obstore")],
-        )
+        for url in (str(store), f"{folder}/other"):
+            yield f"probed {url == str(store)}", check(url=url)
+        yield "no python", check(msgspec.structs.replace(settings, python="/nowhere/python"))
+
+
+def _checks(here: Dashboard) -> Answers:
+    settings = ray_settings({"address": here.address, "python": "/opt/python"})
+    packages_here = boot.our_packages()
+    like = {
+        "python": platform.python_version(),
+        "packages": packages_here,
+        "store": "mark",
+        "problem": "",
+    }
+    like["executable"] = "/opt/python"
+
+    def check(of: Any = settings, content: bytes | None = b"mark", **other: Any) -> object:
+        here.prints = {**like, **other}
+        found = str(answer(lambda: boot.check_environment(Api(here.address), of, "/store", content)))
+        return found.replace(platform.python_version(), "3.X")
+
+    yield "alike", check()
+    yield "another Python", check(python="3.9.1")
+    version = packages_here["msgspec"]
+    yield (
+        "another package",
+        str(check(packages={**packages_here, "msgspec": "0.1"})).replace(version, "VERSION"),
+    )
+    lenient = msgspec.structs.replace(settings, accept=("msgspec",))
+    yield "accepted", check(lenient, packages={**packages_here, "msgspec": "0.1"})
+    yield "another store", check(store="x")
+    yield "no store yet", check(content=None, store="x")
+    yield "not seen", check(store="", problem="OSError: not mounted")
+    for number in range(2):
+        job = here.jobs[next(name for name in here.jobs)]
+        job["end_time"] = 1000 * (time.time() - (70 if number == 0 else 50))
+        yield f"again {number}", check(content=None)
+    here.jobs.clear()
+    for job in ({"status": "FAILED", "driver_exit_code": 2, "message": "odd"}, {"status": "STOPPED"}):
+        here.replies.clear()
+        boot.POLL_S, pause_s = 0.0, boot.POLL_S
+        try:
+            name = next(iter(here.asked), "")
+            here.replies["POST /api/jobs/"] = (200, {"submission_id": "p"})
+            here.replies["GET /api/jobs/p"] = (200, {"submission_id": "p", **job})
+            here.replies["GET /api/jobs/p/logs"] = (200, {"logs": f"no mark {name}"})
+            yield f"{job}", check()
+        finally:
+            boot.POLL_S = pause_s
+    ours = {"msgspec": "0.19.0", "ray": "2.60.0", "torch": "2.9.0+cpu"}
+    for python_there, packages in itertools.product(
+        (platform.python_version(), "3.9.1"),
+        ({}, {**ours, "torch": "2.9.0+cu128"}, {**ours, "ray": "2.59.0"}),
+    ):
+        theirs = {"python": python_there, "packages": packages}
+        for accept in ((), ("ray", "torch")):
+            found = boot.differences(ours, theirs, accept=accept)
+            yield (
+                f"{python_there[:3] == '3.9'} {packages} {accept}",
+                [line.replace(platform.python_version(), "3.X") for line in found],
+            )
+    yield (
+        "what is compared",
+        [name for name in boot.our_packages() if name in ("ray", "msgspec", "textual", "obstore")],
+    )
+
+
+def probed_clusters() -> Answers:
+    """The small job that tells what a cluster has, run here."""
+    return _calls(_probes)
 
 
 def checked_clusters() -> Answers:
@@ -349,6 +383,7 @@ def credentials() -> Answers:
 ASKED: dict[str, Callable[[], Answers]] = {
     "dashboards": dashboards,
     "ray_clusters": ray_clusters,
+    "probed_clusters": probed_clusters,
     "checked_clusters": checked_clusters,
     "starts": starts,
     "credentials": credentials,

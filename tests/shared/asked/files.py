@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator import saving
+from orchestrator.errors import StageFailure, SweepError
 from orchestrator.manifest import (
     Digests,
     check_inside,
@@ -21,7 +22,17 @@ from orchestrator.manifest import (
     scan,
     stamps,
 )
-from tests.recording import Answers, answer
+from tests.recording import Answers
+
+
+def answer(act: Callable[[], object]) -> object:
+    """Return what a function returns, or the error that it raises; of a stage's failure with its cause."""
+    try:
+        return act()
+    except StageFailure as error:
+        return f"{type(error).__name__}: {error} ({error.cause})"
+    except SweepError as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def listed(folder: Path) -> list[str]:
@@ -128,6 +139,13 @@ def known_digests() -> Answers:
         theirs = Digests()
         theirs.accept(found)
         yield "accepted", len(theirs.of([path]))
+
+
+class _Scalar:
+    """A number of a library."""
+
+    def item(self) -> float:
+        return 0.25
 
 
 class _Clock:
@@ -266,7 +284,7 @@ def intervals() -> Answers:
         metrics = Path(folder) / "metrics"
         os.environ["SWEEP_METRICS"] = str(metrics)
         saving.log(3, loss=0.5, bad=float("nan"))
-        saving.log(4, num_steps=9)
+        saving.log(4, num_steps=9, scalar=_Scalar())  # type: ignore[arg-type]
         del os.environ["SWEEP_METRICS"]
         saving.log(5, loss=1.0)
         yield "logged", metrics.read_text()

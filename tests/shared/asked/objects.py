@@ -54,7 +54,6 @@ def found_objects() -> Answers:
         "json:nothing",
         "math:sin",
         "",
-        "__main__:x",
         "tests.recording:compere",
         "tests:x",
         "orchestrator.count.more:x",

@@ -21,8 +21,8 @@ from orchestrator.manifest import (
 )
 from orchestrator.spec import Config, plain, refuse_zero_bytes
 from orchestrator.stage import Context, Inputs
-from tests.recording import Answers, answer
-from tests.shared.asked.files import listed
+from tests.recording import Answers
+from tests.shared.asked.files import answer, listed
 
 
 class _Kept:
@@ -277,6 +277,25 @@ def loaded() -> Answers:
             )
 
 
+def imported_again() -> Answers:
+    """Modules of users' folders, which are imported again if a file has changed or another has its name."""
+    with tempfile.TemporaryDirectory() as name:
+        one, two = Path(name).resolve() / "one", Path(name).resolve() / "two"
+        for folder, text in ((one, "x = 1"), (two, "x = 22")):
+            (folder / "users_package").mkdir(parents=True)
+            (folder / "users_module.py").write_text(text + "\n")
+            (folder / "users_package/__init__.py").write_text("")
+            (folder / "users_package/inner.py").write_text(text + "\n")
+        for number, folder in enumerate((one, one, two, one)):
+            if number == 1:
+                (one / "users_package/inner.py").write_text("x = 333\n")
+            before = list(sys.path)
+            with registry.importable([str(folder), before[0]]):
+                found = [registry.load(of) for of in ("users_module:x", "users_package.inner:x")]
+                first = sys.path[0] == str(folder)
+            yield f"import {number}", (found, first, sys.path == before)
+
+
 def machines_and_processes() -> Answers:
     """What is known of file systems, times and processes."""
     with tempfile.TemporaryDirectory() as name:
@@ -313,5 +332,6 @@ ASKED: dict[str, Callable[[], Answers]] = {
     "configs": configs,
     "origins": origins,
     "loaded": loaded,
+    "imported_again": imported_again,
     "machines_and_processes": machines_and_processes,
 }

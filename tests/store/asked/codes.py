@@ -276,7 +276,15 @@ def audits() -> Answers:
     yield "another stage", segments_of("other", 3, 40)
     yield "machine", [*machine()]
     with tempfile.TemporaryDirectory() as folder:
-        context = AuditedContext(Path(folder), digest="digest", number=1, checkpoint_interval_s=1e6, keep=2)
+        context = AuditedContext(
+            Path(folder),
+            digest="digest",
+            number=1,
+            checkpoint_interval_s=1e6,
+            keep=2,
+            attempt=3,
+            num_threads=2,
+        )
         for step in range(1, 41):
             if context.checkpoint_due(step, num_steps=40):
                 if step % 2:
@@ -291,7 +299,7 @@ def audits() -> Answers:
                     context.checkpoint_later(step, begin)
                     context.finish_checkpoint()
         yield "kept", [each for each in listed(Path(folder)) if each.startswith(("audit", "segments"))]
-        yield "checkpoints", listed(Path(folder) / "checkpoints")
+        yield "checkpoints", (listed(Path(folder) / "checkpoints"), context.attempt)
         facts = next(path for path in Path(folder).rglob("segments*"))
         yield "facts", re.sub(r'"(cpu|device|system)": "[^"]*"', r'"\1": "IT"', facts.read_text())
 
