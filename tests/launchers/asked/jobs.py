@@ -23,7 +23,6 @@ import msgspec
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
-from orchestrator.jobs.nodes import NodeReports, named
 from orchestrator.jobs.records import DriverStatus, JobEnd, JobExitReport, LostSlot, Resources
 from orchestrator.jobs.submissions import DriverRecords, Submissions, gone_of, request_of
 from orchestrator.launchers.ray import boot
@@ -105,7 +104,8 @@ class Place:
         return [self.plain(line) for line in records(self.store, leave_out=left_out)]
 
 
-def _told(question: str, lines: list[str]) -> Answers:
+def lines_of(question: str, lines: list[str]) -> Answers:
+    """Each line as an answer."""
     for number, line in enumerate(lines):
         yield f"{question}, line {number + 1}", line
 
@@ -137,7 +137,7 @@ def _slurm(
         found = [*lines, *slurm.command_lines(), *place.records()]
         if launcher.get("workers_per_job"):  # which of them takes which cell is a matter of luck
             found = [re.sub(r"slot: \d", "slot: N", line) for line in found]
-        yield from _told(name, found)
+        yield from lines_of(name, found)
 
 
 def slurm_jobs() -> Answers:
@@ -264,7 +264,7 @@ def ray_workers() -> Answers:
             lines += [
                 f"{log.name}: {place.plain(line)}" for log in logs for line in log.read_text().splitlines()
             ]
-            yield from _told(name, [*lines, *place.records()])
+            yield from lines_of(name, [*lines, *place.records()])
 
 
 def steps_of_nodes() -> Answers:
@@ -355,36 +355,10 @@ def submissions() -> Answers:
             )
 
 
-def nodes() -> Answers:
-    """Reports about nodes."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder) / "p", {"name": "slurm"}, {})
-        ours = NodeReports(place.ledger, 3600.0)
-        ours.add("lab", "n1", "check", "no GPU", sweep="s")
-        ours.add("lab", "n2", "failed", "no disk", cause=Cause.BAD_NODE, sweep="s", attempt="fit 1")
-        ours.add("lab", "n2", "failed", "no disk", cause=Cause.BAD_NODE, sweep="s", attempt="fit 2")
-        for limit_s, is_reader in (
-            (3600.0, True),
-            (0.0, False),
-            (-1.0, False),
-            (1e9, False),
-            (3600.0, False),
-        ):
-            again = NodeReports(place.ledger, limit_s, is_reader=is_reader)
-            for (_, node), left in sorted(again.left_out().items()):
-                yield f"{limit_s} {is_reader} {node}", named(node, left)
-            yield f"{limit_s} {is_reader}", [node for _, node in again.left_out()]
-        ours.clear("lab", "n1")
-        yield "cleared", [node for _, node in ours.left_out()]
-        yield "a moment later by another", [node for _, node in again.left_out()]
-        yield from _told("records", [line for line in place.records() if line.startswith("nodes")])
-
-
 ASKED: dict[str, Callable[[], Answers]] = {
     "slurm_jobs": slurm_jobs,
     "assignments": assignments,
     "ray_workers": ray_workers,
     "steps_of_nodes": steps_of_nodes,
     "submissions": submissions,
-    "nodes": nodes,
 }

@@ -276,6 +276,7 @@ REFUSED_SETTINGS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({}, {"environment": {"A B": "x"}}),
     ({}, {"environment": {"A": "x\0"}}),
     ({}, {"logs": "logs"}),
+    ({}, {"logs": "$HOME/logs"}),
     ({}, {"hours": 0}),
     ({}, {"account": "a b"}),
     ({}, {"partitions": {"a b": None}}),

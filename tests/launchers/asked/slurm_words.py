@@ -74,6 +74,8 @@ def observed() -> Answers:
             name="x" if renamed else mine[1].name, submitted_s=1.0 if again else mine[1].submitted_s
         )
         yield f"reused {renamed} {again}", told(parsing.agreed({mine[0]: job}, accounts)[mine[0]])
+    unknown = line.replace("2026-11-25T02:44:28|node1", "Unknown|node1").format("PENDING", "None", "0")
+    yield "start unknown", told(next(iter(parsing.read_squeue([unknown]).values())))
     for code in ("0:0", "1:0", "0:9", "0:53", "75:0", "78:0", "77", "x:0", "4:9"):
         for word in ("FAILED", "COMPLETED", "CANCELLED", "TIMEOUT"):
             yield f"end {word} {code}", parsing.over_of(3, word, code, node="n", restarts=2, seconds=5.0)
@@ -137,6 +139,7 @@ LOGS = {
     "srun: error: node1: task 0: Exited with exit code 1\n",
     "bash": "/var/spool/slurm_script: line 12: X: unbound variable\n",
     "nothing": "",
+    "odd": "a line\n",
     "long": "so " * 2000,
 }
 
@@ -147,7 +150,7 @@ def explanations() -> Answers:
         for (name, text), word, code, report in itertools.product(
             LOGS.items(), ("FAILED", "CANCELLED", "TIMEOUT"), ("1:0", "78:0", "4:0"), (None, 0, 1)
         ):
-            (Path(folder) / "0.log").write_text(text)
+            (Path(folder) / "0.log").write_bytes(text.encode() + (b"\xff words\n" if name == "odd" else b""))
             reports = {} if report is None else {0: JobExitReport(code=1, why="it says so", restart=report)}
             filed = SubmissionState(submission_of(7), Accepted(nonce="n", job="12"), {}, reports)
             over = parsing.over_of(0, word, code)

@@ -136,6 +136,7 @@ def _shared_losses() -> Answers:
             found.doubt(5, "n2", Cause.PREEMPTED, "its node was taken " + "so " * 200)
             found.doubt(6, "n1", Cause.NODE_LOST, "its actor died")
             found.settle([4, 5], lambda node: node == "n1")
+            found.settle([4, 5], lambda node: False)
             found.add(None, Cause.BAD_NODE, "password=hunter2hunter2 was wrong", restart=1)
             yield f"{restart} {grace_s}, settled", found.known
             instance = instance_of(place.sweep)
