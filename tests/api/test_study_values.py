@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def test_what_starts_workers_elsewhere_is_as_recorded(study: str, monkeypatch: p
     for kind, options in of.items():
         for given in ({**many, **options}, {**one, **options}, one, {**many, "queue": "x", "secret": "x"}):
             found += [f"==== {kind} {given}", answer(rendered, work, TemplateOptions(kind, **given))]
-    compare_text(RECORDED / "elsewhere.txt", named("\n".join(found), {study: "STORE"}))
+    bin_ = str(Path(sys.executable).parent)
+    compare_text(RECORDED / "elsewhere.txt", named("\n".join(found), {study: "STORE", bin_: "BIN"}))
 
 
 def test_the_notices_of_a_study_are_as_recorded(study: str) -> None:
