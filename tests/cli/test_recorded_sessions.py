@@ -165,6 +165,8 @@ def typed(root: Path, lines: Sequence[str]) -> str:
 
     with moment(NOW_S):
         found = "".join(shown(root, *words(line)) for line in lines)
+    # A rehearsal's own digest is another one with each change of the code.
+    found = re.sub(r'(rehearse[^"]*", "digest": ")[0-9a-f]+', r"\1DIGEST", found)
     return plain(found, {f"{project}/": "", str(root.parent): "FOLDER"})
 
 
