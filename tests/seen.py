@@ -68,8 +68,11 @@ def played(root: Path, seed: int, kind: str, *, until_s: float = math.inf) -> fl
                 found.update(self.files.snapshot(), at=(0, str(self.world.now_s).encode()))
             super()._before_step(kind, what)
 
-    ended, name = play(seed, kind=Seen), user().partition("@")[0]
-    here = {user(): USER, socket.gethostname(): b"login", f"jobs of {name}": b"jobs of ann"}
+    ended = play(seed, kind=Seen)
+    with moment():
+        me = user()  # as the run had it, without the environment
+    name = me.partition("@")[0]
+    here = {me: USER, socket.gethostname(): b"login", f"jobs of {name}": b"jobs of ann"}
     assert not ended.problem, ended.problem
     at_s = float(found.pop("at")[1]) if found else ended.seconds
     for path, (file_kind, data) in (found or runs[-1].files.snapshot()).items():
