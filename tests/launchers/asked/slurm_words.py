@@ -74,6 +74,12 @@ def observed() -> Answers:
             name="x" if renamed else mine[1].name, submitted_s=1.0 if again else mine[1].submitted_s
         )
         yield f"reused {renamed} {again}", told(parsing.agreed({mine[0]: job}, accounts)[mine[0]])
+    former = "9_0|REQUEUED|0:0|{}|{}|{}|0|None|2026-11-25T02:31:50|s.1.ab"
+    for start, at, node in itertools.product(
+        ("Unknown", "None", "2026-11-25T02:44:28"), ("Unknown", "x"), ("None assigned", "n1")
+    ):
+        lines = [former.format(node, start, at), account.format("RUNNING", "2026-11-25T02:45:28", "5")]
+        yield f"former {start} {at} {node}", told(parsing.read_sacct(lines)["9", 0])
     unknown = line.replace("2026-11-25T02:44:28|node1", "Unknown|node1").format("PENDING", "None", "0")
     yield "start unknown", told(next(iter(parsing.read_squeue([unknown]).values())))
     for code in ("0:0", "1:0", "0:9", "0:53", "75:0", "78:0", "77", "x:0", "4:9"):
