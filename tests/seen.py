@@ -104,7 +104,7 @@ def shown(root: Path | None, *words: object) -> str:
 
 def plain(text: str, words: Mapping[str, str]) -> str:
     """Return a text with words in place of paths, and with short digests."""
-    for path, word in {**words, str(PROJECT): "PROJECT"}.items():
+    for path, word in {**words, str(Path(sys.executable).parent): "BIN", str(PROJECT): "PROJECT"}.items():
         text = text.replace(path, word)
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", text)
 
