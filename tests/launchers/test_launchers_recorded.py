@@ -6,19 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.asked import (
-    dashboards,
-    jobs,
-    nodes,
-    slurm_commands,
-    slurm_requests,
-    slurm_words,
-    workers,
-)
+from tests.launchers.asked import jobs, nodes, slurm_requests, slurm_words, workers
 from tests.recording import compare
 
 FOLDER = Path(__file__).parent / "recorded"
-MODULES = (dashboards, jobs, nodes, slurm_commands, slurm_requests, slurm_words, workers)
+MODULES = (jobs, nodes, slurm_requests, slurm_words, workers)
 ASKED = {name: ask for module in MODULES for name, ask in module.ASKED.items()}
 
 

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,6 @@ from orchestrator.store import code as snapshots
 from orchestrator.store.ledger import open_ledger
 from tests import forked
 from tests.execution.waiting import until
-from tests.launchers.replay import Replay, Said, replaying
 from tests.recording import Answers, answer, plain
 from tests.store.builders import seal, settings, submission_of, sweep_of
 from tests.stored import records, shortened, told
@@ -118,114 +116,11 @@ NOW = {
 }
 
 
-def _slurm(
-    name: str, slurm: Replay, says: Mapping[str, Any], variables: Mapping[str, str], **more: Any
-) -> Answers:
-    with tempfile.TemporaryDirectory() as folder:
-        launcher = {"name": "slurm", **more.pop("launcher", {})}
-        place = Place(Path(folder) / "p", launcher, more.pop("cluster", {}), **more.pop("place", {}))
-        if job := more.get("accepted"):
-            place.submissions.accept(1, job, at="TIME")
-        if more.get("closed"):
-            place.submissions.close(1, [JobEnd(index=0, word="LOST", detail="it is gone")], at="TIME")
-        slurm.says(**says)
-        number = more.get("number", "1")
-        stop_at = more.get("stop_at", "")
-        lines = place.run(
-            "slurm.job", number, stop_at=stop_at, **{**NOW, "SWEEP_SCRATCH": f"{folder}/scratch", **variables}
-        )
-        found = [*lines, *slurm.command_lines(), *place.records()]
-        if launcher.get("workers_per_job"):  # which of them takes which cell is a matter of luck
-            found = [re.sub(r"slot: \d", "slot: N", line) for line in found]
-        yield from lines_of(name, found)
-
-
-def slurm_jobs() -> Answers:
-    """Tasks of an array, from their start to their exit report."""
-
-    def at(seconds: float) -> dict[str, str]:
-        now_s = time.time()
-        return {"SLURM_JOB_START_TIME": str(int(now_s)), "SLURM_JOB_END_TIME": str(now_s + seconds)}
-
-    slow = {"count": {"num_steps": 1000, "step_s": 0.2}}
-    with replaying() as slurm:
-        ask = lambda name, says, variables, **more: _slurm(name, slurm, says, variables, **more)  # noqa: E731
-        yield from ask("times are asked for", {"squeue": "1:00|30:00\n"}, {})
-        yield from ask("a bad node", {}, at(1800), cluster={"node_check": "echo no GPU; false"})
-        yield from ask("closed", {}, at(1800), closed=True)
-        yield from ask("no such task", {}, {**at(1800), "SLURM_ARRAY_TASK_ID": "2"})
-        yield from ask(
-            "two at once",
-            {},
-            {**at(1800), "SLURM_ARRAY_TASK_ID": "1"},
-            launcher={"cells_per_job": 2, "workers_per_job": 2},
-        )
-        requeued = {"squeue": "RUNNING|1|\n", "scontrol": Said(last="kill -TERM $PPID")}
-        again = {**at(1800), "SLURM_RESTART_COUNT": "1"}
-        yield from ask(
-            "stopped",
-            requeued | {"sacct": "PREEMPTED\nRUNNING\n"},
-            again,
-            place=slow,
-            accepted="12",
-            stop_at="attempt 1",
-        )
-
-
 def assignments() -> Answers:
-    """What the worker of a job is given."""
-    profiles: dict[str, dict[str, Any]] = {"usual": {}, "early": {"signal_s": 300}}
-    environments: dict[str, dict[str, str]] = {
-        "first": {},
-        "again": {"SLURM_RESTART_COUNT": "3", "SLURM_CLUSTER_NAME": ""},
-        "second": {"SLURM_ARRAY_TASK_ID": "1"},
-    }
-    with tempfile.TemporaryDirectory() as folder, replaying() as slurm:
-        for number, (profile, cluster) in enumerate(profiles.items()):
-            resources = Resources(
-                num_nodes=2, gpus_per_node=2, cpus=1, hours=0.5, signal_s=200, rungs=((Cause.TIMEOUT, 1, 1),)
-            )
-            place = Place(Path(folder) / str(number), {"name": "slurm"}, cluster, resources=resources)
-            place.submissions.accept(1, "12", at="2026-11-25T02:31:50Z")
-            place.submissions.close(
-                1,
-                [JobEnd(index=1, word="NODE_FAIL", cause=Cause.NODE_LOST, restarts=1)],
-                at="2026-11-25T02:31:50Z",
-            )
-            for name, variables in environments.items():
-                for left in ("", "10:00", "50:00:00"):
-                    slurm.says(
-                        sacct="NODE_FAIL\nRUNNING\n", squeue=f"1:00|{left}\n" if left else Said(code=1)
-                    )
-                    here = slurm_job.JobPlace({**NOW, **variables})
-                    job = slurm_job.SlurmJob(place.ledger, SWEEP, place.submission, here)
-                    order = job._order()
-                    text = told(msgspec.to_builtins(msgspec.structs.replace(order, settings=settings())))
-                    yield f"{profile}, {name}, {left}", place.plain(text)
-                    assert order.job is not None and order.settings.cluster == cluster
-                    assert order.job.end_at is not None
-                    left_s, known_s = order.job.end_at - time.time(), order.job.start_at
-                    yield (
-                        f"{profile}, {name}, {left}, times",
-                        (round(left_s / 60), known_s and round((time.time() - known_s) / 60)),
-                    )
-                    launch = job._launch(order)._replace(settings=settings(), job=None)
-                    yield (
-                        f"{profile}, {name}, {left}, launch",
-                        place.plain(re.sub(r"code_digest: \w+", "", plain(launch._asdict()))),
-                    )
-                    slurm.command_lines()
-        answers: dict[str, dict[str, Any]] = {
-            "requeued": {"squeue": "RUNNING|3|\n"},
-            "refused": {"squeue": "RUNNING|3|\n", "scontrol": Said(error="Access denied", code=1)},
-            "ending": {"squeue": "COMPLETING|3|\n"},
-            "again": {"squeue": "RUNNING|4|\n"},
-        }
-        for name, says in answers.items():
-            slurm.says(**says)
-            here = slurm_job.JobPlace({**NOW, "SLURM_RESTART_COUNT": "3"})
-            done = slurm_job.SlurmJob(place.ledger, SWEEP, place.submission, here)._requeue()
-            yield name, [done, *slurm.command_lines(), *place.records()[-2:]]
+    """What workers of Ray are given, and what jobs of Slurm report in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder) / "slurm", {"name": "slurm"}, {})
+        place.submissions.accept(1, "12", at="2026-11-25T02:31:50Z")
         for array, cluster, code in itertools.product(
             ("12", "13", "67108864"), ("LAB", "far", ""), (0, 4, 76)
         ):
@@ -233,7 +128,7 @@ def assignments() -> Answers:
             folder_of_reports = place.store / f"sweeps/{SWEEP}/submissions/000001/reports"
             shutil.rmtree(folder_of_reports, ignore_errors=True)
             slurm_job.SlurmJob(place.ledger, SWEEP, place.submission, here)._report(code)
-            yield f"report {array} {cluster} {code}", place.records()[2:]
+            yield f"report {array} {cluster} {code}", place.records()[-1:]
         for device in (None, "cpu"):
             launcher = {"name": "ray", "device": device, "idle_s": 7.0}
             resources = Resources(
@@ -356,7 +251,6 @@ def submissions() -> Answers:
 
 
 ASKED: dict[str, Callable[[], Answers]] = {
-    "slurm_jobs": slurm_jobs,
     "assignments": assignments,
     "ray_workers": ray_workers,
     "steps_of_nodes": steps_of_nodes,
