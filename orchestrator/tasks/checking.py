@@ -257,7 +257,7 @@ def _notes(table: Table, info: dataset.DatasetInfo | None) -> Iterator[str]:
             "not-nfc" in row.flaws for rows in table.values() for here in rows.values() for row in here
         )
         if flawed:
-            yield f"{flawed:,} rows are not in NFC; they are normalised when they are read"
+            yield f"{counted(flawed, 'row')} not in NFC, to be normalised when read"
 
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")

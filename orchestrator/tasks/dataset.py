@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.errors import UserError, home_expanded
+from orchestrator.errors import UserError, counted, home_expanded
 from orchestrator.manifest import File as ManifestFile
 from orchestrator.manifest import Stamp, damage, file_digest, fsync_path, fsync_tree, scan, stamps
 from orchestrator.registry import TASKS, lookup
@@ -285,4 +285,4 @@ def copies_of_english(split: str, lines: Mapping[str, Sequence[Mapping[str, str]
     for language in sorted(lines.keys() - {"en"}):
         same = sum(line == english.get(line["id"]) for line in lines[language])
         if same > len(lines[language]) / 10:
-            yield f"{same:,} {split} items of {language} are word for word those of en: not translated?"
+            yield f"{counted(same, f'{split} item')} of {language} word for word as in en: not translated?"

@@ -122,7 +122,7 @@ def test_rows_that_are_normalised_when_they_are_read_are_counted(tmp_path: Path)
     for code, number in (("en", 0), ("es", 1), ("es", 2)):
         rows["train"][code][number]["question"] += " cafe\u0301?"
     report = check(folder(tmp_path / "marked", rows))
-    assert "3 rows are not in NFC; they are normalised when they are read" in report.notes
+    assert "3 rows not in NFC, to be normalised when read" in report.notes
     assert not any(problem.kind == "not-nfc" for problem in report.problems)
 
 
@@ -167,7 +167,7 @@ def test_items_that_were_not_translated_are_counted(tmp_path: Path) -> None:
     assert check(folder(tmp_path / "a", rows)).notes == ()
     rows["train"]["es"] = [*rows["train"]["en"][:1], *rows["train"]["es"][1:]]
     (note,) = check(folder(tmp_path / "b", rows)).notes
-    assert note == "1 train items of es are word for word those of en: not translated?"
+    assert note == "1 train item of es word for word as in en: not translated?"
 
 
 def test_languages_that_are_asked_for_must_be_in_every_split(tmp_path: Path) -> None:

@@ -378,9 +378,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     url, digest, module, *args = sys.argv[1:] if argv is None else argv
     try:
         objects = open_ledger(url).objects
-        # verifies the node's copy, and repairs it from the archive
-        if problem := snapshots.damage(objects, digest):
-            raise InfrastructureError(f"the code in the store is damaged: {problem}", where=url)
+        if problem := snapshots.damage(objects, digest):  # verifies the node's copy, and repairs it
+            is_there = objects.get(layout.STORE) is not None
+            what = f"the code in the store is damaged: {problem}" if is_there else "no store is seen here"
+            raise InfrastructureError(what, where=url)
         # The node's own import paths stay, and the first step's copy of the package does not.
         own = os.environ.get("PYTHONPATH", "").partition(os.pathsep)[2]
         package = snapshots.package_path(objects, digest)

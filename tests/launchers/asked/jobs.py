@@ -173,10 +173,11 @@ def steps_of_nodes() -> Answers:
             "import os, sys\nprint(os.environ['PYTHONPATH'], *sys.argv[1:])\n"
         )
         own = {"PYTHONPATH": f"{folder}/first:{folder}", "SWEEP_CACHE": f"{folder}/cache"}
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said):
-            code = boot.main([str(place.store), "d" * 64, "shown"])
-        yield "unknown", (code, place.plain(said.getvalue()))
+        for name, store in {"unknown": place.store, "no store": Path(folder) / "nowhere"}.items():
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said):
+                code = boot.main([str(store), "d" * 64, "shown"])
+            yield name, (code, place.plain(said.getvalue()).replace(folder, "FOLDER"))
         words = ["-P", "-m", "orchestrator.launchers.ray.boot", str(place.store), whole, "shown", "a", "b c"]
         environment = {
             **os.environ,
