@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
-from orchestrator.core.causes import cause_of_exception
+from orchestrator.core.causes import cause_of, cause_of_exception
 from orchestrator.core.commandspec import lacks_results, open_quote, rung_keys
 from orchestrator.core.exits import cause_of_command, cause_of_exit
 from orchestrator.core.failure import Cause, fingerprint, own_frames, without_particulars
 from orchestrator.core.records import End
+from orchestrator.core.tracebacks import Frame, Raised
 from orchestrator.stage import StageSpec
 from tests.core.test_failure import OOM, PEER, RICH, TORCHRUN, TRACEBACK, interleaved, of_rank
 from tests.recording import Answers
@@ -72,6 +73,102 @@ def exits() -> Answers:
             yield f"{names} {message!r}", cause_of_exception(names, message)
 
 
+CLASSES = (
+    ("RuntimeError", "Exception"),
+    ("ValueError", "Exception"),
+    ("OSError", "Exception"),
+    ("ImportError", "Exception"),
+    ("pkg.HTTPStatusError", "Exception"),
+    ("MemoryError", "Exception"),
+    ("cupy.cuda.memory.OutOfMemoryError", "MemoryError", "Exception"),
+    ("LookupError", "Exception"),
+    ("SystemExit",),
+    ("SyntaxError", "Exception"),
+    ("tf.errors.InvalidArgumentError", "Exception"),
+    ("tarfile.ReadError", "OSError", "Exception"),
+    ("pydantic_core._pydantic_core.ValidationError", "ValueError", "Exception"),
+    ("jsonschema.ValidationError", "ValueError", "Exception"),
+    ("AssertionError", "Exception"),
+    ("Odd", "Exception"),
+)
+MESSAGES = (
+    "",
+    "2",
+    "1 validation error for Config\nx: field required",
+    "1 validation error for Row\nof a config",
+    *(f"1 validation error for My{word} for that" for word in ("Setting", "Args", "Option", "Param")),
+    "[Errno 28] No space left on device: '/data/x'",
+    "[Errno 2] No such file or directory: '/data/x'",
+    "[Errno 2] No such file or directory: '/dev/nvidia0'",
+    "[Errno 22] Invalid argument",
+    "[Errno 110] Connection timed out",
+    "cannot read (os error 28)",
+    "cannot connect (os error 111)",
+    "cannot connect (os error 17)",
+    "An error occurred (SlowDown) when calling the PutObject operation: later",
+    "An error occurred (AccessDenied) when calling the GetObject operation: no",
+    "Error code: 429 - slower",
+    "Error code: 400 - bad",
+    "503 Server Error: busy",
+    "libcuda.so.1: cannot open shared object file",
+    "libodd.so.1: cannot open shared object file",
+    "/env/lib/python3.11/site-packages/torch/lib/x.so: undefined symbol: abc",
+    "CUDA driver version is insufficient for CUDA runtime version",
+    "the GPU cuda:0 is out of memory",
+    "loss is nan at step 3",
+    "Input data contains NaN",
+    "the config has no key 'lr'",
+    "num_samples=0",
+    "shape mismatch: tensor of /a/size",
+    "tensors of size 3 and 4",
+    "failed with loss=inf",
+    "cannot write\n[Errno 28] No space left on device",
+    "iostream error",
+    "Connection reset by peer",
+)
+
+
+def raised() -> Answers:
+    """What exceptions mean by class, message, place and what led to them."""
+    own = Frame("/me/train.py", "main", "go()")
+    library = "/env/lib/python3.11/site-packages/"
+    places: dict[str, tuple[Frame, ...]] = {
+        "nowhere": (),
+        "own": (own,),
+        "own, stated": (Frame("/me/train.py", "main", "raise x"),),
+        "own check": (Frame("/me/my_config.py", "check_args", "raise x"), own),
+        "torch": (own, Frame(f"{library}torch/nn.py", "forward", "raise x")),
+        "pandas": (own, Frame(f"{library}pandas/io/parsers.py", "read_csv", "raise x")),
+        "sklearn": (own, Frame(f"{library}sklearn/utils.py", "check_array", "raise x")),
+        "writing": (own, Frame(f"{library}torch/serialization.py", "save", "raise x")),
+        "argparse": (own, Frame("/usr/lib/python3.11/argparse.py", "parse_args", "x")),
+        "transformers": (own, Frame(f"{library}transformers/utils/hub.py", "cached_file", "raise x")),
+        "h5py": (own, Frame(f"{library}h5py/_hl/group.py", "get", "raise x")),
+    }
+    for names, (place, frames) in itertools.product(CLASSES, places.items()):
+        found: dict[str, list[str]] = {}
+        for message in MESSAGES:
+            found.setdefault(cause_of(Raised(names, message, frames)), []).append(message[-20:])
+        yield f"{names[0]} in {place}", found
+    disk = Raised(("OSError", "Exception"), "[Errno 28] No space left on device", (own,))
+    parse = Raised(("json.decoder.JSONDecodeError", "ValueError", "Exception"), "Expecting value", (own,))
+    odd = Raised(("Odd", "Exception"), "strange", (own,))
+    for (name, before), is_declared in itertools.product(
+        {"disk": disk, "parse": parse, "odd": odd}.items(), (False, True)
+    ):
+        for names, (place, frames) in itertools.product(CLASSES, places.items()):
+            both = Raised(names, "bad", frames, before=before, is_declared=is_declared)
+            yield f"{names[0]} in {place} after {name}, {is_declared}", cause_of(both)
+    for of in ((disk,), (parse, parse), (disk, parse), (odd,), (odd, odd)):
+        group = Raised(("ExceptionGroup", "Exception"), "several", (own,), members=of)
+        words = f"a group of {[each.names[0] for each in of]}"
+        yield words, cause_of(group)
+        yield f"before {words}", cause_of(group._replace(before=disk, is_declared=True))
+    for head in ("OSError", "java.io.IOException", ""):
+        text = f"Caught {head} in DataLoader worker process 0.\nOriginal Traceback: x\n[Errno 5] bad"
+        yield f"handed on {head}", cause_of(Raised(("RuntimeError", "Exception"), text, (own,)))
+
+
 FRAMES = (
     'Traceback (most recent call last):\n  File "/old/x.py", line 1, in old\nValueError: handled\n'
     'Traceback (most recent call last):\n  File "/home/me/train.py", line 10, in main\n    go()\n'
@@ -132,4 +229,6 @@ def rungs() -> Answers:
     yield "quote", [open_quote("'"), open_quote("x"), open_quote("X"), open_quote('a"')]
 
 
-ASKED: Mapping[str, Callable[[], Answers]] = {each.__name__: each for each in (commands, exits, alike, rungs)}
+ASKED: Mapping[str, Callable[[], Answers]] = {
+    each.__name__: each for each in (commands, exits, raised, alike, rungs)
+}
