@@ -251,7 +251,7 @@ NO_REASON = lazily(
     r"|[:=] ?\d+(?:\.\d+)?%$|\b(?:check|test)s?:? (?:ok|passed)\b"
     r"|^\W*(?:assistant|user|human|question|answer|[QA]|prompt|text|tokens|prediction|predicted|generated"
     r"|translation|summary|reference|target|label|(?:sample|example|row|record) \d+): "
-    r"|(?P<help>^\s+--?[a-z][\w-]*[ ,=]|^\W*(?:hint|tip|note|suggestion): )",
+    r"|(?P<help>^\s+--?[a-z][\w-]*[ ,=]|^\W*(?:hint|tip|note|suggestion): |^Set the environment variable )",
     re.IGNORECASE,
 )
 """Lines of what a program went on after, of a count of none, of data and of the help about options."""
@@ -295,7 +295,7 @@ OPTION = lazily(
 """How parsers of a command line report a wrong option, and the hint that they print beside it."""
 
 HYDRA, HYDRA_JOB = "Set the environment variable HYDRA_FULL_ERROR=1", "Error executing job with overrides"
-HYDRA_TARGET = lazily(r"(?P<name>\w+(?:Error|Exception))\(['\"](?P<text>.*)['\"]\)$")
+HYDRA_TARGET = lazily(r"(?P<name>\w+(?:Error|Exception))\((?:\d+, )?['\"](?P<text>.*)['\"]\)$")
 HYDRA_ERROR = lazily(r"(?:Could not|In '|Error |Key |Missing|Multiple|Ambiguous|You |Primary|Unable).*")
 """What Hydra prints after its errors, before those of the job, and how those of the config begin."""
 

@@ -15,6 +15,8 @@ from orchestrator.stage import StageSpec
 from tests.core.test_failure import OOM, PEER, RICH, TORCHRUN, TRACEBACK, interleaved, of_rank
 from tests.recording import Answers
 
+HINT = "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.\n"
+JOB = "Error executing job with overrides: ['lr=1']\n"
 LOGS = {
     "nothing": "",
     "a line": "going on\n",
@@ -46,6 +48,52 @@ LOGS = {
     "C++": "terminate called after throwing an instance of 'std::bad_alloc'\n",
     "not found": "bash: line 1: trian: command not found\n",
     "no module": "python3: No module named trian\n",
+    "Hydra's config": f"Could not override 'x'.{HINT}",
+    "Hydra's config, ago": f"{HINT}Could not override 'x'.\n" + "step\n" * 99,
+    "Hydra's other words": f"Wrong.{HINT}",
+    "Hydra's job": f"{JOB}KeyError('lr'){HINT}",
+    "Hydra's job in the dark": f"{JOB}Could not go on.{HINT}",
+    "Hydra's job without room": f"{JOB}OSError(28, 'No space left on device'){HINT}",
+    "Hydra's job of an odd class": f"{JOB}OddError('strange'){HINT}",
+    "an option": "usage: t.py [-h] [--lr LR]\nt.py: error: unrecognized arguments: --lrr 3\n",
+    "an option in a box": "│ Error: No such option: --lrr │\n│ Try 't.py --help' for help. │\n",
+    "an option alone": "t.py: unrecognized option '--lrr'\n",
+    "an option, no colon": "unrecognized option --lrr\n",
+    "an option before": "t.py: unrecognized option '--lrr'\nbye\n",
+    "an option and help": "error: unexpected argument '--lrr' found\n\nFor more information, try '--help'.\n",
+    "an option and no help": "error: unexpected argument '--lrr' found\n\nbye\n",
+    "C++ with words": "terminate called after throwing an instance of 'std::runtime_error'\n  what():  x\n",
+    "C++ of a file": "terminate called after throwing an instance of 'std::system_error'\n  what():  "
+    "write: No space left on device\n",
+    "C++, a mistake": "terminate called after throwing an instance of 'std::out_of_range'\n  what():  at\n",
+    "Rust": "thread 'main' panicked at src/main.rs:3:5:\nindex out of bounds: the len is 3\n"
+    "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n",
+    "Rust, nan": "thread 'main' panicked at src/main.rs:3:5:\nthe loss is NaN\n"
+    "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n",
+    "Java": 'Exception in thread "main" java.lang.IllegalStateException: bad\n\tat A.main(A.java:3)\n',
+    "Java, led to": 'Exception in thread "main" my.OddException: bad\n\tat A.main(A.java:3)\n'
+    "Caused by: java.io.IOException: No space left on device\n\tat A.f(A.java:9)\n",
+    "Java, led to nothing": 'Exception in thread "main" my.OddException: bad\n\tat A.main(A.java:3)\n'
+    "Caused by: my.OtherException\n",
+    "Julia": 'ERROR: LoadError: KeyError: key "lr" not found\nStacktrace:\n [1] getindex(h::Dict)\n',
+    "Node": "TypeError: x is not a function\n    at main (/me/t.js:3:1)\n\nNode.js v20.1.0\n",
+    "Node's JSON": "SyntaxError: Unexpected token h in JSON at position 1\n    at JSON.parse (<anonymous>)\n\n"
+    "Node.js v20.1.0\n",
+    "R": "Error in f(x) : object 'lr' not found\nCalls: f\nExecution halted\n",
+    "a time before": "2026-11-25 10:00:00,123 ERROR ValueError: bad axis\n",
+    "a lesser level": "2026-11-25 10:00:00,123 WARNING CUDA error: an illegal memory access\n",
+    "of a driver": "CUDA driver version is insufficient for CUDA runtime version\n",
+    "of a driver before": "CUDA driver version is insufficient for CUDA runtime version\nstep\n",
+    "an exit code of another": f"{TRACEBACK}subprocess.CalledProcessError: Command 'x' returned non-zero exit "
+    "status 127.\n",
+    "words, then an exit code": "bash: x: command not found\n"
+    + TRACEBACK
+    + "subprocess.CalledProcessError: Command 'x' returned non-zero exit status 127.\n",
+    "an exit with words": f"{TRACEBACK}SystemExit: -3\n",
+    "an exit with text": f"{TRACEBACK}SystemExit: no rows\nin the file\n",
+    "killed": "step\nKilled\n",
+    "aborted": "malloc(): corrupted\nAborted (core dumped)\n",
+    **{f"killed {n} lines ago": "Out of memory: Killed process 3\n" + "step\n" * n for n in (1, 5, 6, 7)},
     **{f"{n} lines ago": f"{TRACEBACK}ValueError: bad\n" + "step\n" * n for n in (6, 7, 8, 98, 99, 100)},
     **{f"known words {n} lines ago": "cp: no: No space left on device\n" + "step\n" * n for n in (6, 7, 8)},
 }
