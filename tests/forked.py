@@ -105,7 +105,8 @@ class Started:
         umask = os.umask(0o022)
         os.umask(umask)
         order = {"module": module, "words": [*words], "folder": str(folder), "env": dict(env), "umask": umask}
-        data = json.dumps({**order, "leads": leads}).encode()
+        ignored = [int(each) for each in signal.valid_signals() if signal.getsignal(each) is signal.SIG_IGN]
+        data = json.dumps({**order, "leads": leads, "ignored": ignored}).encode()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         with theirs, _lock:
             server = _server(env.get("PYTHONPATH"))
@@ -258,6 +259,8 @@ def _become(order: dict[str, Any], streams: list[int]) -> None:
         os.close(stream)
     sys.stdout = sys.__stdout__ = _stream(sys.stdout, 1, line_buffering=False)
     sys.stderr = sys.__stderr__ = _stream(sys.stderr, 2, line_buffering=True)
+    for number in order["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     os.umask(order["umask"])
     os.chdir(order["folder"])
     os.environ.clear()
@@ -299,5 +302,6 @@ if __name__ == "__main__":
     Checkout({}, ()).digest()  # the files of the package, which each launch reads
     inspect_records()
     cause_of_exit(1, "error: that compiles the tables of causes", oom_killed=False)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the test that comes first may ignore it
     gc.freeze()  # memory that is not touched is not copied
     serve(socket.socket(fileno=int(sys.argv[1])))
