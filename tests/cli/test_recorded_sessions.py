@@ -194,7 +194,12 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 
 
-@pytest.mark.parametrize("name", GROUPS)
+LONG = ("estimates", "plans")  # they take seconds: they look at what models need
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in GROUPS]
+)
 def test_what_is_printed_is_as_recorded(root: Path, name: str) -> None:
     compare_text(RECORDED / f"{name}.txt", typed(root, GROUPS[name]))
 
