@@ -1,11 +1,12 @@
 """Measure how many small changes to the code the tests notice, and write docs/mutants.md.
 
     python docs/mutants.py                        a random sample of the changes to core/ and the pure modules of jobs/
-    python docs/mutants.py --all                  every change to them; hours
+    python docs/mutants.py --all                  every change to them; half an hour on two idle cores
     python docs/mutants.py --modules core.state   every change to some of these modules
     python docs/mutants.py --rest                 310 random changes to all other modules
     python docs/mutants.py --rest --modules api.run serving --per-draw 40 --tests tests/api tests/serving
-                                                  40 changes to each of these modules, against some tests
+                                                  40 changes to each of these modules, against some tests:
+                                                  printed, and on no page, as it is no sample of anything
     python docs/mutants.py --page                 only write the page again
 
 What was measured is kept in ``.mutants/``, so a run that was cut off, or had its ``--minutes``, goes on. A change
@@ -348,6 +349,8 @@ def main() -> None:
             measure(changes, rest if arguments.rest else CORE_TESTS, arguments)
         if left := changes.keys() - known().keys():
             print(f"{len(left)} of {len(changes)} changes are left: run again", file=sys.stderr)
+        if arguments.rest and (arguments.modules or arguments.tests):
+            return
         record("rest" if arguments.rest else "core", files, changes)
     PAGE.write_text(page())
 

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 
@@ -32,6 +33,13 @@ def compare(file: Path, answers: Answers) -> None:
     new = [line for line in lines if line not in recorded]
     gone = [f"was {line}" for line in recorded if line not in lines]
     assert not new + gone, "\n".join(new[:3] + gone[:3])
+
+
+def questions(*modules: ModuleType) -> dict[str, Callable[[], Answers]]:
+    """Return the questions of some modules, in the ``ASKED`` of each, by the names of their files."""
+    found = {name: ask for module in modules for name, ask in module.ASKED.items()}
+    assert len(found) == sum(len(module.ASKED) for module in modules), "two questions have one name"
+    return found
 
 
 def compare_text(file: Path, text: str, words: Mapping[str, str] | None = None) -> None:

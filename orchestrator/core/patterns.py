@@ -251,7 +251,8 @@ NO_REASON = lazily(
     r"|[:=] ?\d+(?:\.\d+)?%$|\b(?:check|test)s?:? (?:ok|passed)\b"
     r"|^\W*(?:assistant|user|human|question|answer|[QA]|prompt|text|tokens|prediction|predicted|generated"
     r"|translation|summary|reference|target|label|(?:sample|example|row|record) \d+): "
-    r"|(?P<help>^\s+--?[a-z][\w-]*[ ,=]|^\W*(?:hint|tip|note|suggestion): |^Set the environment variable )",
+    r"|(?P<help>^\s+--?[a-z][\w-]*[ ,=]|^\W*(?:hint|tip|note|suggestion): "
+    r"|^Set the environment variable HYDRA_FULL_ERROR)",
     re.IGNORECASE,
 )
 """Lines of what a program went on after, of a count of none, of data and of the help about options."""

@@ -1,6 +1,6 @@
-"""Records about nodes in the store: how they are written, and the nodes that are left out now.
+"""Reports about nodes, in the store, and the nodes that are left out now.
 
-A report's age is what the store says: how much later it would date a record that is written now. So no two
+A report's age is measured by the store: how much later it would date a record that is written now. So no two
 machines' clocks are compared. An observer asks once for each report, and then goes on by its own monotonic
 clock.
 """

@@ -55,6 +55,7 @@ LOGS = {
     "Hydra's job in the dark": f"{JOB}Could not go on.{HINT}",
     "Hydra's job without room": f"{JOB}OSError(28, 'No space left on device'){HINT}",
     "Hydra's job of an odd class": f"{JOB}OddError('strange'){HINT}",
+    "another hint": "Set the environment variable WANDB_API_KEY, or the key is not found\n",
     "an option": "usage: t.py [-h] [--lr LR]\nt.py: error: unrecognized arguments: --lrr 3\n",
     "an option in a box": "│ Error: No such option: --lrr │\n│ Try 't.py --help' for help. │\n",
     "an option alone": "t.py: unrecognized option '--lrr'\n",

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,31 @@ NOW = {
     "SLURM_CLUSTER_NAME": "LAB",
     "SLURMD_NODENAME": "n1",
 }
+
+
+def slurm_jobs() -> Answers:
+    """Tasks of an array that know their times and need no command of Slurm, from start to exit report."""
+    with tempfile.TemporaryDirectory() as folder:
+        now_s = time.time()
+        variables = {
+            **NOW,
+            "SLURM_JOB_START_TIME": str(int(now_s)),
+            "SLURM_JOB_END_TIME": str(now_s + 1800),
+            "SWEEP_SCRATCH": f"{folder}/scratch",
+            "PATH": f"{folder}/no/commands",
+        }
+        for name, task, launcher in (
+            ("closed", "0", {}),
+            ("no such task", "2", {}),
+            ("two at once", "1", {"cells_per_job": 2, "workers_per_job": 2}),
+        ):
+            place = Place(Path(folder) / name, {"name": "slurm", **launcher}, {})
+            if name == "closed":
+                place.submissions.close(1, [JobEnd(index=0, word="LOST", detail="it is gone")], at="TIME")
+            lines = place.run("slurm.job", "1", **{**variables, "SLURM_ARRAY_TASK_ID": task})
+            # Which of two workers takes which cell is a matter of luck.
+            found = [re.sub(r"slot: \d", "slot: N", line) for line in [*lines, *place.records()]]
+            yield from lines_of(name, found)
 
 
 def assignments() -> Answers:
@@ -252,6 +278,7 @@ def submissions() -> Answers:
 
 
 ASKED: dict[str, Callable[[], Answers]] = {
+    "slurm_jobs": slurm_jobs,
     "assignments": assignments,
     "ray_workers": ray_workers,
     "steps_of_nodes": steps_of_nodes,
